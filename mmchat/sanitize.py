@@ -1,0 +1,27 @@
+"""The one door through which foreign text reaches a screen.
+
+A model's output, a file's name or an imported message may hold terminal
+escapes: OSC 52 would write the clipboard, a bidi override would show a
+sentence that was never said.
+"""
+
+import re
+
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 (without tab and newline) and C1
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # bidi marks, overrides, isolates
+    "\ufff9-\ufffb]"  # interlinear annotation
+)
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def clean(text: str, keep_newlines: bool = True) -> str:
+    """`text` without control characters and bidi overrides.
+
+    Tab and newline stay; with `keep_newlines=False` (titles, list rows) every
+    run of white space becomes one space. Lone surrogates, which no terminal
+    and no UTF-8 file can take, become U+FFFD.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _SURROGATES.sub("\ufffd", _CONTROLS.sub("", text))
+    return text if keep_newlines else " ".join(text.split())

@@ -1,0 +1,267 @@
+"""What a person can set, and where mmchat keeps its files.
+
+Every setting has one name in three places, weakest first: ``[section] key`` in
+settings.toml, ``MMCHAT_SECTION_KEY`` in the environment, a command-line flag.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from mmchat.errors import SettingsError
+
+Quantization = Literal["auto", "4bit", "bf16", "fp32"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+_SHARE = msgspec.Meta(ge=0.0, le=1.0)
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of settings.toml; an unknown key is an error that names the nearest one."""
+
+
+class ModelSettings(_Section, frozen=True):
+    """Which model answers, and in which form it is loaded."""
+
+    name: str = "scenes"
+    """A built-in or installed model, a folder, or a hub id."""
+    adapter: str = ""
+    """An installed adapter's name or folder; empty means the base's own projector."""
+    quantization: Quantization = "auto"
+    """`auto` is 4-bit wherever bitsandbytes works."""
+    device: Device = "auto"
+
+
+class GenerationSettings(_Section, frozen=True):
+    """How an answer is drawn from the model's logits."""
+
+    system: str = ""
+    """A system prompt for new conversations."""
+    temperature: float = msgspec.field(default=0.0)
+    """0 is greedy decoding."""
+    top_k: int = 0
+    """0 keeps every token."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 512
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.temperature >= 0, "generation.temperature", self.temperature, "0 or more")
+        _require(self.top_k >= 0, "generation.top_k", self.top_k, "0 or more")
+        _require(0 < self.top_p <= 1, "generation.top_p", self.top_p, "above 0 and at most 1")
+        _require(0 <= self.min_p < 1, "generation.min_p", self.min_p, "from 0 to below 1")
+        _require(
+            self.repetition_penalty > 0,
+            "generation.repetition_penalty",
+            self.repetition_penalty,
+            "above 0",
+        )
+        _require(self.max_tokens >= 1, "generation.max_tokens", self.max_tokens, "1 or more")
+
+
+class EngineSettings(_Section, frozen=True):
+    """The process that holds the model."""
+
+    idle_seconds: float = 900.0
+    """The engine ends by itself after so long without a request."""
+    transport: Literal["auto", "unix", "tcp"] = "auto"
+    """`auto` is a Unix socket where the system has them, else a loopback port with a token."""
+    url: str = ""
+    """Another OpenAI-compatible server (https://host/v1); empty means the local engine."""
+
+    def __post_init__(self) -> None:
+        _require(self.idle_seconds > 0, "engine.idle_seconds", self.idle_seconds, "above 0")
+
+
+class AppSettings(_Section, frozen=True):
+    """The terminal app."""
+
+    theme: str = "textual-dark"
+
+
+class Settings(_Section, frozen=True):
+    """All settings, read once at the start of a command."""
+
+    model: ModelSettings = ModelSettings()
+    generation: GenerationSettings = GenerationSettings()
+    engine: EngineSettings = EngineSettings()
+    app: AppSettings = AppSettings()
+
+
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise SettingsError(f"The setting {name} is {value!r}, and has to be {wanted}.")
+
+
+SECTIONS: dict[str, type[_Section]] = {
+    "model": ModelSettings,
+    "generation": GenerationSettings,
+    "engine": EngineSettings,
+    "app": AppSettings,
+}
+
+
+def setting_names() -> list[str]:
+    """Every setting as `section.key`."""
+    return [f"{name}.{key}" for name, part in SECTIONS.items() for key in part.__struct_fields__]
+
+
+def load_settings(overrides: Mapping[str, str] | None = None) -> Settings:
+    """The settings file, then the environment, then `overrides` (`{"model.name": "x"}`).
+
+    Raises SettingsError where a key is unknown or a value cannot be used; the
+    message names the place it came from.
+    """
+    merged = Settings()
+    file = paths().settings_file
+    merged = _merge(merged, _read_file(file), str(file))
+    merged = _merge(merged, _from_environment(), "the environment")
+    given: dict[str, dict[str, Any]] = {}
+    for name, value in (overrides or {}).items():
+        section, _, key = name.partition(".")
+        given.setdefault(section, {})[key] = value
+    return _merge(merged, given, "the command line")
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise SettingsError(
+            f"{file} cannot be read ({error.strerror}): mend its permissions."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} is not valid TOML ({error}): mend or remove it.") from error
+
+
+def _from_environment() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name in setting_names():
+        section, _, key = name.partition(".")
+        value = os.environ.get(f"MMCHAT_{section}_{key}".upper())
+        if value is not None:
+            found.setdefault(section, {})[key] = value
+    return found
+
+
+def _merge(settings: Settings, tables: Mapping[str, Any], source: str) -> Settings:
+    changed: dict[str, Any] = {}
+    for section, table in tables.items():
+        kind = SECTIONS.get(section)
+        if kind is None:
+            raise SettingsError(_unknown(section, list(SECTIONS), source))
+        if not isinstance(table, Mapping):
+            raise SettingsError(f"{source}: {section} has to be a table of settings.")
+        for key in table:
+            if key not in kind.__struct_fields__:
+                raise SettingsError(_unknown(f"{section}.{key}", setting_names(), source))
+        whole = {**msgspec.structs.asdict(getattr(settings, section)), **table}
+        try:
+            changed[section] = msgspec.convert(whole, kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise SettingsError(f"{source}: a value of [{section}] is wrong: {error}.") from error
+    return msgspec.structs.replace(settings, **changed)
+
+
+def _unknown(name: str, known: list[str], source: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Known are: {', '.join(known)}."
+    return f"{source}: there is no setting {name}. {hint}"
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The folders of one person. `MMCHAT_HOME` puts them all under one."""
+
+    data: Path
+    config: Path
+    cache: Path
+    runtime: Path
+
+    @property
+    def history_db(self) -> Path:
+        return self.data / "history.db"
+
+    @property
+    def models(self) -> Path:
+        return self.data / "models"
+
+    @property
+    def adapters(self) -> Path:
+        return self.data / "adapters"
+
+    @property
+    def settings_file(self) -> Path:
+        return self.config / "settings.toml"
+
+    @property
+    def vision_cache(self) -> Path:
+        return self.cache / "vision"
+
+    @property
+    def logs(self) -> Path:
+        return self.data / "logs"
+
+
+def paths() -> Paths:
+    """Where this person's files are; nothing is created."""
+    home = os.environ.get("MMCHAT_HOME")
+    if home:
+        root = Path(home).expanduser().absolute()
+        return Paths(root, root, root / "cache", root / "run")
+    import platformdirs
+
+    folders = platformdirs.PlatformDirs("mmchat", appauthor=False)
+    # platformdirs may create nothing here: a read-only home is told in a sentence when written.
+    return Paths(
+        folders.user_data_path,
+        folders.user_config_path,
+        folders.user_cache_path,
+        folders.user_runtime_path,
+    )
+
+
+def private_dir(path: Path) -> Path:
+    """Creates `path` for this person only (0700, whatever the umask) and returns it.
+
+    Raises SettingsError where it cannot be created or written.
+    """
+    try:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in missing:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise SettingsError(
+            f"The folder {path} cannot be created ({error.strerror}): "
+            "make its parent writable, or set MMCHAT_HOME to a folder that is."
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise SettingsError(
+            f"The folder {path} cannot be written to: "
+            "make it writable, or set MMCHAT_HOME to a folder that is."
+        )
+    return path
+
+
+def builtin_adapters() -> Path:
+    """The folder of what mmchat ships: a checkout's `adapters/`, else the wheel's copy.
+
+    The checkout comes first, for an editable install can leave a stale copy
+    beside the package.
+    """
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "adapters"
+    if (package.parent / "pyproject.toml").is_file() and checkout.is_dir():
+        return checkout
+    return package / "_adapters"

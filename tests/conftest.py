@@ -1,0 +1,15 @@
+"""Every test lives in a home of its own, and never reaches a network."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty MMCHAT_HOME, also for the processes that a test starts."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("MMCHAT_HOME", str(folder))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    return folder
