@@ -1,0 +1,182 @@
+"""What the engine and those who ask it say to each other, as types.
+
+Everything here is torch-free and frozen: the engine makes events, the client
+hands them on, the app and the command line match on their class.
+
+The events of one answer come in this order, where `*` is none or many:
+
+    Waiting* Loading* Started Delta* Done
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "cancelled"]
+State = Literal["empty", "loading", "ready", "failed"]
+
+
+class ImagePart(Struct, frozen=True):
+    """A picture at its place in a turn."""
+
+    sha256: str
+    """Of the picture's original bytes, 64 hexadecimal digits."""
+    mime: str = ""
+    data: bytes | None = None
+    """The original bytes; None where the engine has them already."""
+
+
+class Turn(Struct, frozen=True):
+    """One message: texts and pictures in the order in which they are read."""
+
+    role: Role
+    parts: tuple[str | ImagePart, ...]
+
+
+class Options(Struct, frozen=True):
+    """How an answer is drawn; the same names as in `[generation]` of the settings."""
+
+    temperature: float = 0.0
+    """0 is greedy decoding."""
+    top_k: int = 0
+    """0 keeps every token."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 512
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer; they are not part of it."""
+
+
+class Waiting(Struct, frozen=True, tag=True):
+    """Somebody else's request is being answered."""
+
+    place: int
+    """1 is the next one."""
+
+
+class Loading(Struct, frozen=True, tag=True):
+    """The model is being loaded for this request."""
+
+    model: str
+    stage: str
+    fraction: float
+    """From 0 to 1."""
+
+
+class Started(Struct, frozen=True, tag=True):
+    """The prompt is built; tokens will follow."""
+
+    prompt_tokens: int
+    """All of the prompt, the pictures' tokens among them."""
+    image_tokens: int
+    cached_tokens: int
+    """Of the prompt, how many were still known from the turn before."""
+    dropped_turns: int
+    """Oldest turns left out because the conversation exceeds the context."""
+    context_length: int
+
+
+class Delta(Struct, frozen=True, tag=True):
+    """The next piece of the answer: whole characters, at least one."""
+
+    text: str
+
+
+class Done(Struct, frozen=True, tag=True):
+    """The answer is complete. The figures of `Started` are repeated."""
+
+    finish_reason: FinishReason
+    completion_tokens: int = 0
+    image_ms: float = 0.0
+    """Reading the pictures: decoding and the vision encoder."""
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+    tokens_per_second: float = 0.0
+    model: str = ""
+    adapter: str = ""
+    adapter_hash: str = ""
+    quantization: str = ""
+    device: str = ""
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    cached_tokens: int = 0
+    dropped_turns: int = 0
+    context_length: int = 0
+
+
+Event = Waiting | Loading | Started | Delta | Done
+
+
+class BackendStatus(Struct, frozen=True):
+    """What a backend holds; an empty `model` is none."""
+
+    model: str = ""
+    adapter: str = ""
+    device: str = ""
+    quantization: str = ""
+    compute_dtype: str = ""
+    context_length: int = 0
+    vision: bool = False
+    memory_bytes: int = 0
+    """The weights' bytes on their device."""
+
+
+class EngineStatus(Struct, frozen=True):
+    """The engine seen from outside."""
+
+    version: str
+    pid: int
+    state: State = "empty"
+    model: str = ""
+    adapter: str = ""
+    device: str = ""
+    quantization: str = ""
+    compute_dtype: str = ""
+    memory_bytes: int = 0
+    """Of the whole process: its resident memory, and what it holds on a GPU."""
+    idle_s: float = 0.0
+    """Since the last request ended; 0 while one is answered."""
+    fraction: float = 0.0
+    """Of the load that is under way, 0 to 1."""
+    stage: str = ""
+    error: str = ""
+    """Why the last load failed, as a sentence."""
+    context_length: int = 0
+    vision: bool = False
+    waiting: int = 0
+    """Requests in line behind the one that is being answered."""
+    log_file: str = ""
+
+
+_MARK = re.compile(r"\[([1-9][0-9]{0,5})\]")
+
+
+def place_pictures(text: str, images: Sequence[ImagePart]) -> tuple[str | ImagePart, ...]:
+    """The parts of a turn: `[1]` in `text` is replaced by picture 1, and so on.
+
+    The first mark of each number wins; a later one, or the mark of a picture
+    that is not there, stays text. Pictures without a mark stand before the
+    text, in order.
+
+    >>> cat, dog = ImagePart("c"), ImagePart("d")
+    >>> place_pictures("is [2] a dog?", [cat, dog]) == (cat, "is ", dog, " a dog?")
+    True
+    """
+    placed: set[int] = set()
+    parts: list[str | ImagePart] = []
+    done = 0
+    for mark in _MARK.finditer(text):
+        number = int(mark[1]) - 1
+        if number >= len(images) or number in placed:
+            continue
+        placed.add(number)
+        parts += [text[done : mark.start()], images[number]]
+        done = mark.end()
+    parts.append(text[done:])
+    before = [image for number, image in enumerate(images) if number not in placed]
+    return (*before, *(part for part in parts if part != ""))
