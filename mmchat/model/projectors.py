@@ -1,0 +1,233 @@
+"""Projection adapters: features of the vision encoder -> visual prefix tokens.
+
+Every kind has one signature, and tells its prefix length and its parameter
+count from the configuration alone (`prefix_tokens`, `parameter_count`).
+
+    linear          one matrix                      Merullo et al. 2023, "Linearly Mapping from Image
+                                                    to Text Space"
+    mlp             two layers with GELU            Liu et al. 2023, "Improved Baselines with Visual
+                                                    Instruction Tuning" (LLaVA-1.5)
+    shuffle_linear  neighbours joined, one matrix   Laurençon et al. 2024, "Building and better
+                                                    understanding vision-language models" (Idefics3)
+    shuffle_mlp     neighbours joined, two layers   Chen et al. 2024, "How Far Are We to GPT-4V?"
+                                                    (InternVL 1.5)
+    perceiver       learned queries, several rounds Alayrac et al. 2022, "Flamingo" (perceiver
+                    of cross-attention              resampler; Jaegle et al. 2021)
+    attention_pool  learned queries, one attention  Lee et al. 2019, "Set Transformer" (pooling by
+                                                    attention); Yu et al. 2022, "CoCa"
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from mmchat.errors import ModelError
+from mmchat.model.encoders import encoder_for
+
+if TYPE_CHECKING:
+    from mmchat.model.configuration import VisualPrefixConfig
+
+
+class GridPositions(nn.Module):
+    """Learned row and column embeddings.
+
+    A text model counts positions along one line, which gives it a token's column
+    only after a division; these say row and column outright.
+    """
+
+    def __init__(self, grid: int, width: int) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.zeros(grid, width))
+        self.columns = nn.Parameter(torch.zeros(grid, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(images, grid * grid, width) -> the same shape."""
+        return tokens + (self.rows[:, None] + self.columns[None]).flatten(0, 1)
+
+
+class Projector(nn.Module):
+    """The one signature. `config` names the sizes; see `VisualPrefixConfig`."""
+
+    def __init__(self, config: "VisualPrefixConfig") -> None:
+        super().__init__()
+        encoder = encoder_for(config.vision_config, config.image_size)
+        self.grid = encoder.grid
+        self.vision_width = encoder.width
+        self.text_width: int = config.text_config.hidden_size
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(images, patches, vision_width) -> (images, prefix_tokens, text_width)"""
+        raise NotImplementedError
+
+
+class GridProjector(Projector):
+    """One prefix token for each `factor` x `factor` block of cells."""
+
+    def __init__(self, config: "VisualPrefixConfig", *, factor: int, hidden: int) -> None:
+        super().__init__(config)
+        self.factor = factor
+        joined = self.vision_width * factor * factor
+        bias = config.multimodal_projector_bias
+        self.linear_1 = nn.Linear(joined, hidden or self.text_width, bias=bias)
+        self.linear_2 = nn.Linear(hidden, self.text_width, bias=bias) if hidden else None
+        self.positions = (
+            GridPositions(self.grid // factor, self.text_width)
+            if config.projector_positions
+            else None
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        tokens = self.linear_1(pixel_shuffle(features, self.grid, self.factor))
+        if self.linear_2 is not None:
+            tokens = self.linear_2(F.gelu(tokens))
+        return self.positions(tokens) if self.positions is not None else tokens
+
+
+def pixel_shuffle(features: Tensor, grid: int, factor: int) -> Tensor:
+    """Joins blocks of neighbours: (images, grid², width) -> (images, (grid/factor)², factor²·width).
+
+    Inside a joined feature the order is (row, column, width), as Idefics3 has it.
+    """
+    if factor == 1:
+        return features
+    images, _, width = features.shape
+    side = grid // factor
+    blocks = features.view(images, side, factor, side, factor, width).permute(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(images, side * side, factor * factor * width)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries (images, queries, width) over keys (images, n, key_width)."""
+
+    def __init__(self, width: int, key_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_norm = nn.LayerNorm(width)
+        self.key_norm = nn.LayerNorm(key_width)
+        self.q_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(key_width, width, bias=False)
+        self.v_proj = nn.Linear(key_width, width, bias=False)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
+        keys = self.key_norm(keys)
+
+        def split(projected: Tensor) -> Tensor:
+            images, length, width = projected.shape
+            return projected.view(images, length, self.heads, width // self.heads).transpose(1, 2)
+
+        mixed = F.scaled_dot_product_attention(
+            split(self.q_proj(self.query_norm(queries))),
+            split(self.k_proj(keys)),
+            split(self.v_proj(keys)),
+        )
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class QueryProjector(Projector):
+    """Learned queries look at all cells: the prefix length is free of the grid."""
+
+    def __init__(self, config: "VisualPrefixConfig", *, rounds: int, feed_forward: bool) -> None:
+        super().__init__(config)
+        width = self.text_width
+        self.queries = nn.Parameter(torch.zeros(config.projector_tokens, width))
+        self.positions = (
+            GridPositions(self.grid, self.vision_width) if config.projector_positions else None
+        )
+        self.attentions = nn.ModuleList(
+            CrossAttention(width, self.vision_width, config.projector_heads) for _ in range(rounds)
+        )
+        self.feed_forwards = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, 4 * width, bias=False),
+                nn.GELU(),
+                nn.Linear(4 * width, width, bias=False),
+            )
+            for _ in range(rounds if feed_forward else 0)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.positions is not None:
+            features = self.positions(features)
+        tokens = self.queries.expand(features.shape[0], -1, -1)
+        for index, attention in enumerate(self.attentions):
+            tokens = tokens + attention(tokens, features)
+            if self.feed_forwards:
+                tokens = tokens + self.feed_forwards[index](tokens)
+        normed: Tensor = self.norm(tokens)
+        return normed
+
+
+def _sizes(config: "VisualPrefixConfig") -> tuple[int, int]:
+    """(factor, hidden) of a grid kind."""
+    factor = config.projector_factor if config.projector_type.startswith("shuffle") else 1
+    hidden = 0
+    if config.projector_type.endswith("mlp"):
+        hidden = config.projector_hidden_size or config.text_config.hidden_size
+    return factor, hidden
+
+
+def build_projector(config: "VisualPrefixConfig") -> Projector:
+    """The projector that `config` names, with random weights.
+
+    Raises ModelError where its sizes do not fit the encoder or the text model.
+    """
+    prefix_tokens(config)  # the checks
+    if config.projector_type == "perceiver":
+        return QueryProjector(config, rounds=config.projector_layers, feed_forward=True)
+    if config.projector_type == "attention_pool":
+        return QueryProjector(config, rounds=1, feed_forward=False)
+    factor, hidden = _sizes(config)
+    return GridProjector(config, factor=factor, hidden=hidden)
+
+
+def prefix_tokens(config: "VisualPrefixConfig") -> int:
+    """How many visual prefix tokens one picture becomes; nothing is built.
+
+    Raises ModelError where the projector's sizes cannot work.
+    """
+    encoder = encoder_for(config.vision_config, config.image_size)
+    if config.projector_type in ("perceiver", "attention_pool"):
+        if config.text_config.hidden_size % config.projector_heads:
+            raise ModelError(
+                f"projector_heads = {config.projector_heads} does not divide the text model's "
+                f"width {config.text_config.hidden_size}: choose a divisor of it."
+            )
+        return config.projector_tokens
+    factor, _ = _sizes(config)
+    if encoder.grid % factor:
+        raise ModelError(
+            f"projector_factor = {factor} does not divide the encoder's grid of "
+            f"{encoder.grid} x {encoder.grid}: choose a divisor of {encoder.grid}."
+        )
+    return math.floor(encoder.grid / factor) ** 2
+
+
+def parameter_count(config: "VisualPrefixConfig") -> int:
+    """How many parameters the projector has; nothing is built."""
+    encoder = encoder_for(config.vision_config, config.image_size)
+    vision, text = encoder.width, config.text_config.hidden_size
+    prefix_tokens(config)
+    if config.projector_type in ("perceiver", "attention_pool"):
+        perceiver = config.projector_type == "perceiver"
+        attention = 2 * text * text + 2 * vision * text + 2 * (text + vision)
+        feed_forward = 8 * text * text + 2 * text if perceiver else 0
+        rounds = config.projector_layers if perceiver else 1
+        positions = 2 * encoder.grid * vision if config.projector_positions else 0
+        queries = config.projector_tokens * text
+        return rounds * (attention + feed_forward) + positions + queries + 2 * text
+    factor, hidden = _sizes(config)
+    bias = int(config.multimodal_projector_bias)
+    joined = vision * factor * factor
+    count = (joined + bias) * (hidden or text)
+    if hidden:
+        count += (hidden + bias) * text
+    if config.projector_positions:
+        count += 2 * (encoder.grid // factor) * text
+    return count
