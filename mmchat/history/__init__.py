@@ -1,0 +1,31 @@
+"""Conversations, their pictures and how each answer was made, in one SQLite file.
+
+Start with `History.open()`; everything it gives back is one of the frozen
+types below. SQL stays inside this package, and so does every sqlite3 error:
+what a person can mend is raised as `mmchat.errors.HistoryError`.
+"""
+
+from mmchat.history.answer import Answer
+from mmchat.history.store import HEAD, History
+from mmchat.history.types import (
+    Conversation,
+    Hit,
+    Message,
+    Origin,
+    Role,
+    State,
+    StoredImage,
+)
+
+__all__ = [
+    "HEAD",
+    "Answer",
+    "Conversation",
+    "History",
+    "Hit",
+    "Message",
+    "Origin",
+    "Role",
+    "State",
+    "StoredImage",
+]

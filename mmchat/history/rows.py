@@ -1,0 +1,128 @@
+"""From rows to the types that the history gives back; reading only."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+
+from mmchat.errors import HistoryError
+from mmchat.history.types import Conversation, Message, Origin, StoredImage
+
+ORIGIN_COLUMNS = tuple(field.name for field in fields(Origin))
+
+_CONVERSATIONS = """
+SELECT c.id, c.title, c.created, c.updated, c.system, c.head_id,
+  (SELECT count(*) FROM message m WHERE m.conversation_id = c.id) AS messages,
+  coalesce(CASE h.state WHEN 'streaming'
+    THEN (SELECT substr(k.text, 1, 200) FROM chunk k WHERE k.message_id = h.id AND k.number = 0)
+    ELSE substr(h.text, 1, 200) END, '') AS last_text
+FROM conversation c LEFT JOIN message h ON h.id = c.head_id
+"""
+
+_MESSAGES = f"""
+SELECT m.id, m.conversation_id, m.parent_id, m.role, m.text, m.created, m.state, m.error, m.writer,
+  (SELECT count(*) FROM message s WHERE s.conversation_id = m.conversation_id
+     AND s.parent_id IS m.parent_id AND s.id <= m.id) AS sibling,
+  (SELECT count(*) FROM message s WHERE s.conversation_id = m.conversation_id
+     AND s.parent_id IS m.parent_id) AS siblings,
+  {", ".join(f"o.{column} AS {column}" for column in ORIGIN_COLUMNS)}
+FROM message m LEFT JOIN origin o ON o.message_id = m.id
+"""
+
+BRANCH = """
+m.id IN (
+  WITH RECURSIVE branch(id, parent_id) AS (
+    SELECT id, parent_id FROM message WHERE id = ?
+    UNION ALL
+    SELECT p.id, p.parent_id FROM message p JOIN branch b ON p.id = b.parent_id
+  ) SELECT id FROM branch)
+"""
+
+
+def conversations(
+    connection: sqlite3.Connection, rest: str, values: Iterable[object]
+) -> list[Conversation]:
+    """The conversations (alias `c`) that `rest`, a WHERE or ORDER BY, chooses."""
+    return [Conversation(**row) for row in connection.execute(_CONVERSATIONS + rest, tuple(values))]
+
+
+def conversation(connection: sqlite3.Connection, conversation_id: int) -> Conversation:
+    found = conversations(connection, "WHERE c.id = ?", (conversation_id,))
+    if not found:
+        raise HistoryError(
+            f"There is no conversation {conversation_id}: `mmchat history list` shows what there is."
+        )
+    return found[0]
+
+
+def messages(
+    connection: sqlite3.Connection,
+    where: str,
+    values: Iterable[object],
+    is_gone: Callable[[str], bool],
+) -> list[Message]:
+    """The messages (alias `m`) that `where` chooses, parents before children.
+
+    An answer that streams gets the text of its chunks; where its writer
+    `is_gone`, it is interrupted, whether or not the file says so yet.
+    """
+    rows = connection.execute(f"{_MESSAGES} WHERE {where} ORDER BY m.id", tuple(values)).fetchall()
+    pictures = _pictures(connection, [row["id"] for row in rows])
+    return [
+        Message(
+            id=row["id"],
+            conversation_id=row["conversation_id"],
+            parent_id=row["parent_id"],
+            role=row["role"],
+            text=chunks(connection, row["id"]) if row["state"] == "streaming" else row["text"],
+            images=tuple(pictures.get(row["id"], ())),
+            created=row["created"],
+            state="interrupted"
+            if row["state"] == "streaming" and is_gone(row["writer"])
+            else row["state"],
+            error=row["error"],
+            origin=_origin(row),
+            sibling=row["sibling"],
+            siblings=row["siblings"],
+        )
+        for row in rows
+    ]
+
+
+def message(
+    connection: sqlite3.Connection, message_id: int, is_gone: Callable[[str], bool]
+) -> Message:
+    found = messages(connection, "m.id = ?", (message_id,), is_gone)
+    if not found:
+        raise HistoryError(f"There is no message {message_id}: it may have been deleted.")
+    return found[0]
+
+
+def chunks(connection: sqlite3.Connection, message_id: int) -> str:
+    """What a streaming answer holds so far."""
+    select = "SELECT text FROM chunk WHERE message_id = ? ORDER BY number"
+    return "".join(row["text"] for row in connection.execute(select, (message_id,)))
+
+
+def _pictures(
+    connection: sqlite3.Connection, message_ids: list[int]
+) -> dict[int, list[StoredImage]]:
+    found: dict[int, list[StoredImage]] = {}
+    select = """
+        SELECT a.message_id, i.sha256, i.mime, i.width, i.height, i.size, a.name
+        FROM message_image a JOIN image i USING (sha256)
+        WHERE a.message_id IN (SELECT value FROM json_each(?))
+        ORDER BY a.message_id, a.position
+    """
+    for row in connection.execute(select, (json.dumps(message_ids),)):
+        message_id, *values = row
+        found.setdefault(message_id, []).append(StoredImage(*values))
+    return found
+
+
+def _origin(row: sqlite3.Row) -> Origin | None:
+    if row["model"] is None:
+        return None
+    values = {column: row[column] for column in ORIGIN_COLUMNS}
+    values["parameters"] = json.loads(values["parameters"])
+    return Origin(**values)

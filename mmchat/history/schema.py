@@ -1,0 +1,189 @@
+"""The tables, version by version.
+
+A step never changes once released: a person's file has been through it. Each
+step states the whole of its SQL and imports nothing of the program that could
+change later; it sets `user_version`, which says at one read whether a file is
+current.
+"""
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+VERSION = 1
+APPLICATION_ID = 0x6D6D6368  # "mmch": tells our files from other programs' databases
+
+# Ids are never used twice (AUTOINCREMENT): a window that still shows a deleted
+# conversation must not write into a new one. `parent_id` does not cascade: a
+# chain of 1,000 messages would pass SQLite's limit of nested triggers.
+_FIRST = (
+    """
+    CREATE TABLE conversation (
+      id INTEGER PRIMARY KEY AUTOINCREMENT,
+      title TEXT NOT NULL,
+      system TEXT NOT NULL,
+      created REAL NOT NULL,
+      updated REAL NOT NULL,
+      head_id INTEGER REFERENCES message(id) ON DELETE SET NULL
+    ) STRICT
+    """,
+    "CREATE INDEX conversation_updated ON conversation(updated)",
+    "CREATE INDEX conversation_head ON conversation(head_id)",
+    # `writer` names the process that streams it (lock.py); `unspaced` says that
+    # the text has scripts without spaces and is in the trigram index too.
+    """
+    CREATE TABLE message (
+      id INTEGER PRIMARY KEY AUTOINCREMENT,
+      conversation_id INTEGER NOT NULL REFERENCES conversation(id),
+      parent_id INTEGER REFERENCES message(id),
+      role TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
+      state TEXT NOT NULL CHECK (state IN
+        ('complete', 'streaming', 'stopped', 'interrupted', 'failed', 'length')),
+      created REAL NOT NULL,
+      writer TEXT,
+      unspaced INTEGER NOT NULL DEFAULT 0,
+      error TEXT NOT NULL DEFAULT '',
+      text TEXT NOT NULL DEFAULT ''
+    ) STRICT
+    """,
+    "CREATE INDEX message_conversation ON message(conversation_id)",
+    "CREATE INDEX message_parent ON message(parent_id, conversation_id)",
+    "CREATE INDEX message_streaming ON message(writer) WHERE state = 'streaming'",
+    """
+    CREATE TABLE chunk (
+      message_id INTEGER NOT NULL REFERENCES message(id) ON DELETE CASCADE,
+      number INTEGER NOT NULL,
+      text TEXT NOT NULL,
+      PRIMARY KEY (message_id, number)
+    ) STRICT, WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE origin (
+      message_id INTEGER PRIMARY KEY REFERENCES message(id) ON DELETE CASCADE,
+      model TEXT NOT NULL,
+      adapter TEXT NOT NULL,
+      adapter_hash TEXT NOT NULL,
+      quantization TEXT NOT NULL,
+      device TEXT NOT NULL,
+      parameters TEXT NOT NULL,
+      prompt_tokens INTEGER,
+      image_tokens INTEGER,
+      completion_tokens INTEGER,
+      cached_tokens INTEGER,
+      image_ms REAL,
+      prefill_ms REAL,
+      decode_ms REAL,
+      tokens_per_second REAL
+    ) STRICT
+    """,
+    # The bytes stand last, so that reading the other columns leaves them alone.
+    """
+    CREATE TABLE image (
+      sha256 TEXT PRIMARY KEY,
+      mime TEXT NOT NULL,
+      width INTEGER NOT NULL,
+      height INTEGER NOT NULL,
+      size INTEGER NOT NULL,
+      name TEXT NOT NULL,
+      added REAL NOT NULL,
+      data BLOB NOT NULL
+    ) STRICT
+    """,
+    # The name is the message's own: the same picture may be attached under two.
+    """
+    CREATE TABLE message_image (
+      message_id INTEGER NOT NULL REFERENCES message(id) ON DELETE CASCADE,
+      position INTEGER NOT NULL,
+      sha256 TEXT NOT NULL REFERENCES image(sha256),
+      name TEXT NOT NULL,
+      PRIMARY KEY (message_id, position)
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE INDEX message_image_sha256 ON message_image(sha256)",
+    """
+    CREATE VIRTUAL TABLE message_words USING fts5(
+      text, content='message', content_rowid='id',
+      tokenize='unicode61 remove_diacritics 2', prefix='2 3')
+    """,
+    # Two newlines at the end give every character a trigram that begins with
+    # it: so words of one and two characters are found through the vocabulary.
+    """
+    CREATE VIEW message_padded AS
+      SELECT id, text || char(10, 10) AS text FROM message WHERE unspaced
+    """,
+    """
+    CREATE VIRTUAL TABLE message_trigrams USING fts5(
+      text, content='message_padded', content_rowid='id', tokenize='trigram')
+    """,
+    "CREATE VIRTUAL TABLE message_trigrams_terms USING fts5vocab(message_trigrams, row)",
+    # A message enters the search once, when its text is final.
+    """
+    CREATE TRIGGER words_insert AFTER INSERT ON message WHEN new.state <> 'streaming' BEGIN
+      INSERT INTO message_words(rowid, text) VALUES (new.id, new.text);
+    END
+    """,
+    """
+    CREATE TRIGGER words_finish AFTER UPDATE OF state ON message
+    WHEN old.state = 'streaming' AND new.state <> 'streaming' BEGIN
+      INSERT INTO message_words(rowid, text) VALUES (new.id, new.text);
+    END
+    """,
+    """
+    CREATE TRIGGER words_delete AFTER DELETE ON message WHEN old.state <> 'streaming' BEGIN
+      INSERT INTO message_words(message_words, rowid, text) VALUES ('delete', old.id, old.text);
+    END
+    """,
+    """
+    CREATE TRIGGER trigrams_insert AFTER INSERT ON message
+    WHEN new.unspaced AND new.state <> 'streaming' BEGIN
+      INSERT INTO message_trigrams(rowid, text) VALUES (new.id, new.text || char(10, 10));
+    END
+    """,
+    """
+    CREATE TRIGGER trigrams_finish AFTER UPDATE OF state ON message
+    WHEN new.unspaced AND old.state = 'streaming' AND new.state <> 'streaming' BEGIN
+      INSERT INTO message_trigrams(rowid, text) VALUES (new.id, new.text || char(10, 10));
+    END
+    """,
+    """
+    CREATE TRIGGER trigrams_delete AFTER DELETE ON message
+    WHEN old.unspaced AND old.state <> 'streaming' BEGIN
+      INSERT INTO message_trigrams(message_trigrams, rowid, text)
+      VALUES ('delete', old.id, old.text || char(10, 10));
+    END
+    """,
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    "PRAGMA user_version = 1",
+)
+
+
+def _first(db: "Database") -> None:
+    for statement in _FIRST:
+        db.execute(statement)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring an empty or older database to `VERSION`, all steps or none.
+
+    The caller holds the lock file. sqlite-utils would begin each step with a
+    deferred transaction, which fails at once when another program writes in
+    between; inside ours, its steps are savepoints.
+    """
+    # sqlite-utils takes 0.1 to 0.5 s to import: only a new or old file pays.
+    from sqlite_utils import Database
+    from sqlite_utils.migrations import Migrations
+
+    migrations = Migrations("mmchat.history")
+
+    migrations(name="1 conversations, messages, pictures, search")(_first)
+
+    database = Database(connection, recursive_triggers=False, execute_plugins=False)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        migrations.apply(database)
+        connection.execute("COMMIT")
+    except BaseException:
+        database.rollback()
+        raise

@@ -1,0 +1,371 @@
+"""The history: what is kept, and what survives which crash.
+
+- A method that has returned is committed. Killing the process (`kill -9`, out
+  of memory) loses nothing that was acknowledged; an answer that was streaming
+  reads back as interrupted with every chunk whose `append` returned.
+- A power cut or a crash of the operating system may take the last moments
+  (`synchronous=NORMAL` in write-ahead logging), never the file: it opens with
+  a state that once was. Waiting for the disk at each chunk would buy those
+  moments with a stutter in every answer.
+- A full disk makes the method raise; everything before it stays and reads.
+- Several windows and processes may read and write at once. One that dies is
+  noticed by its lock file (lock.py), so an answer that another window is still
+  writing is never taken for a dead one.
+
+The file is readable by its owner only, and what is deleted gives its space
+back to the disk.
+"""
+
+import contextlib
+import enum
+import hashlib
+import sqlite3
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from mmchat.errors import HistoryError
+from mmchat.history import lock, pictures, rows
+from mmchat.history.answer import Answer, fold_abandoned, put_origin
+from mmchat.history.database import Database
+from mmchat.history.faults import told
+from mmchat.history.search import search
+from mmchat.history.text import UNSPACED, storable, title_of
+from mmchat.history.types import Conversation, Hit, Message, Origin, Role, State, StoredImage
+
+
+class _Head(enum.Enum):
+    HEAD = "the conversation's head"
+
+
+HEAD = _Head.HEAD
+"""The default parent: whatever the conversation's head is at that moment."""
+
+Parent = int | Literal[_Head.HEAD] | None
+
+
+class History:
+    """Everything said and shown; open it once a window, close it at the end.
+
+    Any thread may call any method: they take turns. Methods raise HistoryError
+    for what a person can mend: no such conversation, a full disk, a damaged or
+    locked file.
+    """
+
+    def __init__(self, database: Database) -> None:
+        """For `open`, which prepares the file."""
+        self._database = database
+        self._writer: lock.WriterLock | None = None
+        self._answers: set[Answer] = set()
+
+    @classmethod
+    def open(cls, path: Path | None = None) -> "History":
+        """Open the history at `path`, by default the person's own; make it at the first start.
+
+        Raises:
+            HistoryError: the file cannot be used, or a newer mmchat wrote it.
+            SettingsError: its folder cannot be made.
+        """
+        from mmchat.settings import paths, private_dir
+
+        path = paths().history_db if path is None else path
+        private_dir(path.parent)
+        history = cls(Database.open(path))
+        # A full disk or a read-only file must not close the door: without this
+        # an abandoned answer reads as interrupted all the same.
+        with contextlib.suppress(HistoryError):
+            history._clear_abandoned()
+        return history
+
+    def close(self) -> None:
+        """End what still streams as interrupted, and let go of the file."""
+        for answer in tuple(self._answers):
+            # Deleted by another window, or no room: then it reads as interrupted later.
+            with contextlib.suppress(HistoryError):
+                answer.interrupt()
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None
+        self._database.close()
+
+    def __enter__(self) -> "History":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Conversations
+
+    def new_conversation(self, title: str = "", system: str = "") -> Conversation:
+        now = time.time()
+        with self._database.write() as connection:
+            cursor = connection.execute(
+                "INSERT INTO conversation (title, system, created, updated) VALUES (?, ?, ?, ?)",
+                (storable(title), storable(system), now, now),
+            )
+            return rows.conversation(connection, _new_id(cursor.lastrowid))
+
+    def conversations(self, limit: int = 200, before: float | None = None) -> list[Conversation]:
+        """The newest `limit`; `before`, the last one's `updated`, asks for the next ones."""
+        with self._database.read() as connection:
+            return rows.conversations(
+                connection,
+                "WHERE c.updated < ? ORDER BY c.updated DESC, c.id DESC LIMIT ?",
+                (float("inf") if before is None else before, limit),
+            )
+
+    def conversation(self, conversation_id: int) -> Conversation:
+        with self._database.read() as connection:
+            return rows.conversation(connection, conversation_id)
+
+    def latest(self) -> Conversation | None:
+        """The conversation to go on with; None in an empty history."""
+        return next(iter(self.conversations(limit=1)), None)
+
+    def rename(self, conversation_id: int, title: str) -> Conversation:
+        return self._change(conversation_id, "title", title)
+
+    def set_system(self, conversation_id: int, text: str) -> Conversation:
+        return self._change(conversation_id, "system", text)
+
+    def delete(self, conversation_id: int) -> None:
+        """Remove a conversation, its messages and the pictures that no other has."""
+        with self._database.write() as connection:
+            rows.conversation(connection, conversation_id)
+            uses = pictures.last_uses(connection, conversation_id)
+            connection.execute(
+                "UPDATE conversation SET head_id = NULL WHERE id = ?", (conversation_id,)
+            )
+            connection.execute("DELETE FROM message WHERE conversation_id = ?", (conversation_id,))
+            connection.execute("DELETE FROM conversation WHERE id = ?", (conversation_id,))
+            pictures.collect(connection, uses)
+        self._database.shrink()
+
+    def set_head(self, conversation_id: int, message_id: int) -> Conversation:
+        """Show the branch through `message_id`, down to the newest message under it."""
+        with self._database.write() as connection:
+            self._message_of(connection, conversation_id, message_id)
+            # A child is always newer than its parent: the newest has none.
+            connection.execute(
+                """
+                UPDATE conversation SET head_id = (
+                  WITH RECURSIVE under(id) AS (
+                    SELECT ? UNION ALL
+                    SELECT m.id FROM message m JOIN under u ON m.parent_id = u.id
+                  ) SELECT max(id) FROM under)
+                WHERE id = ?
+                """,
+                (message_id, conversation_id),
+            )
+            return rows.conversation(connection, conversation_id)
+
+    # Pictures
+
+    def add_image(
+        self, data: bytes, *, mime: str, width: int, height: int, name: str
+    ) -> StoredImage:
+        """Keep a picture's bytes, once however often it is added; messages refer to its sha256."""
+        image = StoredImage(hashlib.sha256(data).hexdigest(), mime, width, height, len(data), name)
+        with self._database.write() as connection:
+            pictures.put(connection, image, data)
+        return image
+
+    def image_data(self, sha256: str) -> bytes:
+        """The bytes exactly as they were added."""
+        with self._database.read() as connection:
+            return pictures.data(connection, sha256)
+
+    # Messages
+
+    def add_message(
+        self,
+        conversation_id: int,
+        role: Role,
+        text: str,
+        *,
+        parent_id: Parent = HEAD,
+        images: Sequence[str] = (),
+        state: State = "complete",
+        error: str = "",
+        origin: Origin | None = None,
+    ) -> Message:
+        """Add a whole message; it becomes the head.
+
+        A parent that has an answer already gets another beside it (a sibling);
+        `None` begins the conversation anew beside its first message. The first
+        text of the person names a conversation without a title. `images` are
+        sha256 sums of `add_image`, in order.
+        """
+        if state == "streaming":
+            raise ValueError("an answer that streams is begun with begin_answer")
+        with self._database.write() as connection:
+            message_id = self._insert(
+                connection, conversation_id, parent_id, role, state, storable(text), error
+            )
+            pictures.attach(connection, message_id, images)
+            if origin is not None:
+                put_origin(connection, message_id, origin)
+            if role == "user" and (title := title_of(storable(text))):
+                connection.execute(
+                    "UPDATE conversation SET title = ? WHERE id = ? AND title = ''",
+                    (title, conversation_id),
+                )
+            return self._read(connection, message_id)
+
+    def begin_answer(
+        self, conversation_id: int, *, parent_id: Parent = HEAD, origin: Origin
+    ) -> Answer:
+        """Begin an answer that grows; it becomes the head. Every reader sees it grow."""
+        with told(self._database.path), self._database.write() as connection:
+            if self._writer is None:
+                self._writer = lock.WriterLock(self._database.path)
+            message_id = self._insert(
+                connection, conversation_id, parent_id, "assistant", "streaming", "", ""
+            )
+            put_origin(connection, message_id, origin)
+        answer = Answer(self._database, message_id, self._is_gone, self._answers.discard)
+        self._answers.add(answer)
+        return answer
+
+    def message(self, message_id: int) -> Message:
+        with self._database.read() as connection:
+            return self._read(connection, message_id)
+
+    def branch(self, conversation_id: int) -> list[Message]:
+        """The conversation as it is shown: from its first message to its head."""
+        with self._database.read() as connection:
+            head_id = rows.conversation(connection, conversation_id).head_id
+            return rows.messages(connection, rows.BRANCH, (head_id,), self._is_gone)
+
+    def siblings(self, message_id: int) -> list[Message]:
+        """The messages that answer the same parent, this one among them, the oldest first."""
+        with self._database.read() as connection:
+            one = self._read(connection, message_id)
+            return rows.messages(
+                connection,
+                "m.conversation_id = ? AND m.parent_id IS ?",
+                (one.conversation_id, one.parent_id),
+                self._is_gone,
+            )
+
+    # The whole
+
+    def search(self, query: str, limit: int = 20) -> list[Hit]:
+        """The messages that have the words of `query`, best first (search.py says how)."""
+        with self._database.read() as connection:
+            return search(connection, query, limit)
+
+    def stats(self) -> dict[str, Any]:
+        """Counts and sizes (bytes): what `history stats` prints."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                """
+                SELECT (SELECT count(*) FROM conversation) AS conversations,
+                  (SELECT count(*) FROM message) AS messages,
+                  (SELECT count(*) FROM message WHERE role = 'assistant') AS answers,
+                  (SELECT count(*) FROM image) AS images,
+                  (SELECT coalesce(sum(size), 0) FROM image) AS image_bytes,
+                  (SELECT min(created) FROM conversation) AS first,
+                  (SELECT user_version FROM pragma_user_version) AS version
+                """
+            ).fetchone()
+            models = connection.execute(
+                "SELECT model, count(*) FROM origin GROUP BY model ORDER BY count(*) DESC, model"
+            )
+            return {
+                **dict(row),
+                "models": dict(map(tuple, models)),
+                "file": str(self._database.path),
+                "file_bytes": self._database.path.stat().st_size,
+            }
+
+    # Within a transaction
+
+    def _read(self, connection: sqlite3.Connection, message_id: int) -> Message:
+        return rows.message(connection, message_id, self._is_gone)
+
+    def _is_gone(self, writer: str) -> bool:
+        return lock.writer_is_gone(self._database.path, writer)
+
+    def _message_of(
+        self, connection: sqlite3.Connection, conversation_id: int, message_id: int
+    ) -> None:
+        row = connection.execute(
+            "SELECT 1 FROM message WHERE id = ? AND conversation_id = ?",
+            (message_id, conversation_id),
+        ).fetchone()
+        if row is None:
+            raise HistoryError(
+                f"There is no message {message_id} in conversation {conversation_id}: "
+                "it may have been deleted."
+            )
+
+    def _insert(
+        self,
+        connection: sqlite3.Connection,
+        conversation_id: int,
+        parent: Parent,
+        role: Role,
+        state: State,
+        text: str,
+        error: str,
+    ) -> int:
+        conversation = rows.conversation(connection, conversation_id)
+        parent_id = conversation.head_id if parent is HEAD else parent
+        if parent_id is not None and parent_id != conversation.head_id:
+            self._message_of(connection, conversation_id, parent_id)
+        now = time.time()
+        writer = self._writer.token if state == "streaming" and self._writer else None
+        cursor = connection.execute(
+            "INSERT INTO message"
+            " (conversation_id, parent_id, role, state, created, writer, unspaced, error, text)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                conversation_id,
+                parent_id,
+                role,
+                state,
+                now,
+                writer,
+                UNSPACED.search(text) is not None,
+                storable(error),
+                text,
+            ),
+        )
+        message_id = _new_id(cursor.lastrowid)
+        connection.execute(
+            "UPDATE conversation SET head_id = ?, updated = ? WHERE id = ?",
+            (message_id, now, conversation_id),
+        )
+        return message_id
+
+    def _change(self, conversation_id: int, column: str, value: str) -> Conversation:
+        with self._database.write() as connection:
+            connection.execute(
+                f"UPDATE conversation SET {column} = ? WHERE id = ?",
+                (storable(value), conversation_id),
+            )
+            return rows.conversation(connection, conversation_id)
+
+    def _clear_abandoned(self) -> None:
+        """Give the answers of writers that died their final state."""
+        with self._database.read() as connection:
+            streams = connection.execute(
+                "SELECT 1 FROM message WHERE state = 'streaming'"
+            ).fetchone()
+        if streams:
+            with self._database.write() as connection:
+                fold_abandoned(connection, self._is_gone)
+        lock.sweep_writers(self._database.path)
+
+
+def _new_id(lastrowid: int | None) -> int:
+    assert lastrowid is not None  # of an INSERT that succeeded
+    return lastrowid

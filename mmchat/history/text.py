@@ -1,0 +1,31 @@
+"""What happens to a text on its way into the file."""
+
+import re
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+# Scripts written without spaces, where a word is found only as a part of a
+# longer run; Hangul too, whose endings are written onto the word.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3100-\u31bf"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f"
+    "\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
+)
+
+_TITLE_LENGTH = 60
+
+
+def storable(text: str) -> str:
+    """`text` with lone surrogates, which no UTF-8 file can hold, as U+FFFD."""
+    return _SURROGATES.sub("\ufffd", text)
+
+
+def title_of(text: str) -> str:
+    """One line of up to 60 characters, cut at a word where that keeps most of it."""
+    # Ten times the length is enough to cut from, however long the text is.
+    line = " ".join(text[: 10 * _TITLE_LENGTH].split())
+    if len(line) <= _TITLE_LENGTH:
+        return line
+    cut = line[:_TITLE_LENGTH]
+    word = cut.rpartition(" ")[0]
+    return (word if len(word) > _TITLE_LENGTH // 2 else cut).rstrip() + "…"
