@@ -22,6 +22,11 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 _SHARE = msgspec.Meta(ge=0.0, le=1.0)
 
 
+def _require(holds: bool, name: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise SettingsError(f"The setting {name} is {value!r}, and has to be {wanted}.")
+
+
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of settings.toml; an unknown key is an error that names the nearest one."""
 
@@ -94,11 +99,6 @@ class Settings(_Section, frozen=True):
     generation: GenerationSettings = GenerationSettings()
     engine: EngineSettings = EngineSettings()
     app: AppSettings = AppSettings()
-
-
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise SettingsError(f"The setting {name} is {value!r}, and has to be {wanted}.")
 
 
 SECTIONS: dict[str, type[_Section]] = {
