@@ -1,0 +1,197 @@
+"""Tokens to text, a token at a time.
+
+A character may be spread over several tokens, and a stop string over several
+pieces of text. Both are held back until they are decided, so that what is
+shown never has to be taken back.
+"""
+
+import codecs
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+_REPLACEMENT = "\ufffd"
+_MAX_HELD_TOKENS = 8
+"""UTF-8 spreads one character over at most 4 bytes, so over at most 4 tokens."""
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+
+
+class Detokenizer(Protocol):
+    """Text of a growing sequence of tokens; special tokens have none."""
+
+    def push(self, token: int) -> str:
+        """The text that `token` makes final, often a word, sometimes nothing."""
+
+    def finish(self) -> str:
+        """What is still held back: an unfinished character becomes U+FFFD."""
+
+
+def detokenizer_for(tokenizer: Any) -> Detokenizer:
+    """The exact byte decoder for a byte-level BPE, the window decoder for any other tokenizer."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and type(backend.decoder).__name__ == "ByteLevel":
+        return ByteLevelDetokenizer(tokenizer)
+    return WindowDetokenizer(tokenizer)
+
+
+def special_tokens(tokenizer: Any) -> frozenset[int]:
+    """Ids that have no text: the named ones and every added token that is marked special."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset([*tokenizer.all_special_ids, *(id_ for id_, token in added if token.special)])
+
+
+class ByteLevelDetokenizer:
+    """For byte-level BPE (GPT-2's bytes-as-letters alphabet): tokens to bytes, bytes through UTF-8.
+
+    Constant time a token, and equal to `tokenizer.decode` of the whole for
+    every sequence of tokens, invalid UTF-8 included.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._special = special_tokens(tokenizer)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        if token in self._special:
+            return ""
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        return "" if piece is None else self._decoder.decode(_piece_bytes(piece))
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class WindowDetokenizer:
+    """For every other tokenizer: decodes the last few tokens with and without the new one.
+
+    The tokens already shown stay in the window as context, because decoders
+    treat the first token of a text differently (sentencepiece drops its
+    space). Equal to `tokenizer.decode` of the whole wherever the byte tokens
+    among them are valid UTF-8; where they are not, the decoder would change
+    characters that were already shown, and the ones shown stay.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._special = special_tokens(tokenizer)
+        self._window: list[int] = []
+        self._shown = 0  # tokens of the window whose text was given out
+        self._shown_text = ""
+        self._bytes = codecs.getincrementaldecoder("utf-8")()
+
+    def push(self, token: int) -> str:
+        if token in self._special:
+            return ""
+        self._window.append(token)
+        text = self._decode(self._window)
+        held = len(self._window) - self._shown
+        if text.endswith(_REPLACEMENT) and held < _MAX_HELD_TOKENS and not self._is_whole(token):
+            return ""
+        return self._give_out(text)
+
+    def finish(self) -> str:
+        return self._give_out(self._decode(self._window))
+
+    def _is_whole(self, token: int) -> bool:
+        """Whether a byte token (`<0xEF>`) ends a character, maybe U+FFFD itself, or can begin none."""
+        byte = _BYTE_TOKEN.fullmatch(self._tokenizer.convert_ids_to_tokens(token) or "")
+        if byte is None:
+            self._bytes.reset()
+            return False
+        try:
+            return self._bytes.decode(bytes.fromhex(byte[1])) != ""
+        except UnicodeDecodeError:
+            self._bytes.reset()
+            return True
+
+    def _give_out(self, text: str) -> str:
+        new_tokens = self._window[self._shown :]
+        if text.startswith(self._shown_text):
+            new = text[len(self._shown_text) :]
+        else:
+            new = self._decode(new_tokens)
+        if new:
+            # What was new is the context of what comes; before the first text there is none to drop.
+            self._window = new_tokens
+            self._shown_text = self._decode(new_tokens)
+            self._bytes.reset()
+        self._shown = len(self._window)
+        return new
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+        return text
+
+
+class StopStrings:
+    """Lets text through up to the first stop string, which is never shown.
+
+    Of several stop strings the one that is complete first ends the text; if two
+    end at the same character, the longer. The result does not depend on how
+    the text was cut into pieces.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(dict.fromkeys(stop for stop in stops if stop))
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """What of the text so far is certainly before a stop string; sets `stopped`."""
+        if not self._stops:
+            return text
+        if self.stopped:
+            return ""
+        self._held += text
+        ends = [
+            (start + len(stop), start)
+            for stop in self._stops
+            if (start := self._held.find(stop)) >= 0
+        ]
+        if ends:
+            self.stopped = True
+            shown, self._held = self._held[: min(ends)[1]], ""
+            return shown
+        keep = self._undecided()
+        shown = self._held[: len(self._held) - keep]
+        self._held = self._held[len(shown) :]
+        return shown
+
+    def finish(self) -> str:
+        """The text that was held back and turned out to begin no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _undecided(self) -> int:
+        """Length of the longest end of the held text that begins a stop string."""
+        longest = min(len(self._held), max(map(len, self._stops)) - 1)
+        for length in range(longest, 0, -1):
+            end = self._held[-length:]
+            if any(stop.startswith(end) for stop in self._stops):
+                return length
+        return 0
+
+
+def _piece_bytes(piece: str) -> bytes:
+    try:
+        return bytes([_LETTER_BYTES[letter] for letter in piece])
+    except KeyError:  # an added token stands as itself
+        return piece.encode("utf-8", "replace")
+
+
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's alphabet: printable Latin-1 bytes are themselves, the others follow from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    letters, following = {}, 0x100
+    for byte in range(256):
+        if byte in printable:
+            letters[chr(byte)] = byte
+        else:
+            letters[chr(following)] = byte
+            following += 1
+    return letters
+
+
+_LETTER_BYTES = _byte_letters()
