@@ -78,7 +78,8 @@ def ask(question: str, pictures: list[Path]) -> str:
         [*command, "--json", "--no-save"], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        return f"({done.stderr.strip().splitlines()[-1:] or done.returncode})"
+        said = done.stderr.strip().splitlines() or [f"mmchat: exit status {done.returncode}"]
+        return f"({said[-1]})"
     return str(json.loads(done.stdout)["text"])
 
 
