@@ -1,0 +1,368 @@
+"""Dialogs of several turns, of two pictures, of none, and the mix that a picture is asked."""
+
+import random
+from dataclasses import dataclass
+
+import offtopic
+import questions as q
+import wording as w
+from scene import Scene, Thing
+
+Turn = tuple[str, str]  # what the person says, what the model answers
+
+
+@dataclass(slots=True)
+class Dialog:
+    """Turns of one type; `group` and `choice` are those of the last question."""
+
+    type: str
+    turns: list[Turn]
+    group: str
+    choice: str
+
+    def messages(self, last: bool = True) -> list[dict[str, object]]:
+        out: list[dict[str, object]] = []
+        for user, assistant in self.turns:
+            out.append({"role": "user", "content": user})
+            out.append({"role": "assistant", "content": assistant})
+        return out if last else out[:-1]
+
+
+IT = {
+    "colour": (
+        "and what {colour} is it?",
+        "what {colour} is it?",
+        "which {colour}?",
+        "and its {colour}?",
+    ),
+    "shape": ("and what shape is it?", "what shape is it?", "which shape?", "and its shape?"),
+    "where": ("and where is it?", "where is it?", "where?", "and where in the {p} is it?"),
+    "size": ("and how big is it?", "is it small or large?", "what size is it?", "and its size?"),
+}
+IT_IS = ("is it {relation} {other}?", "and is it {relation} {other}?")
+ALSO = ("and {what}?", "what about {what}?", "and {what}?", "how about {what}?")
+CAPTION_OF = (
+    "what is in {nth}?",
+    "what do you see in {nth}?",
+    "describe {nth}.",
+    "tell me what is in {nth}",
+    "what does {nth} show?",
+    "and what can you see in {nth}?",
+)
+MORE_ANSWERS = (
+    "The first picture has more.",
+    "The second picture has more.",
+    "They have the same number.",
+)
+BOTH_ANSWERS = ("Yes, in both.", "Only in the first.", "Only in the second.", "No, in neither.")
+
+# How many of each kind of question a scene's picture is asked.
+MIX = {
+    "relation": 4.4,
+    "where": 3.2,
+    "count_kind": 4.2,
+    "bigger": 2.4,
+    "caption": 2.0,
+    "colour": 2.0,
+    "shape": 2.0,
+    "is_there": 3.0,
+    "count": 1.0,
+    "size": 1.0,
+}
+FILL = ("count_kind", "is_there", "where", "relation", "colour", "shape", "is_there", "bigger")
+
+
+def _it_answer(scene: Scene, thing: Thing, kind: str) -> str | None:
+    if kind == "colour":
+        return f"It is {thing.colour}."
+    if kind == "shape":
+        return f"It is {w.article(thing.shape)}."
+    return q.place(scene, thing) if kind == "where" else f"It is {thing.size}."
+
+
+def _it(scene: Scene, rng: random.Random, focus: Thing | None) -> Dialog | None:
+    """A question that fixes one thing, then one to three about "it"."""
+    kind = rng.choice(("colour", "shape", "where", "size", "is_there", "is_there"))
+    first = q.MAKERS[kind](scene, rng, focus)
+    if first is None or first.about is None or (focus and first.about is not focus):
+        return None
+    turns = [(first.text, first.answer)]
+    known = {kind} | {n for n, v in zip(("size", "colour", "shape"), first.said, strict=True) if v}
+    group = choice = ""
+    for _ in range(rng.choices((1, 2, 3), (6, 3, 1))[0]):
+        if rng.random() < 0.15:
+            others = [t for t in scene.things if t is not first.about]
+            ref = q.unique_ref(scene, rng.choice(others), rng) if others else None
+            there = q.matches(scene, ref) if ref else []
+            axes = q._apart(scene, first.about, there[0]) if there else []
+            if not axes or ref is None:
+                continue
+            if axes[0] == "x":
+                way = rng.choice(("left", "right"))
+                true = (first.about.x < there[0].x) == (way == "left")
+            else:
+                way = rng.choice(("above", "below"))
+                true = (first.about.y < there[0].y) == (way == "above")
+            relation, other = rng.choice(w.DIRECTIONS[way]), "the " + q.noun(ref, rng)
+            text = w.typed(rng, rng.choice(IT_IS), relation=relation, other=other)
+            group, choice = "followup/relation", "Yes, it is." if true else "No, it is not."
+        else:
+            kinds = [k for k in ("colour", "shape", "where", "where", "size") if k not in known]
+            if not kinds:
+                break
+            kind = rng.choice(kinds)
+            said = _it_answer(scene, first.about, kind)
+            if said is None:
+                continue
+            known.add(kind)
+            text = w.typed(rng, rng.choice(IT[kind]))
+            group, choice = f"followup/{kind}", said
+        turns.append((text, choice))
+    return Dialog("followup", turns, group, choice) if len(turns) > 1 else None
+
+
+def _also(scene: Scene, rng: random.Random, focus: Thing | None) -> Dialog | None:
+    """The same question about another thing: "and the star?"."""
+    kind = rng.choice(("colour", "where", "size", "shape", "is_there", "count_kind", "count_kind"))
+    first = q.MAKERS[kind](scene, rng, None)
+    second = q.MAKERS[kind](scene, rng, focus)
+    if first is None or second is None or first.said == second.said or second.said == (None,) * 3:
+        return None
+    if kind == "is_there":
+        what = w.article(q.noun(second.said, rng))
+    elif kind == "count_kind":
+        size, colour, shape = second.said
+        what = " ".join(v for v in (size, colour, w.plural(shape or "thing")) if v)
+        what = "how many " + what if rng.random() < 0.5 else what
+    else:
+        what = "the " + q.noun(second.said, rng)
+    text = w.typed(rng, rng.choice(ALSO), what=what)
+    turns = [(first.text, first.answer), (text, second.answer)]
+    return Dialog("followup", turns, f"followup/{second.group}", second.choice)
+
+
+def _chain(scene: Scene, rng: random.Random, focus: Thing | None) -> Dialog | None:
+    """Questions that do not need each other, as people ask them one after the other."""
+    asked = []
+    if rng.random() < 0.12:
+        greeting = offtopic.greeting(rng)
+        asked.append(q.Question("greet", greeting[0], greeting[1]))
+    number = rng.choice((2, 2, 3, 4))
+    for turn in range(number):
+        kind = rng.choice((*MIX, "read", "count_kind", "where"))
+        made = q.MAKERS[kind](scene, rng, focus if turn == number - 1 else None)
+        if made is not None:
+            asked.append(made)
+    if len(asked) < 2 or asked[-1].type in ("greet", "caption"):
+        return None
+    last = asked[-1]
+    turns = [(a.text, a.answer) for a in asked]
+    return Dialog("followup", turns, f"followup/{last.group}", last.choice)
+
+
+def followup(scene: Scene, rng: random.Random, focus: Thing | None = None) -> Dialog | None:
+    draw = rng.random()
+    if draw < 0.5:
+        return _it(scene, rng, focus)
+    return _also(scene, rng, focus) if draw < 0.75 else _chain(scene, rng, focus)
+
+
+def ask(kind: str, scene: Scene, rng: random.Random, focus: Thing | None = None) -> Dialog | None:
+    """One dialog of a type about one picture; None when the scene does not support it."""
+    if kind == "followup":
+        return followup(scene, rng, focus)
+    made = q.MAKERS[kind](scene, rng, focus)
+    if made is None:
+        return None
+    return Dialog(kind, [(made.text, made.answer)], made.group, made.choice)
+
+
+def about_scene(scene: Scene, rng: random.Random, number: int = 24) -> list[Dialog]:
+    """The mix for one picture; no two dialogs begin with the same words."""
+    plan = [kind for kind, mean in MIX.items() for _ in range(int(mean + rng.random()))]
+    plan += ["read"] * (2 if scene.writing is not None else int(rng.random() < 0.2))
+    plan += ["followup"] * rng.choice((1, 1, 2))
+    plan += ["refuse_question"] * (rng.random() < 0.5) + ["greet"] * (rng.random() < 0.1)
+    rng.shuffle(plan)
+    found: dict[str, Dialog] = {}
+    for kind in plan + [rng.choice(FILL) for _ in range(2 * number)]:
+        if len(found) == number:
+            break
+        if kind == "refuse_question":
+            made: Dialog | None = refuse_question(rng, False)
+        elif kind == "greet":
+            made = greet(rng)
+        else:
+            made = ask(kind, scene, rng)
+        if made is not None:
+            found.setdefault(made.turns[0][0].lower(), made)
+    return list(found.values())
+
+
+def refuse_question(rng: random.Random, held_out: bool) -> Dialog:
+    text = offtopic.out_of_scope(rng, held_out)
+    return Dialog("refuse_question", [(text, w.REFUSAL)], "refuse_question", w.REFUSAL)
+
+
+def greet(rng: random.Random) -> Dialog:
+    text, said = offtopic.greeting(rng)
+    return Dialog("greet", [(text, said)], "greet", said)
+
+
+def any_question(scene: Scene, rng: random.Random) -> str:
+    """The words of some question about a scene, whatever its answer."""
+    while True:
+        kind = rng.choice((*MIX, "read", "caption"))
+        made = q.MAKERS[kind](scene, rng, None)
+        if made is not None:
+            return made.text
+
+
+def nopicture(scene: Scene, rng: random.Random) -> Dialog:
+    turn = (any_question(scene, rng), w.NO_PICTURE)
+    return Dialog("nopicture", [turn], "nopicture", w.NO_PICTURE)
+
+
+def about_other(scene: Scene, rng: random.Random, number: int = 6) -> list[Dialog]:
+    """Dialogs about a picture that is no drawn scene; `scene` only lends the words."""
+    made = []
+    for _ in range(number):
+        draw = rng.random()
+        if draw < 0.25:
+            text = w.typed(rng, rng.choice(w.CAPTION))
+        elif draw < 0.8:
+            text = any_question(scene, rng)
+        elif draw < 0.97:
+            text = offtopic.out_of_scope(rng, False)
+        else:
+            made.append(greet(rng))
+            continue
+        made.append(Dialog("refuse_picture", [(text, w.REFUSAL)], "refuse_picture", w.REFUSAL))
+    return made
+
+
+def _nth(rng: random.Random, number: int) -> str:
+    word = rng.choice(("picture", "picture", "image", "one", "drawing"))
+    if rng.random() < 0.2 and word != "one":
+        return f"{word} {number + 1}"
+    return f"the {('first', 'second')[number]} {word}"
+
+
+def _refs(scenes: tuple[Scene, Scene], rng: random.Random) -> list[q.Ref]:
+    forms = ((0, 0, 1), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 0))
+    said = rng.choice(forms)
+    form = (bool(said[0]), bool(said[1]), bool(said[2]))
+    things = [t for s in scenes for t in s.things]
+    refs = sorted({q._restrict(q.attributes(t), form) for t in things}, key=str)
+    rng.shuffle(refs)
+    return refs
+
+
+def _more(scenes: tuple[Scene, Scene], rng: random.Random) -> Dialog | None:
+    wanted = rng.choice((0, 0, 0, 1, 1, 1, 2, 2))
+    refs: list[q.Ref] = [(None, None, None)] if rng.random() < 0.2 else []
+    for ref in refs + [r for _ in range(3) for r in _refs(scenes, rng)]:
+        one, two = (len(q.matches(s, ref)) for s in scenes)
+        result = 0 if one > two else 1 if two > one else 2
+        if result != wanted or one + two == 0:
+            continue
+        noun = w.plural(ref[2]) if ref[2] else rng.choice(("things", "objects"))
+        many = " ".join(v for v in (ref[0], ref[1], noun) if v)
+        text, said = w.typed(rng, rng.choice(w.MORE), many=many), MORE_ANSWERS[result]
+        return Dialog("compare", [(text, said)], "compare/more", said)
+    return None
+
+
+def _both(scenes: tuple[Scene, Scene], rng: random.Random) -> Dialog | None:
+    wanted = rng.randrange(4)
+    refs = [r for _ in range(3) for r in _refs(scenes, rng)]
+    if wanted == 3:
+        absent = q.absent_ref(scenes[0], rng, q._form(rng), False)
+        refs = [absent] if absent else []
+    for ref in refs:
+        one, two = (bool(q.matches(s, ref)) for s in scenes)
+        if (one, two) != ((True, True), (True, False), (False, True), (False, False))[wanted]:
+            continue
+        text = w.typed(rng, rng.choice(w.BOTH), a=w.article(q.noun(ref, rng)))
+        said = BOTH_ANSWERS[wanted]
+        return Dialog("compare", [(text, said)], "compare/both", said)
+    return None
+
+
+def _one_of_two(scenes: tuple[Scene, Scene], rng: random.Random) -> Dialog | None:
+    number = rng.randrange(2)
+    if rng.random() < 0.35:
+        text = w.typed(rng, rng.choice(CAPTION_OF), nth=_nth(rng, number))
+        said = q.caption(scenes[number])
+        return Dialog("compare", [(text, said)], "compare/caption", said)
+    kind = rng.choice(("colour", "shape", "where", "count_kind", "is_there", "count", "read"))
+    made = q.MAKERS[kind](scenes[number], rng, None)
+    if made is None or any(s in made.text.lower() for s in ("pic", "imag", "draw", "scen", "here")):
+        return None
+    body = made.text.rstrip("?.")
+    end = made.text[len(body) :]
+    if rng.random() < 0.3:
+        text = f"in {_nth(rng, number)}, {body[0].lower()}{body[1:]}{end}"
+    else:
+        text = f"{body} in {_nth(rng, number)}{end}"
+    return Dialog("compare", [(text, made.answer)], f"compare/{made.group}", made.choice)
+
+
+def compare(scenes: tuple[Scene, Scene], rng: random.Random) -> Dialog:
+    """One question about two pictures."""
+    while True:
+        maker = rng.choice((_more, _more, _more, _both, _both, _one_of_two, _one_of_two))
+        made = maker(scenes, rng)
+        if made is not None:
+            return made
+
+
+def about_two(scenes: tuple[Scene, Scene], rng: random.Random, number: int = 8) -> list[Dialog]:
+    found: dict[str, Dialog] = {}
+    for _ in range(3 * number):
+        made = compare(scenes, rng)
+        found.setdefault(made.turns[0][0].lower(), made)
+        if len(found) == number:
+            break
+    return list(found.values())
+
+
+def elsewhere(
+    scenes: tuple[Scene, Scene], rng: random.Random
+) -> tuple[int, str, list[dict[str, object]]]:
+    """A dialog whose pictures are not all at its start: how many, its type, its messages."""
+    image: dict[str, object] = {"type": "image"}
+
+    def user(*parts: str | None) -> dict[str, object]:
+        content = [image if p is None else {"type": "text", "text": p} for p in parts]
+        return {"role": "user", "content": content}
+
+    def assistant(text: str) -> dict[str, object]:
+        return {"role": "assistant", "content": text}
+
+    first = None
+    while first is None:
+        first = ask(rng.choice((*MIX, "followup", "read")), scenes[0], rng)
+    text, said = first.turns[0]
+    rest = first.messages()[2:]
+    draw = rng.randrange(5)
+    if draw == 0:
+        hello, back = offtopic.greeting(rng)
+        return (
+            1,
+            "followup",
+            [user(hello), assistant(back), user(None, text), assistant(said), *rest],
+        )
+    if draw == 1:
+        before = any_question(scenes[0], rng)
+        opening = [user(before), assistant(w.NO_PICTURE)]
+        return 1, "followup", [*opening, user(None, text), assistant(said), *rest]
+    if draw == 2:
+        return 1, first.type, [user(text, None), assistant(said), *rest]
+    second = compare(scenes, rng).turns[0]
+    if draw == 3:
+        opening = [user(None, text), assistant(said), *rest]
+        return 2, "compare", [*opening, user(None, second[0]), assistant(second[1])]
+    lead = rng.choice(("look at this:", "here is one:", "picture one:", "first:"))
+    then = rng.choice(("and this:", "and another:", "picture two:", "second:"))
+    return 2, "compare", [user(lead, None, then, None, second[0]), assistant(second[1])]

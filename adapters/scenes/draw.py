@@ -1,0 +1,251 @@
+"""Makes the data of the built-in model: drawn scenes, questions and answers.
+
+    python adapters/scenes/draw.py --out DIR --scenes 80000 --seed 1 --workers 2
+    python adapters/scenes/draw.py --evaluation --out DIR --per-type 300 --seed 7 --pairs unseen
+
+The first writes a dataset for training (arrays and dialogs), the second an evaluation folder
+(picture files and one question a picture). Needs numpy and Pillow; with matplotlib installed it
+writes in more fonts. The same options give the same files; no seed of one split is used by another.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import random
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import dialogs
+import numpy as np
+import other
+import paint
+import writing
+from PIL import Image
+from scene import CHARACTERS, COLOURS, SHAPES, SIZES, Scene, cells, generator, is_unseen, make_scene
+
+CHUNK = 256  # pictures made together; two-picture samples pair pictures of one chunk
+OTHER_SHARE = 0.12
+TYPES = (
+    *dialogs.q.MAKERS,
+    "followup",
+    "compare",
+    "greet",
+    "nopicture",
+    "refuse_picture",
+    "refuse_question",
+)
+UNSEEN_TYPES = tuple(t for t in (*dialogs.q.MAKERS, "followup") if t != "read")
+
+
+def _sample(images: list[int], made: list[dialogs.Dialog]) -> dict[str, object]:
+    return {"images": images, "dialogs": [{"type": d.type, "messages": d.messages()} for d in made]}
+
+
+def make_chunk(start: int, split: str, seed: int, total: int, out: Path) -> list[dict[str, object]]:
+    """Writes pictures `start` to `start + CHUNK` into the arrays; returns their samples."""
+    images = np.lib.format.open_memmap(out / "images.npy", mode="r+")
+    labels = np.lib.format.open_memmap(out / "cells.npy", mode="r+")
+    samples: list[dict[str, object]] = []
+    scenes: dict[int, Scene] = {}
+    for index in range(start, min(start + CHUNK, total)):
+        rng = generator(split, seed, index)
+        scene = make_scene(rng)
+        if rng.random() < OTHER_SHARE:
+            images[index] = paint.model_input(other.make_picture(rng))
+            samples.append(_sample([index], dialogs.about_other(scene, rng)))
+            continue
+        scenes[index] = scene
+        images[index] = paint.model_input(paint.paint(scene))
+        labels[index] = cells(scene)
+        samples.append(_sample([index], dialogs.about_scene(scene, rng)))
+    if len(scenes) > 1:
+        rng = generator(split + "/more", seed, start)
+        numbers = list(scenes)
+        for _ in range(round(0.15 * len(scenes))):
+            pair = rng.sample(numbers, 2)
+            made = dialogs.about_two((scenes[pair[0]], scenes[pair[1]]), rng)
+            samples.append(_sample(pair, made))
+        for _ in range(round(0.12 * len(scenes))):
+            pair = rng.sample(numbers, 2)
+            used, kind, messages = dialogs.elsewhere((scenes[pair[0]], scenes[pair[1]]), rng)
+            dialog = {"type": kind, "messages": messages}
+            samples.append({"images": pair[:used], "dialogs": [dialog]})
+        for _ in range(round(0.06 * len(scenes))):
+            made = [_text_only(scenes[rng.choice(numbers)], rng) for _ in range(6)]
+            samples.append(_sample([], made))
+    images.flush()
+    labels.flush()
+    return samples
+
+
+def _text_only(scene: Scene, rng: random.Random) -> dialogs.Dialog:
+    draw = rng.random()
+    if draw < 0.4:
+        return dialogs.refuse_question(rng, False)
+    return dialogs.greet(rng) if draw < 0.6 else dialogs.nopicture(scene, rng)
+
+
+def _sha256() -> str:
+    """One hash over the scripts that make the data."""
+    together = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parent.glob("*.py")):
+        together.update(path.name.encode() + b"\0" + path.read_bytes())
+    return together.hexdigest()
+
+
+def _about(out: Path, **facts: object) -> None:
+    fonts = [Path(name).stem or "Pillow" for name in writing.font_names()]
+    about = {**facts, "fonts": fonts, "script_sha256": _sha256()}
+    (out / "data.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def write_dataset(out: Path, split: str, seed: int, total: int, workers: int) -> Counter[str]:
+    """Writes images.npy, cells.npy, classes.json, samples.jsonl, data.json; counts by type."""
+    out.mkdir(parents=True, exist_ok=True)
+    shapes = {"images.npy": (total, 128, 128, 3), "cells.npy": (total, 16, 16, 5)}
+    for name, shape in shapes.items():
+        np.lib.format.open_memmap(out / name, mode="w+", dtype=np.uint8, shape=shape).flush()
+    classes = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "character": CHARACTERS}
+    (out / "classes.json").write_text(json.dumps(classes) + "\n", encoding="utf-8")
+    work = partial(make_chunk, split=split, seed=seed, total=total, out=out)
+    starts = range(0, total, CHUNK)
+    counts: Counter[str] = Counter()
+    samples = 0
+    pool = multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else _Here()
+    with pool, (out / "samples.jsonl").open("w", encoding="utf-8") as file:
+        for done, made in enumerate(pool.imap(work, starts), 1):
+            for sample in made:
+                file.write(json.dumps(sample, ensure_ascii=False, separators=(",", ":")) + "\n")
+                counts.update(dialog["type"] for dialog in sample["dialogs"])
+            samples += len(made)
+            if done % 20 == 0 or done == len(starts):
+                print(f"{min(done * CHUNK, total)} of {total} pictures", file=sys.stderr)
+    facts = {"split": split, "seed": seed, "pictures": total, "samples": samples}
+    _about(out, **facts, dialogs=dict(sorted(counts.items())))
+    return counts
+
+
+class _Here:
+    """Does a pool's work in this process."""
+
+    imap = staticmethod(map)
+
+    def __enter__(self) -> "_Here":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def make_question(
+    kind: str, unseen: bool, seed: int, index: int
+) -> tuple[list[Image.Image], dialogs.Dialog]:
+    """One fresh question of a type with its fresh pictures, at their native size."""
+    rng = generator(f"evaluation/{'unseen' if unseen else 'seen'}/{kind}", seed, index)
+    if kind == "greet":
+        return [], dialogs.greet(rng)
+    if kind == "refuse_picture":
+        text = dialogs.any_question(make_scene(rng), rng)
+        turn = (text, dialogs.w.REFUSAL)
+        return [other.make_picture(rng)], dialogs.Dialog(kind, [turn], kind, dialogs.w.REFUSAL)
+    while True:
+        scene = make_scene(rng, unseen, evaluation=True)
+        if unseen and not is_unseen(scene):
+            continue
+        if kind == "nopicture":
+            return [], dialogs.nopicture(scene, rng)
+        if kind == "refuse_question":
+            return [paint.paint(scene)], dialogs.refuse_question(rng, True)
+        if kind == "compare":
+            second = make_scene(rng, evaluation=True)
+            return [paint.paint(scene), paint.paint(second)], dialogs.compare((scene, second), rng)
+        if kind == "read" and scene.writing is None and rng.random() < 0.96:
+            continue
+        focus = scene.things[0] if unseen else None
+        made = dialogs.ask(kind, scene, rng, focus)
+        if made is not None:
+            return [paint.paint(scene)], made
+
+
+def _controlled(pictures: list[Image.Image], control: str, rng: random.Random) -> list[Image.Image]:
+    """Blank pictures of the same sizes, or other scenes'."""
+    if control == "blank":
+        grey = rng.choice((255, 255, 240, 20, 0))
+        return [Image.new("RGB", picture.size, (grey, grey, grey)) for picture in pictures]
+    return [paint.paint(make_scene(rng, evaluation=True)) for _ in pictures]
+
+
+def write_evaluation(
+    out: Path, seed: int, per_type: int, unseen: bool, control: str, types: list[str]
+) -> int:
+    """Writes pictures/ and questions.jsonl; how many questions."""
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    number = questions = 0
+    with (out / "questions.jsonl").open("w", encoding="utf-8") as file:
+        for kind in types:
+            for index in range(per_type):
+                pictures, dialog = make_question(kind, unseen, seed, index)
+                rng = generator(f"evaluation/file/{unseen}/{kind}/{control}", seed, index)
+                if control != "none":
+                    pictures = _controlled(pictures, control, rng)
+                names = []
+                for picture in pictures:
+                    number += 1
+                    end = "jpg" if rng.random() < 0.3 else "png"
+                    names.append(f"pictures/{number:06d}.{end}")
+                    picture.save(out / names[-1], quality=rng.randint(70, 92))
+                questions += 1
+                line = {
+                    "id": f"{kind}-{index + 1:04d}",
+                    "type": kind,
+                    "group": dialog.group,
+                    "choice": dialog.choice,
+                    "images": names,
+                    "messages": dialog.messages(last=False),
+                    "answer": dialog.turns[-1][1],
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    facts = {"seed": seed, "per_type": per_type, "types": types, "control": control}
+    _about(out, **facts, pairs="unseen" if unseen else "seen", questions=questions)
+    return questions
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--scenes", type=int, default=80_000, help="pictures of the dataset")
+    parser.add_argument("--split", default="train", help="a name; each has chance of its own")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--evaluation", action="store_true", help="write an evaluation folder")
+    parser.add_argument("--per-type", type=int, default=300)
+    parser.add_argument("--pairs", choices=("seen", "unseen"), default="seen")
+    parser.add_argument("--control", choices=("none", "blank", "swapped"), default="none")
+    parser.add_argument("--types", default="", help="only these types, with commas")
+    options = parser.parse_args(argv)
+    if options.scenes < 1 or options.per_type < 1 or options.seed < 0 or options.workers < 1:
+        parser.error("--scenes, --per-type and --workers are 1 or more, --seed is 0 or more")
+    if options.split.startswith("evaluation"):
+        parser.error("--split may not begin with 'evaluation': those seeds belong to --evaluation")
+    if not options.evaluation:
+        counts = write_dataset(
+            options.out, options.split, options.seed, options.scenes, options.workers
+        )
+        print(json.dumps(dict(sorted(counts.items()))))
+        return
+    unseen = options.pairs == "unseen"
+    known = UNSEEN_TYPES if unseen else TYPES
+    types = options.types.split(",") if options.types else list(known)
+    if bad := set(types) - set(known):
+        parser.error(f"no such type: {', '.join(sorted(bad))}; there are {', '.join(known)}")
+    made = write_evaluation(
+        options.out, options.seed, options.per_type, unseen, options.control, types
+    )
+    print(f"{made} questions in {options.out / 'questions.jsonl'}")
+
+
+if __name__ == "__main__":
+    main()
