@@ -1,6 +1,7 @@
 """Pieces of text add up to the whole, and nothing is shown that must be taken back."""
 
 import functools
+import itertools
 
 import pytest
 from hypothesis import given
@@ -146,7 +147,7 @@ def test_special_tokens_without_a_name_are_skipped_and_added_words_are_not() -> 
 
 def cut(content: str, borders: list[int]) -> list[str]:
     places = sorted({0, len(content), *(border % (len(content) + 1) for border in borders)})
-    return [content[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [content[a:b] for a, b in itertools.pairwise(places)]
 
 
 def naive_stop(content: str, stops: list[str]) -> tuple[str, bool]:
