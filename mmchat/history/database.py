@@ -13,6 +13,8 @@ from mmchat.history import schema
 from mmchat.history.faults import told
 from mmchat.history.lock import exclusive
 
+BUSY_SECONDS = 10.0  # to wait for another program that writes
+
 
 class Database:
     """A connection with its lock; threads take turns, processes wait for each other."""
@@ -43,8 +45,8 @@ class Database:
     def shrink(self) -> None:
         """Give the space of what was deleted back to the disk."""
         with self._turn, told(self.path):
-            # It steps one page a row, so every row has to be asked for.
-            self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+            # `execute` would take one step of it, which frees one page.
+            self._connection.executescript("PRAGMA incremental_vacuum")
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -145,7 +147,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     """Open an existing file (never make one: its mode would be the umask's)."""
     uri = f"{path.absolute().as_uri()}?mode=rw"
     connection = sqlite3.connect(
-        uri, uri=True, timeout=10.0, isolation_level=None, check_same_thread=False
+        uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )
     try:
         connection.execute("PRAGMA foreign_keys = ON")

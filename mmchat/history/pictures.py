@@ -33,7 +33,8 @@ def put(connection: sqlite3.Connection, image: StoredImage, data: bytes) -> None
 
 
 def data(connection: sqlite3.Connection, sha256: str) -> bytes:
-    row = connection.execute("SELECT data FROM image WHERE sha256 = ?", (sha256,)).fetchone()
+    select = "SELECT data FROM image WHERE sha256 = ?"
+    row = connection.execute(select, (storable(sha256),)).fetchone()
     if row is None:
         raise _missing(sha256)
     return bytes(row["data"])
@@ -45,7 +46,7 @@ def attach(connection: sqlite3.Connection, message_id: int, hashes: Sequence[str
         attached = connection.execute(
             "INSERT INTO message_image (message_id, position, sha256, name)"
             " SELECT ?, ?, sha256, name FROM image WHERE sha256 = ?",
-            (message_id, position, sha256),
+            (message_id, position, storable(sha256)),
         ).rowcount
         if attached != 1:
             raise _missing(sha256)
