@@ -5,13 +5,14 @@ outside the list is ever loaded, `Image.open`'s global pixel limit and its
 warnings play no part, and a JPEG that holds several pictures gives its first.
 """
 
+import ctypes
 import math
 import threading
 import warnings
 from io import BytesIO
 from typing import Final
 
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, _imaging
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -42,6 +43,25 @@ _TURNS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def _silence_libtiff() -> None:
+    """libtiff prints its complaints straight to the terminal, over a running app.
+
+    It has no other switch than these two, and Pillow offers none. Where they
+    cannot be found (linked in statically) the decoding is the same, only louder.
+    """
+    try:
+        library = ctypes.CDLL(_imaging.__file__)
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            handler = getattr(library, name)
+            handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+            handler(None)
+    except (OSError, AttributeError):
+        return
+
+
+_silence_libtiff()
 
 # The memory bound is a bound for the process, so pictures are decoded one by one.
 _ONE_AT_A_TIME = threading.Lock()

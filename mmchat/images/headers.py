@@ -201,11 +201,16 @@ def _jpeg(data: bytes) -> Header:
         elif marker == 0xDA:
             # A scan of some of the components makes the decoder keep all coefficients.
             several = progressive or bool(segment and segment[0] < components)
-            scans = data.count(b"\xff\xda", position - 2) if several else 1
-            if size and scans * size[0] * size[1] > _MAX_SCAN_MEGAPIXELS * 1_000_000:
-                raise Refusal(f"is a JPEG of {scans} scans, too many for its size: save it again")
+            header = Header("JPEG", "progressive JPEG" if several else "JPEG", size)
+            if several and size:
+                check_size(header, size)
+                scans = data.count(b"\xff\xda", position - 2)
+                if scans * size[0] * size[1] > _MAX_SCAN_MEGAPIXELS * 1_000_000:
+                    raise Refusal(
+                        f"is a JPEG of {scans:,} scans, too many for its size: save it again"
+                    )
             read_tags(exif.removeprefix(b"Exif\0\0"))
-            return Header("JPEG", "progressive JPEG" if several else "JPEG", size)
+            return header
         position += length
     else:
         raise Refusal(f"is a JPEG of over {_MAX_JPEG_SEGMENTS:,} segments: save it again")
