@@ -147,15 +147,18 @@ def _chain(scene: Scene, rng: random.Random, focus: Thing | None) -> Dialog | No
     if rng.random() < 0.12:
         greeting = offtopic.greeting(rng)
         asked.append(q.Question("greet", greeting[0], greeting[1]))
-    number = rng.choice((2, 2, 3, 4))
+    made, number = None, rng.choice((2, 2, 3, 4))
     for turn in range(number):
-        kind = rng.choice((*MIX, "read", "count_kind", "where"))
-        made = q.MAKERS[kind](scene, rng, focus if turn == number - 1 else None)
+        last_turn = turn == number - 1
+        kinds = (
+            ("colour", "shape", "where", "size") if focus and last_turn else (*MIX, "read", "where")
+        )
+        made = q.MAKERS[rng.choice(kinds)](scene, rng, focus if last_turn else None)
         if made is not None:
             asked.append(made)
-    if len(asked) < 2 or asked[-1].type in ("greet", "caption"):
+    if len(asked) < 2 or made is None or made.type == "caption":
         return None
-    last = asked[-1]
+    last = made
     turns = [(a.text, a.answer) for a in asked]
     return Dialog("followup", turns, f"followup/{last.group}", last.choice)
 

@@ -203,9 +203,11 @@ def ask_count(scene: Scene, rng: random.Random, focus: Thing | None) -> Question
 
 def ask_count_kind(scene: Scene, rng: random.Random, focus: Thing | None) -> Question | None:
     form = rng.choices(FORMS, (30, 26, 24, 8, 4, 4, 4))[0]
+    unseen = focus is not None
+    if unseen:
+        form = (form[0], True, True)
     if rng.random() < 0.15 or not scene.things:
-        unseen = focus is not None
-        ref = absent_ref(scene, rng, (form[0], True, True) if unseen else form, unseen)
+        ref = absent_ref(scene, rng, form, unseen)
     else:
         refs = sorted(
             {_restrict(attributes(t), form) for t in ([focus] if focus else scene.things)}
