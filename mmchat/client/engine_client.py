@@ -1,0 +1,125 @@
+"""The one way in which the app, the command line and the evaluation ask the engine."""
+
+import contextlib
+import os
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+
+from mmchat.client.local import LocalEngine
+from mmchat.client.protocol import EngineStatus, Event, Loading, Options, Turn
+from mmchat.client.remote import RemoteServer
+from mmchat.errors import EngineError
+from mmchat.settings import Settings
+
+
+class EngineClient:
+    """The engine of this person, or the server of `engine.url`.
+
+    Used from one event loop, by several tasks at once if need be. What is chosen
+    by `load` and `use_adapter` holds for later calls that leave it empty; before
+    that the settings' choice holds.
+
+        async with contextlib.aclosing(client.chat(turns, Options())) as events:
+            async for event in events: ...
+
+    Closing the iterator cancels the answer, so close it (`aclosing`), or cancel the task.
+    Every method raises EngineError with a sentence for the person.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._model = settings.model.name
+        self._adapter = settings.model.adapter
+        self._quantization: str = settings.model.quantization
+        self._remote = RemoteServer(settings) if settings.engine.url else None
+        self._local = LocalEngine(settings)
+
+    async def status(self) -> EngineStatus | None:
+        """None where no engine runs; never starts one."""
+        if self._remote is not None:
+            return await self._remote.status()
+        return await self._local.status()
+
+    async def start(self) -> EngineStatus:
+        """Finds or starts the engine; returns when it answers, before any model is loaded."""
+        if self._remote is not None:
+            return await self._remote.status()
+        return await self._local.start()
+
+    async def load(
+        self, model: str = "", adapter: str = "", quantization: str = ""
+    ) -> AsyncGenerator[Loading, None]:
+        """Loads a model; ends when it is ready. Empty: as chosen before.
+
+        A remote server is only asked whether it answers.
+        """
+        adapter = self._adapter_for(model, adapter)
+        model = _absolute(model) or self._model
+        quantization = quantization or self._quantization
+        if self._remote is not None:
+            await self._remote.status()
+            self._model = model
+            return
+        steps = self._local.load(_absolute(model), adapter, quantization)
+        async with contextlib.aclosing(steps):
+            async for step in steps:
+                yield step
+        self._model, self._adapter, self._quantization = model, adapter, quantization
+
+    async def use_adapter(self, name: str) -> EngineStatus:
+        """Switches the adapter of the loaded model; empty is the base's own projector."""
+        if self._remote is not None:
+            if name:
+                raise EngineError(
+                    "A remote server's adapter cannot be switched from here: name a model of the "
+                    "server that has it, or unset engine.url."
+                )
+            return await self._remote.status()
+        status = await self._local.use_adapter(_absolute(name))
+        self._adapter = _absolute(name)
+        return status
+
+    async def chat(
+        self, turns: Sequence[Turn], options: Options, *, model: str = "", adapter: str = ""
+    ) -> AsyncGenerator[Event, None]:
+        """One answer: `Waiting* Loading* Started Delta* Done`; starts and loads as needed.
+
+        Raises EngineError, also after Deltas: what came before it stays true.
+        """
+        adapter = self._adapter_for(model, adapter)
+        model = _absolute(model) or _absolute(self._model)
+        answer = (
+            self._local.chat(turns, options, model, adapter, self._quantization)
+            if self._remote is None
+            else self._remote.chat(turns, options, model)
+        )
+        async with contextlib.aclosing(answer):
+            async for event in answer:
+                yield event
+
+    async def stop(self) -> bool:
+        """Ends the local engine; False where none ran."""
+        return await self._local.stop()
+
+    async def aclose(self) -> None:
+        """Lets go of the connections; the engine stays."""
+        await self._local.aclose()
+        if self._remote is not None:
+            await self._remote.aclose()
+
+    def _adapter_for(self, model: str, adapter: str) -> str:
+        """The chosen adapter belongs to the chosen model: another model begins without."""
+        if adapter:
+            return _absolute(adapter)
+        same = model == "" or _absolute(model) == _absolute(self._model)
+        return _absolute(self._adapter) if same else ""
+
+
+def _absolute(name: str) -> str:
+    """A folder's path as the engine sees it, which works in another folder; else the name."""
+    if os.sep not in name and not name.startswith((".", "~")):
+        return name
+    with contextlib.suppress(RuntimeError, OSError, ValueError):
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return str(folder.absolute())
+    return name

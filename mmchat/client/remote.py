@@ -1,0 +1,159 @@
+"""Another OpenAI-compatible server (vLLM, SGLang, llama.cpp, Ollama, this engine elsewhere)."""
+
+import contextlib
+import os
+import time
+from collections.abc import AsyncGenerator, Sequence
+
+import httpx
+
+from mmchat.client import wire
+from mmchat.client.protocol import (
+    Delta,
+    Done,
+    EngineStatus,
+    Event,
+    FinishReason,
+    Options,
+    Started,
+    Turn,
+)
+from mmchat.errors import EngineError
+from mmchat.settings import ModelSettings, Settings
+
+_TIMEOUT = httpx.Timeout(15.0, connect=10.0)
+_STREAM = httpx.Timeout(None, connect=10.0, write=60.0)
+_HINTS = {
+    401: "It wants a key: set MMCHAT_ENGINE_TOKEN.",
+    403: "It does not let this key in: look at MMCHAT_ENGINE_TOKEN.",
+    404: "Look at engine.url (it mostly ends in /v1) and model.name.",
+    413: "The pictures are too large for it: attach smaller ones.",
+    429: "It is busy or the key's limit is reached: try again later.",
+}
+
+
+class RemoteServer:
+    """The server at `engine.url`. It is never started, loaded or stopped from here."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.engine.url.rstrip("/")
+        if not self._url.startswith(("http://", "https://")):
+            raise EngineError(
+                f"The setting engine.url is {settings.engine.url!r}, and has to begin with "
+                "http:// or https://."
+            )
+        self._settings = settings
+        self._model = ""
+        token = os.environ.get("MMCHAT_ENGINE_TOKEN")
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        try:
+            self._http = httpx.AsyncClient(headers=headers)
+        except UnicodeEncodeError as error:
+            raise EngineError("MMCHAT_ENGINE_TOKEN holds characters that no key has.") from error
+
+    async def status(self) -> EngineStatus:
+        """What the server tells of itself; EngineError where it does not answer."""
+        model = await self._model_name(self._settings.model.name)
+        return EngineStatus("", 0, "ready", model=model, device=self._url, vision=True)
+
+    async def chat(
+        self, turns: Sequence[Turn], options: Options, model: str
+    ) -> AsyncGenerator[Event, None]:
+        model = await self._model_name(model)
+        body = {
+            "model": model,
+            "messages": wire.messages(turns, by_reference=False),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **wire.options(options, everything=False),
+        }
+        begin = time.monotonic()
+        try:
+            async with self._http.stream(
+                "POST", f"{self._url}/chat/completions", json=body, timeout=_STREAM
+            ) as response:
+                if not response.is_success:
+                    raise self._refusal(response.status_code, await response.aread())
+                answer = _answer(response, model, self._url, begin)
+                async with contextlib.aclosing(answer) as events:
+                    async for event in events:
+                        yield event
+        except httpx.InvalidURL as error:
+            raise EngineError(f"The setting engine.url is no address ({error}).") from error
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def _model_name(self, wanted: str) -> str:
+        """`wanted`, or the server's own where the person has chosen none."""
+        if wanted != ModelSettings().name:
+            return wanted
+        if not self._model:
+            names = await self._models()
+            self._model = wanted if wanted in names or not names else names[0]
+        return self._model
+
+    async def _models(self) -> list[str]:
+        try:
+            reply = await self._http.get(f"{self._url}/models", timeout=_TIMEOUT)
+        except httpx.InvalidURL as error:
+            raise EngineError(f"The setting engine.url is no address ({error}).") from error
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if not reply.is_success:
+            raise self._refusal(reply.status_code, reply.content)
+        return wire.model_names(reply.content)
+
+    def _refusal(self, status: int, body: bytes) -> EngineError:
+        said = wire.error_object(body).message
+        parts = [f"The server {self._url} refused the request ({status}).", _HINTS.get(status, "")]
+        if said:
+            parts.insert(1, f"It says: {said.rstrip('.')}.")
+        return EngineError(" ".join(part for part in parts if part))
+
+    def _unreachable(self, error: httpx.TransportError) -> EngineError:
+        return EngineError(
+            f"The server {self._url} cannot be reached or broke off "
+            f"({str(error) or type(error).__name__}): look at engine.url and whether it runs."
+        )
+
+
+async def _answer(
+    response: httpx.Response, model: str, url: str, begin: float
+) -> AsyncGenerator[Event, None]:
+    usage = wire.Usage()
+    finish: FinishReason | None = None
+    first = 0.0
+    pieces = 0
+    yield Started(0, 0, 0, 0, 0)
+    async for data in wire.server_sent(wire.split_lines(response.aiter_bytes())):
+        chunk = wire.read_chunk(data)
+        if chunk.error is not None:
+            said = wire.error_sentence(chunk.error) or "an error without a word"
+            raise EngineError(f"The server {url} failed while answering: {said}")
+        usage = chunk.usage or usage
+        model = chunk.model or model
+        for choice in chunk.choices[:1]:
+            if choice.delta is not None and choice.delta.content:
+                first = first or time.monotonic()
+                pieces += 1
+                yield Delta(choice.delta.content)
+            if choice.finish_reason is not None:
+                finish = "length" if choice.finish_reason == "length" else "stop"
+    if finish is None:
+        raise EngineError(f"The server {url} broke off in mid-answer; what was written is kept.")
+    end = time.monotonic()
+    first = first or end
+    tokens = pieces if usage.completion_tokens is None else usage.completion_tokens
+    yield Done(
+        finish_reason=finish,
+        completion_tokens=tokens,
+        prefill_ms=(first - begin) * 1000,
+        decode_ms=(end - first) * 1000,
+        tokens_per_second=tokens / (end - first) if end > first else 0.0,
+        model=model,
+        device=url,
+        prompt_tokens=usage.prompt_tokens or 0,
+    )

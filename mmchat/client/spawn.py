@@ -1,0 +1,124 @@
+"""Starting and ending the engine's process.
+
+The process is detached: a session of its own, no terminal, nothing inherited.
+Whether one lives is asked of its lock, never of a process id.
+"""
+
+import asyncio
+import atexit
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from mmchat.client.endpoint import engine_lives, log_file, read_endpoint, runtime_dir
+from mmchat.errors import EngineError
+from mmchat.settings import Settings, private_dir
+
+_children: list[subprocess.Popen[bytes]] = []
+"""Engines this process has started: kept so that the system can forget them when they end."""
+
+
+@atexit.register
+def _let_go() -> None:
+    """The engine outlives us by design; Popen would warn about it."""
+    for child in _children:
+        if child.poll() is None:
+            child.returncode = 0
+
+
+class Spawned:
+    """An engine that was started and may not answer yet."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises EngineError where no process can be started."""
+        runtime = runtime_dir()
+        private_dir(log_file().parent)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        with os.fdopen(os.open(log_file(), flags, 0o600), "ab") as log:
+            self._log_start = os.fstat(log.fileno()).st_size
+            # -P: the folder that we are in must not be where Python looks for modules.
+            command = [sys.executable, "-P", "-m", "mmchat.engine", *_flags(settings)]
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=runtime,
+                    start_new_session=True,
+                    close_fds=True,
+                )
+            except OSError as error:
+                raise EngineError(
+                    f"The engine's process cannot be started ({error.strerror}): "
+                    "free some memory or end other programs."
+                ) from error
+        _children[:] = [child for child in _children if child.poll() is None]
+        _children.append(self._process)
+
+    def exit_status(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    def failure(self) -> EngineError:
+        """Why it ended before it answered, from the last line it wrote."""
+        with log_file().open("rb") as log:
+            size = os.fstat(log.fileno()).st_size
+            log.seek(max(self._log_start if self._log_start <= size else 0, size - 65_536))
+            lines = log.read().decode(errors="replace").splitlines()
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
+        return EngineError(
+            f"The engine could not start: {last.removeprefix('mmchat: ')} (its log: {log_file()})"
+        )
+
+
+def _flags(settings: Settings) -> list[str]:
+    chosen = {
+        "model.name": settings.model.name,
+        "model.adapter": settings.model.adapter,
+        "model.quantization": settings.model.quantization,
+        "model.device": settings.model.device,
+        "engine.idle_seconds": settings.engine.idle_seconds,
+        "engine.transport": settings.engine.transport,
+    }
+    return [part for name, value in chosen.items() for part in ("--set", f"{name}={value}")]
+
+
+async def end_process(pid: int, patience: float = 5.0) -> None:
+    """Waits until the engine is gone; helps with SIGTERM, then SIGKILL, after `patience` each.
+
+    Raises EngineError where even that does not end it.
+    """
+    for help_along in (None, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
+        if help_along is not None and is_engine(pid):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, help_along)
+        if await engine_gone(patience):
+            return
+        endpoint = read_endpoint()
+        if endpoint is not None and endpoint.pid != pid:
+            return  # another has taken its place already
+    raise EngineError(f"The engine (process {pid}) does not end: end it by hand.")
+
+
+async def engine_gone(patience: float) -> bool:
+    """Whether no engine lives any more, waiting up to `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while engine_lives():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+def is_engine(pid: int) -> bool:
+    """Whether the process is an engine; ids are used again after a crash."""
+    import psutil
+
+    try:
+        return "mmchat.engine" in " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False

@@ -1,0 +1,168 @@
+"""The OpenAI chat-completions protocol as the client writes and reads it."""
+
+import base64
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from mmchat.client.protocol import Event, ImagePart, Options, Turn
+from mmchat.errors import EngineError
+
+REFERENCE = "x-mmchat:sha256:"
+MAX_LINE = 16 * 1024 * 1024
+"""Characters of one server-sent event; a server that sends more is not believed."""
+
+
+class _ChunkDelta(Struct):
+    content: str | None = None
+
+
+class _ChunkChoice(Struct):
+    delta: _ChunkDelta | None = None
+    finish_reason: str | None = None
+
+
+class Usage(Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Chunk(Struct):
+    """What is read of one streamed chunk; servers send much more."""
+
+    choices: list[_ChunkChoice] = []
+    model: str | None = None
+    usage: Usage | None = None
+    x_mmchat: Event | None = None
+    error: Any = None
+
+
+def messages(turns: Sequence[Turn], by_reference: bool) -> list[dict[str, Any]]:
+    """OpenAI messages; pictures by their sha256 or as data URLs.
+
+    Raises EngineError where a data URL is wanted and the bytes are not there.
+    """
+    return [_message(turn, by_reference) for turn in turns]
+
+
+def _message(turn: Turn, by_reference: bool) -> dict[str, Any]:
+    if all(isinstance(part, str) for part in turn.parts):
+        return {"role": turn.role, "content": "".join(map(str, turn.parts))}
+    content: list[dict[str, Any]] = []
+    for part in turn.parts:
+        if isinstance(part, str):
+            content.append({"type": "text", "text": part})
+        else:
+            url = REFERENCE + part.sha256 if by_reference else _data_url(part)
+            content.append({"type": "image_url", "image_url": {"url": url}})
+    return {"role": turn.role, "content": content}
+
+
+def _data_url(part: ImagePart) -> str:
+    if part.data is None:
+        raise EngineError(
+            f"The bytes of the picture {part.sha256[:12]} are not at hand: attach it again."
+        )
+    return f"data:{part.mime or 'image/png'};base64,{base64.b64encode(part.data).decode('ascii')}"
+
+
+def options(chosen: Options, everything: bool) -> dict[str, Any]:
+    """The request's options; without `everything` only what differs from the protocol's own
+    defaults beyond the standard ones, for servers that refuse names they do not know."""
+    named = msgspec.structs.asdict(chosen)
+    named["stop"] = list(chosen.stop)
+    if everything:
+        return named
+    always = {"temperature", "max_tokens"}
+    default = msgspec.structs.asdict(Options())
+    default["stop"] = []
+    return {
+        name: value for name, value in named.items() if name in always or value != default[name]
+    }
+
+
+def read_chunk(data: str) -> Chunk:
+    """One event's data; EngineError where it is not such a chunk."""
+    try:
+        return msgspec.json.decode(data, type=Chunk)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise EngineError(
+            f"The server's answer is not the chat-completions protocol ({error}): "
+            "look at engine.url."
+        ) from error
+
+
+class ErrorObject(Struct):
+    """What an error reply says."""
+
+    message: str
+    missing: list[str]
+    """The sha256 of pictures that have to be uploaded first."""
+
+
+def error_object(body: bytes) -> ErrorObject:
+    try:
+        parsed = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return ErrorObject(body.decode(errors="replace").strip()[:500], [])
+    missing: Any = parsed
+    for name in ("error", "x_mmchat", "missing"):
+        missing = missing.get(name) if isinstance(missing, dict) else None
+    return ErrorObject(
+        error_sentence(parsed), [str(one) for one in missing] if isinstance(missing, list) else []
+    )
+
+
+def error_sentence(body: Any) -> str:
+    """The sentence in an error body, in the several forms that servers send."""
+    if isinstance(body, dict):
+        for name in ("error", "message", "detail"):
+            if body.get(name):
+                return error_sentence(body[name])
+    return body.strip()[:500] if isinstance(body, str) else ""
+
+
+async def server_sent(lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The data of each server-sent event, until `[DONE]`; comments and other fields are skipped.
+
+    `lines` end at a line feed only: U+2028 and its like are text.
+    """
+    data: list[str] = []
+    async for line in lines:
+        if line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif line == "" and data:
+            whole = "\n".join(data)
+            data = []
+            if whole.strip() == "[DONE]":
+                return
+            yield whole
+    if data and "\n".join(data).strip() != "[DONE]":  # a server that forgets the last empty line
+        yield "\n".join(data)
+
+
+async def split_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[str]:
+    """Lines of UTF-8 from pieces that may end within a character."""
+    rest = b""
+    async for part in parts:
+        rest += part
+        *whole, rest = rest.split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace").removesuffix("\r")
+        if len(rest) > MAX_LINE:
+            raise EngineError("The server sends a line without end: look at engine.url.")
+    if rest:
+        yield rest.decode(errors="replace").removesuffix("\r")
+
+
+def model_names(body: bytes) -> list[str]:
+    """The ids of a reply to `GET /models`; empty where it is something else."""
+    try:
+        parsed = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return []
+    listed = parsed.get("data") if isinstance(parsed, dict) else None
+    entries = listed if isinstance(listed, list) else []
+    return [str(entry["id"]) for entry in entries if isinstance(entry, dict) and entry.get("id")]
