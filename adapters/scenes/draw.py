@@ -28,6 +28,7 @@ from scene import CHARACTERS, COLOURS, SHAPES, SIZES, Scene, cells, generator, i
 
 CHUNK = 256  # pictures made together; two-picture samples pair pictures of one chunk
 OTHER_SHARE = 0.12
+PICTURES = ("scene", "other")  # what a whole picture is, told to each of its cells
 TYPES = (
     *dialogs.q.MAKERS,
     "followup",
@@ -55,11 +56,13 @@ def make_chunk(start: int, split: str, seed: int, total: int, out: Path) -> list
         scene = make_scene(rng)
         if rng.random() < OTHER_SHARE:
             images[index] = paint.model_input(other.make_picture(rng))
+            labels[index, ..., -1] = PICTURES.index("other") + 1
             samples.append(_sample([index], dialogs.about_other(scene, rng)))
             continue
         scenes[index] = scene
         images[index] = paint.model_input(paint.paint(scene))
-        labels[index] = cells(scene)
+        labels[index, ..., :-1] = cells(scene)
+        labels[index, ..., -1] = PICTURES.index("scene") + 1
         samples.append(_sample([index], dialogs.about_scene(scene, rng)))
     if len(scenes) > 1:
         rng = generator(split + "/more", seed, start)
@@ -105,10 +108,17 @@ def _about(out: Path, **facts: object) -> None:
 def write_dataset(out: Path, split: str, seed: int, total: int, workers: int) -> Counter[str]:
     """Writes images.npy, cells.npy, classes.json, samples.jsonl, data.json; counts by type."""
     out.mkdir(parents=True, exist_ok=True)
-    shapes = {"images.npy": (total, 128, 128, 3), "cells.npy": (total, 16, 16, 5)}
+    shapes = {"images.npy": (total, 128, 128, 3), "cells.npy": (total, 16, 16, 6)}
     for name, shape in shapes.items():
         np.lib.format.open_memmap(out / name, mode="w+", dtype=np.uint8, shape=shape).flush()
-    classes = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "character": CHARACTERS}
+    classes = {
+        "colour": COLOURS,
+        "shape": SHAPES,
+        "size": SIZES,
+        "character": CHARACTERS,
+        "centre": ("centre",),
+        "picture": PICTURES,
+    }
     (out / "classes.json").write_text(json.dumps(classes) + "\n", encoding="utf-8")
     work = partial(make_chunk, split=split, seed=seed, total=total, out=out)
     starts = range(0, total, CHUNK)

@@ -153,10 +153,12 @@ def contours(shape: str, rng: random.Random) -> list[list[Point]]:
         return [_arc(1.02, 0, full, 44), _arc(rng.uniform(0.48, 0.66), 0, full, 36)]
     if shape == "square":
         h = rng.uniform(0.8, 0.9)
-        return [_turn([(-h, -h), (h, -h), (h, h), (-h, h)], tilt)]
+        return [_turn([(-h, -h), (h, -h), (h, h), (-h, h)], 0.75 * tilt)]
     if shape == "diamond":
-        w, h = rng.uniform(0.68, 1.05), rng.uniform(1.0, 1.1)
-        return [_turn([(0, -h), (w, 0), (0, h), (-w, 0)], tilt)]
+        # As wide as high it is a square on its corner, and little tilt keeps it from being one.
+        slim = rng.random() < 0.7
+        w, h = rng.uniform(0.62, 0.85) if slim else rng.uniform(0.85, 1.0), rng.uniform(1.0, 1.1)
+        return [_turn([(0, -h), (w, 0), (0, h), (-w, 0)], tilt * (0.7 if slim else 0.4))]
     if shape == "triangle":
         w, h = rng.uniform(0.88, 1.05), rng.uniform(0.95, 1.1)
         points = [(0.0, -h), (w, 0.75 * h), (-w, 0.75 * h)]
