@@ -27,7 +27,7 @@ MEGAPIXELS: Final[dict[str, int]] = {
     "PNG": 50,
     "JPEG": 200,
     "progressive JPEG": 64,
-    "WebP": 30,
+    "WebP": 25,
     "GIF": 50,
     "BMP": 50,
     "run-length BMP": 4,
@@ -35,9 +35,11 @@ MEGAPIXELS: Final[dict[str, int]] = {
 }
 
 _KINDS: Final = "PNG, JPEG, WebP, GIF, BMP and TIFF are read"
+_METADATA: Final = "carries metadata made to fill the memory: save it again without them"
 _MAX_PNG_CHUNKS: Final = 100_000
 _MAX_JPEG_SEGMENTS: Final = 10_000
 _MAX_JPEG_JUNK: Final = 65_536
+_MAX_EXIF_SEGMENTS: Final = 20
 _MAX_SCAN_MEGAPIXELS: Final = 1_200
 _MAX_GIF_BLOCKS: Final = 20_000
 _MAX_RLE_BYTES: Final = 4_000_000
@@ -172,7 +174,7 @@ def _png(data: bytes) -> Header:
 def _jpeg(data: bytes) -> Header:
     """Walks the segments to the first scan, as the JPEG standard (T.81, annex B) lays them out."""
     position, junk, size, components, progressive = 2, 0, None, 0, False
-    exif = b""
+    exif: list[bytes] = []
     for _ in range(_MAX_JPEG_SEGMENTS):
         start = data.find(b"\xff", position)
         if start < 0:
@@ -197,7 +199,10 @@ def _jpeg(data: bytes) -> Header:
                 height, width, components = struct.unpack_from(">HHB", segment, 1)
                 size, progressive = (width, height), marker == 0xC2
         elif marker == 0xE1 and segment.startswith(b"Exif\0\0"):
-            exif += segment if not exif else segment[6:]
+            # Pillow joins these one by one, so that many of them cost their number squared.
+            exif.append(segment[6:])
+            if len(exif) > _MAX_EXIF_SEGMENTS:
+                raise Refusal(_METADATA)
         elif marker == 0xDA:
             # A scan of some of the components makes the decoder keep all coefficients.
             several = progressive or bool(segment and segment[0] < components)
@@ -209,7 +214,7 @@ def _jpeg(data: bytes) -> Header:
                     raise Refusal(
                         f"is a JPEG of {scans:,} scans, too many for its size: save it again"
                     )
-            read_tags(exif.removeprefix(b"Exif\0\0"))
+            read_tags(b"".join(exif))
             return header
         position += length
     else:
@@ -332,7 +337,7 @@ def _directory(data: bytes, order: str, big: bool, start: int) -> dict[int, int]
         total += count * width
         # A directory whose values overlap can name the same megabytes thousands of times.
         if (count > most and count * width <= len(data)) or total > 2 * len(data) + 1_000_000:
-            raise Refusal("carries metadata made to fill the memory: save it again without them")
+            raise Refusal(_METADATA)
         place = position + step - inline
         if count * width > inline:
             (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, place)
