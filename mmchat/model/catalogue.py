@@ -1,0 +1,319 @@
+"""Which models there are: built in, installed, and a short list of good ones to fetch.
+
+Nothing here needs torch, so that the command line lists models at once.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from mmchat.errors import ModelError
+from mmchat.model.checkpoint import available_memory, estimate_memory, read_config, tensors
+from mmchat.settings import builtin_adapters, paths, private_dir
+
+MARKER = ".mmchat.json"
+"""Written into a fetched model's folder when all of it is there."""
+_FOLDERS = "folders.json"
+_RUNTIME = (
+    600_000_000  # bytes that Python, torch and a conversation's cache take beside the weights
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A published checkpoint that runs in stock classes. Sizes are in GB and approximate."""
+
+    hub_id: str
+    good_at: str
+    parameters: str
+    licence: str
+    four_bit_gb: float
+    download_gb: float
+    gated: bool = False
+
+
+OFFERS: tuple[Offer, ...] = (
+    Offer(
+        "HuggingFaceTB/SmolVLM-256M-Instruct",
+        "short captions and simple questions on small machines",
+        "0.26B",
+        "Apache-2.0",
+        0.4,
+        0.5,
+    ),
+    Offer(
+        "HuggingFaceTB/SmolVLM-500M-Instruct",
+        "captions, simple documents; still small",
+        "0.5B",
+        "Apache-2.0",
+        0.6,
+        1.0,
+    ),
+    Offer(
+        "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+        "several pictures in one question, at a small size",
+        "0.9B",
+        "Apache-2.0",
+        1.3,
+        1.8,
+    ),
+    Offer(
+        "HuggingFaceTB/SmolVLM-Instruct",
+        "photographs, charts and documents on a laptop",
+        "2.2B",
+        "Apache-2.0",
+        2.2,
+        4.5,
+    ),
+    Offer(
+        "Qwen/Qwen2-VL-2B-Instruct",
+        "reading text in pictures, many languages",
+        "2.2B",
+        "Apache-2.0",
+        2.5,
+        4.4,
+    ),
+    Offer(
+        "Qwen/Qwen2.5-VL-3B-Instruct",
+        "documents, tables, places of things in a picture",
+        "3.8B",
+        "Qwen research licence (not commercial)",
+        3.5,
+        7.5,
+    ),
+    Offer(
+        "google/gemma-3-4b-it",
+        "talking about photographs, over 100 languages",
+        "4.3B",
+        "Gemma terms",
+        3.9,
+        8.6,
+        gated=True,
+    ),
+    Offer(
+        "llava-hf/llava-1.5-7b-hf",
+        "describing photographs; the best known of its kind",
+        "7.1B",
+        "Llama 2 licence",
+        4.6,
+        14.1,
+    ),
+    Offer(
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        "the most able here: documents, charts, long pages",
+        "8.3B",
+        "Apache-2.0",
+        7.0,
+        16.6,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A model on this machine. `bytes` is its weights' size on disk."""
+
+    name: str
+    folder: Path
+    origin: str
+    """ "built in", "fetched" or "folder"."""
+    model_type: str
+    parameters: int
+    bytes: int
+    problem: str = ""
+    """Why it cannot be loaded; empty where it can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a model fits this machine, and a sentence that says why or why not."""
+
+    fits: bool
+    reason: str
+
+
+def list_installed() -> list[Installed]:
+    """The built-in models, the fetched ones and the folders that were added, by name."""
+    found: list[Installed] = []
+    for folder in _builtin():
+        found.append(_describe(folder.name, folder, "built in"))
+    for folder in _fetched():
+        found.append(_describe(_hub_id(folder.name), folder, "fetched"))
+    for name, path in _registered().items():
+        found.append(_describe(name, Path(path), "folder"))
+    return sorted(found, key=lambda model: (model.origin != "built in", model.name.lower()))
+
+
+def resolve_model(name: str) -> Path:
+    """The folder of the model `name`: built in, installed (whole name or its last part), a folder.
+
+    Raises ModelError where there is none, or a name is ambiguous.
+    """
+    if not name.strip():
+        raise ModelError("No model is named: choose one of `mmchat models list`.")
+    if name.startswith((".", "~", os.sep)) or Path(name).is_absolute():
+        return _folder(Path(name).expanduser())
+    known = {folder.name: folder for folder in _builtin()}
+    known |= {name: Path(path) for name, path in _registered().items()}
+    fetched = {_hub_id(folder.name): folder for folder in _fetched()}
+    if folder := known.get(name) or fetched.get(name):
+        return _folder(folder)
+    short = [hub_id for hub_id in fetched if hub_id.split("/")[-1].lower() == name.lower()]
+    if len(short) == 1:
+        return _folder(fetched[short[0]])
+    if short:
+        raise ModelError(f"{name} could be {' or '.join(sorted(short))}: name it whole.")
+    if Path(name).is_dir():
+        return _folder(Path(name))
+    if name.count("/") == 1:
+        raise ModelError(
+            f"The model {name} is not installed: `mmchat models add {name}` fetches it, and "
+            "`mmchat models list` shows what is here."
+        )
+    raise ModelError(
+        f"There is no model {name}: `mmchat models list` shows what is here, and "
+        "`mmchat models add` fetches another."
+    )
+
+
+def _folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ModelError(
+            f"There is no folder {folder}: mend the path, or choose one of `mmchat models list`."
+        )
+    return folder.absolute()
+
+
+def add_folder(folder: Path) -> Installed:
+    """Makes the model in `folder` known by the folder's name; nothing is copied.
+
+    Raises ModelError where the folder holds no model that could be loaded, or
+    its name is taken.
+    """
+    folder = _folder(folder.expanduser()).resolve()
+    read_config(folder)
+    tensors(folder)
+    name = folder.name
+    registered = _registered()
+    taken = {built.name for built in _builtin()} | set(registered)
+    if name in taken and registered.get(name) != str(folder):
+        raise ModelError(f"There is a model {name} already: rename the folder, or remove that one.")
+    _write_registered({**registered, name: str(folder)})
+    return _describe(name, folder, "folder")
+
+
+def remove_model(name: str) -> Path:
+    """Removes a fetched model's files, or forgets an added folder (its files stay); -> the folder.
+
+    Raises ModelError where there is no such model, or it is built in.
+    """
+    registered = _registered()
+    if name in registered:
+        folder = Path(registered[name])
+        _write_registered({key: path for key, path in registered.items() if key != name})
+        return folder
+    if any(folder.name == name for folder in _builtin()):
+        raise ModelError(f"{name} is part of mmchat and cannot be removed.")
+    fetched = {_hub_id(folder.name): folder for folder in _fetched(partial=True)}
+    names = [key for key in fetched if name in (key, key.split("/")[-1])]
+    if len(names) != 1:
+        raise ModelError(f"There is no model {name} to remove: see `mmchat models list`.")
+    import shutil
+
+    try:
+        shutil.rmtree(fetched[names[0]])
+    except OSError as error:
+        raise ModelError(
+            f"{fetched[names[0]]} cannot be removed ({error.strerror}): mend its permissions."
+        ) from error
+    return fetched[names[0]]
+
+
+def fits_machine(four_bit_bytes: int, *, total: int = 0, free: int = 0) -> Verdict:
+    """Whether a model of `four_bit_bytes` fits; `total` and `free` memory are asked where not given."""
+    import psutil
+
+    total = total or int(psutil.virtual_memory().total)
+    free = free or available_memory()
+    needed = int(four_bit_bytes * 1.1) + _RUNTIME
+    if needed > total:
+        return Verdict(False, f"needs {_gb(needed)} of memory, this machine has {_gb(total)}")
+    if needed > free:
+        return Verdict(False, f"needs {_gb(needed)} of memory, {_gb(free)} are free now")
+    return Verdict(True, f"needs {_gb(needed)} of memory, {_gb(free)} are free")
+
+
+def four_bit_bytes(model: Installed) -> int:
+    """What an installed model takes in 4-bit; raises ModelError where its files are damaged."""
+    return estimate_memory(model.folder, "4bit")
+
+
+def target_folder(hub_id: str) -> Path:
+    """Where a fetched model lies."""
+    return paths().models / hub_id.replace("/", "--")
+
+
+def _hub_id(folder_name: str) -> str:
+    return folder_name.replace("--", "/", 1)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def _builtin() -> list[Path]:
+    with contextlib.suppress(OSError):
+        return [
+            folder
+            for folder in sorted(builtin_adapters().iterdir())
+            if (folder / "config.json").is_file()
+        ]
+    return []
+
+
+def _fetched(partial: bool = False) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return [
+            folder
+            for folder in sorted(paths().models.iterdir())
+            if folder.is_dir() and "--" in folder.name and (partial or (folder / MARKER).is_file())
+        ]
+    return []
+
+
+def _registered() -> Mapping[str, str]:
+    file = paths().models / _FOLDERS
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read ({error}): mend or remove it.") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{file} is not a table of names and folders: mend or remove it.")
+    return MappingProxyType({str(name): str(path) for name, path in found.items()})
+
+
+def _write_registered(folders: Mapping[str, str]) -> None:
+    file = private_dir(paths().models) / _FOLDERS
+    partial = file.with_suffix(".tmp")
+    try:
+        partial.touch(mode=0o600)
+        partial.write_text(json.dumps(dict(folders), indent=1), encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise ModelError(f"{file} cannot be written ({error.strerror}).") from error
+
+
+def _describe(name: str, folder: Path, origin: str) -> Installed:
+    try:
+        model_type = str(read_config(folder)["model_type"])
+        found = tensors(folder)
+    except ModelError as error:
+        return Installed(name, folder, origin, "", 0, 0, str(error))
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return Installed(name, folder, origin, model_type, sum(t.elements for t in found), size)

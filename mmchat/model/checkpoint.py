@@ -1,0 +1,220 @@
+"""What can be known of a model folder without torch: its configuration, its weights' shapes.
+
+Only safetensors are read. Their header says every tensor's type, shape and
+place, so that size, memory and damage are known before anything is loaded.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmchat.errors import ModelError, SettingsError
+from mmchat.settings import paths, private_dir
+
+INDEX = "model.safetensors.index.json"
+_HEADER_LIMIT = 100_000_000  # the limit of the format itself
+_WHOLE_HASH_BYTES = 1_000_000_000
+_SAMPLE, _SAMPLES = 1 << 20, 64
+
+_BLOCKS = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
+_NOT_TEXT = re.compile(r"vision|visual|vit\.|tower|connector|projector|merger|resampler|image")
+
+# bits of a weight in NF4 with double quantization: 4, a byte a block of 64, a float a 256 blocks
+_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+_DTYPE_BYTES = {"4bit": 2, "bf16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor of a checkpoint, as its file's header describes it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def in_text_blocks(self) -> bool:
+        """Whether this is a matrix inside the text model's blocks: what 4-bit quantizes."""
+        return (
+            len(self.shape) == 2
+            and bool(_BLOCKS.search(self.name))
+            and not _NOT_TEXT.search(self.name)
+        )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a model folder.
+
+    Raises ModelError where it is missing, is no JSON object or names no model type.
+    """
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} holds no config.json, so it is no model folder: "
+            "name a folder that a model was saved to, or an installed model."
+        ) from None
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ModelError(f"{file} is not valid JSON ({error}): fetch the model again.") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{file} names no model_type, so mmchat cannot tell what it is.")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, whole and in order of name.
+
+    Raises ModelError where there are none, where a shard is missing, and where
+    the folder has pickled weights only.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{index} cannot be read: fetch the model again.") from error
+        for name in names:
+            # The index is foreign: it may not point out of its folder.
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise ModelError(f"{index} names a file {name!r} that is no weights file.")
+            if not (folder / name).is_file():
+                raise ModelError(f"{folder} lacks its weights file {name}: fetch the model again.")
+        return [folder / name for name in names]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        raise ModelError(
+            f"{folder} has its weights as pickle files (.bin, .pt), which can run any program and "
+            "are never loaded: convert them to safetensors, or choose a checkpoint that has them."
+        )
+    raise ModelError(f"{folder} holds no weights (model.safetensors): fetch the model again.")
+
+
+def read_header(file: Path) -> list[TensorInfo]:
+    """The tensors of a safetensors file.
+
+    Raises ModelError where the file is damaged or cut short.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+                raise ValueError("its header's length is impossible")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        tensors = [
+            TensorInfo(name, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
+            for name, entry in header.items()
+        ]
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ModelError(
+            f"{file} is damaged and no safetensors file: fetch the model again."
+        ) from error
+    if 8 + length + end != size:
+        raise ModelError(
+            f"{file} is cut short or damaged ({size:,} bytes instead of {8 + length + end:,}): "
+            "fetch the model again."
+        )
+    return tensors
+
+
+def tensors(folder: Path) -> list[TensorInfo]:
+    """Every tensor of a model folder; raises ModelError as `weight_files` and `read_header` do."""
+    return [tensor for file in weight_files(folder) for tensor in read_header(file)]
+
+
+def estimate_memory(folder: Path, quantization: str) -> int:
+    """Bytes that the loaded weights take, and what loading takes beside them.
+
+    quantization: "4bit", "bf16" or "fp32".
+    """
+    width = _DTYPE_BYTES[quantization]
+    total = largest = 0.0
+    for tensor in tensors(folder):
+        four_bit = quantization == "4bit" and tensor.in_text_blocks
+        total += tensor.elements * (_NF4_BYTES if four_bit else width)
+        largest = max(largest, tensor.elements)
+    # One tensor at a time is read, converted and quantized.
+    return int(total * 1.05 + largest * 4)
+
+
+def available_memory() -> int:
+    """Bytes that a process may still take, under the limit of its container if it has one."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            # The page cache counts as used, and is given back when asked.
+            fields = (group / "memory.stat").read_text().split()
+            used -= int(dict(zip(fields[::2], fields[1::2], strict=False))["inactive_file"])
+        free = min(free, max(limit - used, 0))
+    return free
+
+
+def weights_hash(folder: Path) -> str:
+    """A hash of a model's weights, the same wherever the folder lies.
+
+    The sha256 of all files up to 1 GB. Of larger models the headers, the sizes
+    and 64 stretches a file are hashed, for a whole reading would take longer
+    than loading; such a hash begins with "s". Kept in the cache by path, size
+    and time.
+    """
+    files = weight_files(folder)
+    stats = [(file, file.stat()) for file in files]
+    key = json.dumps([[str(f.resolve()), s.st_size, s.st_mtime_ns] for f, s in stats])
+    cache = paths().cache / "weights.json"
+    known: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(cache.read_text(encoding="utf-8"))
+        known = found if isinstance(found, dict) else {}
+    if isinstance(known.get(key), str):
+        return known[key]
+    whole = sum(stat.st_size for _, stat in stats) <= _WHOLE_HASH_BYTES
+    digest = hashlib.sha256()
+    for file, stat in stats:
+        digest.update(f"{file.name}\0{stat.st_size}\0".encode())
+        for stretch in _stretches(file, stat.st_size, whole):
+            digest.update(stretch)
+    value = digest.hexdigest() if whole else "s" + digest.hexdigest()
+    with contextlib.suppress(OSError, SettingsError):
+        # Without a cache the hash is made again next time; nothing else is lost.
+        private_dir(cache.parent)
+        partial = cache.with_suffix(".tmp")
+        partial.write_text(json.dumps({**dict(list(known.items())[-99:]), key: value}), "utf-8")
+        partial.replace(cache)
+    return value
+
+
+def _stretches(file: Path, size: int, whole: bool) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        if whole:
+            while stretch := stream.read(_SAMPLE):
+                yield stretch
+            return
+        yield stream.read(_SAMPLE)
+        for number in range(_SAMPLES):
+            stream.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
+            yield stream.read(_SAMPLE)

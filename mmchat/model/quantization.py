@@ -1,0 +1,228 @@
+"""4-bit weights: NF4 with double quantization (QLoRA, arXiv:2305.14314) by bitsandbytes.
+
+Every linear layer inside the text model's blocks is 4-bit; the vision tower,
+the projector and `lm_head` never are. It is asserted after each load.
+"""
+
+import logging
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from mmchat.errors import ModelError
+
+Part = Literal["vision tower", "projector", "text blocks", "lm_head", "other"]
+PARTS: tuple[Part, ...] = ("vision tower", "projector", "text blocks", "lm_head", "other")
+
+
+@dataclass(frozen=True, slots=True)
+class PartReport:
+    """What a part of a loaded model is made of; `bytes` is its memory."""
+
+    part: Part
+    linear_layers: int
+    four_bit: int
+    parameters: int
+    dtype: str
+    bytes: int
+
+
+def import_bitsandbytes() -> ModuleType:
+    """bitsandbytes, kept from fetching code.
+
+    On CPUs with AVX512-BF16 its import asks a package named `kernels` for a
+    faster routine, which that package would download and run. Raises
+    ImportError where bitsandbytes is not installed, OSError or RuntimeError
+    where it cannot work.
+    """
+    if "bitsandbytes" in sys.modules:
+        return sys.modules["bitsandbytes"]
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = logger.level
+    missing = object()
+    before: Any = sys.modules.get("kernels", missing)
+    logger.setLevel(logging.ERROR)
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # Python's own way to refuse an import
+    try:
+        import bitsandbytes
+    finally:
+        logger.setLevel(level)
+        if before is missing:
+            del sys.modules["kernels"]
+        else:
+            sys.modules["kernels"] = before
+    return bitsandbytes  # type: ignore[no-any-return]
+
+
+def works(device: torch.device) -> bool:
+    """Whether bitsandbytes can hold 4-bit weights on `device`: asked by quantizing a block."""
+    try:
+        functional = import_bitsandbytes().functional
+        functional.quantize_4bit(torch.ones(64, 64, device=device), quant_type="nf4")
+    except (ImportError, OSError, RuntimeError, NotImplementedError, AttributeError, ValueError):
+        return False
+    return True
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where `device` is fast at it, else float32.
+
+    An AVX2 CPU takes 10 to 30 times as long in bfloat16, so flags are read, not
+    assumed, and so is what torch makes of them (ATEN_CPU_CAPABILITY can lower it).
+    """
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float32
+    if device.type != "cpu":
+        return torch.bfloat16
+    if platform.machine().lower() in {"x86_64", "amd64"}:
+        wide = "AVX512" in torch.backends.cpu.get_cpu_capability().upper()
+        fast = wide and not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
+    else:
+        fast = "bf16" in cpu_flags()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def cpu_flags() -> frozenset[str]:
+    """The CPU's own list of what it can do; empty where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip().lower() in {"flags", "features"}:
+            return frozenset(value.split())
+    return frozenset()
+
+
+def text_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """(name, the list of blocks) of the text model inside `model`.
+
+    Raises ModelError where none is found.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    names = {id(module): name for name, module in model.named_modules()}
+    for child in ("layers", "h", "blocks"):
+        blocks = getattr(decoder, child, None)
+        if isinstance(blocks, nn.ModuleList) and id(blocks) in names:
+            return names[id(blocks)], blocks
+    raise ModelError(
+        f"{type(model).__name__} keeps its text blocks in a way that mmchat does not know: "
+        "choose another model."
+    )
+
+
+def skipped_modules(model: nn.Module) -> list[str]:
+    """The names for `llm_int8_skip_modules`: the largest modules that hold no text block.
+
+    Given whole, for bitsandbytes' integration matches prefixes and suffixes of
+    names, and an explicit list replaces the default that spares `lm_head`.
+    """
+    blocks, _ = text_blocks(model)
+    names: list[str] = []
+
+    def walk(name: str, module: nn.Module) -> None:
+        if name == blocks:
+            return
+        inside = not name or blocks.startswith(name + ".")
+        if not inside:
+            if any(isinstance(part, nn.Linear) for part in module.modules()):
+                names.append(name)
+            return
+        for child, part in module.named_children():
+            walk(f"{name}.{child}" if name else child, part)
+
+    walk("", model)
+    return names
+
+
+def bitsandbytes_config(model: nn.Module, dtype: torch.dtype) -> Any:
+    """The `BitsAndBytesConfig` for `model`, which may lie on the meta device."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skipped_modules(model),
+    )
+
+
+def part_of(name: str, blocks: str) -> Part:
+    """Which part of a model the module or parameter `name` belongs to."""
+    if name.startswith(blocks + "."):
+        return "text blocks"
+    words = name.split(".")
+    if any(
+        w in {"multi_modal_projector", "connector", "merger", "deepstack_merger_list"}
+        for w in words
+    ):
+        return "projector"
+    if any("vision" in word or word == "visual" for word in words):
+        return "vision tower"
+    return "lm_head" if "lm_head" in words else "other"
+
+
+def report(model: nn.Module) -> list[PartReport]:
+    """What each part of `model` is made of; a tied `lm_head` counts where the embedding is."""
+    blocks, _ = text_blocks(model)
+    linear = dict.fromkeys(PARTS, 0)
+    four_bit = dict.fromkeys(PARTS, 0)
+    parameters = dict.fromkeys(PARTS, 0)
+    size = dict.fromkeys(PARTS, 0)
+    dtypes: dict[Part, set[str]] = {part: set() for part in PARTS}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            part = part_of(name, blocks)
+            linear[part] += 1
+            four_bit[part] += is_four_bit(module)
+    for name, parameter in model.named_parameters():
+        part = part_of(name, blocks)
+        packed = type(parameter).__name__ == "Params4bit"
+        # A byte holds two weights; the scale of each block of 64 lies beside them.
+        parameters[part] += parameter.numel() * (2 if packed else 1)
+        size[part] += parameter.numel() * parameter.element_size()
+        state = getattr(parameter, "quant_state", None)
+        if packed and state is not None:
+            size[part] += state.absmax.numel() * state.absmax.element_size()
+        dtypes[part].add("nf4" if packed else str(parameter.dtype).removeprefix("torch."))
+    return [
+        PartReport(
+            part,
+            linear[part],
+            four_bit[part],
+            parameters[part],
+            "+".join(sorted(dtypes[part])) or "tied to the embedding",
+            size[part],
+        )
+        for part in PARTS
+        if parameters[part] or linear[part]
+    ]
+
+
+def is_four_bit(module: nn.Module) -> bool:
+    """Whether a linear layer's weights are 4-bit."""
+    return type(getattr(module, "weight", None)).__name__ == "Params4bit"
+
+
+def assert_four_bit(model: nn.Module, name: str) -> None:
+    """Raises ModelError unless exactly the linear layers of the text model's blocks are 4-bit."""
+    blocks, _ = text_blocks(model)
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        wanted = path.startswith(blocks + ".")
+        if wanted != is_four_bit(module):
+            raise ModelError(
+                f"{name} did not load as mmchat promises ({path} is "
+                f"{'not 4-bit' if wanted else '4-bit'}): load it with --quantization bf16, "
+                "and report the model."
+            )
