@@ -1,0 +1,348 @@
+"""`mmchat ask`: one question and its answer, streamed and kept in the history."""
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import click
+
+from mmchat.cli.output import Progress, note, say, say_json
+from mmchat.client import (
+    Delta,
+    Done,
+    EngineClient,
+    Event,
+    Loading,
+    Options,
+    Started,
+    Turn,
+    Waiting,
+)
+from mmchat.errors import EngineError, HistoryError
+from mmchat.history import Answer, Conversation, History, Message, Origin, StoredImage
+from mmchat.images import MAX_BYTES, Picture, parse_picture, read_picture
+from mmchat.settings import GenerationSettings, Settings, load_settings
+from mmchat.tui.turns import turns
+
+_MAX_TEXT = 10_000_000  # bytes from stdin
+
+
+@click.command()
+@click.argument("text", required=False)
+@click.option(
+    "-a",
+    "--attach",
+    "attachments",
+    multiple=True,
+    metavar="PICTURE",
+    help="A picture's file, or - for stdin; [1] in the text marks the place of the first.",
+)
+@click.option("--continue", "go_on", is_flag=True, help="Go on with the last conversation.")
+@click.option("--conversation", type=int, metavar="ID", help="Go on with this conversation.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@click.option("--model", metavar="M", help="The model that answers.")
+@click.option("--adapter", metavar="NAME", help="The adapter it answers with.")
+@click.option("--system", metavar="TEXT", help="What the model is told first.")
+@click.option(
+    "--temperature", type=click.FloatRange(0, 100), metavar="T", help="0 is always the likeliest."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(1, 1_000_000), metavar="N", help="The longest answer."
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="The same seed, the same answer."
+)
+@click.option("--no-save", is_flag=True, help="Leave no trace in the history.")
+def ask(
+    text: str | None,
+    attachments: tuple[str, ...],
+    go_on: bool,
+    conversation: int | None,
+    as_json: bool,
+    no_save: bool,
+    system: str | None,
+    **chosen: Any,
+) -> None:
+    """Ask one question, about pictures or not.
+
+    The text comes from stdin where none is given. The answer is written as it comes,
+    and kept in the history.
+
+    \b
+    Examples:
+      mmchat ask "what is this?" -a barn.jpg
+      mmchat ask "is [1] older than [2]?" -a left.png -a right.png
+      mmchat ask --continue "and what colour is it?"
+      cat letter.txt | mmchat ask --json
+      curl -s $URL | mmchat ask "what is this?" -a -
+    """
+    if go_on and conversation is not None:
+        raise click.UsageError("Give --continue or --conversation, not both.")
+    question = _question(text, attachments)
+    settings = load_settings(_overrides(**chosen))
+    pictures = [_picture(name) for name in attachments]
+    with contextlib.ExitStack() as stack:
+        history: History | None = None
+        found: Conversation | None = None
+        if not no_save or go_on or conversation is not None:
+            history = stack.enter_context(History.open())
+            found = _conversation(history, go_on, conversation)
+        if system is None:
+            system = found.system if found else settings.generation.system
+        asking = _Asking(settings, question, pictures, system)
+        asked = asking.turns(history, found)
+        if history is None or no_save:
+            done, written = asking.run(asked, None, as_json)
+            conversation_id = message_id = None
+        else:
+            answer = asking.keep(history, found)
+            message_id = answer.id
+            conversation_id = history.message(message_id).conversation_id
+            try:
+                done, written = asking.run(asked, answer, as_json)
+            except (KeyboardInterrupt, BrokenPipeError):
+                note(
+                    f"Stopped; the part that was written is kept in conversation {conversation_id}."
+                )
+                raise
+    if as_json:
+        say_json(
+            {
+                "text": written,
+                "finish_reason": done.finish_reason,
+                "conversation_id": conversation_id,
+                "message_id": message_id,
+                "model": done.model,
+                "adapter": done.adapter,
+                "usage": _part(
+                    done, "prompt_tokens", "image_tokens", "completion_tokens", "cached_tokens"
+                ),
+                "timings": _part(done, "image_ms", "prefill_ms", "decode_ms", "tokens_per_second"),
+            }
+        )
+    if done.finish_reason == "length":
+        note(
+            f"The answer was cut after {done.completion_tokens} tokens: "
+            "a higher --max-tokens lets it go on."
+        )
+    elif done.finish_reason == "cancelled":
+        raise EngineError("The engine was stopped in mid-answer; what is written was all.")
+
+
+def _part(done: Done, *names: str) -> dict[str, Any]:
+    return {name: getattr(done, name) for name in names}
+
+
+def _question(text: str | None, attachments: Sequence[str]) -> str:
+    """The text of the argument, else of stdin; exact, but valid Unicode."""
+    from_stdin = list(attachments).count("-")
+    if from_stdin > 1:
+        raise click.UsageError("Only one picture can come from stdin.")
+    if text is None:
+        if from_stdin:
+            raise click.UsageError(
+                "Where a picture comes from stdin, give the text as an argument."
+            )
+        if sys.stdin.isatty():
+            raise click.UsageError("Give the text of the question, or pipe it in.")
+        data = sys.stdin.buffer.read(_MAX_TEXT + 1)
+        if len(data) > _MAX_TEXT:
+            raise click.UsageError(f"The text on stdin is over {_MAX_TEXT // 1_000_000} MB.")
+    else:
+        data = text.encode(errors="surrogateescape")
+    text = data.decode(errors="replace").strip()
+    if not text:
+        raise click.UsageError("The text of the question is empty.")
+    return text
+
+
+def _picture(name: str) -> Picture:
+    if name != "-":
+        return read_picture(name)
+    return parse_picture(sys.stdin.buffer.read(MAX_BYTES + 1), "the picture on stdin")
+
+
+def _overrides(
+    model: str | None,
+    adapter: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    seed: int | None,
+) -> dict[str, str]:
+    """The flags under the names of the settings."""
+    if model is not None and adapter is None and model != load_settings().model.name:
+        adapter = ""  # the settings' adapter belongs to the settings' model
+    flags = {
+        "model.name": model,
+        "model.adapter": adapter,
+        "generation.temperature": temperature,
+        "generation.max_tokens": max_tokens,
+        "generation.seed": seed,
+    }
+    return {name: str(value) for name, value in flags.items() if value is not None}
+
+
+def _conversation(history: History, go_on: bool, wanted: int | None) -> Conversation | None:
+    if wanted is not None:
+        return history.conversation(wanted)
+    if not go_on:
+        return None
+    latest = history.latest()
+    if latest is None:
+        raise HistoryError("There is no conversation to go on with yet: leave --continue out.")
+    return latest
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """One question with all that belongs to it."""
+
+    settings: Settings
+    question: str
+    pictures: Sequence[Picture]
+    system: str
+
+    def turns(self, history: History | None, conversation: Conversation | None) -> list[Turn]:
+        """What the engine is asked with: the conversation so far, then the question."""
+        branch = history.branch(conversation.id) if history and conversation else []
+        images = tuple(
+            StoredImage(one.sha256, one.mime, one.width, one.height, len(one.data), one.name)
+            for one in self.pictures
+        )
+        new = Message(
+            id=0,
+            conversation_id=0,
+            parent_id=None,
+            role="user",
+            text=self.question,
+            images=images,
+            created=time.time(),
+            state="complete",
+            error="",
+            origin=None,
+            sibling=1,
+            siblings=1,
+        )
+        data = {one.sha256: one.data for one in self.pictures}
+
+        def image_data(sha256: str) -> bytes:
+            if sha256 not in data and history is not None:
+                data[sha256] = history.image_data(sha256)
+            return data[sha256]
+
+        return turns([*branch, new], self.system, image_data)
+
+    def keep(self, history: History, conversation: Conversation | None) -> Answer:
+        """Writes the question down before it is asked, and begins its answer."""
+        if conversation is None:
+            conversation = history.new_conversation(system=self.system)
+        elif conversation.system != self.system:
+            history.set_system(conversation.id, self.system)
+        kept = [
+            history.add_image(
+                one.data, mime=one.mime, width=one.width, height=one.height, name=one.name
+            ).sha256
+            for one in self.pictures
+        ]
+        message = history.add_message(conversation.id, "user", self.question, images=kept)
+        return history.begin_answer(
+            conversation.id, parent_id=message.id, origin=self._origin(Done("stop"))
+        )
+
+    def _origin(self, done: Done) -> Origin:
+        generation, model = self.settings.generation, self.settings.model
+        parameters = {name: getattr(generation, name) for name in _drawing()}
+        if done.dropped_turns:
+            parameters["dropped_turns"] = done.dropped_turns
+        if done.context_length:
+            parameters["context_length"] = done.context_length
+        if not done.model:  # not asked yet
+            return Origin(model=model.name, adapter=model.adapter, parameters=parameters)
+        names = {field.name for field in fields(Origin)} & set(Done.__struct_fields__)
+        return Origin(parameters=parameters, **{name: getattr(done, name) for name in names})
+
+    def run(self, asked: Sequence[Turn], answer: Answer | None, quiet: bool) -> tuple[Done, str]:
+        """Streams the answer to stdout (not where `quiet`) and into the history.
+
+        Whatever ends it early, the history keeps what was written until then.
+        """
+        view = _View(quiet, answer.append if answer else None)
+        with answer or contextlib.nullcontext():
+            try:
+                done = asyncio.run(_stream(self.settings, asked, view))
+            except BrokenPipeError:
+                if answer:
+                    answer.finish("stopped")
+                raise
+            finally:
+                view.end()
+            if answer:
+                answer.finish(_STATES[done.finish_reason], self._origin(done))
+        return done, view.text
+
+
+_STATES: dict[str, Literal["complete", "stopped", "length"]] = {
+    "stop": "complete",
+    "length": "length",
+    "cancelled": "stopped",
+}
+
+
+def _drawing() -> list[str]:
+    """The settings of [generation] that say how an answer is drawn."""
+    names = GenerationSettings.__struct_fields__
+    return [name for name in names if name in Options.__struct_fields__]
+
+
+class _View:
+    """What the person sees of the events."""
+
+    def __init__(self, quiet: bool, keep: Callable[[str], None] | None) -> None:
+        self.text = ""
+        self._quiet = quiet
+        self._keep = keep
+        self._progress = Progress()
+
+    def take(self, event: Event) -> None:
+        match event:
+            case Waiting(place=place):
+                self._progress.show(f"Waiting in line: place {place}")
+            case Loading(model=model, stage=stage, fraction=fraction):
+                self._progress.show(f"Loading {model}: {stage}", fraction)
+            case Started(dropped_turns=dropped, context_length=length):
+                self._progress.clear()
+                if dropped:
+                    note(
+                        f"The oldest messages ({dropped}) were left out: "
+                        f"the conversation is longer than the model's {length} tokens."
+                    )
+            case Delta(text=text):
+                if self._keep:
+                    self._keep(text)
+                self.text += text
+                if not self._quiet:
+                    say(text, end="")
+
+    def end(self) -> None:
+        self._progress.clear()
+        if self.text and not self._quiet and not self.text.endswith("\n"):
+            with contextlib.suppress(BrokenPipeError):
+                say()
+
+
+async def _stream(settings: Settings, asked: Sequence[Turn], view: _View) -> Done:
+    options = Options(**{name: getattr(settings.generation, name) for name in _drawing()})
+    client = EngineClient(settings)
+    try:
+        async with contextlib.aclosing(client.chat(asked, options)) as events:
+            async for event in events:
+                if isinstance(event, Done):
+                    return event
+                view.take(event)
+    finally:
+        await client.aclose()
+    raise EngineError("The engine closed the answer unfinished: ask again.")

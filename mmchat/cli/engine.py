@@ -1,0 +1,161 @@
+"""`mmchat engine`: the process that holds the model."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+import click
+
+from mmchat.cli.output import Progress, say, say_json, say_table, size
+from mmchat.client import EngineClient, EngineStatus
+from mmchat.errors import EngineError
+from mmchat.settings import Settings, load_settings
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group()
+def engine() -> None:
+    """The process that holds the model.
+
+    The app and `ask` start it when they need it, and it ends by itself after an idle time.
+
+    \b
+    Example:
+      mmchat engine status
+    """
+
+
+@engine.command()
+@_json
+def start(as_json: bool) -> None:
+    """Start the engine, if none runs, and load the model of the settings.
+
+    \b
+    Example:
+      mmchat engine start
+    """
+    _show(asyncio.run(_started(load_settings())), as_json)
+
+
+async def _started(settings: Settings) -> EngineStatus | None:
+    client = EngineClient(settings)
+    progress = Progress()
+    try:
+        progress.show("Starting the engine")
+        await client.start()
+        async with contextlib.aclosing(client.load()) as steps:
+            async for step in steps:
+                progress.show(f"Loading {step.model}: {step.stage}", step.fraction)
+        return await client.status()
+    finally:
+        progress.clear()
+        await client.aclose()
+
+
+@engine.command()
+def stop() -> None:
+    """End the engine; an answer that is being written keeps its part.
+
+    \b
+    Example:
+      mmchat engine stop
+    """
+
+    async def stopped() -> bool:
+        client = EngineClient(load_settings())
+        try:
+            return await client.stop()
+        finally:
+            await client.aclose()
+
+    say("The engine has ended." if asyncio.run(stopped()) else "No engine runs.")
+
+
+@engine.command()
+@_json
+def status(as_json: bool) -> None:
+    """What the engine holds; nothing is started.
+
+    \b
+    Example:
+      mmchat engine status --json
+    """
+    _show(asyncio.run(current(load_settings())), as_json)
+
+
+async def current(settings: Settings) -> EngineStatus | None:
+    """The status of the engine that runs, if one does."""
+    client = EngineClient(settings)
+    try:
+        return await client.status()
+    finally:
+        await client.aclose()
+
+
+@engine.command()
+def serve() -> None:
+    """Run the engine in this terminal, its log on the screen, until Ctrl-C.
+
+    \b
+    Example:
+      mmchat engine serve
+    """
+    from mmchat.client.local import ALREADY_RUNNING
+    from mmchat.engine.__main__ import main as engine_main
+
+    ended = engine_main(["--foreground"])
+    if ended == ALREADY_RUNNING:
+        raise EngineError("An engine runs already: end it with `mmchat engine stop` first.")
+    click.get_current_context().exit(ended)
+
+
+def _show(found: EngineStatus | None, as_json: bool) -> None:
+    if as_json:
+        say_json(as_object(found))
+    elif found is None:
+        say("No engine runs.")
+    else:
+        say_table(as_rows(found))
+
+
+def as_object(found: EngineStatus | None) -> dict[str, Any]:
+    """The status for `--json`; empty where no engine runs."""
+    names = (
+        "pid",
+        "model",
+        "adapter",
+        "device",
+        "quantization",
+        "memory_bytes",
+        "idle_s",
+        "state",
+        "version",
+    )
+    return {} if found is None else {name: getattr(found, name) for name in names}
+
+
+def as_rows(found: EngineStatus) -> list[tuple[str, str]]:
+    """The status for people."""
+    state = {
+        "empty": "runs, no model loaded",
+        "loading": f"loading: {found.stage} {found.fraction:.0%}",
+        "ready": "ready",
+        "failed": f"failed: {found.error}",
+    }[found.state]
+    rows = [("engine", state)]
+    if found.model:
+        rows += [
+            ("model", found.model),
+            ("adapter", found.adapter or "none"),
+            ("form", f"{found.quantization}, computes in {found.compute_dtype}, {found.device}"),
+            ("context", f"{found.context_length:,} tokens"),
+        ]
+    if found.pid:
+        rows += [
+            ("process", str(found.pid)),
+            ("memory", size(found.memory_bytes)),
+            ("idle", f"{found.idle_s:.0f} s"),
+            ("log", found.log_file),
+        ]
+    return rows

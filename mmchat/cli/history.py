@@ -1,0 +1,178 @@
+"""`mmchat history`: what was said, listed, shown, searched and deleted."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import click
+
+from mmchat.cli.output import say, say_json, say_table, size
+from mmchat.history import History, Message
+from mmchat.tui.formatting import clock, notes, picture_label, title
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_limit = click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, metavar="N"
+)
+
+
+@click.group()
+def history() -> None:
+    """Conversations that were kept.
+
+    \b
+    Example:
+      mmchat history list
+    """
+
+
+@history.command("list")
+@_limit
+@_json
+def list_(limit: int, as_json: bool) -> None:
+    """The newest conversations; as JSON one a line.
+
+    \b
+    Example:
+      mmchat history list --limit 5
+    """
+    with History.open() as opened:
+        found = opened.conversations(limit)
+    if as_json:
+        for one in found:
+            say_json(asdict(one))
+        return
+    if not found:
+        say("There is no conversation yet. Begin one: mmchat")
+        return
+    now = time.time()
+    rows = [(str(one.id), clock(one.updated, now), str(one.messages), title(one)) for one in found]
+    say_table(rows, ("ID", "LAST", "MESSAGES", "TITLE"))
+
+
+@history.command()
+@click.argument("conversation_id", metavar="ID", type=int)
+@_json
+def show(conversation_id: int, as_json: bool) -> None:
+    """One conversation, from its first message to its last.
+
+    \b
+    Example:
+      mmchat history show 12
+    """
+    with History.open() as opened:
+        conversation = opened.conversation(conversation_id)
+        branch = opened.branch(conversation_id)
+    if as_json:
+        whole = asdict(conversation)
+        whole["messages"] = [asdict(message) for message in branch]
+        say_json(whole)
+        return
+    now = time.time()
+    say(f"{title(conversation)} (conversation {conversation.id})")
+    if conversation.system:
+        say(f"\nsystem\n{_indented(conversation.system)}")
+    for message in branch:
+        say(f"\n{_headline(message)} · {clock(message.created, now)}")
+        for image in message.images:
+            say(f"  [{picture_label(image.name, image.width, image.height)}]")
+        if message.text:
+            say(_indented(message.text))
+        for _, sentence in notes(message):
+            say(f"  ({sentence})")
+
+
+def _headline(message: Message) -> str:
+    if message.role == "user":
+        return "you"
+    origin = message.origin
+    parts = (origin.model, origin.adapter) if origin else ()
+    return " · ".join(["mmchat", *(part for part in parts if part)])
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" if line else "" for line in text.strip().split("\n"))
+
+
+@history.command()
+@click.argument("words", nargs=-1, required=True)
+@_limit
+@_json
+def search(words: Sequence[str], limit: int, as_json: bool) -> None:
+    """The messages that have all the words, best first; as JSON one a line.
+
+    \b
+    Example:
+      mmchat history search red kite
+    """
+    with History.open() as opened:
+        hits = opened.search(" ".join(words), limit)
+    if as_json:
+        for hit in hits:
+            say_json(asdict(hit))
+        return
+    if not hits:
+        say("Nothing was found.")
+        return
+    now = time.time()
+    rows = [
+        (
+            str(hit.conversation_id),
+            clock(hit.created, now),
+            "you" if hit.role == "user" else "mmchat",
+            hit.snippet,
+        )
+        for hit in hits
+    ]
+    say_table(rows, ("ID", "WHEN", "WHO", "TEXT"))
+
+
+@history.command()
+@click.argument("conversation_ids", metavar="ID...", type=int, nargs=-1, required=True)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(conversation_ids: Sequence[int], yes: bool) -> None:
+    """Delete conversations with their messages and pictures.
+
+    \b
+    Example:
+      mmchat history delete 12 13
+    """
+    with History.open() as opened:
+        found = [opened.conversation(one) for one in dict.fromkeys(conversation_ids)]
+        if not yes:
+            if not sys.stdin.isatty():
+                raise click.UsageError("Without a terminal to ask on, give --yes.")
+            for one in found:
+                say(f"{one.id}  {title(one)} ({one.messages} messages)")
+            if not click.confirm("Delete for good?", err=True):
+                return
+        for one in found:
+            opened.delete(one.id)
+    say(f"Deleted: {', '.join(str(one.id) for one in found)}")
+
+
+@history.command()
+@_json
+def stats(as_json: bool) -> None:
+    """How much there is, and made by which models.
+
+    \b
+    Example:
+      mmchat history stats
+    """
+    with History.open() as opened:
+        figures = opened.stats()
+    if as_json:
+        say_json(figures)
+        return
+    models = ", ".join(f"{name} ({count})" for name, count in figures["models"].items())
+    say_table(
+        [
+            ("conversations", f"{figures['conversations']:,}"),
+            ("messages", f"{figures['messages']:,}"),
+            ("pictures", f"{figures['images']:,} ({size(figures['image_bytes'])})"),
+            ("answers by", models or "none"),
+            ("file", f"{figures['file']} ({size(figures['file_bytes'])})"),
+        ]
+    )

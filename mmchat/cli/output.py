@@ -1,0 +1,113 @@
+"""What a command says: data on stdout, everything else on stderr.
+
+All foreign text passes through `mmchat.sanitize.clean`. Nothing moves and
+nothing is coloured unless a terminal shows it and NO_COLOR is not set.
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from mmchat.errors import MmchatError
+from mmchat.sanitize import clean
+
+# Characters that JSON allows as they are and a terminal may obey, or that UTF-8 does not have.
+_UNSAFE = re.compile(
+    "[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+class OutputError(MmchatError):
+    """Standard output takes no more."""
+
+
+def say(text: str = "", end: str = "\n") -> None:
+    """Writes cleaned text to stdout at once.
+
+    Raises OutputError where it cannot be written; BrokenPipeError, where the
+    reader has left, ends the command without a word (click sees to it).
+    """
+    try:
+        click.echo(clean(text) + end, nl=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"The output cannot be written ({error.strerror}).") from error
+
+
+def note(text: str) -> None:
+    """A remark on stderr."""
+    click.echo(clean(text), err=True)
+
+
+def complain(sentence: str) -> None:
+    """The sentence of an error, on stderr."""
+    click.echo(f"mmchat: {clean(sentence)}", err=True)
+
+
+def say_json(value: Any) -> None:
+    """One JSON object on one line; exact, but with nothing that a terminal would obey."""
+    text = json.dumps(value, ensure_ascii=False)
+    say(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def say_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
+    """Left-aligned columns; on a terminal the last one is cut at its width."""
+    from rich.cells import cell_len, set_cell_size
+
+    lines = [[clean(cell, keep_newlines=False) for cell in row] for row in (header, *rows) if row]
+    if not lines:
+        return
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)][:-1]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line in lines:
+        cells = [set_cell_size(cell, width) for cell, width in zip(line, widths, strict=False)]
+        left = room - sum(widths) - 2 * len(widths)
+        last = line[-1]
+        if room and left > 8 and cell_len(last) > left:
+            last = set_cell_size(last, left - 1).rstrip() + "…"
+        say("  ".join([*cells, last]).rstrip())
+
+
+def size(count: int) -> str:
+    """`812 kB`, `12 MB`, `3.4 GB`: bytes as people say them."""
+    if count >= 999_500_000:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 999_500 else f"{count / 1e3:.0f} kB"
+
+
+class Progress:
+    """How far something is: one line that is rewritten on a terminal, nothing elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._moves = (
+            self._terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        )
+        self._shown = ""
+
+    def show(self, text: str, fraction: float | None = None) -> None:
+        """Tells that `text` goes on, `fraction` (0 to 1) of it done."""
+        text = clean(text, keep_newlines=False)
+        if not self._moves:
+            if self._terminal and text != self._shown:
+                note(text)
+            self._shown = text
+            return
+        line = text if fraction is None else f"{text} {min(max(fraction, 0.0), 1.0):.0%}"
+        line = line[: shutil.get_terminal_size().columns - 1]
+        if line != self._shown:
+            click.echo(f"\r\x1b[K{line}", err=True, nl=False)
+            self._shown = line
+
+    def clear(self) -> None:
+        """Takes the line away, before anything else is written."""
+        if self._moves and self._shown:
+            click.echo("\r\x1b[K", err=True, nl=False)
+        self._shown = ""
