@@ -108,7 +108,7 @@ def read_header(data: bytes, *, pretends: bool = False) -> Header:
     else:
         for offset, magic, kind in _FOREIGN:
             if data.startswith(magic, offset):
-                raise Refusal(f"is a {kind} file, which is not read: save it as PNG or JPEG")
+                raise Refusal(f"has the format {kind}, which is not read: save it as PNG or JPEG")
         what = "is not a picture, whatever its ending says" if pretends else "is not a picture"
         raise Refusal(f"{what}: {_KINDS}")
     if header.size is not None:
