@@ -1,0 +1,1 @@
+"""Training: a recipe and data in, a model or an adapter out."""

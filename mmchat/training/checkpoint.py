@@ -1,0 +1,103 @@
+"""Checkpoints that a kill cannot spoil.
+
+A checkpoint is a folder: `tensors.safetensors` (weights and optimizer state) and
+`state.json`. It is written under a temporary name, synced and renamed, so a
+folder with a final name is whole. Nothing is pickled.
+"""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmchat.errors import RecipeError
+
+KEPT = 2
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]
+) -> None:
+    """Writes `folder/step-NNNNNNN` and removes all but the newest two.
+
+    Raises RecipeError where the disk is full; the checkpoints before stay.
+    """
+    final = folder / f"step-{step:07d}"
+    temporary = folder / f".{final.name}.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        save_file(
+            {k: v.detach().contiguous().clone() for k, v in tensors.items()},
+            temporary / "tensors.safetensors",
+        )
+        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        for file in temporary.iterdir():
+            _sync(file)
+        _sync(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _sync(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if error.errno == errno.ENOSPC:
+            raise RecipeError(
+                f"The disk is full, so the checkpoint of step {step} was not written to {folder}: "
+                "free some space and go on with --resume; the one before is whole."
+            ) from error
+        raise
+    for old in checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The newest checkpoint's tensors and state, or None where there is none."""
+    found = checkpoints(folder)
+    if not found:
+        return None
+    tensors = load_file(found[-1] / "tensors.safetensors")
+    state: dict[str, Any] = json.loads((found[-1] / "state.json").read_text("utf-8"))
+    return tensors, state
+
+
+def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimizers' state, flat: `optimizer.0.<parameter>.<name>`."""
+    return {
+        f"optimizer.{number}.{index}.{name}": value
+        for number, optimizer in enumerate(optimizers)
+        for index, entries in optimizer.state_dict()["state"].items()
+        for name, value in entries.items()
+    }
+
+
+def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    """The reverse of `optimizer_tensors`."""
+    for number, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, Tensor]] = {}
+        start = f"optimizer.{number}."
+        for key, value in tensors.items():
+            if key.startswith(start):
+                index, name = key.removeprefix(start).split(".", 1)
+                state.setdefault(int(index), {})[name] = value
+        whole = optimizer.state_dict()
+        whole["state"] = state
+        optimizer.load_state_dict(whole)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

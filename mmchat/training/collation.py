@@ -1,0 +1,124 @@
+"""From samples to batches: template, pictures' places, answer-only labels.
+
+Encoding goes through `mmchat.model.prompt`, the same as for answering. A label
+stands one place before the token it asks for, so a branch's first answer token
+is asked of the last token before it.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mmchat.errors import DataError
+from mmchat.model.prompt import encode_chat
+from mmchat.training.dataset import PreparedData, Sample
+from mmchat.training.packing import IGNORED, Batch, Branch, Row, Tree, collate, pack, trim
+
+
+class Collator:
+    """Turns samples into packed rows for one tokenizer and prefix length."""
+
+    def __init__(
+        self, tokenizer: Any, image_token: str, prefix_tokens: int, length_weight: float
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.pad_id: int = tokenizer.pad_token_id
+        self.prefix = [tokenizer.convert_tokens_to_ids(image_token)] * prefix_tokens
+        self.length_weight = length_weight
+
+    def tree(self, sample: Sample, order: np.random.Generator | None = None) -> Tree:
+        """Encodes a sample; with `order` its dialogs are shuffled."""
+        dialogs = list(sample.dialogs)
+        if order is not None:
+            dialogs = [dialogs[i] for i in order.permutation(len(dialogs))]
+        encoded = [
+            encode_chat(
+                self.tokenizer, dialog.turns, image_tokens=[self.prefix] * len(sample.images)
+            )
+            for dialog in dialogs
+        ]
+        trunk = 0
+        if len(encoded) > 1 and sample.images:
+            start, length = encoded[0].images[-1]
+            trunk = start + length
+            if any(e.input_ids[:trunk] != encoded[0].input_ids[:trunk] for e in encoded):
+                raise DataError("The dialogs of a sample do not begin with the same pictures.")
+        branches: list[Branch] = []
+        for dialog, whole in zip(dialogs, encoded, strict=True):
+            tokens, mask = whole.input_ids, whole.answer_mask
+            following = [
+                token if asked else IGNORED
+                for token, asked in zip(tokens[1:], mask[1:], strict=True)
+            ] + [IGNORED]
+            asked = sum(mask[trunk + 1 :])
+            branches.append(
+                Branch(
+                    tokens[trunk:],
+                    following[trunk:],
+                    max(asked, 1) ** -self.length_weight,
+                    dialog.kind,
+                )
+            )
+        return Tree(encoded[0].input_ids[:trunk], sample.images, branches)
+
+    def batch(self, rows: list[Row], capacity: int) -> Batch:
+        """Rows -> a batch of exactly these rows."""
+        return collate(rows, capacity, self.pad_id)
+
+
+class AnswerSteps(Dataset[Batch]):
+    """Step number -> batch. The same seed gives the same batch at each step, so a
+    resumed run sees what an uninterrupted one would have."""
+
+    def __init__(
+        self, data: PreparedData, collator: Collator, *, rows: int, row_tokens: int, seed: int
+    ) -> None:
+        self.data = data
+        self.collator = collator
+        self.rows = rows
+        self.row_tokens = row_tokens
+        self.seed = seed
+
+    def __getitem__(self, step: int) -> Batch:
+        """Samples are drawn without replacement within each pass over the data."""
+        rng = np.random.default_rng((self.seed, step))
+        rows: list[Row] = []
+        at = step * self.rows
+        # Small trees share rows: a few samples more than rows fill them.
+        trees = (self._tree(position, rng) for position in range(at, at + self.rows))
+        for row in pack(trees, self.row_tokens):
+            rows.append(row)
+        return self.collator.batch(rows, self.row_tokens)
+
+    def _tree(self, position: int, rng: np.random.Generator) -> Tree:
+        epoch, index = divmod(position, len(self.data))
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.data))
+        return trim(self.collator.tree(self.data[int(self._order[index])], rng), self.row_tokens)
+
+    def __len__(self) -> int:
+        return 2**31  # endless: the stage's steps bound it
+
+
+class CellSteps(Dataset[tuple[Tensor, Tensor]]):
+    """Step number -> (pictures uint8 (rows, side, side, 3), cells uint8 (rows, grid, grid, channels))."""
+
+    def __init__(self, data: PreparedData, *, rows: int, seed: int) -> None:
+        self.data = data
+        self.rows = rows
+        self.seed = seed
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng((self.seed, step))
+        chosen = np.sort(rng.choice(len(self.data.images), self.rows, replace=False))
+        return (
+            torch.from_numpy(self.data.images[chosen]),
+            torch.from_numpy(self.data.cells[chosen]),
+        )
+
+    def __len__(self) -> int:
+        return 2**31

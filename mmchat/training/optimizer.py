@@ -1,0 +1,103 @@
+"""Muon for matrices, AdamW for everything else."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose step is made orthogonal by a Newton-Schulz iteration.
+
+    Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural
+    networks" (kellerjordan.github.io/posts/muon). The step is scaled by
+    0.2 * sqrt(max(rows, columns)) as in Liu et al. 2025, "Muon is Scalable for
+    LLM Training", so that it shares AdamW's learning rate. The iteration runs
+    in the parameter's own dtype: torch's own Muon always takes bfloat16, which
+    CPUs without its instructions emulate some thirty times slower.
+
+    Only two-dimensional parameters.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                buffer = state["momentum_buffer"]
+                buffer.lerp_(parameter.grad, 1 - group["momentum"])
+                direction = parameter.grad.lerp(buffer, group["momentum"])  # Nesterov
+                update = orthogonalize(direction)
+                scale = 0.2 * max(parameter.shape) ** 0.5
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"] * scale)
+
+
+def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+    """(rows, columns) -> the same shape with singular values near 1 (0.7 to 1.2)."""
+    a, b, c = 3.4445, -4.7750, 2.0315  # Jordan's quintic
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def build_optimizers(
+    modules: Iterable[nn.Module], learning_rate: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """[Muon, AdamW] over the parameters of `modules` that train.
+
+    Matrices of linear layers go to Muon; embeddings, convolutions, norms,
+    biases and positions to AdamW, the vectors among them without weight decay.
+    """
+    matrices: dict[int, Tensor] = {}
+    others: dict[int, Tensor] = {}
+    for module in modules:
+        linear = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            matrix = id(parameter) in linear and "lm_head" not in name
+            (matrices if matrix else others)[id(parameter)] = parameter
+    decayed = [p for p in others.values() if p.ndim > 1]
+    free = [p for p in others.values() if p.ndim <= 1]
+    adamw = torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": weight_decay},
+            {"params": free, "weight_decay": 0.0},
+        ],
+        lr=learning_rate,
+        betas=(0.9, 0.95),
+    )
+    optimizers: list[torch.optim.Optimizer] = [adamw]
+    if matrices:
+        optimizers.insert(0, Muon(matrices.values(), learning_rate, weight_decay=weight_decay))
+    return optimizers
+
+
+def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
+    """The learning rate's factor at `step`: up, level, then straight down to 0.
+
+    Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed
+    Training Durations": a level stretch can be made longer at any time.
+    """
+    rising = max(1, round(steps * warmup))
+    falling = max(1, round(steps * decay))
+    return min(1.0, (step + 1) / rising, (steps - step) / falling)

@@ -1,0 +1,159 @@
+"""Rows of several dialogs, each blind to the others.
+
+The dialogs of a sample share their pictures. Instead of repeating the pictures
+for each dialog, a row holds them once (the trunk) and the dialogs after them
+(the branches): a token sees what stands before it in its own branch and in the
+trunk of its own sample, and positions of every branch go on from the trunk. The
+result equals each dialog alone (a test holds loss and gradients to it); the
+idea is the tree attention mask of Miao et al. 2024, "SpecInfer".
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+IGNORED = -100
+"""The label of a token that is not trained, as torch's cross entropy has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One dialog after the trunk. `labels[i]` is what token i has to be followed by."""
+
+    tokens: Sequence[int]
+    labels: Sequence[int]
+    weight: float
+    """Of each of its trained tokens in the loss."""
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A sample: the tokens of its pictures and what stands before them, then its dialogs."""
+
+    trunk: Sequence[int]
+    images: tuple[int, ...]
+    """Pictures of the trunk and of the branches, in the order of their tokens."""
+    branches: Sequence[Branch]
+
+    def __len__(self) -> int:
+        return len(self.trunk) + sum(len(branch.tokens) for branch in self.branches)
+
+
+@dataclass(slots=True)
+class Row:
+    """Trees packed into one sequence of at most `capacity` tokens."""
+
+    capacity: int
+    trees: list[Tree] = field(default_factory=list)
+    length: int = 0
+
+    def fits(self, tree: Tree) -> bool:
+        return self.length + len(tree) <= self.capacity
+
+    def add(self, tree: Tree) -> None:
+        self.trees.append(tree)
+        self.length += len(tree)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a step takes.
+
+    input_ids, labels: int64 (rows, tokens); position_ids: int64 (rows, tokens);
+    weights: float32 (rows, tokens); attention_mask: bool (rows, 1, tokens, tokens),
+    True where a query (third) may see a key (fourth); branch: int32 (rows, tokens),
+    the number of the dialog in the batch, -1 in trunks and padding; kinds: the
+    type of each dialog; images: the pictures in the order of their tokens.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    weights: Tensor
+    attention_mask: Tensor
+    branch: Tensor
+    kinds: list[str]
+    images: list[int]
+
+
+def pack(trees: Iterable[Tree], capacity: int) -> list[Row]:
+    """First fit: each tree into the first row that has room, in the order given."""
+    rows: list[Row] = []
+    for tree in trees:
+        row = next((row for row in rows if row.fits(tree)), None)
+        if row is None:
+            row = Row(capacity)
+            rows.append(row)
+        row.add(tree)
+    return rows
+
+
+def trim(tree: Tree, capacity: int) -> Tree:
+    """The tree with as many of its first dialogs as fit; never a part of one."""
+    room = capacity - len(tree.trunk)
+    kept: list[Branch] = []
+    for branch in tree.branches:
+        if len(branch.tokens) <= room:
+            kept.append(branch)
+            room -= len(branch.tokens)
+    return Tree(tree.trunk, tree.images, kept)
+
+
+def collate(rows: Sequence[Row], capacity: int, pad_id: int) -> Batch:
+    """Rows -> tensors of shape (rows, capacity)."""
+    shape = (len(rows), capacity)
+    input_ids = np.full(shape, pad_id, np.int64)
+    labels = np.full(shape, IGNORED, np.int64)
+    positions = np.zeros(shape, np.int64)
+    weights = np.zeros(shape, np.float32)
+    tree_of = np.full(shape, -1, np.int32)
+    branch_of = np.full(shape, -1, np.int32)
+    kinds: list[str] = []
+    images: list[int] = []
+    for row_index, row in enumerate(rows):
+        at = 0
+        for tree_index, tree in enumerate(row.trees):
+            trunk = len(tree.trunk)
+            end = at + len(tree)
+            tree_of[row_index, at:end] = tree_index
+            input_ids[row_index, at : at + trunk] = tree.trunk
+            positions[row_index, at : at + trunk] = np.arange(trunk)
+            images += tree.images
+            at += trunk
+            for branch in tree.branches:
+                span = slice(at, at + len(branch.tokens))
+                input_ids[row_index, span] = branch.tokens
+                labels[row_index, span] = branch.labels
+                positions[row_index, span] = np.arange(trunk, trunk + len(branch.tokens))
+                weights[row_index, span] = branch.weight
+                branch_of[row_index, span] = len(kinds)
+                kinds.append(branch.kind)
+                at = span.stop
+    weights[labels == IGNORED] = 0
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        labels=torch.from_numpy(labels),
+        position_ids=torch.from_numpy(positions),
+        weights=torch.from_numpy(weights),
+        attention_mask=torch.from_numpy(tree_mask(tree_of, branch_of))[:, None],
+        branch=torch.from_numpy(branch_of),
+        kinds=kinds,
+        images=images,
+    )
+
+
+def tree_mask(tree_of: NDArray[np.int32], branch_of: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """(rows, tokens) twice -> bool (rows, tokens, tokens): causal, own tree, own branch or trunk.
+
+    Padding (tree -1) sees other padding before it, so that no softmax is empty.
+    """
+    causal = np.tri(tree_of.shape[1], dtype=bool)
+    same_tree = tree_of[:, :, None] == tree_of[:, None, :]
+    key = branch_of[:, None, :]
+    visible: NDArray[np.bool_] = causal & same_tree & ((key == -1) | (key == branch_of[:, :, None]))
+    return visible

@@ -1,0 +1,147 @@
+"""A recipe: everything that a training run depends on, in one TOML file.
+
+It is read and checked before torch is imported, and saved beside what it made.
+"""
+
+import difflib
+import hashlib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from mmchat.errors import RecipeError
+
+Part = Literal["vision_tower", "projector", "language_model"]
+Objective = Literal["cells", "answers"]
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Base(_Table, frozen=True):
+    """A base built from random weights.
+
+    The tables hold the fields of `GridVisionConfig`, of the text model's
+    configuration (with `model_type`) and the `projector_*` fields of
+    `VisualPrefixConfig`.
+    """
+
+    vocabulary_size: int
+    """Size of the byte-level BPE that is trained on the data's text."""
+    vision: dict[str, Any]
+    text: dict[str, Any]
+    projector: dict[str, Any]
+
+
+class Stage(_Table, frozen=True):
+    """One stretch of training with one objective."""
+
+    name: str
+    objective: Objective
+    """`cells`: label every cell of the tower's grid. `answers`: say the assistant's words."""
+    trains: tuple[Part, ...]
+    steps: int
+    rows: int
+    """Pictures (`cells`) or packed rows (`answers`) a step."""
+    learning_rate: float
+    row_tokens: int = 512
+    """Length of a packed row, in tokens."""
+    warmup: float = 0.02
+    """Share of the steps in which the learning rate rises from 0."""
+    decay: float = 0.3
+    """Share of the steps, the last ones, in which it falls to 0."""
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    length_weight: float = 0.75
+    """A dialog's loss is divided by (its answer tokens) ** this: 0 counts every token
+    the same, so that long captions starve the short answers; 1 every dialog."""
+    checkpoint_every: int = 500
+    evaluate_every: int = 500
+
+    def __post_init__(self) -> None:
+        for field, holds in {
+            "steps": self.steps > 0,
+            "rows": self.rows > 0,
+            "row_tokens": self.row_tokens > 0,
+            "learning_rate": self.learning_rate > 0,
+            "warmup": 0 <= self.warmup < 1,
+            "decay": 0 <= self.decay <= 1,
+            "trains": bool(self.trains),
+            "clip": self.clip > 0,
+        }.items():
+            if not holds:
+                raise RecipeError(
+                    f"Stage {self.name}: {field} = {getattr(self, field)!r} cannot be used."
+                )
+
+
+class Recipe(_Table, frozen=True):
+    """What to train, on what, how, in which order."""
+
+    name: str
+    seed: int
+    base: Base
+    stages: tuple[Stage, ...]
+    compile: bool = False
+    """torch.compile the text model: faster where a C++ compiler is at hand."""
+
+
+def read_recipe(file: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads `file`; each of `overrides` is `key=value` (`stages.1.steps=200`).
+
+    Raises RecipeError for what cannot be read, an unknown key (with the nearest
+    known one) or a value that cannot be used.
+    """
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"The recipe {file} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {file} is not valid TOML: {error}.") from error
+    for override in overrides:
+        _override(tables, override)
+    try:
+        return msgspec.convert(tables, Recipe, strict=False)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"The recipe {file} cannot be used: {_nearest(str(error))}.") from error
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """sha256 of the recipe's content, hexadecimal."""
+    return hashlib.sha256(msgspec.json.encode(recipe, order="sorted")).hexdigest()
+
+
+def _override(tables: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {override}: write it as key=value.")
+    at: Any = tables
+    *parents, last = path.strip().split(".")
+    try:
+        for name in parents:
+            at = at[int(name)] if isinstance(at, list) else at.setdefault(name, {})
+        at[int(last) if isinstance(at, list) else last] = _value(value.strip())
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        raise RecipeError(f"--set {override}: the recipe has no such place.") from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _nearest(problem: str) -> str:
+    """Adds the nearest known key to msgspec's message about an unknown one."""
+    known = {f for table in (Recipe, Stage, Base) for f in table.__struct_fields__}
+    if "unknown field" not in problem:
+        return problem
+    name = problem.split("`")[1]
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return problem + (f" (did you mean {near[0]}?)" if near else "")
