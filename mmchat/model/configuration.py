@@ -19,7 +19,9 @@ class GridVisionConfig(PreTrainedConfig):
     """The built-in vision tower: a convolution stem, then a small ViT over its grid.
 
     `stem_channels` names the width after each stride-2 convolution, so the stem
-    reduces a picture's side by `2 ** len(stem_channels)`.
+    reduces a picture's side by `2 ** len(stem_channels)`. `num_conv_layers` residual
+    convolution blocks of width `conv_channels` inside look at each cell's
+    neighbours, `num_hidden_layers` transformer blocks at the whole picture.
     """
 
     model_type = "grid_vision"
@@ -29,9 +31,11 @@ class GridVisionConfig(PreTrainedConfig):
     num_channels: int = 3
     stem_channels: list[int] | tuple[int, ...] = (32, 64, 128)
     hidden_size: int = 192
+    num_conv_layers: int = 4
+    conv_channels: int = 96
     intermediate_size: int = 576
-    num_hidden_layers: int = 3
-    num_attention_heads: int = 6
+    num_hidden_layers: int = 1
+    num_attention_heads: int = 3
     layer_norm_eps: float = 1e-6
     initializer_range: float = 0.02
 

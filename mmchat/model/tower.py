@@ -2,7 +2,9 @@
 
 Convolutions first, then attention: Xiao et al. 2021, "Early Convolutions Help
 Transformers See Better". A few thousand drawn scenes are enough for it, where a
-patch embedding would want millions.
+patch embedding would want millions. What an object is shows within a few cells,
+so most of the depth is convolution, which on a CPU costs a seventh of attention
+over the same 256 cells.
 """
 
 from typing import Any
@@ -34,9 +36,25 @@ class Stem(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(images, channels, side, side) -> (images, cells, hidden), row by row."""
+        """(images, channels, side, side) -> a feature map (images, hidden, grid, grid)."""
         grid: Tensor = self.layers(pixel_values)
-        return grid.flatten(2).transpose(1, 2)
+        return grid
+
+
+class ConvBlock(nn.Module):
+    """A residual pair of 3 x 3 convolutions (He et al. 2016, "Identity Mappings in Deep Residual Networks")."""
+
+    def __init__(self, config: GridVisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, config.hidden_size)
+        self.conv1 = nn.Conv2d(config.hidden_size, config.conv_channels, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(8, config.conv_channels)
+        self.conv2 = nn.Conv2d(config.conv_channels, config.hidden_size, 3, padding=1)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """(images, hidden, grid, grid) -> the same shape."""
+        inner = self.conv1(F.gelu(self.norm1(grid)))
+        return grid + self.conv2(F.gelu(self.norm2(inner)))
 
 
 class Attention(nn.Module):
@@ -96,6 +114,7 @@ class GridVisionModel(PreTrainedModel):
         self.stem = Stem(config)
         self.row_embedding = nn.Parameter(torch.zeros(config.grid_size, config.hidden_size))
         self.column_embedding = nn.Parameter(torch.zeros(config.grid_size, config.hidden_size))
+        self.conv_blocks = nn.ModuleList(ConvBlock(config) for _ in range(config.num_conv_layers))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
@@ -108,8 +127,11 @@ class GridVisionModel(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
         """(images, channels, side, side), normalised -> last_hidden_state (images, cells, hidden)."""
+        grid = self.stem(pixel_values.to(self.dtype))
+        for conv_block in self.conv_blocks:
+            grid = conv_block(grid)
         positions = self.row_embedding[:, None] + self.column_embedding[None]
-        hidden = self.stem(pixel_values.to(self.dtype)) + positions.flatten(0, 1)
+        hidden = grid.flatten(2).transpose(1, 2) + positions.flatten(0, 1)
         for block in self.blocks:
             hidden = block(hidden)
         return BaseModelOutput(last_hidden_state=self.norm(hidden))
