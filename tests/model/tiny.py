@@ -6,8 +6,11 @@ Weights are drawn with a wide spread: with the usual 0.02 every token comes out
 the same and a test of decoding would test nothing.
 """
 
+import hashlib
+import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +112,29 @@ def picture(seed: int = 0, size: tuple[int, int] = (48, 40)) -> Image.Image:
     return Image.fromarray(pixels.numpy(), "RGB")
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A picture in a turn."""
+
+    sha256: str
+    data: bytes | None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn, as `encode_chat` takes it."""
+
+    role: str
+    parts: tuple[str | Shown, ...]
+
+
+def shown(seed: int = 0, size: tuple[int, int] = (48, 40)) -> Shown:
+    """`picture` as PNG bytes in a turn."""
+    buffer = io.BytesIO()
+    picture(seed, size).save(buffer, "PNG")
+    return Shown(hashlib.sha256(buffer.getvalue()).hexdigest(), buffer.getvalue())
+
+
 def _text(tok: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(tok),
@@ -173,8 +199,13 @@ def llama(folder: Path, *, template: str | None = LLAMA3, tied: bool = False) ->
 
     tok = tokenizer(
         template,
-        ["<|end_of_text|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"]
-        + ["<|eot_id|>"],
+        [
+            "<|end_of_text|>",
+            "<|begin_of_text|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eot_id|>",
+        ],
         eos="<|eot_id|>",
         bos="<|begin_of_text|>",
     )
@@ -248,10 +279,10 @@ def idefics3(folder: Path, *, template: str | None = SMOLVLM) -> Path:
 
 def _idefics_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+    around = ["<fake_token_around_image>", "<image>", "<global-img>"]
     return tokenizer(
         template,
-        ["<pad>", "<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>"]
-        + ["<global-img>", *tiles],
+        ["<pad>", "<|im_start|>", "<end_of_utterance>", *around, *tiles],
         eos="<end_of_utterance>",
         bos="<|im_start|>",
     )
@@ -305,10 +336,10 @@ def gemma3(folder: Path, *, template: str | None = GEMMA) -> Path:
     from transformers import Gemma3ForConditionalGeneration as Model
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
+    around = ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]
     tok = tokenizer(
         template,
-        ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
-        + ["<start_of_image>", "<end_of_image>", "<image_soft_token>"],
+        ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>", *around],
         eos="<end_of_turn>",
         bos="<bos>",
         boi_token="<start_of_image>",
@@ -330,7 +361,43 @@ def gemma3(folder: Path, *, template: str | None = GEMMA) -> Path:
     return _save(folder, Model(config), tok, pictures, processor)
 
 
+def visual_prefix(folder: Path, *, template: str | None = CHATML) -> Path:
+    """mmchat's own kind: grid tower, shuffling projector, Llama; 4 tokens a picture."""
+    from transformers import LlamaConfig
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    from mmchat.model.configuration import GridVisionConfig, VisualPrefixConfig
+    from mmchat.model.processor import VisualPrefixProcessor
+    from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration as Model
+
+    tok = tokenizer(template, ["<pad>", "<|im_start|>", "<|im_end|>", "<image>"], eos="<|im_end|>")
+    config = VisualPrefixConfig(
+        vision_config=GridVisionConfig(
+            image_size=32,
+            stem_channels=[16, 32, 64],
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+        ),
+        text_config=LlamaConfig(**_text(tok)),
+        image_token_id=tok.convert_tokens_to_ids("<image>"),
+        projector_type="shuffle_mlp",
+        projector_positions=True,
+    )
+    processor = VisualPrefixProcessor(
+        image_processor=SiglipImageProcessorPil(size={"height": 32, "width": 32}),
+        tokenizer=tok,
+        chat_template=template,
+        prefix_tokens=config.image_seq_length,
+    )
+    _save(folder, Model(config), tok)
+    processor.save_pretrained(folder)
+    return folder
+
+
 SEEING: dict[str, Callable[[Path], Path]] = {
+    "visual_prefix": visual_prefix,
     "llava": llava,
     "smolvlm": smolvlm,
     "idefics3": idefics3,
