@@ -1,0 +1,82 @@
+"""What a person can do, each with one id.
+
+The palette, the slash commands, the keys and the help screen all read this one
+table: an action that is not here cannot be reached, and one that is here can be
+reached in every way. `ChatApp.perform` and the chat screen carry them out.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Argument = Literal["", "path", "model", "adapter", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing that can be done."""
+
+    id: str
+    """The method `action_<id>` of the chat screen, with - as _, and the slash command."""
+    title: str
+    """A few words, for the palette and the help."""
+    key: str = ""
+    """The keys in Textual's notation, several with commas; empty for none."""
+    argument: Argument = ""
+    """What may follow the slash command."""
+    hint: str = ""
+    """How the argument is written, for the list of commands."""
+
+    @property
+    def method(self) -> str:
+        return self.id.replace("-", "_")
+
+
+ACTIONS: tuple[Action, ...] = (
+    Action("attach", "Attach a picture", "ctrl+o", "path", "PATH"),
+    Action("new", "New conversation", "ctrl+n"),
+    Action("conversations", "Show or hide the conversations", "ctrl+b"),
+    Action("search", "Search all conversations", "ctrl+f", "text", "WORDS"),
+    Action("rename", "Rename this conversation", "f2", "text", "TITLE"),
+    Action("delete", "Delete this conversation", "f8"),
+    Action("stop", "Stop the answer, keep what is there", "escape"),
+    Action("regenerate", "Answer again", "ctrl+r"),
+    Action("previous-answer", "The answer before, of several", "alt+left"),
+    Action("next-answer", "The next answer, of several", "alt+right"),
+    Action("copy", "Copy the last answer", "ctrl+y"),
+    Action("model", "Choose the model", "f3", "model", "NAME"),
+    Action("adapter", "Choose the adapter", "f4", "adapter", "NAME"),
+    Action("system", "Set the system prompt", "f5", "text", "TEXT"),
+    Action("theme", "Dark or light", "ctrl+t"),
+    Action("help", "Keys and commands", "f1"),
+    Action("quit", "Leave", "ctrl+q"),
+)
+BY_ID = {action.id: action for action in ACTIONS}
+
+_NAMES = {
+    "escape": "Esc",
+    "enter": "Enter",
+    "left": "←",
+    "right": "→",
+    "up": "↑",
+    "down": "↓",
+    "pageup": "PgUp",
+    "pagedown": "PgDn",
+    "delete": "Del",
+    "backspace": "Backspace",
+    "tab": "Tab",
+    "space": "Space",
+    "shift": "Shift",
+}
+
+
+def key_label(keys: str) -> str:
+    """Keys as people write them: `"ctrl+o"` is `"ctrl+o"`, `"shift+enter,f1"` is `"Shift+Enter, F1"`."""
+
+    def one(key: str) -> str:
+        parts = key.split("+")
+        return "+".join(
+            part.upper() if part[:1] == "f" and part[1:].isdigit() else _NAMES.get(part, part)
+            for part in parts
+        )
+
+    return ", ".join(one(key) for key in keys.split(",") if key)

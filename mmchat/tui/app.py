@@ -1,0 +1,103 @@
+"""The app: owns the history, the asker and the chat screen, and closes them in order."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, ClassVar
+
+from textual.app import App, SystemCommand
+from textual.message import Message as Post
+from textual.screen import Screen
+
+from mmchat.errors import SettingsError
+from mmchat.history import History
+from mmchat.settings import Settings
+from mmchat.tui.actions import ACTIONS, key_label
+from mmchat.tui.asking import Asker, News
+from mmchat.tui.screens.chat import ChatScreen
+from mmchat.tui.session import Session
+
+
+class Happened(Post):
+    """News of the asker on their way to the screen."""
+
+    def __init__(self, news: News) -> None:
+        super().__init__()
+        self.news = news
+
+
+class ChatApp(App[None]):
+    """mmchat on a terminal."""
+
+    TITLE = "mmchat"
+    CSS_PATH: ClassVar[Any] = ["styles/chat.tcss", "styles/dialogs.tcss"]
+    ENABLE_COMMAND_PALETTE = True
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        conversation: int | None = None,
+        new: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Opens the history. Raises HistoryError and SettingsError."""
+        super().__init__()
+        if settings.app.theme not in self.available_themes:
+            names = ", ".join(sorted(self.available_themes))
+            raise SettingsError(
+                f"There is no theme {settings.app.theme} (app.theme): choose one of {names}."
+            )
+        self.theme = settings.app.theme
+        self.clock = clock
+        self.history = History.open()
+        self.asker = Asker(self.history, settings, lambda news: self.post_message(Happened(news)))
+        self.session = Session(self.history, self.asker)
+        try:
+            self._start = None if new else self._first(conversation)
+        except Exception:
+            self.history.close()
+            raise
+
+    def _first(self, conversation: int | None) -> int | None:
+        if conversation is not None:
+            return self.history.conversation(conversation).id
+        latest = self.history.latest()
+        return latest.id if latest else None
+
+    async def on_mount(self) -> None:
+        # A closed terminal or a friendly kill ends as Quit does: with every answer kept.
+        for name in ("SIGHUP", "SIGTERM"):
+            with contextlib.suppress(AttributeError, NotImplementedError, ValueError, RuntimeError):
+                asyncio.get_running_loop().add_signal_handler(getattr(signal, name), self.exit)
+        await self.push_screen(ChatScreen(self._start))
+        self.run_worker(self.asker.run(), name="asker", group="asker")
+        self.asker.load()
+
+    async def on_unmount(self) -> None:
+        await self.asker.close()
+        self.history.close()
+
+    @property
+    def chat(self) -> ChatScreen:
+        """The chat screen, which is always there under the dialogs."""
+        return next(one for one in self.screen_stack if isinstance(one, ChatScreen))
+
+    def use(self, model: str | None = None, adapter: str | None = None) -> None:
+        """Ask another model, or with another adapter, from now on."""
+        self.asker.use(model, adapter)
+
+    async def on_happened(self, event: Happened) -> None:
+        await self.chat.take_news(event.news)
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """The palette: the actions, and nothing that cannot be reached otherwise."""
+        for action in ACTIONS:
+            how = "  ".join(part for part in (f"/{action.id}", key_label(action.key)) if part)
+            yield SystemCommand(action.title, how, partial(self._perform, action.id), discover=True)
+
+    def _perform(self, action_id: str) -> None:
+        self.run_worker(self.chat.perform(action_id), group="palette")

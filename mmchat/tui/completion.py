@@ -1,0 +1,127 @@
+"""What the input offers while one types: commands, paths, names. No widgets here."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmchat.sanitize import clean
+from mmchat.tui.actions import BY_ID
+from mmchat.tui.commands import matching
+
+SHOWN = 50
+_SCANNED = 5_000
+
+Choices = Callable[[str], Sequence[tuple[str, str]]]
+"""Given "model" or "adapter": names with a few words about each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """One line of the list above the input.
+
+    Taking it replaces text[start:end] by `insert`; `attach` is a picture to
+    attach instead (its text then vanishes), `submit` says that the input is a
+    whole command now and may be sent.
+    """
+
+    label: str
+    detail: str
+    start: int
+    end: int
+    insert: str
+    attach: Path | None = None
+    submit: bool = False
+
+
+def suggest(
+    text: str, cursor: int, *, suffixes: Sequence[str], choices: Choices
+) -> list[Suggestion]:
+    """The suggestions at `cursor` (an offset into `text`); empty for none."""
+    before = text[:cursor]
+    if before.startswith("/") and "\n" not in text:
+        return _for_command(before, len(text), suffixes, choices)
+    at = before.rfind("@")
+    if at >= 0 and (at == 0 or before[at - 1].isspace()):
+        word = before[at + 1 :]
+        # Spaces end an @-path, unless they are escaped: people type "@ 5 pm" too.
+        if " " not in word.replace("\\ ", "") and "\n" not in word:
+            return _paths(word, at, cursor, suffixes)
+    return []
+
+
+def _for_command(
+    before: str, end: int, suffixes: Sequence[str], choices: Choices
+) -> list[Suggestion]:
+    word, space, argument = before[1:].partition(" ")
+    if not space:
+        return [
+            Suggestion(
+                f"/{action.id}" + (f" {action.hint}" if action.hint else ""),
+                action.title,
+                0,
+                end,
+                f"/{action.id} " if action.argument else f"/{action.id}",
+                submit=not action.argument,
+            )
+            for action in matching(word)
+        ]
+    action = BY_ID.get(word.lower())
+    start = len(word) + 2
+    if action is None or not action.argument:
+        return []
+    if action.argument == "path":
+        return _paths(argument, start, end, suffixes, whole=True)
+    if action.argument in ("model", "adapter"):
+        wanted = argument.lower()
+        return [
+            Suggestion(clean(name, False), clean(detail, False), start, end, name, submit=True)
+            for name, detail in choices(action.argument)
+            if wanted in name.lower()
+        ][:SHOWN]
+    return []
+
+
+def _paths(
+    typed: str, start: int, end: int, suffixes: Sequence[str], whole: bool = False
+) -> list[Suggestion]:
+    """Folders and pictures that begin as `typed` does; folders keep the list open."""
+    plain = typed.replace("\\ ", " ").strip("'\"")
+    if plain == "~":
+        plain = "~/"
+    folder_text, slash, name = plain.rpartition("/")
+    folder = Path((folder_text + slash) or ".").expanduser()
+    found: list[Suggestion] = []
+    for entry, is_folder in _entries(folder, suffixes):
+        if not entry.lower().startswith(name.lower()) or (
+            entry.startswith(".") and not name.startswith(".")
+        ):
+            continue
+        written = folder_text + slash + entry
+        if not whole:
+            written = written.replace(" ", "\\ ")
+        if is_folder:
+            insert = ("" if whole else "@") + written + "/"
+            found.append(Suggestion(clean(entry, False) + "/", "", start, end, insert))
+        else:
+            found.append(Suggestion(clean(entry, False), "", start, end, "", attach=folder / entry))
+        if len(found) == SHOWN:
+            break
+    return found
+
+
+def _entries(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, bool]]:
+    """(name, is a folder) of what can be chosen in `folder`, pictures first."""
+    endings = tuple(suffixes)
+    entries: list[tuple[str, bool]] = []
+    try:
+        with os.scandir(folder) as scan:
+            for seen, entry in enumerate(scan):
+                if seen == _SCANNED:
+                    break
+                is_folder = entry.is_dir()
+                if is_folder or entry.name.lower().endswith(endings):
+                    entries.append((entry.name, is_folder))
+    except OSError:  # no such folder, or a locked one: nothing to offer
+        return []
+    return sorted(entries, key=lambda entry: (entry[1], entry[0].lower()))

@@ -1,0 +1,92 @@
+"""Paths out of what is pasted or dropped on a terminal. No widgets here.
+
+A dropped file arrives as pasted text, in the manner of the terminal: bare,
+quoted, with escaped spaces, as a file:// URL, several of them side by side or
+one a line.
+"""
+
+import contextlib
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+_LONGEST = 16_384
+_WINDOWS = re.compile(r"[A-Za-z]:\\")
+
+
+def as_path(word: str) -> Path:
+    """One typed or dropped word as a path: file:// URLs, quotes, escapes and ~ undone."""
+    word = word.strip()
+    if word[:7].lower() == "file://":
+        return Path(unquote(urlsplit(word).path))
+    if Path(word).expanduser().exists():  # a name that really holds quotes or backslashes
+        return Path(word).expanduser()
+    if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
+        word = word[1:-1]
+    elif "\\" in word and not _WINDOWS.match(word):
+        word = re.sub(r"\\(.)", r"\1", word)
+    return Path(word).expanduser()
+
+
+def paths(text: str, suffixes: Iterable[str]) -> list[Path]:
+    """The pictures that `text` names, all of it; empty where it is anything else.
+
+    Each word has to be an absolute path (or begin with ~ or file://) that ends
+    like a picture: an ordinary sentence, code, or a path of another file stays
+    text. Whether the files exist and can be read is for the reader to say.
+    """
+    text = text.strip()
+    if not text or len(text) > _LONGEST or "\0" in text:
+        return []
+    endings = tuple(suffix.lower() for suffix in suffixes)
+    for words in _splits(text):
+        found = [as_path(word) for word in words]
+        if found and all(
+            _rooted(word) and path.name.lower().endswith(endings)
+            for word, path in zip(words, found, strict=True)
+        ):
+            return found
+    return []
+
+
+def _splits(text: str) -> Iterable[list[str]]:
+    """Ways to take the text for words, the plainest first."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if all(_one_path(line) for line in lines):
+        yield lines
+    with contextlib.suppress(ValueError):  # an apostrophe in a bare name: "it's.png"
+        yield [word for line in lines for word in shlex.split(line, posix=True)]
+    yield lines
+
+
+def _one_path(line: str) -> bool:
+    """A line that exists as it stands: a bare path with spaces in it."""
+    try:
+        return as_path(line).is_file()
+    except OSError:
+        return False
+
+
+def _rooted(word: str) -> bool:
+    word = word.strip().strip("'\"")
+    return (
+        word.startswith(("/", "~/")) or word[:7].lower() == "file://" or bool(_WINDOWS.match(word))
+    )
+
+
+def leading(text: str, suffixes: Iterable[str]) -> tuple[Path | None, str]:
+    """A picture's path that `text` begins with, and the rest: `/tmp/a.png what is it?`.
+
+    For terminals that type a dropped file instead of pasting it. Only a file
+    that exists counts; otherwise (None, text).
+    """
+    match = re.match(r"""\s*('[^']*'|"[^"]*"|(?:\\.|\S)+)\s*(.*)\Z""", text, re.DOTALL)
+    if match is None or not paths(match[1], suffixes):
+        return None, text
+    path = as_path(match[1])
+    try:
+        return (path, match[2]) if path.is_file() else (None, text)
+    except OSError:
+        return None, text

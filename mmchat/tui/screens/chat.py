@@ -1,0 +1,272 @@
+"""The chat screen: lays out the parts, routes keys, commands and the asker's news."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.widgets import Input, Markdown, Rule, TextArea
+
+from mmchat.errors import HistoryError
+from mmchat.images import PICTURE_SUFFIXES
+from mmchat.tui.actions import ACTIONS, BY_ID
+from mmchat.tui.asking import Changed, Ended, Grew, LoadEnded, LoadGoes, News
+from mmchat.tui.choices import choices
+from mmchat.tui.commands import UnknownCommandError, parse
+from mmchat.tui.formatting import model_label
+from mmchat.tui.pasted import leading
+from mmchat.tui.screens.deeds import Deeds
+from mmchat.tui.screens.stage import LISTED
+from mmchat.tui.widgets.composer import Composer
+from mmchat.tui.widgets.conversations import ConversationList, SearchLine
+from mmchat.tui.widgets.input import ChatInput
+from mmchat.tui.widgets.message import MessageView
+from mmchat.tui.widgets.status import StatusLine, TitleLine
+from mmchat.tui.widgets.transcript import Earlier, Transcript
+from mmchat.tui.widgets.welcome import Welcome
+
+LOOK_EVERY = 2.0
+"""Seconds between looks at what other windows did."""
+
+
+class ChatScreen(Deeds):
+    """The one screen; what its actions do stands in deeds.py."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        # Priority: the text area would take some of these keys for itself.
+        *(
+            Binding(
+                action.key,
+                f"perform('{action.id}')",
+                action.title,
+                id=action.id,
+                priority=action.id != "stop",
+                show=False,
+            )
+            for action in ACTIONS
+            if action.key and action.id != "quit"
+        ),
+        Binding("ctrl+up", "step(-1)", "Message before", id="screen.previous", show=False),
+        Binding("ctrl+down", "step(1)", "Next message", id="screen.next", show=False),
+    ]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 (Textual's own)
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (20, "-high")]  # noqa: RUF012
+    AUTO_FOCUS = "#input"
+
+    def __init__(self, start: int | None) -> None:
+        """`start` is the conversation to open; None for a new one."""
+        super().__init__()
+        self._start = start
+
+    def compose(self) -> ComposeResult:
+        with Horizontal(id="all"):
+            yield ConversationList(id="list")
+            with Vertical(id="main"):
+                yield TitleLine(id="title")
+                with Vertical(id="stage"):
+                    yield Transcript(self.app.session.picture, self.app.clock, id="transcript")
+                yield Rule(id="rule")
+                yield Composer(choices, id="composer")
+                yield StatusLine(id="status")
+
+    async def on_mount(self) -> None:
+        wanted = self.app.asker.settings
+        self._model_label = wanted.engine.url or model_label(
+            wanted.model.name, wanted.model.adapter, "", ""
+        )
+        if self._start is None:
+            await self.show_new()
+        else:
+            await self.open(self._start)
+        self.look_around()
+        self.set_interval(LOOK_EVERY, self.look_around)
+
+    # News of the asker
+
+    async def take_news(self, news: News) -> None:
+        """Called by the app for each thing that happened to an answer or a load."""
+        match news:
+            case Grew(live=live):
+                if (view := self.transcript.view(live.id)) is not None:
+                    await view.grow()
+            case Changed(live=live):
+                if (view := self.transcript.view(live.id)) is not None:
+                    view.show_state()
+            case Ended(live=live, message=message, problem=problem):
+                if (view := self.transcript.view(live.id)) is not None:
+                    await view.finish(message, problem)
+                    if message is not None:
+                        self.transcript.replace(message)
+                    if message is not None and message.origin and message.origin.device:
+                        made = message.origin
+                        self._model_label = model_label(
+                            made.model, made.adapter, made.quantization, made.device
+                        )
+                    self._after(self.show_lines)
+            case LoadGoes(model=model, stage=stage, fraction=fraction):
+                self.status.show_loading(model, stage, fraction)
+            case LoadEnded(status=status, problem=problem):
+                if problem:
+                    self.status.show_problem(problem)
+                    return
+                self.status.show_ready()
+                if status is not None:
+                    self._window = status.context_length
+                    self._model_label = model_label(
+                        status.model, status.adapter, status.quantization, status.device
+                    )
+                self._after(self.show_lines)
+
+    def _after(self, change: Callable[[], None]) -> None:
+        """A change that reads the history; the conversation may be gone meanwhile."""
+        try:
+            change()
+        except HistoryError as error:
+            self.composer.complain(str(error))
+
+    # Sending
+
+    @on(ChatInput.Submitted)
+    async def _submitted(self, event: ChatInput.Submitted) -> None:
+        event.stop()
+        path, text = leading(event.text, PICTURE_SUFFIXES)
+        if path is not None:
+            self.composer.input.take_text(text)
+            await self.attach([path])
+            return
+        if not text.strip():
+            if self.composer.pictures:
+                self.composer.complain("Type a question about the picture, then Enter.")
+            return
+        try:
+            command = parse(text)
+        except UnknownCommandError as error:
+            self.composer.complain(str(error))
+            return
+        if command is not None:
+            self.composer.input.take_text("")
+            await self.perform(command.action.id, command.argument)
+            return
+        await self.send(text.strip())
+
+    async def send(self, text: str) -> None:
+        composer, transcript = self.composer, self.transcript
+        branch = transcript.branch
+        try:
+            said, answer = await self.app.session.send(
+                text, composer.pictures, branch[-1] if branch else None
+            )
+        except HistoryError as error:
+            composer.complain(str(error))  # the text and the pictures stay where they are
+            return
+        composer.input.take_text("")
+        await composer.take()
+        await self._leave_welcome()
+        await transcript.add(said, answer)
+        self.show_lines()
+
+    # Routing
+
+    async def action_perform(self, action_id: str) -> None:
+        await self.perform(action_id)
+
+    async def perform(self, action_id: str, argument: str = "") -> None:
+        """Carry out an action: the one door for keys, commands and the palette."""
+        try:
+            await getattr(self, f"do_{BY_ID[action_id].method}")(argument)
+        except HistoryError as error:
+            self.composer.complain(str(error))
+
+    def on_key(self, event: events.Key) -> None:
+        """Typing goes to the input, wherever the focus is."""
+        if (
+            event.is_printable
+            and event.character
+            and not isinstance(self.focused, (Input, TextArea))
+        ):
+            event.stop()
+            self.composer.input.focus()
+            self.composer.input.insert(event.character)
+
+    def on_paste(self, event: events.Paste) -> None:
+        if not isinstance(self.focused, TextArea):
+            self.composer.input.focus()
+            self.composer.input.post_message(events.Paste(event.text))
+
+    @on(ChatInput.Steered)
+    def _steered(self, event: ChatInput.Steered) -> None:
+        event.stop()
+        welcome = self.query(Welcome)
+        if self.composer.input.suggesting or event.where == "chips" or not welcome:
+            self.composer.steer(event.where)
+        elif self.composer.pictures and event.where == "enter":
+            self.composer.complain("Type a question about the picture, then Enter.")
+        else:
+            welcome.first().steer(event.where)
+
+    @on(ChatInput.Scrolled)
+    def _scrolled(self, event: ChatInput.Scrolled) -> None:
+        event.stop()
+        if abs(event.pages) > 1:
+            end = self.transcript.scroll_end if event.pages > 0 else self.transcript.scroll_home
+            end(animate=False)
+        elif event.pages > 0:
+            self.transcript.scroll_page_down(animate=False)
+        else:
+            self.transcript.scroll_page_up(animate=False)
+
+    @on(ChatInput.PicturesPasted)
+    async def _pasted(self, event: ChatInput.PicturesPasted) -> None:
+        event.stop()
+        await self.attach(event.paths)
+
+    @on(Composer.AttachWanted)
+    async def _attach_wanted(self, event: Composer.AttachWanted) -> None:
+        event.stop()
+        await self.attach([event.path])
+
+    @on(Welcome.Chosen)
+    async def _example(self, event: Welcome.Chosen) -> None:
+        event.stop()
+        await self.attach([Path(event.path)])
+        self.composer.input.take_text(event.question)
+        self.composer.input.focus()
+
+    @on(Earlier.Wanted)
+    async def _earlier(self, event: Earlier.Wanted) -> None:
+        event.stop()
+        await self.transcript.more()
+
+    @on(ConversationList.Opened)
+    async def _opened(self, event: ConversationList.Opened) -> None:
+        event.stop()
+        await self.open(event.conversation_id)
+
+    @on(ConversationList.MoreWanted)
+    def _more_listed(self, event: ConversationList.MoreWanted) -> None:
+        event.stop()
+        self._limit += LISTED
+        self.show_list()
+
+    @on(ConversationList.DeleteWanted)
+    def _delete_wanted(self, event: ConversationList.DeleteWanted) -> None:
+        event.stop()
+        self.ask_to_delete(event.conversation_id)
+
+    @on(SearchLine.Wanted)
+    async def _search_wanted(self, event: SearchLine.Wanted) -> None:
+        event.stop()
+        await self.perform("search")
+
+    @on(MessageView.SiblingWanted)
+    async def _sibling_wanted(self, event: MessageView.SiblingWanted) -> None:
+        event.stop()
+        await self.move(event.message, event.step)
+
+    @on(Markdown.LinkClicked)
+    def _link(self, event: Markdown.LinkClicked) -> None:
+        event.stop()
+        self.ask_to_open(event.href)

@@ -1,0 +1,33 @@
+"""A branch of the history as the turns that the engine is asked with. No widgets here."""
+
+from collections.abc import Callable, Sequence
+
+from mmchat.client.protocol import ImagePart, Turn, place_pictures
+from mmchat.history import Message
+
+
+def turns(branch: Sequence[Message], system: str, image_data: Callable[[str], bytes]) -> list[Turn]:
+    """The conversation up to its last user message, pictures at their marks.
+
+    Answers without a word (failed, stopped at once) are left out, and user
+    messages that then follow each other become one turn: chat templates want
+    the roles to take turns.
+    """
+    made: list[Turn] = []
+    if system.strip():
+        made.append(Turn("system", (system,)))
+    for message in branch:
+        if message.role == "assistant":
+            if message.text.strip():
+                made.append(Turn("assistant", (message.text,)))
+            continue
+        images = [
+            ImagePart(sha256=image.sha256, mime=image.mime, data=image_data(image.sha256))
+            for image in message.images
+        ]
+        parts = place_pictures(message.text, images)
+        if made and made[-1].role == "user":
+            made[-1] = Turn("user", (*made[-1].parts, "\n\n", *parts))
+        else:
+            made.append(Turn("user", parts))
+    return made

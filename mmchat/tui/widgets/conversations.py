@@ -1,0 +1,114 @@
+"""The list of conversations, and the search that stands above it."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from mmchat.history import Conversation
+from mmchat.tui.formatting import MUTED, grouped, title
+
+_MORE = "more"
+
+
+class SearchLine(Static):
+    """Looks like an input, opens the search."""
+
+    class Wanted(Message):
+        pass
+
+    def on_click(self, event: events.Click) -> None:
+        event.stop()
+        self.post_message(self.Wanted())
+
+
+class ConversationList(Vertical):
+    """Conversations by day; Enter opens, F2 renames, Del deletes the one under the cursor."""
+
+    class Opened(Message):
+        def __init__(self, conversation_id: int) -> None:
+            super().__init__()
+            self.conversation_id = conversation_id
+
+    class MoreWanted(Message):
+        """The list's end was chosen."""
+
+    class DeleteWanted(Message):
+        def __init__(self, conversation_id: int) -> None:
+            super().__init__()
+            self.conversation_id = conversation_id
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("delete", "delete", "Delete", id="list.delete"),
+    ]
+
+    def __init__(self, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._shown: tuple[object, ...] = ()
+
+    def compose(self) -> ComposeResult:
+        yield SearchLine("⌕ search", markup=False, id="search-line")
+        yield OptionList(id="conversations", compact=True, markup=False)
+
+    def show(
+        self, conversations: Sequence[Conversation], current: int | None, now: float, more: bool
+    ) -> None:
+        """Show the list; what is highlighted stays so, and an unchanged list is not touched."""
+        groups = grouped(conversations, now)
+        shown = tuple((heading, [(c.id, c.title) for c in cs]) for heading, cs in groups), current
+        if shown == self._shown:
+            return
+        self._shown = shown
+        listed = self.query_one(OptionList)
+        at = self._highlighted()
+        options: list[Option] = []
+        for heading, members in groups:
+            if options:
+                options.append(Option("", disabled=True))
+            options.append(Option(Content.styled(heading, MUTED), disabled=True))
+            options += [self._row(one, one.id == current) for one in members]
+        if more:
+            options.append(Option(Content.styled("  … earlier ones", MUTED), id=_MORE))
+        with self.app.batch_update():
+            listed.clear_options()
+            listed.add_options(options)
+            wanted = at if listed.has_focus and at is not None else current
+            for index, option in enumerate(options):
+                if wanted is not None and option.id == str(wanted):
+                    listed.highlighted = index
+
+    def take_focus(self) -> None:
+        self.query_one(OptionList).focus()
+
+    def _row(self, conversation: Conversation, current: bool) -> Option:
+        mark = Content.styled("▌", "$primary") if current else Content(" ")
+        # One line a conversation: the list cuts what is too long.
+        name = Content.styled(title(conversation), "bold" if current else "")
+        return Option(Content.assemble(mark, name), id=str(conversation.id))
+
+    def _highlighted(self) -> int | None:
+        listed = self.query_one(OptionList)
+        if listed.highlighted is None:
+            return None
+        at = listed.get_option_at_index(listed.highlighted).id
+        return int(at) if at is not None and at != _MORE else None
+
+    @on(OptionList.OptionSelected)
+    def _selected(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        if event.option.id == _MORE:
+            self.post_message(self.MoreWanted())
+        elif event.option.id is not None:
+            self.post_message(self.Opened(int(event.option.id)))
+
+    def action_delete(self) -> None:
+        at = self._highlighted()
+        if at is not None:
+            self.post_message(self.DeleteWanted(at))

@@ -1,0 +1,147 @@
+"""The input: several lines, Enter sends, the list of suggestions is steered from here."""
+
+from typing import Any, ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.widgets import TextArea
+
+from mmchat.images import PICTURE_SUFFIXES
+from mmchat.tui.pasted import paths
+
+
+class ChatInput(TextArea):
+    """A text area that grows with its text and posts what is done in it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "submit", "Send", id="input.send"),
+        Binding("shift+enter,ctrl+j,alt+enter", "newline", "New line", id="input.newline"),
+        Binding("tab", "tab", "Take the suggestion", id="input.take", show=False),
+        Binding("up", "up", "Up", show=False),
+        Binding("left", "left", "Left", show=False),
+        Binding("right", "right", "Right", show=False),
+        Binding("down", "down", "Down", show=False),
+        Binding("pageup", "scroll(-1)", "Scroll up", show=False),
+        Binding("pagedown", "scroll(1)", "Scroll down", show=False),
+        Binding("ctrl+home", "scroll(-9)", "To the beginning", show=False),
+        Binding("ctrl+end", "scroll(9)", "To the end", show=False),
+        Binding("backspace", "backspace", "Delete left", show=False),
+    ]
+
+    class Submitted(Message):
+        """Enter: `text` is to be sent."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.text = text
+
+    class PicturesPasted(Message):
+        """Paths were pasted or dropped; `words` as pictures to attach."""
+
+        def __init__(self, found: list[Any]) -> None:
+            super().__init__()
+            self.paths = found
+
+    class Steered(Message):
+        """A key for what stands around the input: up, down, take, chips."""
+
+        def __init__(self, where: str) -> None:
+            super().__init__()
+            self.where = where
+
+    class Scrolled(Message):
+        """Page keys, while the text has one line: scroll the conversation."""
+
+        def __init__(self, pages: int) -> None:
+            super().__init__()
+            self.pages = pages
+
+    suggesting = False
+    """Set by the composer while suggestions are shown: up, down, Enter and Tab are theirs."""
+    choosing = False
+    """Set by the screen while the examples are shown: an empty input steers them."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(
+            soft_wrap=True,
+            compact=True,
+            highlight_cursor_line=False,
+            placeholder="Ask about a picture",
+            **arguments,
+        )
+
+    def take_text(self, text: str) -> None:
+        """Replace the text, with the cursor at its end."""
+        self.text = text
+        self.move_cursor(self.document.end)
+
+    @property
+    def cursor(self) -> int:
+        """The cursor as an offset into `text`."""
+        row, column = self.cursor_location
+        return sum(len(line) + 1 for line in self.document.lines[:row]) + column
+
+    def action_submit(self) -> None:
+        if self.suggesting or (self.choosing and not self.text):
+            self.post_message(self.Steered("enter"))
+        else:
+            self.post_message(self.Submitted(self.text))
+
+    def action_newline(self) -> None:
+        self.insert("\n")
+        self.scroll_cursor_visible()
+
+    def action_tab(self) -> None:
+        if self.suggesting:
+            self.post_message(self.Steered("tab"))
+        else:
+            self.screen.focus_next()
+
+    def action_up(self) -> None:
+        if self.suggesting or (self.choosing and not self.text):
+            self.post_message(self.Steered("up"))
+        elif self.cursor_at_first_line:
+            self.post_message(self.Steered("chips"))
+        else:
+            self.action_cursor_up()
+
+    def action_down(self) -> None:
+        if self.suggesting or (self.choosing and not self.text):
+            self.post_message(self.Steered("down"))
+        else:
+            self.action_cursor_down()
+
+    def action_left(self) -> None:
+        if self.choosing and not self.text:
+            self.post_message(self.Steered("up"))
+        else:
+            self.action_cursor_left()
+
+    def action_right(self) -> None:
+        if self.choosing and not self.text:
+            self.post_message(self.Steered("down"))
+        else:
+            self.action_cursor_right()
+
+    def action_backspace(self) -> None:
+        if self.text:
+            self.action_delete_left()
+        else:
+            self.post_message(self.Steered("chips"))
+
+    def action_scroll(self, pages: int) -> None:
+        self.post_message(self.Scrolled(pages))
+
+    async def _on_key(self, event: events.Key) -> None:
+        # Textual calls the base class's handler next, which would insert a line break on
+        # Enter before the bindings are asked.
+        if event.key in ("enter", "tab"):
+            event.prevent_default()
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        found = paths(event.text, PICTURE_SUFFIXES)
+        if found:
+            event.stop()
+            event.prevent_default()
+            self.post_message(self.PicturesPasted(found))

@@ -1,0 +1,201 @@
+"""One message of the conversation."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from markdown_it import MarkdownIt
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.message import Message as Post
+from textual.widgets import Markdown, Static
+from textual.widgets.markdown import MarkdownStream
+
+from mmchat.history import Message, StoredImage
+from mmchat.images import Picture
+from mmchat.sanitize import clean
+from mmchat.tui.asking import Live
+from mmchat.tui.formatting import Cleaner, clock, notes, picture_label, place, speed
+from mmchat.tui.widgets.picture import PictureView
+
+
+def parser() -> MarkdownIt:
+    """GitHub's Markdown with raw HTML as plain text, and nothing made a link that is not one."""
+    return MarkdownIt("gfm-like", {"html": False, "linkify": False})
+
+
+class AnswerText(Markdown):
+    """A model's Markdown: links are asked about first, pictures are never fetched."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, parser_factory=parser, open_links=False)
+
+
+class Siblings(Static):
+    """`‹ 2/3 ›`: a click on an end shows the answer before or after."""
+
+    class Moved(Post):
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.step = step
+
+    def __init__(self) -> None:
+        super().__init__("", markup=False, classes="siblings")
+
+    def show(self, message: Message) -> None:
+        self.display = message.siblings > 1
+        self.update(f"‹ {message.sibling}/{message.siblings} ›")
+
+    def on_click(self, event: events.Click) -> None:
+        event.stop()
+        self.post_message(self.Moved(-1 if event.x < self.size.width / 2 else 1))
+
+
+class MessageView(Vertical, can_focus=True, can_focus_children=False):
+    """A message: who and when, its pictures, its text, and what is to be said under it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "sibling(-1)", "The answer before", id="message.previous"),
+        Binding("right", "sibling(1)", "The next answer", id="message.next"),
+        Binding("up", "app.focus_previous", "Message before", show=False),
+        Binding("down", "app.focus_next", "Next message", show=False),
+    ]
+
+    class SiblingWanted(Post):
+        """Another answer to the same question is to be shown."""
+
+        def __init__(self, message: Message, step: int) -> None:
+            super().__init__()
+            self.message, self.step = message, step
+
+    def __init__(
+        self,
+        message: Message,
+        *,
+        now: float,
+        load: Callable[[StoredImage], Picture],
+        box: tuple[int, int],
+        live: Live | None = None,
+    ) -> None:
+        super().__init__(classes=message.role)
+        self.message = message
+        self.live = live
+        self._now = now
+        self._load = load
+        self._box = box
+        self._cleaner = Cleaner()
+        self._stream: MarkdownStream | None = None
+        self._drawn = 0
+
+    def compose(self) -> ComposeResult:
+        message = self.message
+        with Horizontal(classes="head"):
+            who = "you" if message.role == "user" else "mmchat"
+            yield Static(who, markup=False, classes="who")
+            yield Siblings()
+            yield Static("", markup=False, classes="figures")
+        if message.images:
+            several = len(message.images) > 1
+            with Horizontal(classes="pictures several" if several else "pictures"):
+                for number, image in enumerate(message.images, 1):
+                    yield self._picture(image, number if several else 0)
+        if message.role == "user":
+            yield Static(clean(message.text), markup=False, classes="text")
+        else:
+            text = self.live.text if self.live else message.text
+            self._drawn = len(text)
+            yield AnswerText(self._cleaner.feed(text))
+        yield Static("", markup=False, classes="note")
+
+    def _picture(self, image: StoredImage, number: int) -> PictureView:
+        caption = picture_label(image.name, image.width, image.height)
+        return PictureView(
+            image.sha256,
+            image.width,
+            image.height,
+            f"[{number}] {caption}" if number else caption,
+            lambda: self._load(image),
+            columns=self._box[0],
+            rows=self._box[1],
+        )
+
+    def on_mount(self) -> None:
+        self.show_state()
+
+    async def grow(self) -> None:
+        """Draw what the answer has more by now, as often as the screen keeps up with."""
+        if self.live is None:
+            return
+        more = self.live.text[self._drawn :]
+        self._drawn += len(more)
+        if self._stream is None:
+            body = self.query_one(AnswerText)
+            body.display = True
+            self._stream = Markdown.get_stream(body)
+        await self._stream.write(self._cleaner.feed(more))
+
+    async def finish(self, message: Message | None, problem: str = "") -> None:
+        """The answer is over; `message` as the history has it."""
+        await self.grow()
+        await self.settle()
+        self.live = None
+        if message is not None:
+            self.message = message
+        self.show_state(problem)
+
+    async def settle(self) -> None:
+        """Draw what was written so far and stop drawing."""
+        if self._stream is not None:
+            rest = self._cleaner.rest()
+            if rest:
+                await self._stream.write(rest)
+            stream, self._stream = self._stream, None
+            await stream.stop()
+
+    def show_state(self, problem: str = "") -> None:
+        """Bring the head line and the line under the text up to date."""
+        message, live = self.message, self.live
+        self.query_one(Siblings).show(message)
+        figures = speed(message.origin) if message.role == "assistant" else ""
+        if message.role == "user":
+            figures = clock(message.created, self._now)
+        self.query_one(".figures", Static).update(figures)
+        note = self.query_one(".note", Static)
+        text, kind = self._note(live, problem)
+        note.update(text)
+        note.set_class(kind == "error", "error")
+        note.display = bool(text)
+        self.set_class(live is not None, "live")
+        body = self.query(AnswerText)
+        if body:
+            body.first().display = self._drawn > 0
+
+    def _note(self, live: Live | None, problem: str) -> tuple[str, str]:
+        if problem:
+            return clean(problem), "error"
+        if live is not None:
+            words = {
+                "queued": "waiting for its turn …",
+                "waiting": f"{place(live.place)} …" if live.place else "asking …",
+                "loading": "waiting for the model to load …",
+                "reading": "looking …" if live.origin.image_tokens else "reading …",
+                "writing": "",
+            }
+            return words[live.phase], "note"
+        if self.message.role == "user":
+            return "", "note"
+        if self.message.state == "streaming":
+            return "Being written in another window.", "note"
+        said = notes(self.message)
+        failed = self.message.state in ("failed", "interrupted")
+        text = "\n".join(sentence for _, sentence in said)
+        return (f"{text}  ctrl+r asks again." if failed else text), "error" if failed else "note"
+
+    def action_sibling(self, step: int) -> None:
+        self.post_message(self.SiblingWanted(self.message, step))
+
+    @on(Siblings.Moved)
+    def _moved(self, event: Siblings.Moved) -> None:
+        event.stop()
+        self.action_sibling(event.step)

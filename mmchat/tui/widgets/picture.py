@@ -1,0 +1,111 @@
+"""A picture on the screen: half blocks, made in a thread, kept for the next time."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from rich.segment import Segment
+from textual import work
+from textual.app import ComposeResult
+from textual.containers import Container
+from textual.geometry import Size
+from textual.strip import Strip
+from textual.widget import Widget
+from textual.widgets import Static
+
+from mmchat.errors import MmchatError
+from mmchat.images import Picture
+from mmchat.sanitize import clean
+from mmchat.tui.halfblocks import Preview, fit, lines, preview
+
+Load = Callable[[], Picture]
+"""Gives the picture's bytes, called in a thread; may raise ImageError or HistoryError."""
+
+_KEPT = 256
+_kept: OrderedDict[tuple[str, int, int], Preview] = OrderedDict()
+
+
+class Thumbnail(Widget):
+    """The half blocks alone, in a box of `columns` × `rows` cells; its size is known at once."""
+
+    DEFAULT_CSS = "Thumbnail { width: auto; height: auto; }"
+    can_focus = False
+
+    def __init__(
+        self, sha256: str, width: int, height: int, load: Load, columns: int, rows: int
+    ) -> None:
+        super().__init__()
+        self._key = (sha256, columns, rows)
+        self._load = load
+        self._cells = fit(max(width, 1), max(height, 1), columns, rows)
+        self._strips: list[Strip] = []
+
+    def get_content_width(self, container: Size, viewport: Size) -> int:
+        return self._cells[0]
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        return self._cells[1]
+
+    def on_mount(self) -> None:
+        known = _kept.get(self._key)
+        if known is None:
+            self._make()
+        else:
+            _kept.move_to_end(self._key)
+            self._show(known)
+
+    @work(thread=True, group="thumbnail")
+    def _make(self) -> None:
+        try:
+            made = preview(self._load(), self._key[1], self._key[2])
+        except MmchatError as error:
+            self.app.call_from_thread(self._say, str(error))
+            return
+        self.app.call_from_thread(self._keep, made)
+
+    def _keep(self, made: Preview) -> None:
+        _kept[self._key] = made
+        while len(_kept) > _KEPT:
+            _kept.popitem(last=False)
+        self._show(made)
+
+    def _show(self, made: Preview) -> None:
+        self._strips = [Strip(row, made.columns) for row in lines(made)]
+        if self._cells != (made.columns, made.rows):
+            self._cells = (made.columns, made.rows)
+            self.refresh(layout=True)
+        else:
+            self.refresh()
+
+    def _say(self, sentence: str) -> None:
+        self.tooltip = clean(sentence).replace("[", "\\[")
+
+    def render_line(self, y: int) -> Strip:
+        width = self.size.width
+        if y < len(self._strips):
+            return self._strips[y].adjust_cell_length(width, self.rich_style)
+        if self._strips:  # the box is higher than the picture
+            return Strip.blank(width, self.rich_style)
+        return Strip([Segment("░" * width, self.rich_style)], width)
+
+
+class PictureView(Container):
+    """A picture of a message with its caption, beside it or, of several, under it."""
+
+    def __init__(
+        self,
+        sha256: str,
+        width: int,
+        height: int,
+        caption: str,
+        load: Load,
+        *,
+        columns: int,
+        rows: int,
+    ) -> None:
+        super().__init__()
+        self._caption = caption
+        self._thumbnail = Thumbnail(sha256, width, height, load, columns, rows)
+
+    def compose(self) -> ComposeResult:
+        yield self._thumbnail
+        yield Static(clean(self._caption, False), classes="caption", markup=False)

@@ -1,0 +1,149 @@
+"""The conversation: the newest messages, older ones when one scrolls up to them."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from textual import events
+from textual.containers import VerticalScroll
+from textual.message import Message as Post
+from textual.widgets import Static
+
+from mmchat.history import Message, StoredImage
+from mmchat.images import Picture
+from mmchat.tui.asking import Live
+from mmchat.tui.widgets.message import MessageView
+
+PAGE = 30
+"""How many messages are mounted at once; a conversation may have thousands."""
+
+
+class Earlier(Static):
+    """The line above the first message that is mounted."""
+
+    class Wanted(Post):
+        """Older messages are to be shown."""
+
+    def on_click(self, event: events.Click) -> None:
+        event.stop()
+        self.post_message(self.Wanted())
+
+
+class Transcript(VerticalScroll, can_focus=False):
+    """Shows a branch; told of every change by the screen, it asks nobody."""
+
+    def __init__(
+        self,
+        load: Callable[[StoredImage], Picture],
+        clock: Callable[[], float],
+        id: str | None = None,  # noqa: A002 (Textual's name)
+    ) -> None:
+        super().__init__(id=id)
+        self._load = load
+        self._clock = clock
+        self._branch: list[Message] = []
+        self._live: Mapping[int, Live] = {}
+        self._first = 0
+
+    @property
+    def branch(self) -> Sequence[Message]:
+        """What is shown, older messages that are not mounted yet among them."""
+        return self._branch
+
+    def view(self, message_id: int) -> MessageView | None:
+        """The widget of a message, if it is mounted."""
+        for view in self.query(MessageView):
+            if view.message.id == message_id:
+                return view
+        return None
+
+    async def show(
+        self, branch: Sequence[Message], live: Mapping[int, Live], at: int | None = None
+    ) -> None:
+        """Show a conversation, its end or the message `at` in sight."""
+        self._branch, self._live = list(branch), live
+        self._first = max(0, len(self._branch) - PAGE)
+        if at is not None:
+            places = [place for place, message in enumerate(self._branch) if message.id == at]
+            if places:
+                self._first = min(self._first, max(0, places[0] - 3))
+        with self.app.batch_update():
+            for view in self.query(MessageView):
+                await view.settle()
+            await self.remove_children()
+            await self.mount_all([self._earlier(), *map(self._make, self._branch[self._first :])])
+        self.anchor(at is None)
+        if at is not None:
+            self.call_after_refresh(self.reveal, at)
+
+    def reveal(self, message_id: int) -> None:
+        """Scroll to a message and mark it."""
+        view = self.view(message_id)
+        if view is not None:
+            view.focus(scroll_visible=False)
+            self.scroll_to_widget(view, animate=False, top=True)
+
+    async def add(self, *messages: Message) -> None:
+        """New messages at the end."""
+        self._branch += messages
+        if not self.children:
+            await self.mount(self._earlier())
+        await self.mount_all([self._make(message) for message in messages])
+        self.anchor()
+
+    async def cut(self, message_id: int) -> None:
+        """Take away a message and all after it: another answer comes in its place."""
+        places = [place for place, message in enumerate(self._branch) if message.id == message_id]
+        if not places:
+            return
+        gone = {message.id for message in self._branch[places[0] :]}
+        del self._branch[places[0] :]
+        for view in self.query(MessageView):
+            if view.message.id in gone:
+                await view.settle()
+                await view.remove()
+
+    def replace(self, message: Message) -> None:
+        """A message of the branch is known better now."""
+        self._branch = [message if old.id == message.id else old for old in self._branch]
+
+    async def more(self) -> None:
+        """Mount the messages before the first one; what is in sight stays where it is."""
+        if not self._first:
+            return
+        first, self._first = self._first, max(0, self._first - PAGE)
+        before = self.max_scroll_y
+        views = [self._make(message) for message in self._branch[self._first : first]]
+        await self.mount_all(views, after=0)
+        self.query_one(Earlier).update(self._earlier_text())
+        self.query_one(Earlier).display = self._first > 0
+
+        def keep() -> None:
+            self.scroll_to(y=self.scroll_y + self.max_scroll_y - before, animate=False)
+
+        self.call_after_refresh(keep)
+
+    def watch_scroll_y(self, old: float, new: float) -> None:
+        super().watch_scroll_y(old, new)
+        if new < old and new < 2 and self._first:
+            self.post_message(Earlier.Wanted())
+
+    def _make(self, message: Message) -> MessageView:
+        narrow, low = self.app.size.width < 100, self.app.size.height < 30
+        count = max(len(message.images), 1)
+        columns = 40 if not narrow else 30
+        if count > 1:
+            columns = max(10, min(columns, (self.size.width or 76) // count - 4, 24))
+        return MessageView(
+            message,
+            now=self._clock(),
+            load=self._load,
+            box=(columns, 7 if low else 12),
+            live=self._live.get(message.id),
+        )
+
+    def _earlier(self) -> Earlier:
+        line = Earlier(self._earlier_text(), classes="earlier", markup=False)
+        line.display = self._first > 0
+        return line
+
+    def _earlier_text(self) -> str:
+        return f"▲ {self._first} earlier messages"

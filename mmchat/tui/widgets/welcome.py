@@ -1,0 +1,135 @@
+"""What an empty conversation shows: a first success is one key away."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from textual import events, work
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.message import Message
+from textual.widgets import Static
+
+from mmchat.errors import ImageError
+from mmchat.images import PICTURE_SUFFIXES, Picture, read_picture
+from mmchat.settings import builtin_adapters
+from mmchat.tui.widgets.picture import Thumbnail
+
+QUESTIONS = (
+    "What is in this picture?",
+    "How many objects are there?",
+    "What colour is the largest object?",
+    "What is written here?",
+)
+_SHOWN = 4
+
+
+def examples() -> list[Path]:
+    """A few pictures that come with mmchat; empty where there are none."""
+    folder = builtin_adapters() / "scenes" / "examples"
+    try:
+        files = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [file for file in files if file.suffix.lower() in PICTURE_SUFFIXES][:_SHOWN]
+
+
+class Card(Vertical):
+    """One example: a small view of it and a question about it."""
+
+    class Clicked(Message):
+        def __init__(self, card: "Card") -> None:
+            super().__init__()
+            self.card = card
+
+    def __init__(self, path: Path, picture: Picture, question: str) -> None:
+        super().__init__()
+        self.path, self.question = path, question
+        self._picture = picture
+
+    def compose(self) -> ComposeResult:
+        one = self._picture
+        yield Thumbnail(one.sha256, one.width, one.height, lambda: one, columns=12, rows=5)
+        yield Static(self.question, classes="question", markup=False)
+
+    def on_click(self, event: events.Click) -> None:
+        event.stop()
+        self.post_message(self.Clicked(self))
+
+
+class Welcome(Vertical):
+    """A greeting and, on an empty history, the examples."""
+
+    class Chosen(Message):
+        """An example is to be attached, and `question` to be put into the input."""
+
+        def __init__(self, path: Path, question: str) -> None:
+            super().__init__()
+            self.path, self.question = path, question
+
+    def __init__(self, pictures: list[Path], first: bool) -> None:
+        super().__init__()
+        self._pictures = pictures
+        self._first = first
+        self._chosen = 0
+
+    def compose(self) -> ComposeResult:
+        greeting = "Hello. Show me a picture and ask about it."
+        with Vertical(classes="lines"):
+            yield Static(
+                greeting if self._first else "A new conversation.",
+                classes="greeting",
+                markup=False,
+            )
+            yield Static(
+                "Drop a file here, paste its path, or type @ and its name.",
+                classes="how",
+                markup=False,
+            )
+            if self._pictures:
+                yield Static(
+                    "No picture at hand? Choose one with ← →, take it with Enter:",
+                    classes="how",
+                    markup=False,
+                )
+                yield Horizontal(classes="cards")
+
+    def on_mount(self) -> None:
+        if self._pictures:
+            self._show_cards()
+
+    @work(exclusive=True)
+    async def _show_cards(self) -> None:
+        cards: list[Card] = []
+        for path, question in zip(self._pictures, QUESTIONS, strict=False):
+            with contextlib.suppress(ImageError):  # one broken example is no reason to complain
+                cards.append(Card(path, await asyncio.to_thread(read_picture, path), question))
+        await self.query_one(".cards").mount_all(cards)
+        self._mark()
+
+    @property
+    def offers(self) -> bool:
+        """Whether there are examples to choose from."""
+        return bool(self._pictures)
+
+    def steer(self, where: str) -> None:
+        """A key of the empty input: up (left), down (right), or enter."""
+        cards = list(self.query(Card))
+        if not cards:
+            return
+        if where == "enter":
+            self._choose(cards[self._chosen])
+        else:
+            self._chosen = (self._chosen + (-1 if where == "up" else 1)) % len(cards)
+            self._mark()
+
+    def _mark(self) -> None:
+        for place, card in enumerate(self.query(Card)):
+            card.set_class(place == self._chosen, "chosen")
+
+    def on_card_clicked(self, event: Card.Clicked) -> None:
+        event.stop()
+        self._choose(event.card)
+
+    def _choose(self, card: Card) -> None:
+        self.post_message(self.Chosen(card.path, card.question))
