@@ -7,6 +7,7 @@ settings.toml, ``MMCHAT_SECTION_KEY`` in the environment, a command-line flag.
 import difflib
 import os
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,13 +223,16 @@ def paths() -> Paths:
     import platformdirs
 
     folders = platformdirs.PlatformDirs("mmchat", appauthor=False)
-    # platformdirs may create nothing here: a read-only home is told in a sentence when written.
-    return Paths(
-        folders.user_data_path,
-        folders.user_config_path,
-        folders.user_cache_path,
-        folders.user_runtime_path,
-    )
+    with warnings.catch_warnings():
+        # Without XDG_RUNTIME_DIR it warns of its own fallback, which is verified where it is used.
+        warnings.simplefilter("ignore", UserWarning)
+        # platformdirs may create nothing here: a read-only home is told in a sentence when written.
+        return Paths(
+            folders.user_data_path,
+            folders.user_config_path,
+            folders.user_cache_path,
+            folders.user_runtime_path,
+        )
 
 
 def private_dir(path: Path) -> Path:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -65,7 +65,11 @@ def ask(
     as_json: bool,
     no_save: bool,
     system: str | None,
-    **chosen: Any,
+    model: str | None,
+    adapter: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    seed: int | None,
 ) -> None:
     """Ask one question, about pictures or not.
 
@@ -83,7 +87,9 @@ def ask(
     if go_on and conversation is not None:
         raise click.UsageError("Give --continue or --conversation, not both.")
     question = _question(text, attachments)
-    settings = load_settings(_overrides(**chosen))
+    drawing = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    flags = _given({f"generation.{name}": value for name, value in drawing.items()})
+    settings = load_settings({**model_overrides(model, adapter), **flags})
     pictures = [_picture(name) for name in attachments]
     with contextlib.ExitStack() as stack:
         history: History | None = None
@@ -166,23 +172,14 @@ def _picture(name: str) -> Picture:
     return parse_picture(sys.stdin.buffer.read(MAX_BYTES + 1), "the picture on stdin")
 
 
-def _overrides(
-    model: str | None,
-    adapter: str | None,
-    temperature: float | None,
-    max_tokens: int | None,
-    seed: int | None,
-) -> dict[str, str]:
-    """The flags under the names of the settings."""
+def model_overrides(model: str | None, adapter: str | None) -> dict[str, str]:
+    """--model and --adapter under the names of the settings."""
     if model is not None and adapter is None and model != load_settings().model.name:
         adapter = ""  # the settings' adapter belongs to the settings' model
-    flags = {
-        "model.name": model,
-        "model.adapter": adapter,
-        "generation.temperature": temperature,
-        "generation.max_tokens": max_tokens,
-        "generation.seed": seed,
-    }
+    return _given({"model.name": model, "model.adapter": adapter})
+
+
+def _given(flags: Mapping[str, object]) -> dict[str, str]:
     return {name: str(value) for name, value in flags.items() if value is not None}
 
 

@@ -101,7 +101,7 @@ def serve() -> None:
     Example:
       mmchat engine serve
     """
-    from mmchat.client.local import ALREADY_RUNNING
+    from mmchat.client.endpoint import ALREADY_RUNNING
     from mmchat.engine.__main__ import main as engine_main
 
     ended = engine_main(["--foreground"])

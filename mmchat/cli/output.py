@@ -62,8 +62,6 @@ def say_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None
     from rich.cells import cell_len, set_cell_size
 
     lines = [[clean(cell, keep_newlines=False) for cell in row] for row in (header, *rows) if row]
-    if not lines:
-        return
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)][:-1]
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for line in lines:

@@ -1,0 +1,226 @@
+"""`mmchat doctor`: the machine, what it is good at, what is wrong, what to do."""
+
+import asyncio
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+import mmchat
+from mmchat.cli.engine import as_object, current
+from mmchat.cli.output import Progress, say, say_json, say_table, size
+from mmchat.cli.parts import load_parts, parts_table
+from mmchat.errors import MmchatError
+from mmchat.settings import Settings, load_settings, paths
+
+_LIBRARIES = ("torch", "transformers", "bitsandbytes", "peft", "accelerate", "textual", "pillow")
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "neon", "bf16")
+_LITTLE_DISK = 2_000_000_000
+
+
+@click.command()
+@click.option("--no-load", is_flag=True, help="Do not load the model to look at its parts.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(no_load: bool, as_json: bool) -> None:
+    """What this machine is good at, what is wrong, and what to do.
+
+    \b
+    Example:
+      mmchat doctor
+    """
+    settings = load_settings()
+    progress = Progress()
+    progress.show("Looking at the machine")
+    found = examine(settings)
+    if not no_load:
+        progress.show(f"Loading {settings.model.name} to look at its parts")
+        try:
+            found["model"] |= load_parts(settings.model)
+        except MmchatError as error:
+            found["model"]["problem"] = str(error)
+            found["advice"].append(str(error))
+    progress.clear()
+    if as_json:
+        say_json(found)
+    else:
+        _tell(found)
+
+
+def examine(settings: Settings) -> dict[str, Any]:
+    """All that can be told without loading the model; `advice` is what to do, as sentences."""
+    advice: list[str] = []
+    compute = _compute(settings, advice)
+    return {
+        "mmchat": mmchat.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "cpu": _cpu(),
+        "compute": compute,
+        "memory": _memory(),
+        "folders": _folders(advice),
+        "engine": _engine(settings, advice),
+        "fits": _fits(),
+        "model": {"name": settings.model.name, "adapter": settings.model.adapter},
+        "advice": advice,
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _cpu() -> dict[str, Any]:
+    import psutil
+
+    from mmchat.model.quantization import cpu_flags
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((ln.partition(":")[2].strip() for ln in lines if ln[:10] == "model name"), name)
+    flags = cpu_flags()
+    return {
+        "name": name,
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+        "threads": os.cpu_count() or 1,
+        "flags": [flag for flag in _FLAGS if flag in flags],
+    }
+
+
+def _compute(settings: Settings, advice: list[str]) -> dict[str, Any]:
+    """The devices, and what is computed in on the one that will be used."""
+    import torch
+
+    from mmchat.model.quantization import compute_dtype, works
+
+    cuda = torch.cuda.is_available()
+    mps = bool(torch.backends.mps.is_available())
+    wanted = settings.model.device
+    used = ("cuda" if cuda else "cpu") if wanted == "auto" else wanted
+    if (used == "cuda" and not cuda) or (used == "mps" and not mps):
+        advice.append(f"There is no {used} device here: set model.device to auto.")
+        used = "cpu"
+    rocm = bool(torch.version.hip)
+    if used == "mps" or (used == "cuda" and rocm):
+        kind = "ROCm" if rocm else "MPS"
+        advice.append(
+            f"mmchat is tried on CPUs and NVIDIA GPUs; {kind} is let through but untried: "
+            "set model.device to cpu if answers look wrong."
+        )
+    device = torch.device(used)
+    four_bit = works(device)
+    if not four_bit:
+        advice.append(
+            f"bitsandbytes does not work on {used}, so models are loaded unquantized: "
+            "install it again, or set model.quantization to bf16 or fp32."
+        )
+    gpus = []
+    for number in range(torch.cuda.device_count() if cuda else 0):
+        card = torch.cuda.get_device_properties(number)
+        gpus.append({"name": card.name, "memory_bytes": int(card.total_memory)})
+    return {
+        "device": used,
+        "untried": used == "mps" or (used == "cuda" and rocm),
+        "gpus": gpus,
+        "dtype": str(compute_dtype(device)).removeprefix("torch."),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        "four_bit_works": four_bit,
+    }
+
+
+def _memory() -> dict[str, int]:
+    import psutil
+
+    from mmchat.model.checkpoint import available_memory
+
+    return {"total": int(psutil.virtual_memory().total), "available": available_memory()}
+
+
+def _folders(advice: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    places = paths()
+    for name in ("data", "config", "cache", "runtime"):
+        folder: Path = getattr(places, name)
+        there = next(part for part in (folder, *folder.parents) if part.exists())
+        writable = os.access(there, os.W_OK | os.X_OK)
+        found[name] = {"path": str(folder), "writable": writable}
+        if not writable:
+            advice.append(
+                f"The folder {folder} cannot be written to: make {there} writable, "
+                "or set MMCHAT_HOME to a folder that is."
+            )
+        if name == "data":
+            free = shutil.disk_usage(there).free
+            found[name]["free_bytes"] = free
+            if free < _LITTLE_DISK:
+                advice.append(f"Only {size(free)} are free on the disk of {there}: make room.")
+    return found
+
+
+def _engine(settings: Settings, advice: list[str]) -> dict[str, Any]:
+    try:
+        status = asyncio.run(current(settings))
+    except MmchatError as error:
+        advice.append(str(error))
+        return {"problem": str(error)}
+    if status is not None and status.error:
+        advice.append(f"The engine's last load failed: {status.error}")
+    return as_object(status)
+
+
+def _fits() -> list[str]:
+    from mmchat.model.catalogue import OFFERS, fits_machine
+
+    return [o.hub_id for o in OFFERS if fits_machine(int(o.four_bit_gb * 1e9)).fits]
+
+
+def _tell(found: dict[str, Any]) -> None:
+    cpu, compute, memory, engine = (found[key] for key in ("cpu", "compute", "memory", "engine"))
+    data = found["folders"]["data"]
+    running = engine.get("problem") or (
+        f"runs, {engine['model'] or 'no model'} ({engine['state']}), {size(engine['memory_bytes'])}"
+        if engine
+        else "does not run"
+    )
+    versions = found["libraries"]
+    where = f"on {compute['device']}{' (untried)' if compute['untried'] else ''}"
+    say_table(
+        [
+            ("mmchat", f"{found['mmchat']} on Python {found['python']}, {found['system']}"),
+            ("libraries", ", ".join(f"{k} {v or 'missing'}" for k, v in versions.items())),
+            ("cpu", f"{cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads"),
+            ("it has", ", ".join(cpu["flags"]) or "nothing special"),
+            *(("gpu", f"{g['name']}, {size(g['memory_bytes'])}") for g in compute["gpus"]),
+            ("computes", f"{where} in {compute['dtype']} (torch uses {compute['kernels']})"),
+            ("4-bit", "works" if compute["four_bit_works"] else "does not work"),
+            ("memory", f"{size(memory['available'])} free of {size(memory['total'])}"),
+            ("files", f"{data['path']}, {size(data['free_bytes'])} free"),
+            ("engine", running),
+            (
+                "would fit",
+                ", ".join(name.split("/")[-1] for name in found["fits"]) or "none of the catalogue",
+            ),
+        ]
+    )
+    model = found["model"]
+    if "parts" in model:
+        say()
+        say(
+            f"{model['name']}: {model['quantization']}, computes in {model['compute_dtype']} on "
+            f"{model['device']}, {size(model['memory_bytes'])}"
+        )
+        say_table(parts_table(model))
+    say()
+    if not found["advice"]:
+        say("Nothing is wrong.")
+    for sentence in found["advice"]:
+        say(f"- {sentence}")

@@ -1,0 +1,89 @@
+"""What a model is made of once it is loaded: which parts are 4-bit, which are not.
+
+The model is loaded in a process of its own, `python -m mmchat.cli.parts`, so that
+one that takes too much memory or crashes ends only that process.
+"""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from mmchat.errors import MmchatError, ModelError
+from mmchat.settings import ModelSettings
+
+
+def load_parts(model: ModelSettings) -> dict[str, Any]:
+    """Loads the model and describes it: its form, and `parts`, one a `PartReport`.
+
+    Raises ModelError with the sentence why it cannot be loaded.
+    """
+    choice = [model.name, model.adapter, model.quantization, model.device]
+    # -P: the folder that we are in must not be where Python looks for modules.
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "mmchat.cli.parts", *choice],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode == 0:
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+    if done.returncode == 1 and done.stdout.startswith("mmchat: "):
+        raise ModelError(done.stdout.removeprefix("mmchat: ").strip())
+    said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    raise ModelError(f"Loading {model.name} ended unexpectedly ({said[-1]}).")
+
+
+def parts_table(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    """A row a part, for people; the first row is the header."""
+    from mmchat.cli.output import size
+
+    rows: list[tuple[str, ...]] = [
+        ("PART", "PARAMETERS", "LINEAR LAYERS", "OF THEM 4-BIT", "MEMORY")
+    ]
+    for part in found["parts"]:
+        four_bit = f"{part['four_bit']:,}" if part["four_bit"] else f"none ({part['dtype']})"
+        rows.append(
+            (
+                part["part"],
+                f"{part['parameters']:,}",
+                f"{part['linear_layers']:,}",
+                four_bit,
+                size(part["bytes"]),
+            )
+        )
+    return rows
+
+
+def _main(name: str, adapter: str, quantization: Any, device: Any) -> int:
+    from dataclasses import asdict
+
+    from mmchat.model.loading import load_model
+
+    try:
+        loaded = load_model(name, adapter=adapter, quantization=quantization, device=device)
+    except MmchatError as error:
+        print(f"mmchat: {error}")
+        return 1
+    found = {
+        "model": name,
+        "adapter": adapter,
+        "kind": loaded.kind,
+        "quantization": loaded.quantization,
+        "compute_dtype": str(loaded.compute_dtype).removeprefix("torch."),
+        "device": str(loaded.device),
+        "context_length": loaded.context_length,
+        "vision": loaded.vision,
+        "weights_hash": loaded.weights_hash,
+        "memory_bytes": loaded.memory_bytes,
+        "parts": [asdict(part) for part in loaded.parts],
+    }
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*sys.argv[1:5]))

@@ -1,0 +1,41 @@
+"""Changing one value of settings.toml: the whole new file, or none of it."""
+
+import os
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from mmchat.errors import SettingsError
+from mmchat.settings import load_settings, paths, private_dir
+
+
+def set_value(section: str, key: str, value: Any) -> Path:
+    """Writes `[section] key = value` into the person's settings.toml and returns its path.
+
+    What else the file holds stays, except comments. Raises SettingsError where
+    the file is wrong already or cannot be written.
+    """
+    load_settings()  # a file that is wrong is mended by its owner, not overwritten
+    file = paths().settings_file.resolve()  # a link stays one
+    tables: dict[str, Any] = tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
+    tables.setdefault(section, {})[key] = value
+    private_dir(file.parent)
+    try:
+        handle, scratch = tempfile.mkstemp(dir=file.parent, prefix=".settings-")
+        try:
+            with os.fdopen(handle, "wb") as target:
+                tomli_w.dump(tables, target)
+                target.flush()
+                os.fsync(target.fileno())
+            Path(scratch).replace(file)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise SettingsError(
+            f"{file} cannot be written ({error.strerror}): make room, or mend its permissions."
+        ) from error
+    return file
