@@ -105,19 +105,16 @@ _FIRST = (
     """
     CREATE VIRTUAL TABLE message_words USING fts5(
       text, content='message', content_rowid='id',
-      tokenize='unicode61 remove_diacritics 2', prefix='2 3')
+      tokenize='unicode61 remove_diacritics 2', prefix='1 2 3')
     """,
-    # Two newlines at the end give every character a trigram that begins with
-    # it: so words of one and two characters are found through the vocabulary.
-    """
-    CREATE VIEW message_padded AS
-      SELECT id, text || char(10, 10) AS text FROM message WHERE unspaced
-    """,
+    # Exactly the rows that the index has, so that its integrity can be checked.
+    "CREATE VIEW message_of_parts AS SELECT id, text FROM message WHERE unspaced",
     """
     CREATE VIRTUAL TABLE message_trigrams USING fts5(
-      text, content='message_padded', content_rowid='id', tokenize='trigram')
+      text, content='message_of_parts', content_rowid='id', tokenize='trigram')
     """,
-    "CREATE VIRTUAL TABLE message_trigrams_terms USING fts5vocab(message_trigrams, row)",
+    # Words of one and two characters have no trigram: those texts are read.
+    "CREATE INDEX message_unspaced ON message(id) WHERE unspaced",
     # A message enters the search once, when its text is final.
     """
     CREATE TRIGGER words_insert AFTER INSERT ON message WHEN new.state <> 'streaming' BEGIN
@@ -138,20 +135,19 @@ _FIRST = (
     """
     CREATE TRIGGER trigrams_insert AFTER INSERT ON message
     WHEN new.unspaced AND new.state <> 'streaming' BEGIN
-      INSERT INTO message_trigrams(rowid, text) VALUES (new.id, new.text || char(10, 10));
+      INSERT INTO message_trigrams(rowid, text) VALUES (new.id, new.text);
     END
     """,
     """
     CREATE TRIGGER trigrams_finish AFTER UPDATE OF state ON message
     WHEN new.unspaced AND old.state = 'streaming' AND new.state <> 'streaming' BEGIN
-      INSERT INTO message_trigrams(rowid, text) VALUES (new.id, new.text || char(10, 10));
+      INSERT INTO message_trigrams(rowid, text) VALUES (new.id, new.text);
     END
     """,
     """
     CREATE TRIGGER trigrams_delete AFTER DELETE ON message
     WHEN old.unspaced AND old.state <> 'streaming' BEGIN
-      INSERT INTO message_trigrams(message_trigrams, rowid, text)
-      VALUES ('delete', old.id, old.text || char(10, 10));
+      INSERT INTO message_trigrams(message_trigrams, rowid, text) VALUES ('delete', old.id, old.text);
     END
     """,
     f"PRAGMA application_id = {APPLICATION_ID}",

@@ -3,7 +3,7 @@
 A message has a query's words if it has all of them: whole, without regard to
 case and accents, the last one as a beginning. Where the query has a script
 without spaces, each word is looked for as a part of the text (case counts for
-nothing, accents do).
+nothing, accents do), in the messages that have such a script.
 
 Common words are in most messages, and ranking those costs seconds in a large
 history: only the newest 2,000 that match are ranked (bm25), and only those
@@ -14,14 +14,16 @@ import re
 import secrets
 import sqlite3
 import unicodedata
+from collections.abc import Iterable
 
 from mmchat.history.text import UNSPACED, storable
 from mmchat.history.types import Hit
 
 _RANKED = 2_000
 _WORDS = 32  # of a query; a pasted page is no search
-_RANKED_PHRASES = 64  # bm25 asks the index once a phrase
 _AROUND = 120  # characters of a snippet on each side of the first mark
+
+_Marks = tuple[tuple[int, int], ...]
 
 
 def search(connection: sqlite3.Connection, query: str, limit: int) -> list[Hit]:
@@ -30,27 +32,8 @@ def search(connection: sqlite3.Connection, query: str, limit: int) -> list[Hit]:
     if not words or limit < 1:
         return []
     if any(UNSPACED.search(word) for word in words):
-        table = "message_trigrams"
-        match, phrases = _parts(connection, words)
-    else:
-        table = "message_words"
-        match, phrases = " ".join(map(_quoted, words)) + "*", len(words)
-    if not match:
-        return []
-    newest = connection.execute(
-        f"SELECT rowid FROM {table} WHERE {table} MATCH ? ORDER BY rowid DESC LIMIT ?",
-        (match, _RANKED),
-    ).fetchall()
-    if not newest:
-        return []
-    # A word of one character can mean thousands of trigrams: newest first then.
-    order = "rank, rowid DESC" if phrases <= _RANKED_PHRASES else "rowid DESC"
-    best = connection.execute(
-        f"SELECT rowid FROM {table} WHERE {table} MATCH ? AND rowid >= ? ORDER BY {order} LIMIT ?",
-        (match, newest[-1][0], limit),
-    )
-    substrings = words if table == "message_trigrams" else []
-    return [_hit(connection, table, match, row[0], substrings) for row in best.fetchall()]
+        return _of_parts(connection, words, limit)
+    return _of_words(connection, words, limit)
 
 
 def _words(query: str) -> list[str]:
@@ -65,85 +48,117 @@ def _is_letter(character: str) -> bool:
     return category[0] in "LN" or category == "Co"
 
 
-def _quoted(word: str) -> str:
-    """A phrase in FTS5's language: whatever is in it means only itself."""
-    return '"' + word.replace('"', '""') + '"'
+def _quoted(words: Iterable[str]) -> str:
+    """Phrases in FTS5's language, all of them wanted: what is in one means only itself."""
+    return " ".join('"' + word.replace('"', '""') + '"' for word in words)
 
 
-def _parts(connection: sqlite3.Connection, words: list[str]) -> tuple[str, int]:
-    """A query for the trigram index, and of how many phrases; empty where nothing can match.
-
-    A trigram index knows nothing shorter than three characters: a shorter word
-    stands for every trigram that begins with it (the index's texts are padded,
-    so that the last characters have theirs).
-    """
-    groups: list[list[str]] = []
-    for word in words:
-        if len(word) >= 3:
-            groups.append([_quoted(word)])
-            continue
-        beginning = word.lower()
-        found = connection.execute(
-            "SELECT term FROM message_trigrams_terms WHERE term >= ? AND term < ?",
-            (beginning, beginning + "\U0010ffff"),
-        )
-        groups.append([_quoted(row["term"]) for row in found])
-    if not all(groups):
-        return "", 0
-    match = " AND ".join(f"({' OR '.join(group)})" for group in groups)
-    return match, sum(map(len, groups))
-
-
-def _hit(
-    connection: sqlite3.Connection, table: str, match: str, message_id: int, substrings: list[str]
-) -> Hit:
+def _of_words(connection: sqlite3.Connection, words: list[str], limit: int) -> list[Hit]:
+    match = _quoted(words) + "*"
     # Marks that no text can contain by accident or on purpose.
     start, end = f"<{secrets.token_hex(8)}>", f"<{secrets.token_hex(8)}>"
-    row = connection.execute(
-        f"""
-        SELECT m.conversation_id, c.title, m.role, m.created,
-          snippet({table}, 0, ?, ?, '…', ?) AS snippet
-        FROM {table} f JOIN message m ON m.id = f.rowid
-          JOIN conversation c ON c.id = m.conversation_id
-        WHERE {table} MATCH ? AND f.rowid = ?
-        """,
-        (start, end, 64 if table == "message_trigrams" else 24, match, message_id),
-    ).fetchone()
-    snippet, marks = _marked(row["snippet"], start, end)
-    if substrings:  # the index marks whole trigrams, more than was asked for
-        marks = _places(snippet, substrings) or marks
-    return Hit(
-        message_id=message_id,
-        conversation_id=row["conversation_id"],
-        title=row["title"],
-        role=row["role"],
-        snippet=snippet,
-        marks=marks,
-        created=row["created"],
+    hits = []
+    for message_id in _best(connection, "message_words", match, "", (), limit):
+        (marked,) = connection.execute(
+            "SELECT snippet(message_words, 0, ?, ?, '…', 24) FROM message_words"
+            " WHERE message_words MATCH ? AND rowid = ?",
+            (start, end, match, message_id),
+        ).fetchone()
+        hits.append(_hit(connection, message_id, *_unmarked(marked, start, end)))
+    return hits
+
+
+def _of_parts(connection: sqlite3.Connection, words: list[str], limit: int) -> list[Hit]:
+    """By the trigram index, which knows nothing under three characters, and by reading.
+
+    Where every word is shorter, the texts are read from the newest on until
+    there are enough: quick for what is common, and for what is rare one pass
+    over the messages that have such a script.
+    """
+    long = [word for word in words if len(word) >= 3]
+    conditions, values = ["m.unspaced"], []
+    for word in words:
+        if len(word) < 3:
+            spellings = {word, word.lower(), word.upper(), word.title()}
+            conditions.append(f"({' OR '.join(['instr(m.text, ?)'] * len(spellings))})")
+            values += sorted(spellings)
+    where = " AND ".join(conditions)
+    if long:
+        found = _best(connection, "message_trigrams", _quoted(long), where, values, limit)
+    else:
+        select = f"SELECT m.id FROM message m WHERE {where} AND m.state <> 'streaming'"
+        rows = connection.execute(f"{select} ORDER BY m.id DESC LIMIT ?", (*values, limit))
+        found = [row["id"] for row in rows]
+    places = re.compile("|".join(map(re.escape, words)), re.IGNORECASE)
+    hits = []
+    for message_id in found:
+        (text,) = connection.execute(
+            "SELECT text FROM message WHERE id = ?", (message_id,)
+        ).fetchone()
+        first = places.search(text)
+        middle = first.start() if first else 0
+        low, high = max(0, middle - _AROUND // 4), middle + _AROUND
+        line = ("…" if low else "") + text[low:high] + ("…" if high < len(text) else "")
+        marks = tuple(match.span() for match in places.finditer(line))
+        hits.append(_hit(connection, message_id, line, marks))
+    return hits
+
+
+def _best(
+    connection: sqlite3.Connection,
+    table: str,
+    match: str,
+    where: str,
+    values: Iterable[str],
+    limit: int,
+) -> list[int]:
+    """The ids of the best of the newest messages that match and fulfil `where` (alias `m`)."""
+    source = f"FROM {table} f WHERE {table} MATCH ?"
+    if where:
+        source = (
+            f"FROM {table} f JOIN message m ON m.id = f.rowid WHERE {table} MATCH ? AND {where}"
+        )
+    newest = connection.execute(
+        f"SELECT f.rowid {source} ORDER BY f.rowid DESC LIMIT ?", (match, *values, _RANKED)
+    ).fetchall()
+    if not newest:
+        return []
+    best = connection.execute(
+        f"SELECT f.rowid {source} AND f.rowid >= ? ORDER BY bm25({table}), f.rowid DESC LIMIT ?",
+        (match, *values, newest[-1][0], limit),
     )
+    return [row[0] for row in best]
 
 
-def _marked(marked: str, start: str, end: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """One plain line and the places of the marks in it."""
+def _unmarked(marked: str, start: str, end: str) -> tuple[str, _Marks]:
+    """The text around the first mark, and the places of the marks in it."""
     text, *pieces = marked.split(start)
     places: list[tuple[int, int]] = []
     for piece in pieces:
         inside, _, after = piece.partition(end)
         places.append((len(text), len(text) + len(inside)))
         text += inside + after
-    # A "word" may be megabytes long: keep what stands around the first mark.
-    first = places[0][0] if places else 0
-    low, high = max(0, first - _AROUND), first + _AROUND
-    # Character by character, so that the places stay right.
-    line = "".join(
-        " " if unicodedata.category(character)[0] in "CZ" else character
-        for character in text[low:high]
-    ).rstrip()
-    marks = ((begin - low, min(stop - low, len(line))) for begin, stop in places)
-    return line, tuple((begin, stop) for begin, stop in marks if begin < stop)
+    # A "word" may be megabytes long.
+    low = max(0, places[0][0] - _AROUND) if places else 0
+    line = text[low : low + 2 * _AROUND]
+    return line, tuple((begin - low, stop - low) for begin, stop in places)
 
 
-def _places(line: str, words: list[str]) -> tuple[tuple[int, int], ...]:
-    """Where the words stand in the line as parts of it, without regard to case."""
-    found = re.finditer("|".join(map(re.escape, words)), line, re.IGNORECASE)
-    return tuple(match.span() for match in found)
+def _hit(connection: sqlite3.Connection, message_id: int, line: str, marks: _Marks) -> Hit:
+    # Character by character, so that the marks stay right.
+    line = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in line).rstrip()
+    row = connection.execute(
+        "SELECT m.conversation_id, c.title, m.role, m.created FROM message m"
+        " JOIN conversation c ON c.id = m.conversation_id WHERE m.id = ?",
+        (message_id,),
+    ).fetchone()
+    inside = ((begin, min(stop, len(line))) for begin, stop in marks)
+    return Hit(
+        message_id=message_id,
+        conversation_id=row["conversation_id"],
+        title=row["title"],
+        role=row["role"],
+        snippet=line,
+        marks=tuple((begin, stop) for begin, stop in inside if begin < stop),
+        created=row["created"],
+    )
