@@ -60,22 +60,27 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def build_optimizers(
-    modules: Iterable[nn.Module], learning_rate: float, weight_decay: float
+    modules: Iterable[nn.Module],
+    learning_rate: float,
+    weight_decay: float,
+    vocabulary: Iterable[nn.Module] = (),
 ) -> list[torch.optim.Optimizer]:
     """[Muon, AdamW] over the parameters of `modules` that train.
 
     Matrices of linear layers go to Muon; embeddings, convolutions, norms,
     biases and positions to AdamW, the vectors among them without weight decay.
+    `vocabulary` names the input embedding and the head (often one tied matrix),
+    whose rows are tokens and which go to AdamW.
     """
+    tokens = {id(module.weight) for module in vocabulary}
     matrices: dict[int, Tensor] = {}
     others: dict[int, Tensor] = {}
     for module in modules:
-        linear = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
-        for name, parameter in module.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            matrix = id(parameter) in linear and "lm_head" not in name
-            (matrices if matrix else others)[id(parameter)] = parameter
+        linear = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)} - tokens
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                chosen = matrices if id(parameter) in linear else others
+                chosen[id(parameter)] = parameter
     decayed = [p for p in others.values() if p.ndim > 1]
     free = [p for p in others.values() if p.ndim <= 1]
     adamw = torch.optim.AdamW(

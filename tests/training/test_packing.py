@@ -1,0 +1,127 @@
+"""A packed row is each dialog alone: loss, gradients, labels."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmchat.training.objectives import answer_loss
+from mmchat.training.packing import IGNORED, Branch, Row, Tree, collate, pack, tree_mask, trim
+from tests.training.conftest import Tiny
+
+
+def _loss(tiny: Tiny, trees: list[Tree], capacity: int) -> torch.Tensor:
+    batch = collate(pack(trees, capacity), capacity, tiny.collator.pad_id)
+    pictures = torch.from_numpy(tiny.data.images[batch.images])
+    loss, _ = answer_loss(tiny.model, tiny.model.model.language_model, batch, pictures)
+    return loss
+
+
+def test_packed_equals_alone(tiny: Tiny) -> None:
+    """Loss and gradients of a row with shared pictures equal the dialogs' own, one at a time."""
+    trees = [tiny.collator.tree(tiny.data[i]) for i in (0, 1, 12, 13)]
+    capacity = sum(len(tree) for tree in trees) + 5
+    tiny.model.zero_grad()
+    packed = _loss(tiny, trees, capacity)
+    packed.backward()
+    gradients = {n: p.grad.clone() for n, p in tiny.model.named_parameters() if p.grad is not None}
+
+    tiny.model.zero_grad()
+    weights = [
+        branch.weight * sum(label != IGNORED for label in branch.labels)
+        for tree in trees
+        for branch in tree.branches
+    ]
+    total = torch.zeros(())
+    alone = [replace(tree, branches=[branch]) for tree in trees for branch in tree.branches]
+    for weight, tree in zip(weights, alone, strict=True):
+        total = total + _loss(tiny, [tree], len(tree)) * weight / sum(weights)
+    total.backward()
+
+    assert torch.allclose(packed, total, atol=1e-5)
+    assert gradients
+    for name, parameter in tiny.model.named_parameters():
+        if parameter.grad is not None:
+            assert torch.allclose(gradients[name], parameter.grad, atol=1e-5), name
+
+
+def test_labels_are_the_answers_and_their_end(tiny: Tiny) -> None:
+    tree = tiny.collator.tree(tiny.data[0])
+    for branch, dialog in zip(tree.branches, tiny.data[0].dialogs, strict=True):
+        asked = [label for label in branch.labels if label != IGNORED]
+        answers = [t.parts[0] for t in dialog.turns if t.role == "assistant"]
+        assert tiny.tokenizer.decode(asked) == "".join(f"{a}<|end|>" for a in answers)
+        follows = zip(branch.labels, [*list(branch.tokens[1:]), IGNORED], strict=True)
+        assert all(label in (IGNORED, token) for label, token in follows)
+
+
+def test_pictures_have_their_tokens(tiny: Tiny) -> None:
+    """As many placeholders as prefix tokens, in trunks and inside a dialog."""
+    image = tiny.model.config.image_token_id
+    for index in range(len(tiny.data)):
+        tree = tiny.collator.tree(tiny.data[index])
+        tokens = [*tree.trunk, *(t for b in tree.branches for t in b.tokens)]
+        assert tokens.count(image) == len(tree.images) * tiny.model.config.image_seq_length
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 6), st.lists(st.integers(1, 6), min_size=1, max_size=4)),
+        min_size=1,
+        max_size=6,
+    ),
+    st.integers(8, 40),
+)
+def test_rows_hold_everything_once(shapes: list[tuple[int, list[int]]], capacity: int) -> None:
+    """Nothing is lost or doubled, no row overflows, and no token sees another dialog."""
+    trees = [
+        trim(Tree([1] * trunk, (), [Branch([2] * n, [2] * n, 1.0) for n in lengths]), capacity)
+        for trunk, lengths in shapes
+        if trunk < capacity
+    ]
+    rows: list[Row] = pack(trees, capacity)
+    assert sorted(map(len, trees)) == sorted(len(t) for row in rows for t in row.trees)
+    assert all(row.length <= capacity for row in rows)
+    if not rows:
+        return
+    batch = collate(rows, capacity, 0)
+    mask = batch.attention_mask[:, 0].numpy()
+    branch = batch.branch.numpy()
+    both = (branch[:, :, None] >= 0) & (branch[:, None, :] >= 0)
+    assert not (mask & both & (branch[:, :, None] != branch[:, None, :])).any()
+    assert mask.any(-1).all()
+
+
+def test_mask_by_hand() -> None:
+    tree = np.array([[0, 0, 0, 1, 1, -1]], np.int32)
+    branch = np.array([[-1, 0, 1, 2, 2, -1]], np.int32)
+    expected = [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 0, 1, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+    assert tree_mask(tree, branch)[0].astype(int).tolist() == expected
+
+
+def test_trim_keeps_whole_dialogs() -> None:
+    tree = Tree([1, 1], (), [Branch([2] * 5, [2] * 5, 1.0), Branch([3] * 2, [3] * 2, 1.0)])
+    assert [len(b.tokens) for b in trim(tree, 6).branches] == [2]
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0])
+def test_length_weight(tiny: Tiny, power: float) -> None:
+    """0 weighs each token alike, 1 each dialog."""
+    tiny.collator.length_weight, kept = power, tiny.collator.length_weight
+    try:
+        for branch in tiny.collator.tree(tiny.data[0]).branches:
+            asked = sum(label != IGNORED for label in branch.labels)
+            assert branch.weight * (asked if power else 1) == pytest.approx(1.0)
+    finally:
+        tiny.collator.length_weight = kept

@@ -1,0 +1,119 @@
+"""A whole run: stages, resume, the finished folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmchat.errors import DataError, RecipeError
+from mmchat.training.checkpoint import checkpoints, load_checkpoint
+from mmchat.training.recipe import read_recipe
+from mmchat.training.run import Run, train
+
+
+def _quiet(line: str) -> None:
+    pass
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    loaded = load_checkpoint(folder / "checkpoints")
+    assert loaded is not None
+    return loaded[0]
+
+
+def test_resumed_equals_straight(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    """Stopped after any step and resumed, a run ends with the same bits."""
+    data, recipe = prepared
+    whole = tmp_path / "whole"
+    train(data, recipe, whole, say=_quiet)
+    wanted = _weights(whole)
+    for stop in (2, 3, 5):
+        broken = tmp_path / f"stopped-{stop}"
+        run = Run(data, read_recipe(recipe), broken, resume=False, say=_quiet)
+        save = run._save
+
+        def save_and_stop(*given: object, stop: int = stop, run: Run = run, save=save) -> None:  # type: ignore[no-untyped-def]
+            save(*given)
+            done = sum(s.steps for s in run.recipe.stages[: run.stage_index]) + run.step
+            if done == stop:
+                raise KeyboardInterrupt
+
+        run._save = save_and_stop  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            run.run()
+        train(data, recipe, broken, resume=True, say=_quiet)
+        found = _weights(broken)
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            assert torch.equal(tensor, found[name]), name
+
+
+def test_finished_folder_is_a_model(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    data, recipe = prepared
+    out = train(data, recipe, tmp_path / "out", say=_quiet)
+    tensors = load_file(out / "model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
+    assert json.loads((out / "config.json").read_text())["model_type"] == "visual_prefix"
+    assert read_recipe(out / "recipe.toml") == read_recipe(recipe)
+    held_out = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
+    kinds = {kind for record in held_out for kind in record.get("held_out", {})}
+    assert {"colour", "is_there", "read", "greet", "compare"} <= kinds
+
+
+def test_only_what_the_stage_names_is_trained(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    data, recipe = prepared
+    train(data, recipe, tmp_path / "one", overrides=["stages.1.steps=1"], say=_quiet)
+    train(data, recipe, tmp_path / "more", overrides=["stages.1.steps=3"], say=_quiet)
+    one, more = _weights(tmp_path / "one"), _weights(tmp_path / "more")
+    for name in one:
+        if "vision_tower" in name or name.startswith("heads."):
+            assert torch.equal(one[name], more[name]), name
+    changed = [n for n in one if "layers.0" in n and n.startswith("model.")]
+    assert changed and not any(torch.equal(one[n], more[n]) for n in changed if "proj" in n)
+
+
+def test_a_second_run_needs_resume(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    data, recipe = prepared
+    train(data, recipe, tmp_path / "out", say=_quiet)
+    with pytest.raises(RecipeError, match="--resume"):
+        train(data, recipe, tmp_path / "out", say=_quiet)
+
+
+def test_other_data_is_refused(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    data, recipe = prepared
+    train(data, recipe, tmp_path / "out", say=_quiet)
+    with (data / "train" / "samples.jsonl").open("a") as file:
+        file.write('{"images": [], "dialogs": []}\n')
+    with pytest.raises(DataError, match="not the data"):
+        train(data, recipe, tmp_path / "out", resume=True, say=_quiet)
+
+
+def test_partial_checkpoint_is_passed_over(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    data, recipe = prepared
+    train(data, recipe, tmp_path / "out", say=_quiet)
+    folder = tmp_path / "out" / "checkpoints"
+    newest = checkpoints(folder)[-1]
+    shutil.copytree(newest, folder / ".step-9999999.partial")
+    (folder / "step-9999999").mkdir()
+    assert checkpoints(folder)[-1] == newest
+    assert len(checkpoints(folder)) == 2
+
+
+def test_missing_data(tmp_path: Path, prepared: tuple[Path, Path]) -> None:
+    with pytest.raises(DataError, match=r"samples\.jsonl"):
+        train(tmp_path / "nowhere", prepared[1], tmp_path / "out", say=_quiet)
+
+
+def test_broken_line_is_named(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    data, recipe = prepared
+    file = data / "train" / "samples.jsonl"
+    lines = file.read_text().splitlines()
+    lines[4] = "{broken"
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match="line 5"):
+        train(data, recipe, tmp_path / "out", say=_quiet)
