@@ -1,6 +1,7 @@
 """The engine seen from outside: find or start it, ask it, stop it. Free of torch."""
 
-from mmchat.client.engine_client import EngineClient
+from typing import TYPE_CHECKING, Any
+
 from mmchat.client.protocol import (
     Delta,
     Done,
@@ -14,6 +15,9 @@ from mmchat.client.protocol import (
     Waiting,
     place_pictures,
 )
+
+if TYPE_CHECKING:
+    from mmchat.client.engine_client import EngineClient
 
 __all__ = [
     "Delta",
@@ -29,3 +33,12 @@ __all__ = [
     "Waiting",
     "place_pictures",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # httpx is for those who ask; the engine and the types do without its 0.1 s.
+    if name == "EngineClient":
+        from mmchat.client.engine_client import EngineClient
+
+        return EngineClient
+    raise AttributeError(f"module {__name__} has no attribute {name}")

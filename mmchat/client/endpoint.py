@@ -140,6 +140,10 @@ class EngineLock:
         os.write(self._handle, str(os.getpid()).encode())
         return True
 
+    def close(self) -> None:
+        """Frees the lock, as the end of the process does."""
+        os.close(self._handle)
+
 
 def lock_holder() -> int | None:
     """The process id that the lock file tells; of use only while the engine lives."""
@@ -153,7 +157,7 @@ def engine_lives() -> bool:
     """Whether a process holds the engine's lock."""
     try:
         handle = os.open(lock_file(), os.O_RDWR)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise EngineError(

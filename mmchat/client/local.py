@@ -48,6 +48,8 @@ class _Health(Struct):
 
     version: str
     pid: int
+    status: str = "ok"
+    """Or "ending": it takes no more requests and will be gone at once."""
 
 
 class LocalEngine:
@@ -70,6 +72,9 @@ class LocalEngine:
             health = await self._health()
             if health is not None and health.version != mmchat.__version__:
                 await self._end(health.pid)
+                health = None
+            elif health is not None and health.status == "ending":
+                await end_process(health.pid)
                 health = None
             if health is None:
                 health = await self._spawned()
@@ -186,6 +191,10 @@ class LocalEngine:
                 await self.start()
                 continue
             try:
+                if response.status_code == 503 and restarts < 2:  # it is ending
+                    restarts += 1
+                    await self.start()
+                    continue
                 missing = await _refused(response)
                 if not missing:
                     async with contextlib.aclosing(stream_events(response)) as events:
@@ -319,7 +328,7 @@ def _http_client(endpoint: Endpoint) -> httpx.AsyncClient:
 async def stream_events(response: httpx.Response) -> AsyncGenerator[Event, None]:
     """The events of a streamed answer; EngineError where one of them is an error."""
     async for data in wire.server_sent(wire.split_lines(response.aiter_bytes())):
-        chunk = wire.read_chunk(data)
+        chunk = wire.read_chunk(data, wire.EngineChunk)
         if chunk.error is not None:
             raise EngineError(
                 wire.error_sentence(chunk.error) or "The engine failed without a word."

@@ -129,7 +129,7 @@ async def _answer(
     pieces = 0
     yield Started(0, 0, 0, 0, 0)
     async for data in wire.server_sent(wire.split_lines(response.aiter_bytes())):
-        chunk = wire.read_chunk(data)
+        chunk = wire.read_chunk(data, wire.Chunk)
         if chunk.error is not None:
             said = wire.error_sentence(chunk.error) or "an error without a word"
             raise EngineError(f"The server {url} failed while answering: {said}")

@@ -17,6 +17,8 @@ from mmchat.client.endpoint import engine_lives, log_file, read_endpoint, runtim
 from mmchat.errors import EngineError
 from mmchat.settings import Settings, private_dir
 
+PATIENCE = 5.0
+"""Seconds that an engine has to end by itself."""
 _children: list[subprocess.Popen[bytes]] = []
 """Engines this process has started: kept so that the system can forget them when they end."""
 
@@ -87,8 +89,8 @@ def _flags(settings: Settings) -> list[str]:
     return [part for name, value in chosen.items() for part in ("--set", f"{name}={value}")]
 
 
-async def end_process(pid: int, patience: float = 5.0) -> None:
-    """Waits until the engine is gone; helps with SIGTERM, then SIGKILL, after `patience` each.
+async def end_process(pid: int) -> None:
+    """Waits until the engine is gone; helps with SIGTERM, then SIGKILL, after `PATIENCE` each.
 
     Raises EngineError where even that does not end it.
     """
@@ -96,7 +98,7 @@ async def end_process(pid: int, patience: float = 5.0) -> None:
         if help_along is not None and is_engine(pid):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, help_along)
-        if await engine_gone(patience):
+        if await engine_gone(PATIENCE):
             return
         endpoint = read_endpoint()
         if endpoint is not None and endpoint.pid != pid:

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -35,8 +35,16 @@ class Chunk(Struct):
     choices: list[_ChunkChoice] = []
     model: str | None = None
     usage: Usage | None = None
-    x_mmchat: Event | None = None
     error: Any = None
+
+
+class EngineChunk(Chunk):
+    """A chunk of our own engine."""
+
+    x_mmchat: Event | None = None
+
+
+_C = TypeVar("_C", bound=Chunk)
 
 
 def messages(turns: Sequence[Turn], by_reference: bool) -> list[dict[str, Any]]:
@@ -83,14 +91,13 @@ def options(chosen: Options, everything: bool) -> dict[str, Any]:
     }
 
 
-def read_chunk(data: str) -> Chunk:
+def read_chunk(data: str, kind: type[_C]) -> _C:
     """One event's data; EngineError where it is not such a chunk."""
     try:
-        return msgspec.json.decode(data, type=Chunk)
+        return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
         raise EngineError(
-            f"The server's answer is not the chat-completions protocol ({error}): "
-            "look at engine.url."
+            f"The answer is not the chat-completions protocol ({error}): look at engine.url."
         ) from error
 
 

@@ -123,6 +123,7 @@ async def _serve(
             await super().shutdown(sockets)
 
     def stop() -> None:
+        worker.refuse()
         server.should_exit = True
 
     service = Service(

@@ -12,6 +12,7 @@ import msgspec
 
 from mmchat.client.protocol import Delta, Done, Event
 from mmchat.engine.requests import RequestError
+from mmchat.engine.worker import Ending
 from mmchat.errors import EngineError, MmchatError
 
 END = b"data: [DONE]\n\n"
@@ -38,6 +39,8 @@ def error_body(error: MmchatError) -> dict[str, Any]:
 def status_code(error: MmchatError) -> int:
     if isinstance(error, RequestError):
         return error.status
+    if isinstance(error, Ending):
+        return 503
     return 500 if isinstance(error, EngineError) else 422
 
 

@@ -77,7 +77,8 @@ class Service:
         )
 
     async def health(self, request: Request) -> Response:
-        return _json({"status": "ok", "version": mmchat.__version__, "pid": os.getpid()})
+        status = "ending" if self._worker.ending else "ok"
+        return _json({"status": status, "version": mmchat.__version__, "pid": os.getpid()})
 
     async def models(self, request: Request) -> Response:
         name = self._worker.backend_status.model or self._worker.default_model
@@ -240,7 +241,7 @@ class _Following(Response):
         except MmchatError as error:
             if begun:
                 raise
-            await _json(error_body(error), status_code(error))(scope, receive, send)
+            await _refusal(error)(scope, receive, send)
         else:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -266,7 +267,7 @@ class TokenGuard:
         else:
             await self._app(scope, receive, send)
             return
-        await _json(error_body(refusal), refusal.status)(scope, receive, send)
+        await _refusal(refusal)(scope, receive, send)
 
 
 def _memory(device: str, held: int) -> int:
@@ -280,9 +281,16 @@ def _json(data: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(data), status, media_type="application/json")
 
 
+def _refusal(error: MmchatError) -> Response:
+    response = _json(error_body(error), status_code(error))
+    if response.status_code in (401, 403, 413):  # the rest of such a body is not waited for
+        response.headers["connection"] = "close"
+    return response
+
+
 async def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MmchatError)
-    return _json(error_body(error), status_code(error))
+    return _refusal(error)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

@@ -74,7 +74,7 @@ class Worker:
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
         self._line: deque[Job] = deque()
         self._running: Job | None = None
-        self._closed = False
+        self.ending = False
         self._last_end = time.monotonic()
         # Written by the worker's thread only, each by one assignment, read by both.
         self._backend: Backend | None = None
@@ -128,13 +128,17 @@ class Worker:
             job.events.put_nowait(None)
             self._tell_places()
 
+    def refuse(self) -> None:
+        """Takes no more requests; whoever sends one may start another engine."""
+        self.ending = True
+
     def close(self) -> None:
         """Ends every request with a sentence, and the thread after its next token."""
-        self._closed = True
+        self.refuse()
         for job in (*self._line, self._running):
             if job is not None:
                 job.cancelled.set()
-                job.events.put_nowait(_ending())
+                job.events.put_nowait(Ending())
                 job.events.put_nowait(None)
         self._line.clear()
         self._inbox.put(None)
@@ -145,8 +149,8 @@ class Worker:
         return not self._thread.is_alive()
 
     def _submit(self, work: Callable[[Job], None]) -> Job:
-        if self._closed:
-            raise _ending()
+        if self.ending:
+            raise Ending
         job = Job(work, self._loop)
         if self._running is None:
             self._start(job)
@@ -291,5 +295,8 @@ class Worker:
             self.backend_status = backend.status()
 
 
-def _ending() -> EngineError:
-    return EngineError("The engine was asked to end; the next message starts it again.")
+class Ending(EngineError):
+    """The request came too late and was not taken; another engine may take it."""
+
+    def __init__(self) -> None:
+        super().__init__("The engine was asked to end; the next message starts it again.")

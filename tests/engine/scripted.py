@@ -41,9 +41,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-import pytest
 
 from mmchat.client.endpoint import engine_lives, lock_holder
 from mmchat.client.protocol import (
@@ -59,6 +59,9 @@ from mmchat.client.protocol import (
 from mmchat.errors import AdapterError, EngineError, ModelError
 from mmchat.settings import paths
 
+if TYPE_CHECKING:
+    import pytest  # not in the engine's process
+
 BACKEND = "tests.engine.scripted:create_backend"
 
 
@@ -71,7 +74,7 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def engine_by_script(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def engine_by_script(monkeypatch: "pytest.MonkeyPatch") -> Iterator[None]:
     """Engines started inside answer by script; the one that is left over is ended."""
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
@@ -87,7 +90,7 @@ def end_engine() -> None:
     while engine_lives():
         assert time.monotonic() < deadline
         holder = lock_holder()
-        if holder is not None:
+        if holder not in (None, os.getpid()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(holder, signal.SIGKILL)
         time.sleep(0.01)
@@ -242,7 +245,7 @@ class ScriptedBackend:
             case "crash":
                 yield "one "
                 yield "two "
-                time.sleep(0.1)  # so that both words are on their way before the process is gone
+                time.sleep(1)  # both words are to be on their way before the process is gone
                 os._exit(9)
             case "oom":
                 raise EngineError(

@@ -1,0 +1,142 @@
+"""Another OpenAI-compatible server at `engine.url`: a real one over TCP that answers by script."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+import pytest
+
+from mmchat.client import Delta, Done, EngineClient, ImagePart, Started
+from mmchat.client.endpoint import engine_lives
+from mmchat.errors import EngineError
+from tests.client.asking import ask, events_of, png, text_of
+
+Clients = Callable[..., EngineClient]
+
+
+def chunk(text: str | None = None, finish: str | None = None, **fields: Any) -> str:
+    delta = {} if text is None else {"content": text, "reasoning_content": None}
+    choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+    return f"data: {json.dumps({'id': '1', 'model': 'big', 'choices': [choice], **fields})}\n\n"
+
+
+class Server(BaseHTTPRequestHandler):
+    """`script` is what the next chat request gets: status and body."""
+
+    script: ClassVar[tuple[int, str]]
+    seen: ClassVar[list[tuple[str, str | None, Any]]]
+
+    def do_GET(self) -> None:
+        self._reply(200, json.dumps({"object": "list", "data": [{"id": "big"}, {"id": "small"}]}))
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.seen.append((self.path, self.headers.get("authorization"), body))
+        self._reply(*self.script)
+
+    def _reply(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Server]]:
+    class Scripted(Server):
+        script = (200, chunk("hello ") + chunk("you", "stop") + "data: [DONE]\n\n")
+        seen: ClassVar[list[tuple[str, str | None, Any]]] = []
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        monkeypatch.setenv("MMCHAT_ENGINE_URL", f"http://127.0.0.1:{http.server_port}/v1/")
+        yield Scripted
+        http.shutdown()
+        thread.join()
+
+
+async def test_it_is_asked_in_the_plain_protocol(
+    server: type[Server], new_client: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMCHAT_ENGINE_TOKEN", "key")
+    events = await events_of(new_client(), "what is this?", ImagePart("0" * 64, "", png()))
+    assert [type(event) for event in events] == [Started, Delta, Delta, Done]
+    assert text_of(events) == "hello you"
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert (done.finish_reason, done.completion_tokens, done.model) == ("stop", 2, "big")
+    path, key, body = server.seen[0]
+    assert (path, key) == ("/v1/chat/completions", "Bearer key")
+    assert body["model"] == "big"  # nobody chose one: the server's first
+    assert "x_mmchat" not in body
+    assert body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64")
+    assert not engine_lives()
+
+
+async def test_usage_comments_and_a_chosen_model(server: type[Server], new_client: Clients) -> None:
+    usage = {"prompt_tokens": 30, "completion_tokens": 7}
+    server.script = (
+        200,
+        ": ping\n\n"
+        + chunk("cut")
+        + chunk(None, "length")
+        + f'data: {{"choices": [], "usage": {json.dumps(usage)}}}\n\n',
+    )
+    done = (await events_of(new_client(model__name="small"), "hello", temperature=0.5))[-1]
+    assert isinstance(done, Done)
+    assert (done.finish_reason, done.prompt_tokens, done.completion_tokens) == ("length", 30, 7)
+    _, key, body = server.seen[0]
+    assert key is None
+    assert (body["model"], body["temperature"]) == ("small", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "sentence"),
+    [
+        (401, '{"error": {"message": "bad key"}}', "bad key. It wants a key"),
+        (404, "not here", "Look at engine.url"),
+        (413, "", "too large"),
+        (429, '{"detail": "slow down"}', "slow down. It is busy"),
+        (500, "<html>", "500"),
+        (302, "", "302"),
+        (200, chunk("half"), "broke off in mid-answer"),
+        (200, "data: nonsense\n\n", "not the chat-completions protocol"),
+        (200, '<html lang="en">hello</html>', "broke off"),
+        (200, chunk("half") + 'data: {"error": {"message": "out of memory"}}\n\n', "out of memory"),
+    ],
+)
+async def test_what_goes_wrong_is_a_sentence(
+    server: type[Server], new_client: Clients, status: int, body: str, sentence: str
+) -> None:
+    server.script = (status, body)
+    with pytest.raises(EngineError, match=sentence):
+        await ask(new_client(), "hello")
+
+
+async def test_a_server_that_is_not_there(
+    server: type[Server], new_client: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url, sentence in [
+        ("http://127.0.0.1:1/v1", "cannot be reached"),
+        ("http://[", "is no address"),
+        ("localhost:80", "has to begin with"),
+    ]:
+        with pytest.raises(EngineError, match=sentence):
+            await ask(new_client(engine__url=url), "hello")
+
+
+async def test_the_local_engines_own_ways(server: type[Server], new_client: Clients) -> None:
+    client = new_client()
+    status = await client.start()
+    assert (status.state, status.model) == ("ready", "big")
+    assert [step async for step in client.load()] == []
+    with pytest.raises(EngineError, match="adapter cannot be switched"):
+        await client.use_adapter("birds")
+    with pytest.raises(EngineError, match="attach it again"):
+        await ask(client, "hello", ImagePart("0" * 64))
+    assert not await client.stop()
