@@ -66,8 +66,8 @@ def greedy(logits: Tensor) -> int:
     # argmax takes NaN for the highest, so one look at the winner is enough.
     if not math.isfinite(float(logits[token])):
         raise EngineError(
-            "the model gave no valid probabilities (its numbers overflowed or its weights are damaged): "
-            "load it with --quantization fp32, or fetch it again"
+            "The model gave no valid probabilities (its numbers overflowed or its weights are damaged): "
+            "load it with --quantization fp32, or fetch it again."
         )
     return token
 
@@ -152,4 +152,4 @@ class Sampler:
 
 def _require(name: str, value: float, valid: bool, allowed: str) -> None:
     if not valid:
-        raise EngineError(f"{name} is {value}, but must be {allowed}")
+        raise EngineError(f"{name} is {value}, but must be {allowed}.")

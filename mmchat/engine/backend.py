@@ -1,0 +1,254 @@
+"""The model behind the engine's service: load, answer, tell what is held.
+
+Everything here is synchronous and called from one thread, the service's worker.
+"""
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, cast
+
+import psutil
+import torch
+
+from mmchat.client.protocol import BackendStatus, Delta, Done, Options, Started, Turn
+from mmchat.engine.cache import VisionCache
+from mmchat.engine.decode import Decoding, TransformersRunner, VisualPrefixRunner
+from mmchat.engine.detokenize import StopStrings, detokenizer_for
+from mmchat.engine.sampling import Sampler
+from mmchat.errors import EngineError, MmchatError
+from mmchat.model.adapters import apply_adapter
+from mmchat.model.loading import LoadedModel, load_model, resolve_model
+from mmchat.model.prompt import PreparedPrompt, build_prompt
+from mmchat.settings import Device, Quantization
+
+Progress = Callable[[str, float], None]
+
+_NOTHING_LOADED = "No model is loaded: the next message loads one, or say which with --model."
+
+
+class Backend(Protocol):
+    """What the service drives."""
+
+    def load(
+        self, model: str, adapter: str, quantization: str, device: str, progress: Progress
+    ) -> None:
+        """Replace what is loaded; `progress` is told the stage and 0..1.
+
+        Raises:
+            ModelError, AdapterError, EngineError: nothing half loaded is kept.
+        """
+
+    def use_adapter(self, adapter: str) -> None:
+        """Switch to another adapter of the loaded base; "" is the base's own projector."""
+
+    def generate(
+        self, turns: Sequence[Turn], options: Options, cancelled: Callable[[], bool]
+    ) -> Iterator[Started | Delta | Done]:
+        """Answer the last turn; `cancelled` is asked at every token and prefill chunk."""
+
+    def status(self) -> BackendStatus:
+        """What is held now."""
+
+
+def create_backend() -> Backend:
+    """The real one. Its threads are the physical cores, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(_physical_cores())
+    return TorchBackend()
+
+
+class TorchBackend:
+    """One model of any kind that `mmchat.model.loading` loads."""
+
+    def __init__(self) -> None:
+        self._loaded: LoadedModel | None = None
+        self._runner: TransformersRunner | None = None
+        self._vision = VisionCache()
+
+    def load(
+        self, model: str, adapter: str, quantization: str, device: str, progress: Progress
+    ) -> None:
+        resolve_model(model)  # a misspelt name does not cost the model that is loaded
+        self._unload()
+        try:
+            loaded = load_model(
+                model,
+                adapter=adapter,
+                quantization=cast(Quantization, quantization),
+                device=cast(Device, device),
+                progress=progress,
+            )
+        except (MmchatError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error.__cause__ or error):
+                raise
+        else:
+            self._loaded = loaded
+            self._runner = self._runner_for(loaded)
+            return
+        _release()  # outside of the except: its traceback held what was loaded so far
+        raise EngineError(
+            f"The memory ran out while {model} was loaded: close other programs, load it with "
+            "--quantization 4bit, or choose a smaller model."
+        )
+
+    def use_adapter(self, adapter: str) -> None:
+        if self._loaded is None:
+            raise EngineError(_NOTHING_LOADED)
+        apply_adapter(self._loaded, adapter)
+
+    def generate(
+        self, turns: Sequence[Turn], options: Options, cancelled: Callable[[], bool]
+    ) -> Iterator[Started | Delta | Done]:
+        if self._loaded is None or self._runner is None:
+            raise EngineError(_NOTHING_LOADED)
+        try:
+            yield from self._answer(self._loaded, self._runner, turns, options, cancelled)
+            return
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self._vision.clear()
+        _release()  # outside of the except: its traceback held the answer's tensors
+        raise EngineError(
+            "The memory was not enough for this answer: begin a new conversation, attach fewer "
+            "pictures, or load a smaller model."
+        )
+
+    def status(self) -> BackendStatus:
+        loaded = self._loaded
+        if loaded is None:
+            return BackendStatus()
+        return BackendStatus(
+            model=loaded.name,
+            adapter=loaded.adapter,
+            device=str(loaded.device),
+            quantization=loaded.quantization,
+            compute_dtype=_name(loaded.compute_dtype),
+            context_length=loaded.context_length,
+            vision=loaded.vision,
+            memory_bytes=loaded.memory_bytes,
+        )
+
+    def _answer(
+        self,
+        loaded: LoadedModel,
+        runner: TransformersRunner,
+        turns: Sequence[Turn],
+        options: Options,
+        cancelled: Callable[[], bool],
+    ) -> Iterator[Started | Delta | Done]:
+        if options.max_tokens < 1:
+            raise EngineError(f"max_tokens is {options.max_tokens}, but must be 1 or more.")
+        began = time.perf_counter()
+        prompt = build_prompt(loaded, turns, options.max_tokens)
+        prompt_tokens = prompt.input_ids.shape[1]
+        sampler = _sampler(options, prompt)
+        started = Started(
+            prompt_tokens=prompt_tokens,
+            image_tokens=prompt.image_tokens,
+            cached_tokens=0,
+            dropped_turns=prompt.dropped_turns,
+            context_length=loaded.context_length,
+        )
+        yield started
+        prepared = time.perf_counter()
+        state = runner.start()
+        prefilled = runner.prefill(state, prompt, cancelled)
+        read = time.perf_counter()
+        image_ms = prefilled.image_ms if prefilled is not None else 0.0
+        prefill_ms = (read - prepared) * 1000 - image_ms
+        if prompt.images:
+            image_ms += (prepared - began) * 1000
+        decoding = None
+        if prefilled is not None:
+            decoding = Decoding(
+                runner,
+                state,
+                prefilled.logits,
+                sampler=sampler,
+                detokenizer=detokenizer_for(loaded.tokenizer),
+                stops=StopStrings(options.stop),
+                eos_token_ids=loaded.eos_token_ids,
+                max_tokens=max(1, min(options.max_tokens, loaded.context_length - prompt_tokens)),
+                cancelled=cancelled,
+            )
+            for text in decoding:
+                yield Delta(text)
+        seconds = time.perf_counter() - read
+        tokens = len(decoding.tokens) if decoding is not None else 0
+        yield Done(
+            finish_reason=decoding.finish_reason if decoding is not None else "cancelled",
+            completion_tokens=tokens,
+            image_ms=image_ms,
+            prefill_ms=prefill_ms,
+            decode_ms=seconds * 1000,
+            # The first token costs no step: the prefill gave its logits.
+            tokens_per_second=(tokens - 1) / seconds if tokens > 1 else 0.0,
+            model=loaded.name,
+            adapter=loaded.adapter,
+            adapter_hash=loaded.adapter_hash,
+            quantization=loaded.quantization,
+            device=str(loaded.device),
+            prompt_tokens=started.prompt_tokens,
+            image_tokens=started.image_tokens,
+            cached_tokens=started.cached_tokens,
+            dropped_turns=started.dropped_turns,
+            context_length=started.context_length,
+        )
+
+    def _runner_for(self, loaded: LoadedModel) -> TransformersRunner:
+        if loaded.kind == "visual_prefix":
+            return VisualPrefixRunner(
+                loaded.model,
+                weights_hash=loaded.weights_hash,
+                vision=self._vision,
+                compute_dtype=loaded.compute_dtype,
+            )
+        return TransformersRunner(loaded.model, compute_dtype=loaded.compute_dtype)
+
+    def _unload(self) -> None:
+        self._loaded = None
+        self._runner = None
+        self._vision.clear()
+        _release()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out. On a CPU torch raises a bare RuntimeError, so its words decide."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in words or "not enough memory" in words
+    )
+
+
+def _sampler(options: Options, prompt: PreparedPrompt) -> Sampler:
+    return Sampler(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+        prompt=(token for token, _ in prompt.keys),
+    )
+
+
+def _release() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _physical_cores() -> int:
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = min(cores, len(os.sched_getaffinity(0)))
+    return max(1, cores)

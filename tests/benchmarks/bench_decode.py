@@ -1,0 +1,121 @@
+"""Our decode loop beside `generate()`: tokens per second on a small random Llama.
+
+    python tests/benchmarks/bench_decode.py [--tokens 128] [--rounds 3]
+
+Both run in turns in one process, so that a busy machine is busy for both; the
+best round of each counts. Nothing here is asserted.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+from mmchat.engine.decode import Decoding, TransformersRunner
+from mmchat.engine.detokenize import StopStrings
+from mmchat.engine.sampling import Sampler
+
+
+class Prompt:
+    model_inputs: dict[str, torch.Tensor] = {}  # noqa: RUF012
+    images: tuple[()] = ()
+
+    def __init__(self, length: int) -> None:
+        self.input_ids = torch.randint(3, 1000, (1, length))
+        self.keys = [(int(token), None) for token in self.input_ids[0]]
+
+
+class NoText:
+    def push(self, token: int) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+
+def llama(quantized: bool) -> Any:
+    """About the built-in model's decoder: 3M parameters in 4 layers of width 256."""
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=2048,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    if quantized:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            model = LlamaForCausalLM.from_pretrained(
+                folder,
+                quantization_config=BitsAndBytesConfig(
+                    load_in_4bit=True,
+                    bnb_4bit_quant_type="nf4",
+                    bnb_4bit_use_double_quant=True,
+                    bnb_4bit_compute_dtype=torch.float32,
+                ),
+                dtype=torch.float32,
+            ).eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def ours(model: Any, prompt: Prompt, tokens: int) -> None:
+    runner = TransformersRunner(model)
+    state = runner.start()
+    prefilled = runner.prefill(state, prompt, lambda: False)
+    assert prefilled is not None
+    decoding = Decoding(
+        runner,
+        state,
+        prefilled.logits,
+        sampler=Sampler(),
+        detokenizer=NoText(),
+        stops=StopStrings(()),
+        eos_token_ids=frozenset(),
+        max_tokens=tokens,
+    )
+    assert not "".join(decoding)
+
+
+def theirs(model: Any, prompt: Prompt, tokens: int) -> None:
+    mask = torch.ones_like(prompt.input_ids)
+    model.generate(prompt.input_ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False)
+
+
+def seconds(run: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    prompt = Prompt(64)
+    print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    for name, quantized in [("fp32", False), ("4bit", True)]:
+        model = llama(quantized)
+        best = {"ours": float("inf"), "generate": float("inf")}
+        for _ in range(arguments.rounds):
+            for label, run in [("ours", ours), ("generate", theirs)]:
+                took = seconds(lambda run=run, m=model: run(m, prompt, arguments.tokens))  # type: ignore[misc]
+                best[label] = min(best[label], took)
+        rates = {label: arguments.tokens / took for label, took in best.items()}
+        print(
+            f"{name}: ours {rates['ours']:.1f} tokens/s, generate() {rates['generate']:.1f} "
+            f"tokens/s, ratio {rates['ours'] / rates['generate']:.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
