@@ -26,7 +26,7 @@ SUPPORTED: Final[dict[str, str]] = {
 MEGAPIXELS: Final[dict[str, int]] = {
     "PNG": 50,
     "JPEG": 200,
-    "progressive JPEG": 64,
+    "progressive JPEG": 50,
     "WebP": 25,
     "GIF": 50,
     "BMP": 50,

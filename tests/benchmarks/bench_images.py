@@ -120,17 +120,17 @@ def run_length(megapixels: float) -> bytes:
 
 CAP = MEGAPIXELS
 CASES: dict[str, tuple[float, Callable[[float], bytes]]] = {
-    "PNG RGB": (CAP["PNG"], lambda mp: saved("RGB", mp, "PNG", 12, compress_level=1)),
-    "PNG RGBA": (CAP["PNG"], lambda mp: saved("RGBA", mp, "PNG", 8, compress_level=1)),
+    "PNG RGB": (CAP["PNG"], lambda mp: saved("RGB", mp, "PNG", 7, compress_level=1)),
+    "PNG RGBA": (CAP["PNG"], lambda mp: saved("RGBA", mp, "PNG", 4, compress_level=1)),
     "PNG palette": (CAP["PNG"], lambda mp: saved("P", mp, "PNG", compress_level=1)),
     "PNG RGBA 16-bit": (CAP["PNG"], png16),
     "PNG RGBA 16-bit interlaced": (CAP["PNG"], lambda mp: png16(mp, interlaced=True)),
     "PNG grey 16-bit": (CAP["PNG"], lambda mp: saved("I;16", mp, "PNG", compress_level=1)),
     "JPEG 4:2:0 photograph": (48, lambda mp: saved("RGB", mp, "JPEG", quality=85)),
     "JPEG 4:4:4 photograph": (48, lambda mp: saved("RGB", mp, "JPEG", quality=95, subsampling=0)),
-    "JPEG 4:2:0": (CAP["JPEG"], lambda mp: saved("RGB", mp, "JPEG", quality=80)),
-    "JPEG 4:4:4": (CAP["JPEG"], lambda mp: saved("RGB", mp, "JPEG", quality=80, subsampling=0)),
-    "JPEG CMYK": (CAP["JPEG"], lambda mp: saved("CMYK", mp, "JPEG", quality=60)),
+    "JPEG 4:2:0": (CAP["JPEG"], lambda mp: saved("RGB", mp, "JPEG", 24, quality=80)),
+    "JPEG 4:4:4": (CAP["JPEG"], lambda mp: saved("RGB", mp, "JPEG", 24, quality=80, subsampling=0)),
+    "JPEG CMYK": (CAP["JPEG"], lambda mp: saved("CMYK", mp, "JPEG", 24, quality=60)),
     "JPEG progressive photograph": (
         48,
         lambda mp: saved("RGB", mp, "JPEG", quality=85, progressive=True),
@@ -154,13 +154,13 @@ CASES: dict[str, tuple[float, Callable[[float], bytes]]] = {
         CAP["WebP"],
         lambda mp: padded(saved("RGBA", mp, "WEBP", lossless=True, quality=0, method=0)),
     ),
-    "GIF": (CAP["GIF"], lambda mp: saved("P", mp, "GIF")),
+    "GIF": (CAP["GIF"], lambda mp: saved("P", mp, "GIF", 24)),
     "BMP": (33, lambda mp: saved("RGB", mp, "BMP")),
     "BMP palette": (CAP["BMP"], lambda mp: saved("P", mp, "BMP")),
     "BMP run-length": (CAP["run-length BMP"], run_length),
     "TIFF deflate RGBA": (
         CAP["TIFF"],
-        lambda mp: saved("RGBA", mp, "TIFF", 8, compression="tiff_adobe_deflate"),
+        lambda mp: saved("RGBA", mp, "TIFF", 4, compression="tiff_adobe_deflate"),
     ),
     "TIFF deflate RGBA, one strip, 100 MB": (
         CAP["TIFF"],
