@@ -1,0 +1,31 @@
+"""Tiny checkpoints and what is loaded from them, made once for all tests of models."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmchat.model.loading import LoadedModel, load_model
+from tests.model import tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """kind -> the folder of that tiny checkpoint; not to be changed."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    return lru_cache(lambda kind: tiny.build(kind, root / kind))
+
+
+@pytest.fixture(scope="session")
+def loaded(checkpoint: Callable[[str], Path]) -> Callable[[str, str], LoadedModel]:
+    """(kind, quantization) -> that tiny checkpoint, loaded on the CPU; not to be changed."""
+    return lru_cache(
+        lambda kind, form: load_model(str(checkpoint(kind)), quantization=form, device="cpu")
+    )

@@ -1,0 +1,236 @@
+"""load_model on tiny checkpoints: 4-bit where promised, one sentence for what is broken."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmchat.errors import ModelError
+from mmchat.model import loading, quantization
+from mmchat.model.loading import LoadedModel, load_model
+from mmchat.model.prompt import build_prompt
+from tests.model import tiny
+from tests.model.tiny import Turn
+
+Loaded = Callable[[str, str], LoadedModel]
+Checkpoint = Callable[[str], Path]
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_exactly_the_text_blocks_are_four_bit(loaded: Loaded, kind: str) -> None:
+    model = loaded(kind, "4bit")
+    parts = {part.part: part for part in model.parts}
+    assert parts["text blocks"].linear_layers == parts["text blocks"].four_bit == 14
+    assert all(part.four_bit == 0 for part in model.parts if part.part != "text blocks")
+    if kind != "llama":
+        assert parts["vision tower"].linear_layers > 0 and parts["projector"].parameters > 0
+    config = model.model.config.quantization_config
+    assert config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_use_double_quant
+    assert config.bnb_4bit_compute_dtype == model.compute_dtype
+    prompt = build_prompt(model, [Turn("user", ("what colour?",))], 8)
+    assert model.model(input_ids=prompt.input_ids).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_fp32_holds_the_files_numbers(loaded: Loaded, checkpoint: Checkpoint, kind: str) -> None:
+    model = loaded(kind, "fp32")
+    assert {p.dtype for p in model.model.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in model.model.parameters())
+    assert sum(part.four_bit for part in model.parts) == 0
+    assert sum(part.parameters for part in model.parts) == sum(
+        p.numel() for p in model.model.parameters()
+    )
+
+
+def test_four_bit_stays_near_fp32(loaded: Loaded) -> None:
+    turns = [Turn("user", ("what colour is the circle?",))]
+    full, packed = loaded("llama", "fp32"), loaded("llama", "4bit")
+    prompt = build_prompt(full, turns, 8)
+    wanted = full.model(input_ids=prompt.input_ids).logits
+    got = packed.model(input_ids=prompt.input_ids).logits.float()
+    assert torch.nn.functional.cosine_similarity(wanted, got, dim=-1).mean() > 0.75
+
+
+def test_a_tied_head_is_spared(tmp_path: Path) -> None:
+    model = load_model(str(tiny.llama(tmp_path, tied=True)), quantization="4bit", device="cpu")
+    head = next(part for part in model.parts if part.part == "lm_head")
+    assert head.four_bit == 0 and head.dtype == "tied to the embedding"
+    model.model(input_ids=torch.tensor([[5, 6, 7]]))
+
+
+def test_what_ends_an_answer_is_known(loaded: Loaded) -> None:
+    for kind in tiny.KINDS:
+        model = loaded(kind, "fp32")
+        assert model.tokenizer.eos_token_id in model.eos_token_ids
+        assert model.context_length == 4096
+        assert model.vision == (kind != "llama")
+
+
+def test_progress_rises_to_ready(checkpoint: Checkpoint) -> None:
+    told: list[tuple[str, float]] = []
+    load_model(
+        str(checkpoint("llama")),
+        quantization="4bit",
+        device="cpu",
+        progress=lambda stage, fraction: told.append((stage, fraction)),
+    )
+    assert told[0] == ("reading", 0.0) and told[-1] == ("ready", 1.0)
+    assert [fraction for _, fraction in told] == sorted(fraction for _, fraction in told)
+    assert ("quantizing", 0.05) in told and len(told) > 10
+
+
+def test_auto_is_four_bit_or_says_what_it_is(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_model(str(checkpoint("llama")), device="cpu").quantization == "4bit"
+    monkeypatch.setattr(quantization, "works", lambda device: False)
+    fallen = load_model(str(checkpoint("llama")), device="cpu")
+    assert fallen.quantization in {"bf16", "fp32"}
+    assert fallen.compute_dtype == quantization.compute_dtype(torch.device("cpu"))
+    with pytest.raises(ModelError, match="bitsandbytes does not work"):
+        load_model(str(checkpoint("llama")), quantization="4bit", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "capability", "machine", "wanted"),
+    [
+        ({"avx2"}, "AVX2", "x86_64", torch.float32),
+        ({"avx2", "avx512f"}, "AVX512", "x86_64", torch.float32),
+        ({"avx512_bf16"}, "AVX512", "x86_64", torch.bfloat16),
+        ({"amx_bf16"}, "AVX512", "AMD64", torch.bfloat16),
+        ({"avx512_bf16"}, "AVX2", "x86_64", torch.float32),  # ATEN_CPU_CAPABILITY lowered it
+        ({"asimd", "bf16"}, "DEFAULT", "aarch64", torch.bfloat16),
+        ({"asimd"}, "DEFAULT", "aarch64", torch.float32),
+    ],
+)
+def test_the_compute_dtype_is_what_this_cpu_is_fast_at(
+    flags: set[str],
+    capability: str,
+    machine: str,
+    wanted: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quantization, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(quantization.platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert quantization.compute_dtype(torch.device("cpu")) == wanted
+
+
+def test_a_broken_promise_is_told(loaded: Loaded) -> None:
+    with pytest.raises(ModelError, match="did not load as mmchat promises"):
+        quantization.assert_four_bit(loaded("llava", "fp32").model, "llava")
+
+
+@pytest.fixture
+def copy(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """A copy of the tiny Llama that a test may break."""
+    shutil.copytree(checkpoint("llama"), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def refused(folder: Path | str) -> str:
+    with pytest.raises(ModelError) as caught:
+        load_model(str(folder), quantization="fp32", device="cpu")
+    message = str(caught.value)
+    assert "\n" not in message and "Traceback" not in message
+    return message
+
+
+def test_broken_folders_are_told(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert "cut short" in refused(copy)
+    weights.write_bytes(b"\xff" * 100)
+    assert "damaged" in refused(copy)
+    weights.write_bytes(b"")
+    assert "damaged" in refused(copy)
+    weights.unlink()
+    assert "holds no weights" in refused(copy)
+    (copy / "pytorch_model.bin").write_bytes(b"pickle")
+    assert "pickle" in refused(copy)
+    (copy / "config.json").write_text("{")
+    assert "not valid JSON" in refused(copy)
+    (copy / "config.json").write_text("[]")
+    assert "names no model_type" in refused(copy)
+    (copy / "config.json").unlink()
+    assert "no config.json" in refused(copy)
+    assert "There is no folder" in refused(copy / "nowhere")
+
+
+def test_a_missing_shard_is_told(copy: Path) -> None:
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    assert "lacks its weights file" in refused(copy)
+    index.write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
+    assert "no weights file" in refused(copy)
+
+
+def _change(folder: Path, **fields: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def test_unfit_configurations_are_told(copy: Path) -> None:
+    _change(copy, hidden_size="wide")
+    assert "cannot be used" in refused(copy)
+    _change(copy, hidden_size=128)
+    assert "cannot be loaded" in refused(copy)
+    _change(copy, hidden_size=64, num_hidden_layers=3)
+    assert "incomplete" in refused(copy)
+    _change(copy, num_hidden_layers=2, quantization_config={"quant_method": "gptq"})
+    assert "quantized form of its own" in refused(copy)
+    _change(copy, quantization_config=None, model_type="unheard_of")
+    assert "cannot run" in refused(copy)
+    _change(copy, auto_map={"AutoModelForCausalLM": "evil.Model"})
+    (copy / "evil.py").write_text("raise SystemExit('code of a checkpoint was run')")
+    assert "never run" in refused(copy)
+    _change(copy, model_type="bert")
+    assert refused(copy)
+
+
+def test_a_missing_tokenizer_is_told(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    assert "tokenizer" in refused(copy)
+
+
+def test_a_model_larger_than_the_memory_is_told(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "available_memory", lambda: 1000)
+    message = refused(copy)
+    assert "GB of memory" in message and "--quantization 4bit" in message
+
+
+def test_an_unusable_device_is_told(copy: Path) -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match="no CUDA device"):
+            load_model(str(copy), device="cuda")
+
+
+@pytest.mark.slow
+def test_bitsandbytes_is_imported_without_its_fetcher() -> None:
+    """In a process of its own: `kernels` is installed there, and is not asked for anything."""
+    import subprocess
+    import sys
+    import textwrap
+
+    program = """
+        import sys, types
+        asked = []
+        class Kernels(types.ModuleType):
+            def __getattr__(self, name):
+                asked.append(name)
+                raise AttributeError(name)
+        sys.modules["kernels"] = Kernels("kernels")
+        from mmchat.model.quantization import import_bitsandbytes
+        import_bitsandbytes()
+        assert 'get_kernel' not in asked and isinstance(sys.modules["kernels"], Kernels)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "kernels" not in done.stderr, done.stderr

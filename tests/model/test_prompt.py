@@ -1,0 +1,161 @@
+"""build_prompt on loaded models: places, counts, stock equality, and what is left out."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from mmchat.errors import ModelError
+from mmchat.model.loading import LoadedModel
+from mmchat.model.prompt import build_prompt
+from mmchat.model.stock import process_pictures
+from tests.model import tiny
+from tests.model.tiny import Turn, shown
+
+Loaded = Callable[[str, str], LoadedModel]
+
+TALK = [
+    Turn("user", ("What is this? ", shown(0))),
+    Turn("assistant", ("It is red.",)),
+    Turn("user", (shown(1, (100, 30)), "and ", shown(2), " this?")),
+]
+
+
+@pytest.mark.parametrize("kind", tiny.SEEING)
+def test_picture_tokens_are_as_many_as_features(loaded: Loaded, kind: str) -> None:
+    model = loaded(kind, "fp32")
+    prompt = build_prompt(model, TALK, 16)
+    assert [span.sha256 for span in prompt.images] == [
+        shown(0).sha256,
+        shown(1, (100, 30)).sha256,
+        shown(2).sha256,
+    ]
+    # The model itself refuses a prompt whose picture tokens and features differ in number.
+    with torch.no_grad():
+        logits = model.model(input_ids=prompt.input_ids, **prompt.model_inputs).logits
+    assert logits.shape[:2] == prompt.input_ids.shape
+    assert prompt.image_tokens > 0 and prompt.dropped_turns == 0
+
+
+@pytest.mark.parametrize("kind", tiny.SEEING)
+def test_the_picture_and_the_text_change_the_answer(loaded: Loaded, kind: str) -> None:
+    model = loaded(kind, "fp32")
+
+    def last(text: str, seed: int) -> torch.Tensor:
+        prompt = build_prompt(model, [Turn("user", (shown(seed), text))], 16)
+        with torch.no_grad():
+            out = model.model(input_ids=prompt.input_ids, **prompt.model_inputs)
+        return out.logits[0, -1]
+
+    assert not torch.allclose(last("what?", 0), last("what?", 5))
+    assert not torch.allclose(last("what?", 0), last("colour?", 0))
+
+
+@pytest.mark.parametrize("kind", sorted(set(tiny.SEEING) - {"visual_prefix"}))
+def test_plain_conversations_are_the_stock_processors_own(loaded: Loaded, kind: str) -> None:
+    model = loaded(kind, "fp32")
+    # A picture before the text is where every stock template puts it.
+    turns = [
+        Turn("user", (shown(0), "What colour is it?")),
+        Turn("assistant", ("It is red.",)),
+        Turn("user", (shown(1, (100, 30)), "and this?")),
+    ]
+    pictures = [tiny.picture(0), tiny.picture(1, (100, 30))]
+    messages = [
+        {
+            "role": turn.role,
+            "content": [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+                for part in turn.parts
+            ],
+        }
+        for turn in turns
+    ]
+    text = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    bos = model.tokenizer.bos_token
+    stock = model.processor(
+        images=[pictures],
+        text=[text],
+        return_tensors="pt",
+        add_special_tokens=not (bos and text.startswith(bos)),
+    )
+    ours = build_prompt(model, turns, 16)
+    if kind == "llava":
+        # Its template writes a newline behind a picture, which the place in the text keeps.
+        assert model.tokenizer.decode(ours.input_ids[0]).count("<image>\n") == 2
+    assert ours.input_ids.tolist() == stock["input_ids"].tolist()
+    for name, value in ours.model_inputs.items():
+        torch.testing.assert_close(value, stock[name].to(value.dtype))
+
+
+def test_people_cannot_write_a_picture(loaded: Loaded) -> None:
+    for kind in tiny.SEEING:
+        model = loaded(kind, "fp32")
+        specials = " ".join(model.tokenizer.added_tokens_encoder)
+        prompt = build_prompt(model, [Turn("user", (specials, shown(0)))], 16)
+        plain = build_prompt(model, [Turn("user", ("x", shown(0)))], 16)
+        assert prompt.image_tokens == plain.image_tokens
+        model.model(input_ids=prompt.input_ids, **prompt.model_inputs)
+
+
+def test_keys_tell_pictures_apart(loaded: Loaded) -> None:
+    model = loaded("visual_prefix", "fp32")
+    one = build_prompt(model, [Turn("user", ("what is ", shown(0), "?"))], 16)
+    other = build_prompt(model, [Turn("user", ("what is ", shown(3), "?"))], 16)
+    assert one.input_ids.tolist() == other.input_ids.tolist()
+    assert one.keys != other.keys
+    differ = [i for i, (a, b) in enumerate(zip(one.keys, other.keys, strict=True)) if a != b]
+    span = one.images[0]
+    assert differ == list(range(span.start, span.start + span.length))
+
+
+def test_whole_oldest_exchanges_are_left_out(loaded: Loaded) -> None:
+    model = loaded("visual_prefix", "fp32")
+    turns: list[Any] = [Turn("system", ("Be brief.",))]
+    for number in range(6):
+        turns += [
+            Turn("user", (shown(number), f"what is number {number}?")),
+            Turn("assistant", (f"answer {number}",)),
+        ]
+    turns.append(Turn("user", ("and the last?",)))
+    whole = build_prompt(model, turns, 16)
+    length = whole.input_ids.shape[1]
+    seen = set()
+    for room in range(length, 40, -7):
+        prompt = build_prompt(replace(model, context_length=room), turns, 4)
+        text = model.tokenizer.decode(prompt.input_ids[0])
+        assert prompt.input_ids.shape[1] <= room - 4
+        assert "Be brief." in text and "and the last?" in text
+        kept = 6 - prompt.dropped_turns // 2
+        assert prompt.dropped_turns % 2 == 0 and len(prompt.images) == kept
+        assert prompt.image_tokens == kept * model.processor.prefix_tokens
+        assert [f"answer {n}" in text for n in range(6)] == [n >= 6 - kept for n in range(6)]
+        seen.add(prompt.dropped_turns)
+    assert len(seen) > 3
+
+
+def test_a_last_turn_that_is_too_long_is_told(loaded: Loaded) -> None:
+    model = replace(loaded("visual_prefix", "fp32"), context_length=40)
+    with pytest.raises(
+        ModelError, match=r"takes \d+ tokens, 8 of them its pictures.*fewer pictures"
+    ):
+        build_prompt(model, [Turn("user", (shown(0), shown(1), "what " * 40))], 8)
+
+
+def test_a_text_model_refuses_pictures(loaded: Loaded) -> None:
+    model = loaded("llama", "fp32")
+    with pytest.raises(ModelError, match="reads text only"):
+        build_prompt(model, [Turn("user", (shown(0), "what?"))], 8)
+    prompt = build_prompt(model, [Turn("user", ("what?",))], 8)
+    assert prompt.model_inputs == {} and prompt.images == []
+
+
+def test_the_stock_processor_decides_what_stands_for_a_picture(loaded: Loaded) -> None:
+    model = loaded("idefics3", "fp32")
+    (tall, wide), inputs = process_pictures(
+        model.processor, [tiny.picture(0, (16, 60)), tiny.picture(1, (60, 16))]
+    )
+    assert "<row_2_col_1>" in tall and "<row_1_col_2>" in wide
+    assert inputs["pixel_values"].dim() == 5
