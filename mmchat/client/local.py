@@ -257,7 +257,7 @@ class LocalEngine:
                 return health
             ended = process.exit_status() if process is not None else None
             if process is not None and ended is not None:
-                if ended != ALREADY_RUNNING:
+                if ended not in (0, ALREADY_RUNNING):  # 0: it has ended in good order already
                     raise process.failure()
                 process = None
         raise EngineError(

@@ -12,7 +12,7 @@ import msgspec
 
 from mmchat.client.protocol import Delta, Done, Event
 from mmchat.engine.requests import RequestError
-from mmchat.engine.worker import Ending
+from mmchat.engine.worker import EndingError
 from mmchat.errors import EngineError, MmchatError
 
 END = b"data: [DONE]\n\n"
@@ -39,7 +39,7 @@ def error_body(error: MmchatError) -> dict[str, Any]:
 def status_code(error: MmchatError) -> int:
     if isinstance(error, RequestError):
         return error.status
-    if isinstance(error, Ending):
+    if isinstance(error, EndingError):
         return 503
     return 500 if isinstance(error, EngineError) else 422
 

@@ -138,7 +138,7 @@ class Worker:
         for job in (*self._line, self._running):
             if job is not None:
                 job.cancelled.set()
-                job.events.put_nowait(Ending())
+                job.events.put_nowait(EndingError())
                 job.events.put_nowait(None)
         self._line.clear()
         self._inbox.put(None)
@@ -150,7 +150,7 @@ class Worker:
 
     def _submit(self, work: Callable[[Job], None]) -> Job:
         if self.ending:
-            raise Ending
+            raise EndingError
         job = Job(work, self._loop)
         if self._running is None:
             self._start(job)
@@ -295,7 +295,7 @@ class Worker:
             self.backend_status = backend.status()
 
 
-class Ending(EngineError):
+class EndingError(EngineError):
     """The request came too late and was not taken; another engine may take it."""
 
     def __init__(self) -> None:

@@ -123,7 +123,7 @@ async def test_a_server_that_is_not_there(
 ) -> None:
     for url, sentence in [
         ("http://127.0.0.1:1/v1", "cannot be reached"),
-        ("http://[", "is no address"),
+        ("http://host:port/v1", "is no address"),
         ("localhost:80", "has to begin with"),
     ]:
         with pytest.raises(EngineError, match=sentence):
