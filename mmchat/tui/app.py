@@ -9,13 +9,14 @@ from functools import partial
 from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
 from textual.message import Message as Post
 from textual.screen import Screen
 
 from mmchat.errors import SettingsError
 from mmchat.history import History
 from mmchat.settings import Settings
-from mmchat.tui.actions import ACTIONS, key_label
+from mmchat.tui.actions import ACTIONS, BY_ID, key_label
 from mmchat.tui.asking import Asker, News
 from mmchat.tui.screens.chat import ChatScreen
 from mmchat.tui.session import Session
@@ -34,7 +35,9 @@ class ChatApp(App[None]):
 
     TITLE = "mmchat"
     CSS_PATH: ClassVar[Any] = ["styles/chat.tcss", "styles/dialogs.tcss"]
-    ENABLE_COMMAND_PALETTE = True
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(BY_ID["quit"].key, "quit", BY_ID["quit"].title, id="quit", priority=True),
+    ]
 
     def __init__(
         self,

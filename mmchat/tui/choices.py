@@ -2,12 +2,29 @@
 
 from collections.abc import Sequence
 
-from mmchat.settings import builtin_adapters, paths
-
 
 def choices(kind: str) -> Sequence[tuple[str, str]]:
-    """(name, a few words) of each "model" or "adapter" that is there."""
-    folder = paths().models if kind == "model" else paths().adapters
-    built_in = [("scenes", "built in")] if (builtin_adapters() / "scenes").is_dir() else []
-    found = [(one.name, "") for one in sorted(folder.glob("*")) if one.is_dir()]
-    return (built_in if kind == "model" else []) + found
+    """(name, a few words) of each "model" or "adapter" on this machine.
+
+    Reads files; call it in a thread.
+    """
+    if kind == "model":
+        from mmchat.model.catalogue import list_installed
+
+        return [
+            (one.name, one.problem or f"{_count(one.parameters)} · {one.origin}")
+            for one in list_installed()
+        ]
+    from mmchat.model.adapters import list_adapters
+
+    return [
+        (one.name, one.problem or (f"for {one.card.base.id} · {one.origin}" if one.card else ""))
+        for one in list_adapters()
+    ]
+
+
+def _count(parameters: int) -> str:
+    """5.3M or 7.2B parameters."""
+    if parameters >= 1_000_000_000:
+        return f"{parameters / 1e9:.1f}B parameters"
+    return f"{parameters / 1e6:.1f}M parameters"

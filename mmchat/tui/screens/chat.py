@@ -89,23 +89,10 @@ class ChatScreen(Deeds):
     async def take_news(self, news: News) -> None:
         """Called by the app for each thing that happened to an answer or a load."""
         match news:
-            case Grew(live=live):
-                if (view := self.transcript.view(live.id)) is not None:
-                    await view.grow()
-            case Changed(live=live):
-                if (view := self.transcript.view(live.id)) is not None:
-                    view.show_state()
-            case Ended(live=live, message=message, problem=problem):
-                if (view := self.transcript.view(live.id)) is not None:
-                    await view.finish(message, problem)
-                    if message is not None:
-                        self.transcript.replace(message)
-                    if message is not None and message.origin and message.origin.device:
-                        made = message.origin
-                        self._model_label = model_label(
-                            made.model, made.adapter, made.quantization, made.device
-                        )
-                    self._after(self.show_lines)
+            case Grew() | Changed() | Ended():
+                # Not while the conversation is being changed under the answer's feet.
+                async with self.changing:
+                    await self._answer_news(news)
             case LoadGoes(model=model, stage=stage, fraction=fraction):
                 self.status.show_loading(model, stage, fraction)
             case LoadEnded(status=status, problem=problem):
@@ -119,6 +106,26 @@ class ChatScreen(Deeds):
                         status.model, status.adapter, status.quantization, status.device
                     )
                 self._after(self.show_lines)
+
+    async def _answer_news(self, news: Grew | Changed | Ended) -> None:
+        view = self.transcript.view(news.live.id)
+        if view is None:
+            return  # of a conversation that is not open
+        if isinstance(news, Grew):
+            await view.grow()
+        elif isinstance(news, Changed):
+            view.show_state()
+        else:
+            await view.finish(news.message, news.problem)
+            if news.message is None:
+                return
+            self.transcript.replace(news.message)
+            made = news.message.origin
+            if made and made.device:
+                self._model_label = model_label(
+                    made.model, made.adapter, made.quantization, made.device
+                )
+            self._after(self.show_lines)
 
     def _after(self, change: Callable[[], None]) -> None:
         """A change that reads the history; the conversation may be gone meanwhile."""
@@ -153,20 +160,23 @@ class ChatScreen(Deeds):
         await self.send(text.strip())
 
     async def send(self, text: str) -> None:
-        composer, transcript = self.composer, self.transcript
-        branch = transcript.branch
-        try:
-            said, answer = await self.app.session.send(
-                text, composer.pictures, branch[-1] if branch else None
-            )
-        except HistoryError as error:
-            composer.complain(str(error))  # the text and the pictures stay where they are
-            return
-        composer.input.take_text("")
-        await composer.take()
-        await self._leave_welcome()
-        await transcript.add(said, answer)
-        self.show_lines()
+        """Write the message into the history, ask, and show both."""
+        async with self.changing:
+            composer, transcript = self.composer, self.transcript
+            branch = transcript.branch
+            try:
+                said, answer = await self.app.session.send(
+                    text, composer.pictures, branch[-1] if branch else None
+                )
+            except HistoryError as error:
+                composer.complain(str(error))  # the text and the pictures stay where they are
+                return
+            if composer.input.text.strip() == text:
+                composer.input.take_text("")
+            await composer.take()
+            await self._leave_welcome()
+            await transcript.add(said, answer)
+            self.show_lines()
 
     # Routing
 

@@ -166,12 +166,15 @@ class Deeds(Stage):
         if message.id in self.app.asker.live:
             self.composer.complain("This answer is still being written: Esc stops it.")
             return
-        answer = self.app.session.regenerate(message)
-        if message.role == "assistant":
-            await self.transcript.cut(message.id)
-        await self.transcript.add(answer)
-        self.composer.input.focus()
-        self.show_lines()
+        async with self.changing:
+            answer = self.app.session.regenerate(message)
+            if message.role == "assistant":
+                await self.transcript.cut(message.id)
+            else:
+                await self.transcript.cut_after(message.id)
+            await self.transcript.add(answer)
+            self.composer.input.focus()
+            self.show_lines()
 
     async def do_previous_answer(self, _: str) -> None:
         await self._move_some(-1)
@@ -189,16 +192,17 @@ class Deeds(Stage):
     async def move(self, message: Message, step: int) -> None:
         """Show the answer before or after `message`, and what followed it."""
         had_focus = isinstance(self.focused, MessageView)
-        branch = self.app.session.move(message, step)
-        if branch is None:
-            return
-        known = {one.id for one in self.transcript.branch}
-        await self.transcript.cut(message.id)
-        new = [one for one in branch if one.id not in known]
-        await self.transcript.add(*new)
-        if had_focus and new and (view := self.transcript.view(new[0].id)) is not None:
-            view.focus()
-        self.show_lines()
+        async with self.changing:
+            branch = self.app.session.move(message, step)
+            if branch is None:
+                return
+            await self.transcript.cut(message.id)
+            known = {one.id for one in self.transcript.branch}
+            new = [one for one in branch if one.id not in known]
+            await self.transcript.add(*new)
+            if had_focus and new and (view := self.transcript.view(new[0].id)) is not None:
+                view.focus()
+            self.show_lines()
 
     async def do_copy(self, _: str) -> None:
         message = self.target(lambda one: one.role == "assistant" and bool(one.text))

@@ -63,7 +63,7 @@ class HelpScreen(ModalScreen[None]):
             with VerticalScroll(can_focus=False):
                 yield Static(self._table(self._actions), markup=False)
                 if self._here:
-                    yield Static("Where you are", classes="title", markup=False)
+                    yield Static("Where you are", classes="title where", markup=False)
                     yield Static(self._table(self._here), markup=False)
                 yield Static(
                     "\n[1] in a message marks the place of picture 1. Pictures without a mark "

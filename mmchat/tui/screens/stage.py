@@ -1,5 +1,6 @@
 """What the chat screen shows: a conversation or a welcome, the lines around it, the list."""
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ class Stage(Screen[None]):
         self._model_label = ""
         self._window = 0
         self._seen: tuple[object, ...] = ()
+        self.changing = asyncio.Lock()
+        """Held by whoever mounts or removes messages: one change at a time."""
 
     # The parts
 
@@ -52,6 +55,10 @@ class Stage(Screen[None]):
 
     async def open(self, conversation_id: int, at: int | None = None) -> None:
         """Show a conversation, its end or the message `at`."""
+        async with self.changing:
+            await self._open(conversation_id, at)
+
+    async def _open(self, conversation_id: int, at: int | None) -> None:
         try:
             branch = self.app.session.open(conversation_id)
         except HistoryError as error:
@@ -68,6 +75,10 @@ class Stage(Screen[None]):
 
     async def show_new(self) -> None:
         """Show an empty conversation."""
+        async with self.changing:
+            await self._show_new()
+
+    async def _show_new(self) -> None:
         self.app.session.start_new()
         self.remove_class("listed")
         await self.transcript.show([], {})
@@ -121,23 +132,26 @@ class Stage(Screen[None]):
         row = self.app.history.conversation(session.conversation.id)
         return (row.head_id, last.state, len(last.text), last.siblings)
 
-    @work(exclusive=True, group="look")
+    @work(group="look")
     async def look_around(self) -> None:
         """Follow what other windows did: new conversations, new messages, deletions."""
-        session = self.app.session
-        try:
-            at = session.conversation_id
-            if at is not None and not session.live() and self._seen != self._mark():
-                branch = session.open(at)
-                await self.transcript.show(branch, self.app.asker.live)
-                self.show_lines()
-                return
-            session.refresh()
-            self.show_list()
-        except HistoryError:
-            if session.conversation is not None:
-                self.notify("This conversation was deleted in another window.", markup=False)
-                await self.show_new()
+        if self.changing.locked():
+            return  # the next look comes soon
+        async with self.changing:
+            session = self.app.session
+            try:
+                at = session.conversation_id
+                if at is not None and not session.live() and self._seen != self._mark():
+                    branch = session.open(at)
+                    await self.transcript.show(branch, self.app.asker.live)
+                    self.show_lines()
+                    return
+                session.refresh()
+                self.show_list()
+            except HistoryError:
+                if session.conversation is not None:
+                    self.notify("This conversation was deleted in another window.", markup=False)
+                    await self._show_new()
 
     def target(self, wanted: Callable[[Message], bool]) -> Message | None:
         """The focused message if it is `wanted`, else the last such one that is shown."""

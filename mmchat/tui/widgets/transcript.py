@@ -91,11 +91,19 @@ class Transcript(VerticalScroll, can_focus=False):
 
     async def cut(self, message_id: int) -> None:
         """Take away a message and all after it: another answer comes in its place."""
+        await self._cut_from(self._place(message_id))
+
+    async def cut_after(self, message_id: int) -> None:
+        """Take away all after a message."""
+        await self._cut_from(self._place(message_id) + 1)
+
+    def _place(self, message_id: int) -> int:
         places = [place for place, message in enumerate(self._branch) if message.id == message_id]
-        if not places:
-            return
-        gone = {message.id for message in self._branch[places[0] :]}
-        del self._branch[places[0] :]
+        return places[0] if places else len(self._branch)
+
+    async def _cut_from(self, place: int) -> None:
+        gone = {message.id for message in self._branch[place:]}
+        del self._branch[place:]
         for view in self.query(MessageView):
             if view.message.id in gone:
                 await view.settle()
