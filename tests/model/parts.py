@@ -57,7 +57,7 @@ ENCODERS: dict[str, Callable[[], Any]] = {
         num_conv_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
-        initializer_range=0.3,
+        initializer_range=0.1,
     ),
     "clip": lambda: CLIPVisionConfig(**_VIT, intermediate_size=48),
     "siglip": lambda: SiglipVisionConfig(**_VIT, intermediate_size=48, vision_use_head=False),
