@@ -149,7 +149,7 @@ async def test_a_hanging_engine_is_ended(
 async def test_it_ends_when_nobody_asks(
     new_client: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MMCHAT_ENGINE_IDLE_SECONDS", "0.3")
+    monkeypatch.setenv("MMCHAT_ENGINE_IDLE_SECONDS", "1")
     client = new_client()
     pid = int(await ask(client, "pid"))
     await until(lambda: not engine_lives())
@@ -160,7 +160,7 @@ async def test_it_ends_when_nobody_asks(
 async def test_a_request_that_meets_an_ending_engine_goes_to_the_next(
     new_client: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MMCHAT_ENGINE_IDLE_SECONDS", "0.5")
+    monkeypatch.setenv("MMCHAT_ENGINE_IDLE_SECONDS", "1")
     client = new_client()
     pid = await ask(client, "pid")
     transport = httpx.AsyncHTTPTransport(uds=str(socket_path()), verify=False)
@@ -174,8 +174,8 @@ async def test_a_request_that_meets_an_ending_engine_goes_to_the_next(
 async def test_it_does_not_end_while_it_answers(
     new_client: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MMCHAT_ENGINE_IDLE_SECONDS", "0.2")
-    words = " ".join("abcdefghij")
+    monkeypatch.setenv("MMCHAT_ENGINE_IDLE_SECONDS", "1")
+    words = " ".join("abcdefghijklmnopqrstuvwxyz")  # longer than the idle time
     assert await ask(new_client(), f"slowly {words}") == f"{words} "
 
 
