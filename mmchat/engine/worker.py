@@ -49,8 +49,13 @@ class Job:
     `events` yields what happens, an MmchatError where it failed, and None at the end.
     """
 
-    def __init__(self, work: Callable[["Job"], None], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, work: Callable[["Job"], None], model: str, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self.work = work
+        self.model = model
+        self.told = False
+        """Whether a first Loading event is out, while the backend's imports take their time."""
         self.events: asyncio.Queue[Event | MmchatError | None] = asyncio.Queue()
         self.cancelled = threading.Event()
         self._loop = loop
@@ -114,11 +119,11 @@ class Worker:
 
     def chat(self, choice: Choice, turns: tuple[Turn, ...], options: Options) -> Job:
         """An answer: Waiting* Loading* Started Delta* Done."""
-        return self._submit(lambda job: self._chat(job, choice, turns, options))
+        return self._submit(lambda job: self._chat(job, choice, turns, options), choice)
 
     def load(self, choice: Choice) -> Job:
         """A load: Waiting* Loading*."""
-        return self._submit(lambda job: self._load(job, choice))
+        return self._submit(lambda job: self._load(job, choice), choice)
 
     def cancel(self, job: Job) -> None:
         """Takes the job out of the line, or stops it at its next token."""
@@ -148,10 +153,10 @@ class Worker:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def _submit(self, work: Callable[[Job], None]) -> Job:
+    def _submit(self, work: Callable[[Job], None], choice: Choice) -> Job:
         if self.ending:
             raise EndingError
-        job = Job(work, self._loop)
+        job = Job(work, choice.model or self.default_model, self._loop)
         if self._running is None:
             self._start(job)
         else:
@@ -161,6 +166,9 @@ class Worker:
 
     def _start(self, job: Job) -> None:
         self._running = job
+        if self._backend is None:
+            job.told = True
+            job.events.put_nowait(Loading(job.model, "Starting", 0.0))
         self._inbox.put(job)
 
     def _finished(self) -> None:
@@ -186,14 +194,15 @@ class Worker:
                 if not job.cancelled.is_set():
                     job.work(job)
             except Exception as error:
-                job.emit(self._sentence(error))
+                sentence = self._sentence(error)
+                log.info("a request failed: %s", sentence)
+                job.emit(sentence)
             finally:
                 job.emit(None)
                 self._loop.call_soon_threadsafe(self._finished)
 
     def _sentence(self, error: Exception) -> MmchatError:
         if isinstance(error, MmchatError):
-            log.info("a request failed: %s", error)
             return error
         log.error("internal error", exc_info=error)
         return EngineError(
@@ -264,7 +273,9 @@ class Worker:
 
         held = self.backend_status
         self.error = ""
-        progress("Starting", 0.0)
+        self.loading = Loading(model, "Starting", 0.0)
+        if not job.told:
+            job.emit(self.loading)
         try:
             backend.load(
                 model,
