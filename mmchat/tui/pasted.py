@@ -8,7 +8,7 @@ one a line.
 import contextlib
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -20,7 +20,7 @@ def as_path(word: str) -> Path:
     """One typed or dropped word as a path: file:// URLs, quotes, escapes and ~ undone."""
     word = word.strip()
     if word[:7].lower() == "file://":
-        return Path(unquote(urlsplit(word).path))
+        return _unquoted(word)
     if Path(word).expanduser().exists():  # a name that really holds quotes or backslashes
         return Path(word).expanduser()
     if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
@@ -41,8 +41,8 @@ def paths(text: str, suffixes: Iterable[str]) -> list[Path]:
     if not text or len(text) > _LONGEST or "\0" in text:
         return []
     endings = tuple(suffix.lower() for suffix in suffixes)
-    for words in _splits(text):
-        found = [as_path(word) for word in words]
+    for words, made in _splits(text):
+        found = [made(word) for word in words]
         if found and all(
             _rooted(word) and path.name.lower().endswith(endings)
             for word, path in zip(words, found, strict=True)
@@ -51,14 +51,21 @@ def paths(text: str, suffixes: Iterable[str]) -> list[Path]:
     return []
 
 
-def _splits(text: str) -> Iterable[list[str]]:
-    """Ways to take the text for words, the plainest first."""
+def _splits(text: str) -> Iterable[tuple[list[str], Callable[[str], Path]]]:
+    """Ways to take the text for words, the plainest first, and what makes a word a path."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if all(_one_path(line) for line in lines):
-        yield lines
+        yield lines, as_path
     with contextlib.suppress(ValueError):  # an apostrophe in a bare name: "it's.png"
-        yield [word for line in lines for word in shlex.split(line, posix=True)]
-    yield lines
+        yield [word for line in lines for word in shlex.split(line, posix=True)], _unquoted
+    yield lines, as_path
+
+
+def _unquoted(word: str) -> Path:
+    """A word whose quotes and escapes are undone already."""
+    if word[:7].lower() == "file://":
+        return Path(unquote(urlsplit(word).path))
+    return Path(word).expanduser()
 
 
 def _one_path(line: str) -> bool:

@@ -19,7 +19,6 @@ from mmchat.tui.screens.help import HelpScreen
 from mmchat.tui.screens.search import SearchScreen
 from mmchat.tui.screens.stage import Stage
 from mmchat.tui.widgets.conversations import ConversationList
-from mmchat.tui.widgets.input import ChatInput
 from mmchat.tui.widgets.message import MessageView
 
 DARK, LIGHT = "textual-dark", "textual-light"
@@ -56,9 +55,7 @@ class Deeds(Stage):
             self.composer.input.focus()
             return
         if not await self.attach(paths(argument, PICTURE_SUFFIXES) or [as_path(argument)]):
-            # The command comes back, to be mended.
-            with self.prevent(ChatInput.Changed):
-                self.composer.input.take_text(f"/attach {argument}")
+            self.composer.put_back(f"/attach {argument}")
 
     # Conversations
 

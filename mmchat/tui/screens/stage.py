@@ -81,7 +81,7 @@ class Stage(Screen[None]):
     async def _show_new(self) -> None:
         self.app.session.start_new()
         self.remove_class("listed")
-        await self.transcript.show([], {})
+        await self.transcript.show([], self.app.asker.live)
         await self._show_welcome()
         self.composer.input.focus()
         self.show_lines()

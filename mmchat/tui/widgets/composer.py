@@ -91,6 +91,7 @@ class Composer(Vertical):
         self._choices = choices
         self._suggestions: list[Suggestion] = []
         self._closed_for = ""
+        self._complained_for = ""
 
     def compose(self) -> ComposeResult:
         yield OptionList(id="suggestions", compact=True, markup=False)
@@ -156,13 +157,19 @@ class Composer(Vertical):
         line = self.query_one("#complaint", Static)
         line.update(clean(sentence, keep_newlines=False))
         line.display = bool(sentence)
+        self._complained_for = self.input.text
+
+    def put_back(self, text: str) -> None:
+        """A command that failed, to be mended: the complaint stays until it is touched."""
+        self._closed_for = self._complained_for = text
+        self.input.take_text(text)
 
     # Suggestions
 
     @on(ChatInput.Changed)
     def _changed(self, event: ChatInput.Changed) -> None:
         self.query_one("#hint").display = not self.input.text
-        if self.input.text:
+        if self.input.text and self.input.text != self._complained_for:
             self.complain("")
         if self.input.text != self._closed_for:
             self._closed_for = ""

@@ -1,0 +1,381 @@
+"""The app, driven as a person drives it."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from textual import events
+from textual.widgets import Input, Static
+
+from mmchat.history import History, Origin
+from mmchat.tui.app import ChatApp
+from mmchat.tui.screens.dialogs import ConfirmScreen
+from mmchat.tui.screens.help import HelpScreen
+from mmchat.tui.screens.search import SearchScreen
+from mmchat.tui.widgets.composer import Chip
+from mmchat.tui.widgets.conversations import ConversationList
+from mmchat.tui.widgets.input import ChatInput
+from mmchat.tui.widgets.message import AnswerText, Siblings
+from mmchat.tui.widgets.picture import Thumbnail
+from mmchat.tui.widgets.welcome import Card
+from tests.engine.scripted import open_gate
+from tests.tui.conftest import answered, draw, say, shown, until
+
+NewApp = Callable[..., ChatApp]
+
+
+def _complaint(app: ChatApp) -> str:
+    line = app.chat.query_one("#complaint", Static)
+    return str(line.content) if line.display else ""
+
+
+async def test_send_and_stream(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await pilot.press(*"say a **b** c")
+        await pilot.press("enter")
+        await answered(pilot)
+        assert shown(app) == ["say a **b** c", "a **b** c"]
+        assert app.chat.composer.input.text == ""
+        assert "4-bit" in app.chat._model_label
+        assert "tokens" in app.chat.status.text
+    with History.open() as history:
+        conversation = history.latest()
+        assert conversation is not None
+        said, answer = history.branch(conversation.id)
+        assert (said.text, answer.text.strip(), answer.state) == (
+            "say a **b** c",
+            "a **b** c",
+            "complete",
+        )
+        assert answer.origin is not None
+        assert answer.origin.model == "scenes"
+
+
+async def test_lines_and_their_keys(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await pilot.press("a", "ctrl+j", "b", "shift+enter", "c")
+        assert app.chat.composer.input.text == "a\nb\nc"
+        await pilot.pause()
+        assert app.chat.composer.input.size.height == 3
+
+
+async def test_attach_by_typing(new_app: NewApp, picture: Path) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        app.chat.composer.input.take_text(f"/attach {picture.parent}/red")
+        await until(pilot, lambda: app.chat.composer.input.suggesting)
+        await pilot.press("enter")
+        await until(pilot, lambda: app.chat.composer.pictures)
+        assert app.chat.composer.input.text == ""
+        await say(pilot, "echo-images")
+        await answered(pilot)
+        sent = app.chat.transcript.branch[0].images[0]
+        assert sent.name == "red circle.png"
+        assert sent.sha256 in shown(app)[1]
+        assert app.chat.query(Thumbnail)
+        assert app.chat.composer.pictures == []
+
+
+async def test_attach_by_paste_and_remove_by_key(
+    new_app: NewApp, picture: Path, tmp_path: Path
+) -> None:
+    app = new_app()
+    other = draw(tmp_path / "b.png")
+    async with app.run_test() as pilot:
+        box = app.chat.composer.input
+        box.post_message(events.Paste(f"'{picture}' {other.as_uri()}"))
+        await until(pilot, lambda: len(app.chat.composer.pictures) == 2)
+        box.post_message(events.Paste("a word"))
+        await until(pilot, lambda: box.text == "a word")
+        await pilot.press("up")
+        assert isinstance(app.focused, Chip)
+        await pilot.press("delete")
+        await until(pilot, lambda: len(app.chat.composer.pictures) == 1)
+        assert app.chat.composer.pictures[0].name == "red circle.png"
+        await pilot.press("!")
+        assert box.text == "a word!"
+
+
+async def test_a_bad_path_is_told_next_to_the_input(new_app: NewApp, tmp_path: Path) -> None:
+    app = new_app()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    async with app.run_test() as pilot:
+        await say(pilot, "/attach /nowhere/a.png")
+        await until(pilot, lambda: "/nowhere/a.png does not exist" in _complaint(app))
+        assert app.chat.composer.input.text == "/attach /nowhere/a.png"
+        app.chat.composer.input.take_text("")
+        app.chat.composer.input.post_message(events.Paste(str(broken)))
+        await until(pilot, lambda: "broken.png" in _complaint(app))
+        assert app.chat.composer.pictures == []
+        await say(pilot, "/nonsense")
+        await until(pilot, lambda: "There is no command /nonsense" in _complaint(app))
+
+
+async def test_esc_stops_and_keeps_the_part(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "gate stop")
+        await until(pilot, lambda: "before" in "".join(shown(app)[1:]))
+        await pilot.press("escape")
+        await answered(pilot)
+        assert shown(app)[1] == "before | Stopped."
+        assert app.history.branch(1)[1].state == "stopped"
+        await say(pilot, "say on")
+        await answered(pilot)
+        assert shown(app)[-1] == "on"
+
+
+async def test_regenerate_makes_a_sibling_and_keys_move(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "say one")
+        await answered(pilot)
+        first = app.chat.transcript.branch[1].id
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: app.chat.transcript.branch[1].id != first)
+        await answered(pilot)
+        bar = app.chat.query(Siblings).last()
+        assert str(bar.content) == "‹ 2/2 ›"
+        await pilot.press("alt+left")
+        await until(pilot, lambda: app.chat.transcript.branch[1].id == first)
+        assert str(app.chat.query(Siblings).last().content) == "‹ 1/2 ›"
+        conversation = app.history.latest()
+        assert conversation is not None
+        assert conversation.head_id == first
+
+
+async def test_messages_wait_while_the_model_loads(new_app: NewApp) -> None:
+    app = new_app(model__name="gate-load")
+    async with app.run_test() as pilot:
+        await until(pilot, lambda: "loading" in app.chat.status.text)
+        await say(pilot, "say first")
+        await say(pilot, "say second")
+        await until(pilot, lambda: len(shown(app)) == 4)
+        assert "waiting for its turn" in shown(app)[3]
+        assert len(app.history.branch(1)) == 4  # in the history before the model is there
+        open_gate("load")
+        await answered(pilot)
+        assert shown(app) == ["say first", "first", "say second", "second"]
+
+
+async def test_the_length_limit_is_told(new_app: NewApp) -> None:
+    app = new_app(generation__max_tokens="2")
+    async with app.run_test() as pilot:
+        await say(pilot, "say a b c d")
+        await answered(pilot)
+        assert shown(app)[1].startswith("a b | Cut at 2 tokens:")
+
+
+async def test_search_opens_the_message(new_app: NewApp) -> None:
+    with History.open() as history:
+        for title, text in (("kites", "a red kite flies"), ("boats", "two [blue] boats")):
+            conversation = history.new_conversation(title)
+            history.add_message(conversation.id, "user", text)
+    app = new_app(new=True)
+    async with app.run_test() as pilot:
+        await pilot.press("ctrl+f")
+        await until(pilot, lambda: isinstance(app.screen, SearchScreen))
+        await pilot.press(*"kit")
+        screen = app.screen
+        assert isinstance(screen, SearchScreen)
+        await until(pilot, lambda: len(screen._hits) == 1)
+        await pilot.press("enter")
+        await until(pilot, lambda: shown(app) == ["a red kite flies"])
+
+
+async def test_rename_and_delete(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "say x")
+        await answered(pilot)
+        await pilot.press("f2")
+        await until(pilot, lambda: app.screen.query(Input))
+        app.screen.query_one(Input).value = "[bold]Kites[/]"
+        await pilot.press("enter")
+        await until(pilot, lambda: app.history.conversation(1).title == "[bold]Kites[/]")
+        await pilot.press("f8")
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
+        await pilot.press("enter")  # the safe answer is the default
+        await until(pilot, lambda: app.screen is app.chat)
+        assert app.history.latest() is not None
+        await say(pilot, "/delete")
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
+        await pilot.press("y")
+        await until(pilot, lambda: app.history.latest() is None)
+        await until(pilot, lambda: app.session.conversation is None and not shown(app))
+
+
+async def test_the_engine_dies_in_mid_answer(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await say(pilot, "crash")
+        await answered(pilot)
+        text = shown(app)[1]
+        assert text.startswith("one two | ")
+        assert "engine.log" in text
+        assert "ctrl+r asks again" in text
+        assert app.history.branch(1)[1].state == "failed"
+        await say(pilot, "say again")
+        await answered(pilot)
+        assert shown(app)[-1] == "again"
+
+
+async def test_the_engine_is_killed(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "pid")
+        await answered(pilot)
+        pid = int(app.chat.transcript.branch[1].text)
+        await say(pilot, "gate kill")
+        await until(pilot, lambda: shown(app)[-1:] == ["before"])
+        os.kill(pid, signal.SIGKILL)
+        await answered(pilot)
+        assert shown(app)[-1].startswith("before | ")
+
+
+async def test_hostile_output_is_harmless(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "escape")
+        await answered(pilot)
+        await say(pilot, "say [bold]x[/bold] [/] <b>raw</b> ![p](http://127.0.0.1:9/x.png)")
+        await answered(pilot)
+        sources = [body.source for body in app.chat.query(AnswerText)]
+        assert not any(ch in text for text in sources for ch in "\x1b\x07\x9b\u202e")
+        drawn = "\n".join(
+            "".join(segment.text for segment in strip)
+            for strip in app.screen._compositor.render_strips()
+        )
+        assert "\x1b" not in drawn
+        assert "[bold]x[/bold]" in drawn
+        assert "<b>raw</b>" in drawn
+
+
+async def test_a_crash_of_the_app_is_shown_and_mended(new_app: NewApp, fresh: Path) -> None:
+    script = (
+        "import os\nfrom mmchat.history import History, Origin\n"
+        "h = History.open(); c = h.new_conversation()\n"
+        "m = h.add_message(c.id, 'user', 'say well')\n"
+        "h.begin_answer(c.id, parent_id=m.id, origin=Origin('scenes')).append('half a')\n"
+        "os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=False)
+    app = new_app()
+    async with app.run_test() as pilot:
+        await until(pilot, lambda: len(shown(app)) == 2)
+        assert shown(app)[1].startswith("half a | Interrupted:")
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: shown(app)[-1] == "well")
+
+
+async def test_leaving_in_mid_answer_keeps_it(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "gate leave")
+        await until(pilot, lambda: shown(app)[-1:] == ["before"])
+        await pilot.press("ctrl+q")
+        await asyncio.sleep(0)
+    with History.open() as history:
+        answer = history.branch(1)[1]
+        assert (answer.text, answer.state) == ("before ", "stopped")
+
+
+async def test_two_windows_on_one_history(new_app: NewApp) -> None:
+    with History.open() as history:
+        conversation = history.new_conversation("shared")
+        history.add_message(conversation.id, "user", "one")
+        app = new_app()
+        async with app.run_test(size=(120, 40)) as pilot:
+            history.add_message(conversation.id, "assistant", "from there", origin=Origin("m"))
+            app.chat.look_around()
+            await until(pilot, lambda: shown(app) == ["one", "from there"])
+            history.delete(conversation.id)
+            app.chat.look_around()
+            await until(pilot, lambda: app.session.conversation is None)
+            await say(pilot, "say fine")
+            await answered(pilot)
+            assert shown(app)[-1] == "fine"
+
+
+async def test_examples_are_one_key_away(
+    new_app: NewApp, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmchat.tui.screens.stage.examples", lambda: [picture])
+    app = new_app()
+    async with app.run_test() as pilot:
+        await until(pilot, lambda: app.chat.query(Card))
+        await pilot.press("enter")
+        await until(pilot, lambda: app.chat.composer.pictures and app.chat.composer.input.text)
+        await pilot.press("enter")
+        await answered(pilot)
+        assert shown(app)[1].startswith("I see 1 picture")
+
+
+async def test_model_and_adapter_are_switched(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "/model other")
+        await until(pilot, lambda: "other" in app.chat._model_label)
+        await say(pilot, "/adapter birds")
+        await until(pilot, lambda: "birds" in app.chat._model_label)
+        await say(pilot, "/model broken")
+        await until(pilot, lambda: app.chat.status._problem)
+        await say(pilot, "/model scenes")
+        await until(pilot, lambda: "scenes" in app.chat._model_label)
+        assert "birds" not in app.chat._model_label
+
+
+async def test_a_long_conversation_is_mounted_in_pages(new_app: NewApp) -> None:
+    with History.open() as history:
+        conversation = history.new_conversation("long")
+        for number in range(100):
+            history.add_message(conversation.id, "user", f"message {number}")
+    app = new_app()
+    async with app.run_test() as pilot:
+        assert len(shown(app)) == 30
+        await pilot.press("ctrl+home")
+        await until(pilot, lambda: len(shown(app)) >= 60)
+        assert shown(app)[-1] == "message 99"
+
+
+async def test_the_list_folds_away(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        listed = app.chat.query_one(ConversationList)
+        assert not listed.display
+        await pilot.press("ctrl+b")
+        assert listed.display
+        await pilot.press("escape")
+        assert not listed.display
+        await pilot.resize_terminal(120, 30)
+        await until(pilot, lambda: listed.display)
+
+
+async def test_help_lists_the_live_keys(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await pilot.press("f1")
+        await until(pilot, lambda: isinstance(app.screen, HelpScreen))
+        screen = app.screen
+        assert isinstance(screen, HelpScreen)
+        assert all(key for key, _, _ in screen._actions)
+        assert ("Enter", "Send", "") in screen._here
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.focused, ChatInput))
+
+
+def test_the_app_loads_no_heavy_module() -> None:
+    code = (
+        "import sys, mmchat.tui, mmchat.tui.app\n"
+        "print([m for m in ('torch', 'transformers', 'PIL', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
