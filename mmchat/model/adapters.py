@@ -246,7 +246,8 @@ def _put_on_lora(loaded: "LoadedModel", folder: Path) -> None:
 
     if loaded.quantization == "4bit":
         import_bitsandbytes()  # before peft does, which would let it fetch code
-    from peft import LoraConfig, PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
+    import torch
+    from peft import LoraConfig, PeftConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
     from safetensors.torch import load_file
 
@@ -279,17 +280,23 @@ def _put_on_lora(loaded: "LoadedModel", folder: Path) -> None:
             key.removeprefix("base_model.model."): tensor
             for key, tensor in load_file(folder / _LORA_WEIGHTS).items()
         }
-        expected = {
-            key.replace(f".{_PEFT_NAME}.", ".").removesuffix(f".{_PEFT_NAME}")
-            for key in loaded.model.state_dict()
+        # Tensor by tensor, and never through state_dict(): on a CPU bitsandbytes repacks all 4-bit
+        # weights for that, with a loss.
+        places = {
+            key.replace(f".{_PEFT_NAME}.", ".").removesuffix(f".{_PEFT_NAME}"): parameter
+            for key, parameter in loaded.model.named_parameters()
             if f".{_PEFT_NAME}" in key
         }
-        if set(state) != expected:
+        if set(state) != set(places):
             raise AdapterError(
                 f"{folder / _LORA_WEIGHTS} does not hold what its adapter_config.json says: "
                 "save the adapter again."
             )
-        set_peft_model_state_dict(loaded.model, state, adapter_name=_PEFT_NAME)
+        with torch.no_grad():
+            for key, parameter in places.items():
+                if parameter.shape != state[key].shape:
+                    raise ValueError(f"{key} is {tuple(state[key].shape)} in size")
+                parameter.copy_(state[key])
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AdapterError(f"{folder} does not fit {loaded.name} ({reason}).") from error

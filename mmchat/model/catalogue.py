@@ -249,7 +249,7 @@ def fits_machine(four_bit_bytes: int, *, total: int = 0, free: int = 0) -> Verdi
 
 def four_bit_bytes(model: Installed) -> int:
     """What an installed model takes in 4-bit; raises ModelError where its files are damaged."""
-    return estimate_memory(model.folder, "4bit")
+    return estimate_memory(model.folder, four_bit=True)
 
 
 def target_folder(hub_id: str) -> Path:

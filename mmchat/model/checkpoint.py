@@ -27,7 +27,6 @@ _NOT_TEXT = re.compile(r"vision|visual|vit\.|tower|connector|projector|merger|re
 
 # bits of a weight in NF4 with double quantization: 4, a byte a block of 64, a float a 256 blocks
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-_DTYPE_BYTES = {"4bit": 2, "bf16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +141,16 @@ def tensors(folder: Path) -> list[TensorInfo]:
     return [tensor for file in weight_files(folder) for tensor in read_header(file)]
 
 
-def estimate_memory(folder: Path, quantization: str) -> int:
+def estimate_memory(folder: Path, four_bit: bool, width: int = 2) -> int:
     """Bytes that the loaded weights take, and what loading takes beside them.
 
-    quantization: "4bit", "bf16" or "fp32".
+    `width` is the bytes of a number in the compute dtype, in which everything
+    is kept that is not 4-bit.
     """
-    width = _DTYPE_BYTES[quantization]
     total = largest = 0.0
     for tensor in tensors(folder):
-        four_bit = quantization == "4bit" and tensor.in_text_blocks
-        total += tensor.elements * (_NF4_BYTES if four_bit else width)
+        packed = four_bit and tensor.in_text_blocks
+        total += tensor.elements * (_NF4_BYTES if packed else width)
         largest = max(largest, tensor.elements)
     # One tensor at a time is read, converted and quantized.
     return int(total * 1.05 + largest * 4)
@@ -216,5 +215,5 @@ def _stretches(file: Path, size: int, whole: bool) -> Iterator[bytes]:
             return
         yield stream.read(_SAMPLE)
         for number in range(_SAMPLES):
-            stream.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
+            stream.seek(max(size - _SAMPLE, 0) * number // (_SAMPLES - 1))
             yield stream.read(_SAMPLE)

@@ -96,6 +96,15 @@ def fetch(plan: Download) -> Installed:
     return model
 
 
+def _client_error() -> type[Exception]:
+    """The root of what huggingface_hub's HTTP client raises; which client it is differs by version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    roots = (base for base in HfHubHTTPError.__mro__[1:] if base.__name__ == "HTTPError")
+    found: type[Exception] = next(roots, ConnectionError)
+    return found
+
+
 def _wanted(name: str) -> bool:
     """Whether a file of a repository is fetched; folders below the top hold other formats."""
     return "/" not in name and any(Path(name).match(pattern) for pattern in _WANTED)
@@ -104,7 +113,6 @@ def _wanted(name: str) -> bool:
 @contextmanager
 def _told(hub_id: str, revision: str) -> Iterator[None]:
     """Turns what the hub's client raises into one sentence."""
-    import httpx
     from huggingface_hub import errors
 
     try:
@@ -129,19 +137,19 @@ def _told(hub_id: str, revision: str) -> Iterator[None]:
         ) from error
     except errors.HFValidationError as error:
         raise ModelError(f"{hub_id} is not a valid hub id (OWNER/NAME).") from error
+    except errors.HfHubHTTPError as error:
+        status = getattr(getattr(error, "response", None), "status_code", "an error")
+        raise ModelError(f"The hub answered {status} for {hub_id}: try again later.") from error
     except (
         errors.OfflineModeIsEnabled,
         errors.LocalEntryNotFoundError,
-        httpx.TransportError,
+        _client_error(),
         ConnectionError,
     ) as error:
         raise ModelError(
             f"{hub_id} cannot be fetched, for there is no way to the hub: connect to the network "
             "(and unset HF_HUB_OFFLINE), then run the same command, which goes on where it stopped."
         ) from error
-    except errors.HfHubHTTPError as error:
-        status = getattr(getattr(error, "response", None), "status_code", "an error")
-        raise ModelError(f"The hub answered {status} for {hub_id}: try again later.") from error
     except OSError as error:
         raise ModelError(
             f"The files of {hub_id} cannot be written ({error.strerror or error}): check the disk."

@@ -89,7 +89,7 @@ def load_model(
     weight_files(folder)
     where = _device(device)
     form, dtype = _form(quantization, where, raw, name)
-    _check_memory(folder, form, where, name)
+    _check_memory(folder, form, dtype, where, name)
     kind, config = _configuration(folder, raw)
     model = _load_weights(folder, config, kind, form, dtype, where, name, tell)
     if form == "4bit":
@@ -154,8 +154,10 @@ def _form(
     return wanted, (torch.bfloat16 if wanted == "bf16" else torch.float32)
 
 
-def _check_memory(folder: Path, form: str, device: torch.device, name: str) -> None:
-    needed = estimate_memory(folder, form)
+def _check_memory(
+    folder: Path, form: str, dtype: torch.dtype, device: torch.device, name: str
+) -> None:
+    needed = estimate_memory(folder, form == "4bit", dtype.itemsize)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     if needed > free:
         smaller = "" if form == "4bit" else " with --quantization 4bit, or"

@@ -48,7 +48,7 @@ def import_bitsandbytes() -> ModuleType:
     missing = object()
     before: Any = sys.modules.get("kernels", missing)
     logger.setLevel(logging.ERROR)
-    sys.modules["kernels"] = None  # type: ignore[assignment]  # Python's own way to refuse an import
+    sys.modules["kernels"] = None  # Python's own way to refuse an import
     try:
         import bitsandbytes
     finally:

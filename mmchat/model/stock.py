@@ -82,7 +82,7 @@ def _without_video(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
 
     whole = stock.get_attributes()
 
-    class PicturesOnly(stock, _PicturesOnly):  # type: ignore[misc, valid-type]
+    class PicturesOnly(stock, _PicturesOnly):
         @classmethod
         def get_attributes(cls) -> list[str]:
             return [name for name in whole if name != "video_processor"]

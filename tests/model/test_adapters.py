@@ -1,0 +1,208 @@
+"""Adapters on a tiny base: listed, refused where they do not belong, put on and taken off exactly."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mmchat.errors import AdapterError
+from mmchat.model import adapters
+from mmchat.model.adapters import Base, Card, apply_adapter
+from mmchat.model.loading import LoadedModel, load_model
+from mmchat.model.prompt import build_prompt
+from mmchat.settings import paths, private_dir
+from tests.model.tiny import Turn, shown
+
+# peft, as it wraps the model that a test trains, asks it for a property by its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+
+
+@pytest.fixture(scope="module", params=["4bit", "fp32"])
+def model(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> LoadedModel:
+    folder = str(checkpoint("visual_prefix"))
+    return load_model(folder, quantization=request.param, device="cpu")
+
+
+@pytest.fixture
+def base(model: LoadedModel) -> Iterator[LoadedModel]:
+    yield model
+    apply_adapter(model, "")
+
+
+def logits(model: LoadedModel) -> torch.Tensor:
+    prompt = build_prompt(model, [Turn("user", (shown(0), "what is it?"))], 8)
+    with torch.no_grad():
+        out: torch.Tensor = model.model(input_ids=prompt.input_ids, **prompt.model_inputs).logits
+    return out
+
+
+def make(
+    base: LoadedModel, name: str, *, projector: bool = True, lora: bool = False, hash_: str = ""
+) -> Path:
+    """Writes an adapter of random weights into the person's folder."""
+    folder = private_dir(paths().adapters) / name
+    folder.mkdir()
+    trained = tuple(w for w, there in (("projector", projector), ("lora", lora)) if there)
+    card = Card(name, Base("tiny", hash_ or base.weights_hash), "shuffle_mlp", trained, {"n": 1.0})
+    adapters.write_card(folder, card)
+    torch.manual_seed(len(name))
+    if projector:
+        state = base.model.model.multi_modal_projector.state_dict()
+        save_file(
+            {key: torch.randn(t.shape) * 0.3 for key, t in state.items()},
+            folder / adapters.PROJECTOR,
+        )
+    if lora:
+        save_lora(base.folder, folder / adapters.LORA)
+    return folder
+
+
+def save_lora(base: Path, folder: Path, targets: str = TARGETS) -> None:
+    """What peft itself saves of a trained LoRA, from the fp32 base."""
+    from peft import LoraConfig, get_peft_model
+
+    whole = load_model(str(base), quantization="fp32", device="cpu").model
+    wrapped = get_peft_model(whole, LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    for key, parameter in wrapped.named_parameters():
+        if "lora_" in key:
+            torch.nn.init.normal_(parameter, std=0.2)
+    wrapped.save_pretrained(folder)
+
+
+def test_a_projector_is_put_on_and_taken_off_exactly(base: LoadedModel) -> None:
+    before = logits(base)
+    make(base, "one")
+    apply_adapter(base, "one")
+    changed = logits(base)
+    assert not torch.allclose(before, changed)
+    assert base.adapter == "one" and len(base.adapter_hash) == 64
+    apply_adapter(base, "")
+    assert torch.equal(logits(base), before)
+    assert (base.adapter, base.adapter_hash) == ("", "")
+
+
+def test_lora_is_put_on_and_taken_off_exactly(base: LoadedModel) -> None:
+    before = logits(base)
+    names = [name for name, _ in base.model.named_modules()]
+    make(base, "lora-only", projector=False, lora=True)
+    apply_adapter(base, "lora-only")
+    assert not torch.allclose(logits(base), before, atol=0.1)
+    apply_adapter(base, "")
+    assert torch.equal(logits(base), before)
+    assert [name for name, _ in base.model.named_modules()] == names
+
+
+def test_one_adapter_replaces_another(base: LoadedModel) -> None:
+    make(base, "a", lora=True)
+    make(base, "bb")
+    apply_adapter(base, "bb")
+    alone, digest = logits(base), base.adapter_hash
+    apply_adapter(base, "a")
+    assert not torch.allclose(logits(base), alone)
+    apply_adapter(base, "bb")
+    assert torch.equal(logits(base), alone) and base.adapter_hash == digest
+
+
+def test_lora_gives_what_peft_gives(base: LoadedModel) -> None:
+    if base.quantization == "4bit":
+        pytest.skip("peft's own loading is the reference on the fp32 weights")
+    from peft import PeftModel
+
+    folder = make(base, "same", projector=False, lora=True)
+    apply_adapter(base, "same")
+    ours = logits(base)
+    reference = load_model(str(base.folder), quantization="fp32", device="cpu")
+    reference.model = PeftModel.from_pretrained(reference.model, folder / adapters.LORA)
+    torch.testing.assert_close(ours, logits(reference), atol=1e-5, rtol=1e-5)
+
+
+def test_load_model_takes_an_adapter(base: LoadedModel) -> None:
+    make(base, "start")
+    apply_adapter(base, "start")
+    loaded = load_model(
+        str(base.folder), adapter="start", quantization=base.quantization, device="cpu"
+    )
+    assert loaded.adapter_hash == base.adapter_hash
+    assert torch.equal(logits(loaded), logits(base))
+
+
+def refused(base: LoadedModel, name: str) -> str:
+    before = logits(base)
+    with pytest.raises(AdapterError) as caught:
+        apply_adapter(base, name)
+    assert torch.equal(logits(base), before) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_adapter_of_another_base_is_refused(base: LoadedModel) -> None:
+    make(base, "foreign", hash_="f" * 64)
+    message = refused(base, "foreign")
+    assert "tiny (ffffffffffff)" in message and base.weights_hash[:12] in message
+    assert "--model tiny" in message
+
+
+def test_damaged_and_unsafe_adapters_are_refused(base: LoadedModel) -> None:
+    folder = make(base, "broken", lora=True)
+    config = folder / "lora" / "adapter_config.json"
+    weights = folder / "lora" / "adapter_model.safetensors"
+    whole = load_file(weights)
+    save_file(dict(list(whole.items())[:-1]), weights)
+    assert "does not hold what" in refused(base, "broken")
+    save_file({key: t[:1].clone() for key, t in whole.items()}, weights)
+    assert "does not fit" in refused(base, "broken")
+    save_file(whole, weights)
+    settings = json.loads(config.read_text())
+    for change, words in (
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"target_modules": ".*fc1|.*lm_head"}, "reaches outside"),
+        ({"target_modules": "nothing"}, "not"),
+        ({"peft_type": "PREFIX_TUNING"}, ""),
+        ({"peft_type": "UNHEARD"}, "cannot be used"),
+    ):
+        config.write_text(json.dumps({**settings, **change}))
+        assert words in refused(base, "broken")
+    weights.rename(weights.with_suffix(".bin"))
+    assert "never loaded" in refused(base, "broken")
+    shutil.rmtree(folder / "lora")
+    projector = folder / adapters.PROJECTOR
+    state = load_file(projector)
+    save_file({key: t[..., :1].clone() for key, t in state.items()}, projector)
+    assert "does not fit the projector" in refused(base, "broken")
+    projector.write_bytes(projector.read_bytes()[:-4])
+    assert "cut short" in refused(base, "broken")
+    projector.unlink()
+    assert "holds no weights" in refused(base, "broken")
+    (folder / adapters.CARD).write_text("name = 3")
+    assert "cannot be used" in refused(base, "broken")
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "x/../../y", "a\\b", "a b", "\0", "-", "n" * 200])
+def test_names_cannot_leave_their_folder(name: str) -> None:
+    with pytest.raises(AdapterError):
+        adapters.find_adapter(name)
+
+
+def test_listing_shows_what_is_there_and_what_is_wrong(base: LoadedModel) -> None:
+    make(base, "good")
+    bad = make(base, "bad")
+    (bad / adapters.CARD).write_text("[")
+    found = {adapter.name: adapter for adapter in adapters.list_adapters()}
+    assert found["good"].card is not None and found["good"].card.figures == {"n": 1.0}
+    assert found["bad"].card is None and "cannot be used" in found["bad"].problem
+
+
+def test_only_ones_own_adapters_are_removed(base: LoadedModel, tmp_path: Path) -> None:
+    folder = make(base, "mine")
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folder, elsewhere)
+    with pytest.raises(AdapterError, match="left alone"):
+        adapters.remove_adapter(str(elsewhere))
+    assert adapters.remove_adapter("mine") == folder and not folder.exists()
+    with pytest.raises(AdapterError, match="There is no adapter mine"):
+        adapters.remove_adapter("mine")
