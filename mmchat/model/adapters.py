@@ -244,7 +244,7 @@ def _put_on_projector(loaded: "LoadedModel", file: Path) -> None:
 def _put_on_lora(loaded: "LoadedModel", folder: Path) -> None:
     from mmchat.model.quantization import import_bitsandbytes, text_blocks
 
-    if loaded.quantization == "4bit":
+    with contextlib.suppress(ImportError, OSError, RuntimeError):
         import_bitsandbytes()  # before peft does, which would let it fetch code
     import torch
     from peft import LoraConfig, PeftConfig, inject_adapter_in_model

@@ -4,6 +4,7 @@ Every linear layer inside the text model's blocks is 4-bit; the vision tower,
 the projector and `lm_head` never are. It is asserted after each load.
 """
 
+import importlib
 import logging
 import platform
 import sys
@@ -48,16 +49,17 @@ def import_bitsandbytes() -> ModuleType:
     missing = object()
     before: Any = sys.modules.get("kernels", missing)
     logger.setLevel(logging.ERROR)
-    sys.modules["kernels"] = None  # Python's own way to refuse an import
+    loaded: dict[str, Any] = sys.modules
+    loaded["kernels"] = None  # Python's own way to refuse an import
     try:
-        import bitsandbytes
+        bitsandbytes = importlib.import_module("bitsandbytes")
     finally:
         logger.setLevel(level)
         if before is missing:
             del sys.modules["kernels"]
         else:
             sys.modules["kernels"] = before
-    return bitsandbytes  # type: ignore[no-any-return]
+    return bitsandbytes
 
 
 def works(device: torch.device) -> bool:
