@@ -90,9 +90,9 @@ async def test_attach_by_paste_and_remove_by_key(
     other = draw(tmp_path / "b.png")
     async with app.run_test() as pilot:
         box = app.chat.composer.input
-        box.post_message(events.Paste(f"'{picture}' {other.as_uri()}"))
+        app.post_message(events.Paste(f"'{picture}' {other.as_uri()}"))
         await until(pilot, lambda: len(app.chat.composer.pictures) == 2)
-        box.post_message(events.Paste("a word"))
+        app.post_message(events.Paste("a word"))
         await until(pilot, lambda: box.text == "a word")
         await pilot.press("up")
         assert isinstance(app.focused, Chip)
@@ -101,6 +101,8 @@ async def test_attach_by_paste_and_remove_by_key(
         assert app.chat.composer.pictures[0].name == "red circle.png"
         await pilot.press("!")
         assert box.text == "a word!"
+        app.post_message(events.Paste(" more"))
+        await until(pilot, lambda: box.text == "a word! more")
 
 
 async def test_a_bad_path_is_told_next_to_the_input(new_app: NewApp, tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ async def test_a_bad_path_is_told_next_to_the_input(new_app: NewApp, tmp_path: P
         await until(pilot, lambda: "/nowhere/a.png does not exist" in _complaint(app))
         assert app.chat.composer.input.text == "/attach /nowhere/a.png"
         app.chat.composer.input.take_text("")
-        app.chat.composer.input.post_message(events.Paste(str(broken)))
+        app.post_message(events.Paste(str(broken)))
         await until(pilot, lambda: "broken.png" in _complaint(app))
         assert app.chat.composer.pictures == []
         await say(pilot, "/nonsense")

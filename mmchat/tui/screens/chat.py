@@ -202,9 +202,11 @@ class ChatScreen(Deeds):
             self.composer.input.insert(event.character)
 
     def on_paste(self, event: events.Paste) -> None:
-        if not isinstance(self.focused, TextArea):
+        """So does what is pasted or dropped."""
+        if not isinstance(self.focused, (Input, TextArea)):
+            event.stop()
             self.composer.input.focus()
-            self.composer.input.post_message(events.Paste(event.text))
+            self.composer.input.take_paste(event.text)
 
     @on(ChatInput.Steered)
     def _steered(self, event: ChatInput.Steered) -> None:

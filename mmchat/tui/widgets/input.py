@@ -8,6 +8,7 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from mmchat.images import PICTURE_SUFFIXES
+from mmchat.sanitize import clean
 from mmchat.tui.pasted import paths
 
 
@@ -140,8 +141,15 @@ class ChatInput(TextArea):
             event.prevent_default()
 
     async def _on_paste(self, event: events.Paste) -> None:
-        found = paths(event.text, PICTURE_SUFFIXES)
+        event.stop()
+        event.prevent_default()
+        self.take_paste(event.text)
+
+    def take_paste(self, text: str) -> None:
+        """Pasted text: paths of pictures are attached, anything else is inserted, cleaned."""
+        found = paths(text, PICTURE_SUFFIXES)
         if found:
-            event.stop()
-            event.prevent_default()
             self.post_message(self.PicturesPasted(found))
+        else:
+            self.replace(clean(text), *self.selection)
+            self.scroll_cursor_visible()

@@ -1,0 +1,143 @@
+"""Snapshots of the main screens. Look at a changed one before it is accepted.
+
+`pytest tests/tui/test_snapshots.py --snapshot-update` accepts what is drawn now.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from textual.pilot import Pilot
+
+from mmchat.client.protocol import EngineStatus
+from mmchat.history import History, Origin
+from mmchat.images import read_picture
+from mmchat.settings import load_settings
+from mmchat.tui.app import ChatApp
+from mmchat.tui.asking import Asker, LoadEnded
+from mmchat.tui.screens.search import SearchScreen
+from mmchat.tui.widgets.picture import Thumbnail
+from mmchat.tui.widgets.welcome import Card
+from tests.tui.conftest import NOW, draw, until
+
+Compare = Callable[..., bool]
+ANSWER = """A **red circle** on a white ground.
+
+1. It is the *only* object.
+2. `[brackets]` and <b>tags</b> stay text.
+"""
+READY = EngineStatus(
+    "0", 1, "ready", model="scenes", quantization="4bit", device="cpu", context_length=8192
+)
+
+
+@pytest.fixture(autouse=True)
+def still(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A clock that stands, one time zone, colours, no engine; gives a picture."""
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    monkeypatch.setattr("mmchat.history.store.time", SimpleNamespace(time=lambda: NOW))
+    monkeypatch.setattr(Asker, "load", lambda self: self._post(LoadEnded(READY)), raising=True)
+    picture = draw(tmp_path / "circle.png")
+    monkeypatch.setattr("mmchat.tui.screens.stage.examples", lambda: [picture])
+    yield picture
+    monkeypatch.undo()
+    time.tzset()
+
+
+def _app(theme: str = "textual-dark") -> ChatApp:
+    return ChatApp(load_settings({"app.theme": theme}), clock=lambda: NOW)
+
+
+def _fill(picture: Path) -> None:
+    with History.open() as history:
+        for title in ("Invoice, totals", "[bold]A title[/bold] that is much too long for the list"):
+            conversation = history.new_conversation(title)
+            history.add_message(conversation.id, "user", f"about the circle in {title}")
+        one = read_picture(picture)
+        image = history.add_image(
+            one.data, mime=one.mime, width=one.width, height=one.height, name=one.name
+        )
+        conversation = history.new_conversation("Red circle")
+        said = history.add_message(
+            conversation.id, "user", "What is in this picture?", images=[image.sha256]
+        )
+        origin = Origin("scenes", "", "", "4bit", "cpu", {}, 412, 98, 60, 0, 3.0, 10.0, 100.0, 41.2)
+        for text in ("A circle.", ANSWER):
+            history.add_message(
+                conversation.id, "assistant", text, parent_id=said.id, origin=origin
+            )
+
+
+async def _settled(pilot: Pilot[None]) -> None:
+    app = pilot.app
+    assert isinstance(app, ChatApp)
+    app.chat.composer.input.cursor_blink = False
+    await until(pilot, lambda: "4-bit" in app.chat._model_label)
+    await until(pilot, lambda: all(one._strips for one in app.chat.query(Thumbnail)))
+    await pilot.pause()
+
+
+async def _welcomed(pilot: Pilot[None]) -> None:
+    await until(pilot, lambda: pilot.app.screen.query(Card))
+    await _settled(pilot)
+
+
+async def _with_chips(pilot: Pilot[None]) -> None:
+    app = pilot.app
+    assert isinstance(app, ChatApp)
+    picture = Path(app.history.message(1).text)  # the fixture keeps the path there
+    await app.chat.attach([picture, picture])
+    app.chat.composer.input.take_text("Which of [1] and [2]\nis larger?")
+    await _settled(pilot)
+
+
+async def _searched(pilot: Pilot[None]) -> None:
+    app = pilot.app
+    await _settled(pilot)
+    await pilot.press("ctrl+f", *"circle")
+    screen = app.screen
+    assert isinstance(screen, SearchScreen)
+    await until(pilot, lambda: len(screen._hits) == 4)
+    for box in screen.query("Input"):
+        box.cursor_blink = False  # type: ignore[attr-defined]
+    await pilot.pause()
+
+
+async def _helped(pilot: Pilot[None]) -> None:
+    await _settled(pilot)
+    await pilot.press("f1")
+
+
+def test_welcome(snap_compare: Compare) -> None:
+    assert snap_compare(_app(), terminal_size=(80, 24), run_before=_welcomed)
+
+
+def test_conversation_narrow_dark(snap_compare: Compare, still: Path) -> None:
+    _fill(still)
+    assert snap_compare(_app(), terminal_size=(80, 24), run_before=_settled)
+
+
+def test_conversation_wide_light(snap_compare: Compare, still: Path) -> None:
+    _fill(still)
+    assert snap_compare(_app("textual-light"), terminal_size=(140, 40), run_before=_settled)
+
+
+def test_chips(snap_compare: Compare, still: Path) -> None:
+    with History.open() as history:
+        history.add_message(history.new_conversation("Chips").id, "user", str(still))
+        history.add_message(history.new_conversation("New one").id, "user", "hello")
+    assert snap_compare(_app(), terminal_size=(80, 24), run_before=_with_chips)
+
+
+def test_search(snap_compare: Compare, still: Path) -> None:
+    _fill(still)
+    assert snap_compare(_app(), terminal_size=(100, 30), run_before=_searched)
+
+
+def test_help(snap_compare: Compare, still: Path) -> None:
+    _fill(still)
+    assert snap_compare(_app(), terminal_size=(100, 40), run_before=_helped)
