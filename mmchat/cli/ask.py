@@ -89,7 +89,7 @@ def ask(
     question = _question(text, attachments)
     drawing = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     flags = _given({f"generation.{name}": value for name, value in drawing.items()})
-    settings = load_settings({**model_overrides(model, adapter), **flags})
+    settings = load_settings({**_chosen_model(model, adapter), **flags})
     pictures = [_picture(name) for name in attachments]
     with contextlib.ExitStack() as stack:
         history: History | None = None
@@ -172,7 +172,7 @@ def _picture(name: str) -> Picture:
     return parse_picture(sys.stdin.buffer.read(MAX_BYTES + 1), "the picture on stdin")
 
 
-def model_overrides(model: str | None, adapter: str | None) -> dict[str, str]:
+def _chosen_model(model: str | None, adapter: str | None) -> dict[str, str]:
     """--model and --adapter under the names of the settings."""
     if model is not None and adapter is None and model != load_settings().model.name:
         adapter = ""  # the settings' adapter belongs to the settings' model

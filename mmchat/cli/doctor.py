@@ -47,7 +47,7 @@ def doctor(no_load: bool, as_json: bool) -> None:
     if as_json:
         say_json(found)
     else:
-        _tell(found)
+        tell(found)
 
 
 def examine(settings: Settings) -> dict[str, Any]:
@@ -183,7 +183,8 @@ def _fits() -> list[str]:
     return [o.hub_id for o in OFFERS if fits_machine(int(o.four_bit_gb * 1e9)).fits]
 
 
-def _tell(found: dict[str, Any]) -> None:
+def tell(found: dict[str, Any]) -> None:
+    """Prints what `examine` found for people."""
     cpu, compute, memory, engine = (found[key] for key in ("cpu", "compute", "memory", "engine"))
     data = found["folders"]["data"]
     running = engine.get("problem") or (

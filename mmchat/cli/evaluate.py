@@ -4,14 +4,17 @@ from pathlib import Path
 
 import click
 
-from mmchat.cli.output import Progress, say, say_json
+from mmchat.cli.output import OutputError, Progress, note, say, say_json
 from mmchat.settings import load_settings
 
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--model", metavar="M", help="The model that answers.")
-@click.option("--adapter", metavar="NAME", help="The adapter it answers with.")
+@click.option("--model", metavar="M", default="", help="The model that answers.")
+@click.option("--adapter", metavar="NAME", default="", help="The adapter it answers with.")
+@click.option(
+    "--limit", type=click.IntRange(1), metavar="N", help="At most so many questions of each type."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--markdown",
@@ -20,26 +23,45 @@ from mmchat.settings import load_settings
     help="Write the table into this file too.",
 )
 def evaluate(
-    data: Path, model: str | None, adapter: str | None, as_json: bool, markdown: Path | None
+    data: Path,
+    model: str,
+    adapter: str,
+    limit: int | None,
+    as_json: bool,
+    markdown: Path | None,
 ) -> None:
     """Ask every question of DATA and count the right answers, by question type.
+
+    Answers are kept as they come: the same command, given again, asks only what is missing.
 
     \b
     Example:
       mmchat evaluate build/evaluation --markdown table.md
     """
-    from mmchat.cli.ask import model_overrides
     from mmchat.evaluation.run import evaluate as run
 
     progress = Progress()
-    settings = load_settings(model_overrides(model, adapter))
     try:
-        report = run(data, settings, progress=progress.show)
+        report = run(
+            data,
+            load_settings(),
+            model=model,
+            adapter=adapter,
+            limit=limit or 0,
+            progress=progress.show,
+        )
+    except KeyboardInterrupt:
+        progress.clear()
+        note("Stopped; the answers so far are kept, and the same command goes on.")
+        raise
     finally:
         progress.clear()
-    if markdown is not None:
-        markdown.write_text(report.markdown(), encoding="utf-8")
     if as_json:
-        say_json(report.to_json())
+        say_json(report.to_dict())
     else:
-        say(report.text())
+        say(report.to_markdown())
+    if markdown is not None:
+        try:
+            markdown.write_text(report.to_markdown() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{markdown} cannot be written ({error.strerror}).") from error

@@ -101,7 +101,7 @@ def show(name: str, no_load: bool, as_json: bool) -> None:
     folder = catalogue.resolve_model(name)
     model = next((model for model in here.values() if model.folder == folder), None)
     facts = {**asdict(model), "folder": str(folder)} if model else {"folder": str(folder)}
-    verdict = catalogue.fits_machine(estimate_memory(folder, "4bit"))
+    verdict = catalogue.fits_machine(estimate_memory(folder, four_bit=True))
     facts |= {"fits": verdict.fits, "reason": verdict.reason}
     loaded = None if no_load else _loaded(name)
     if as_json:

@@ -43,6 +43,9 @@ def train(data: Path, recipe: Path, out: Path, resume: bool, overrides: tuple[st
     for key in overrides:
         if "=" not in key:
             raise click.UsageError(f"--set takes KEY=VALUE, not {key!r}.")
+    from mmchat.training.recipe import read_recipe
+
+    read_recipe(recipe, overrides)  # a mistake is told before torch is imported
     from mmchat.training.run import train as run
 
     made = run(data, recipe, out, resume=resume, overrides=overrides, say=note)

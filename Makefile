@@ -1,0 +1,95 @@
+# The commands of this repository. Each installs what it needs into .venv first; the second time
+# that is nothing. Another Python: make chat PYTHON=python3.12 (after make clean).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+# An installation is as good as the files that it was made from.
+KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+RUN := $(VENV)/.stamp-run-$(KEY)
+DEV := $(VENV)/.stamp-dev-$(KEY)
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+SCENES := build/scenes
+
+.PHONY: help chat test test-slow check fix bench train-scenes scenes clean
+
+help:
+	@echo "make chat          open the app"
+	@echo "make test          the tests (make test-slow: the large campaigns too)"
+	@echo "make check         lint, format, types, imports; make fix mends what it can"
+	@echo "make bench         measure, never judge"
+	@echo "make train-scenes  make the built-in model again from nothing (hours, detached)"
+	@echo "make clean         remove the environment and what was built"
+
+chat: $(RUN)
+	@$(BIN)/mmchat
+
+# One thread a process: two workers of two threads each on two cores only hinder each other.
+test: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
+
+test-slow: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+check: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV)
+	@for file in tests/benchmarks/bench_*.py; do \
+	  echo "== $$file"; $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; \
+	done
+
+# Detached, so that closing the terminal does not end it; ended at any moment it goes on from where
+# it was when it is started again.
+train-scenes: $(DEV)
+	@mkdir -p $(SCENES)
+	@flock --nonblock $(SCENES)/lock true || { \
+	  echo "It runs already: tail -f $(SCENES)/train.log" >&2; exit 1; }
+	@setsid nohup nice -n 10 flock --nonblock $(SCENES)/lock \
+	  sh -c 'echo $$PPID > $(SCENES)/pid; exec $(MAKE) --no-print-directory scenes' \
+	  >> $(SCENES)/train.log 2>&1 < /dev/null &
+	@echo "It goes on without this terminal, for hours. Watch it: tail -f $(SCENES)/train.log"
+	@echo "End it: kill -- -\$$(cat $(SCENES)/pid)   Go on with it: make train-scenes"
+
+scenes: $(SCENES)/train/.drawn $(SCENES)/held-out/.drawn
+	$(BIN)/mmchat train $(SCENES) --recipe adapters/scenes/recipe.toml --out $(SCENES)/model --resume
+
+$(SCENES)/train/.drawn: | $(DEV)
+	$(BIN)/python adapters/scenes/draw.py --out $(@D) --split train --seed 1 --scenes 80000 --workers $(JOBS)
+	@touch $@
+
+$(SCENES)/held-out/.drawn: | $(DEV)
+	$(BIN)/python adapters/scenes/draw.py --out $(@D) --split held-out --seed 2 --scenes 1500
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "mmchat needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is none:" \
+	    "name one, such as make chat PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "The environment cannot be made: on Debian and Ubuntu install python3-venv." >&2; \
+	  rm -rf $(VENV); exit 1; }
+
+# torch first: whatever form of it this machine's package index offers decides for the rest.
+$(RUN): | $(VENV)/bin/python
+	$(PIP) torch
+	$(PIP) --editable .
+	@rm -f $(VENV)/.stamp-run-* && touch $@
+
+$(DEV): | $(RUN)
+	$(PIP) --editable '.[dev]'
+	@rm -f $(VENV)/.stamp-dev-* && touch $@
+
+clean:
+	@if [ -x $(BIN)/mmchat ]; then $(BIN)/mmchat engine stop; fi
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,71 @@
+"""The installed command in a process of its own, with an engine that answers by script."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click import Command, Group
+
+from tests.client.conftest import scripted_engine, shared_engine, shared_home
+
+__all__ = ["scripted_engine", "shared_engine", "shared_home"]
+
+MMCHAT = str(Path(sys.executable).with_name("mmchat"))
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Settings come from the test alone; whatever folder a person is in does not matter."""
+    for name in [name for name in os.environ if name.startswith("MMCHAT_")]:
+        if name not in ("MMCHAT_HOME", "MMCHAT_ENGINE_BACKEND"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def mmchat() -> Run:
+    """Runs the command to its end: `mmchat("ask", "hello", stdin=b"…", MMCHAT_MODEL_NAME="x")`."""
+
+    def run(
+        *arguments: str, stdin: bytes = b"", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [MMCHAT, *arguments],
+            input=stdin,
+            capture_output=True,
+            env={**os.environ, **environment},
+            timeout=120,
+            check=False,
+        )
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        )
+
+    return run
+
+
+def every_command(command: Command, *path: str) -> list[tuple[tuple[str, ...], Command]]:
+    """A command and all below it, each with the words that call it."""
+    found = [(path, command)]
+    if isinstance(command, Group):
+        from click import Context
+
+        context = Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            found += every_command(below, *path, name)
+    return found
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line on stderr of a command that ended with 1."""
+    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("mmchat: "), done.stderr
+    return lines[0].removeprefix("mmchat: ")

@@ -1,0 +1,78 @@
+"""`mmchat models`, `adapters` and `doctor`: what is here, read from real folders."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmchat.cli.doctor import tell
+from mmchat.settings import paths
+from tests.cli.conftest import Run, sentence
+from tests.cli.folders import make_adapter, make_model
+
+
+def test_add_list_show_remove(mmchat: Run, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "models" / "mine")
+    assert mmchat("models", "add", "./models/mine").stdout.startswith("Added: mine.")
+    lines = [json.loads(line) for line in mmchat("models", "list", "--json").stdout.splitlines()]
+    mine = next(line for line in lines if line["name"] == "mine")
+    assert mine["installed"] and mine["parameters"] == 128 and mine["folder"] == str(model)
+    offers = [line for line in lines if not line["installed"]]
+    assert offers and all(isinstance(offer["fits"], bool) and offer["reason"] for offer in offers)
+    listed = mmchat("models", "list").stdout
+    assert "mine" in listed and offers[0]["name"] in listed
+    shown = json.loads(mmchat("models", "show", "mine", "--no-load", "--json").stdout)
+    assert shown["model_type"] == "llama" and shown["fits"] is True
+    assert "safetensors" not in mmchat("models", "show", offers[0]["name"]).stderr
+    done = mmchat("models", "remove", "mine", "--yes")
+    assert "stays on the disk" in done.stdout and (model / "config.json").is_file()
+    assert "no model mine" in sentence(mmchat("models", "show", "mine"))
+
+
+def test_what_cannot_be_added_or_shown_is_one_sentence(mmchat: Run) -> None:
+    assert "There is no folder" in sentence(mmchat("models", "add", "./nowhere"))
+    assert "neither a folder nor a hub id" in sentence(mmchat("models", "add", "nonsense"))
+    assert "connect to the network" in sentence(mmchat("models", "add", "owner/name"))
+    assert "There is no model" in sentence(mmchat("models", "show", "nonsense"))
+    assert "no model nonsense" in sentence(mmchat("models", "remove", "nonsense", "--yes"))
+
+
+def test_adapters_are_listed_and_shown(mmchat: Run, tmp_path: Path) -> None:
+    folder = make_adapter(paths().adapters / "birds", make_model(tmp_path / "base"))
+    (paths().adapters / "torn").mkdir()
+    (paths().adapters / "torn" / "adapter.toml").write_text("name = ", encoding="utf-8")
+    found = {
+        one["name"]: one
+        for one in map(json.loads, mmchat("adapters", "list", "--json").stdout.splitlines())
+    }
+    assert found["birds"]["base"]["id"] == "base" and found["birds"]["problem"] == ""
+    assert "adapter.toml" in found["torn"]["problem"]
+    shown = mmchat("adapters", "show", "birds").stdout
+    assert str(folder) in shown and "exact_match" in shown and "0.96" in shown
+    assert "no adapter nowhere" in sentence(mmchat("adapters", "show", "nowhere"))
+
+
+def test_train_refuses_a_wrong_recipe_in_one_sentence(mmchat: Run, tmp_path: Path) -> None:
+    arguments = ["train", "data", "--out", "out"]
+    assert "nothing.toml" in sentence(mmchat(*arguments, "--recipe", "nothing.toml"))
+    (tmp_path / "recipe.toml").write_text("name = ", encoding="utf-8")
+    assert "recipe.toml" in sentence(mmchat(*arguments, "--recipe", "recipe.toml"))
+
+
+def test_doctor_says_what_is_wrong_and_what_to_do(
+    mmchat: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_model(tmp_path / "mine")  # no whole model: it has neither a tokenizer nor all weights
+    name = str(tmp_path / "mine")
+    done = mmchat("doctor", "--json", MMCHAT_MODEL_NAME=name, OMP_NUM_THREADS="1")
+    found = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert found["compute"]["dtype"] in ("bfloat16", "float32")
+    assert found["libraries"]["torch"] and found["memory"]["total"] > 0
+    assert found["folders"]["data"]["writable"] and found["engine"] == {}
+    assert "mine" in found["model"]["problem"]
+    assert found["model"]["problem"] in found["advice"]
+    tell(found)
+    shown = capsys.readouterr().out
+    for part in ("cpu", "computes", "4-bit", "memory", "does not run", found["advice"][0]):
+        assert part in shown
