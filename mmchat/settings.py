@@ -6,6 +6,7 @@ settings.toml, ``MMCHAT_SECTION_KEY`` in the environment, a command-line flag.
 
 import difflib
 import os
+import sys
 import tomllib
 import warnings
 from collections.abc import Mapping
@@ -223,16 +224,10 @@ def paths() -> Paths:
     import platformdirs
 
     folders = platformdirs.PlatformDirs("mmchat", appauthor=False)
-    with warnings.catch_warnings():
-        # Without XDG_RUNTIME_DIR it warns of its own fallback, which is verified where it is used.
-        warnings.simplefilter("ignore", UserWarning)
-        # platformdirs may create nothing here: a read-only home is told in a sentence when written.
-        return Paths(
-            folders.user_data_path,
-            folders.user_config_path,
-            folders.user_cache_path,
-            folders.user_runtime_path,
-        )
+    # Without XDG_RUNTIME_DIR (no login session) platformdirs would warn and fall back on /tmp.
+    session = sys.platform != "linux" or os.environ.get("XDG_RUNTIME_DIR")
+    runtime = folders.user_runtime_path if session else folders.user_cache_path / "run"
+    return Paths(folders.user_data_path, folders.user_config_path, folders.user_cache_path, runtime)
 
 
 def private_dir(path: Path) -> Path:

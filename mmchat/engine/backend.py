@@ -18,7 +18,7 @@ from mmchat.engine.decode import Decoding, TransformersRunner, VisualPrefixRunne
 from mmchat.engine.detokenize import StopStrings, detokenizer_for
 from mmchat.engine.sampling import Sampler
 from mmchat.errors import EngineError, MmchatError
-from mmchat.model.adapters import apply_adapter
+from mmchat.model.applying import apply_adapter
 from mmchat.model.loading import LoadedModel, load_model, resolve_model
 from mmchat.model.prompt import PreparedPrompt, build_prompt
 from mmchat.settings import Device, Quantization

@@ -112,7 +112,7 @@ def load_model(
         parts=nf4.report(model),
     )
     if adapter:
-        from mmchat.model.adapters import apply_adapter
+        from mmchat.model.applying import apply_adapter
 
         apply_adapter(loaded, adapter)
     tell("ready", 1.0)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from mmchat.errors import AdapterError
 from mmchat.model import adapters
-from mmchat.model.adapters import Base, Card, apply_adapter
+from mmchat.model.adapters import Base, Card
+from mmchat.model.applying import apply_adapter
 from mmchat.model.loading import LoadedModel, load_model
 from mmchat.model.prompt import build_prompt
 from mmchat.settings import paths, private_dir
