@@ -14,4 +14,7 @@ def run(settings: Settings, *, conversation: int | None = None, new: bool = Fals
     """
     from mmchat.tui.app import ChatApp
 
-    ChatApp(settings, conversation=conversation, new=new).run()
+    app = ChatApp(settings, conversation=conversation, new=new)
+    app.run()
+    if app.return_code:  # a bug: Textual has shown its traceback
+        raise SystemExit(app.return_code)

@@ -394,16 +394,3 @@ def _with_figures(origin: Origin, done: Done) -> Origin:
         decode_ms=done.decode_ms,
         tokens_per_second=done.tokens_per_second,
     )
-
-
-__all__ = [
-    "Asker",
-    "Changed",
-    "Ended",
-    "Grew",
-    "Live",
-    "LoadEnded",
-    "LoadGoes",
-    "News",
-    "path_to",
-]

@@ -8,6 +8,7 @@ from pathlib import Path
 from mmchat.sanitize import clean
 from mmchat.tui.actions import BY_ID
 from mmchat.tui.commands import matching
+from mmchat.tui.pasted import at_home
 
 SHOWN = 50
 _SCANNED = 5_000
@@ -90,7 +91,7 @@ def _paths(
     if plain == "~":
         plain = "~/"
     folder_text, slash, name = plain.rpartition("/")
-    folder = Path((folder_text + slash) or ".").expanduser()
+    folder = at_home((folder_text + slash) or ".")
     found: list[Suggestion] = []
     for entry, is_folder in _entries(folder, suffixes):
         if not entry.lower().startswith(name.lower()) or (
@@ -122,6 +123,6 @@ def _entries(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, bool]]:
                 is_folder = entry.is_dir()
                 if is_folder or entry.name.lower().endswith(endings):
                     entries.append((entry.name, is_folder))
-    except OSError:  # no such folder, or a locked one: nothing to offer
+    except (OSError, ValueError):  # no such folder, or a locked one: nothing to offer
         return []
     return sorted(entries, key=lambda entry: (entry[1], entry[0].lower()))

@@ -21,13 +21,13 @@ def as_path(word: str) -> Path:
     word = word.strip()
     if word[:7].lower() == "file://":
         return _unquoted(word)
-    if Path(word).expanduser().exists():  # a name that really holds quotes or backslashes
-        return Path(word).expanduser()
+    if _is_file(at_home(word)):  # a name that really holds quotes or backslashes
+        return at_home(word)
     if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
         word = word[1:-1]
     elif "\\" in word and not _WINDOWS.match(word):
         word = re.sub(r"\\(.)", r"\1", word)
-    return Path(word).expanduser()
+    return at_home(word)
 
 
 def paths(text: str, suffixes: Iterable[str]) -> list[Path]:
@@ -65,15 +65,27 @@ def _unquoted(word: str) -> Path:
     """A word whose quotes and escapes are undone already."""
     if word[:7].lower() == "file://":
         return Path(unquote(urlsplit(word).path))
-    return Path(word).expanduser()
+    return at_home(word)
+
+
+def at_home(word: str) -> Path:
+    """`~` and `~name` expanded, where there is such a person."""
+    try:
+        return Path(word).expanduser()
+    except RuntimeError:
+        return Path(word)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name, or one that no file can have
+        return False
 
 
 def _one_path(line: str) -> bool:
     """A line that exists as it stands: a bare path with spaces in it."""
-    try:
-        return as_path(line).is_file()
-    except OSError:
-        return False
+    return _is_file(as_path(line))
 
 
 def _rooted(word: str) -> bool:
@@ -93,7 +105,4 @@ def leading(text: str, suffixes: Iterable[str]) -> tuple[Path | None, str]:
     if match is None or not paths(match[1], suffixes):
         return None, text
     path = as_path(match[1])
-    try:
-        return (path, match[2]) if path.is_file() else (None, text)
-    except OSError:
-        return None, text
+    return (path, match[2]) if _is_file(path) else (None, text)

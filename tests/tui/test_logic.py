@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmchat.history import Message, Origin
-from mmchat.tui import formatting
+from mmchat.sanitize import clean
 from mmchat.tui.actions import ACTIONS, key_label
 from mmchat.tui.commands import UnknownCommandError, parse
 from mmchat.tui.completion import suggest
@@ -134,7 +134,7 @@ def test_a_bar_has_its_width(fraction: float, width: int) -> None:
 def test_cleaning_in_pieces_equals_cleaning_at_once(pieces: list[str]) -> None:
     cleaner = Cleaner()
     text = "".join(cleaner.feed(piece) for piece in pieces) + cleaner.rest()
-    assert text == formatting.clean("".join(pieces))
+    assert text == clean("".join(pieces))
 
 
 def _message(role: str = "assistant", text: str = "x", state: str = "complete", **more) -> Message:  # type: ignore[no-untyped-def]
