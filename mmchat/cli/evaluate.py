@@ -56,6 +56,11 @@ def evaluate(
         raise
     finally:
         progress.clear()
+    if report.reused:
+        note(
+            f"{report.reused} answers are of an earlier run by the same weights on the same data: "
+            f"remove {report.answers_file} to ask again."
+        )
     if as_json:
         say_json(report.to_dict())
     else:
