@@ -15,12 +15,13 @@ from mmchat.images import PICTURE_SUFFIXES, Picture, read_picture
 from mmchat.settings import builtin_adapters
 from mmchat.tui.widgets.picture import Thumbnail
 
-QUESTIONS = (
-    "What is in this picture?",
-    "How many objects are there?",
-    "What colour is the largest object?",
-    "What is written here?",
-)
+QUESTIONS = {
+    "crosses": "How many crosses are there?",
+    "moon": "What is written here?",
+    "rings": "How many rings are there?",
+}
+"""What is asked about an example, by its file's name."""
+QUESTION = "What is in this picture?"
 _SHOWN = 4
 
 
@@ -101,7 +102,8 @@ class Welcome(Vertical):
     @work(exclusive=True)
     async def _show_cards(self) -> None:
         cards: list[Card] = []
-        for path, question in zip(self._pictures, QUESTIONS, strict=False):
+        for path in self._pictures:
+            question = QUESTIONS.get(path.stem, QUESTION)
             with contextlib.suppress(ImageError):  # one broken example is no reason to complain
                 cards.append(Card(path, await asyncio.to_thread(read_picture, path), question))
         await self.query_one(".cards").mount_all(cards)
