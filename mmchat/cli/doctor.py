@@ -80,14 +80,14 @@ def _version(name: str) -> str:
 def _cpu() -> dict[str, Any]:
     import psutil
 
-    from mmchat.model.quantization import cpu_flags
-
     name = platform.processor() or platform.machine()
+    flags: set[str] = set()
     info = Path("/proc/cpuinfo")
     if info.is_file():
         lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((ln.partition(":")[2].strip() for ln in lines if ln[:10] == "model name"), name)
-    flags = cpu_flags()
+        facts = dict(reversed([_fact(line) for line in lines]))  # of the first processor
+        name = facts.get("model name", name)
+        flags = set(facts.get("flags", facts.get("Features", "")).split())
     return {
         "name": name,
         "cores": psutil.cpu_count(logical=False) or os.cpu_count() or 1,
@@ -96,10 +96,18 @@ def _cpu() -> dict[str, Any]:
     }
 
 
-def _compute(settings: Settings, advice: list[str]) -> dict[str, Any]:
-    """The devices, and what is computed in on the one that will be used."""
-    import torch
+def _fact(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip(), value.strip()
 
+
+def _compute(settings: Settings, advice: list[str]) -> dict[str, Any]:
+    """The devices, and what is computed in on the one that will be used; empty without torch."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        advice.append(f"torch cannot be imported ({error}), so no model can be loaded: install it.")
+        return {}
     from mmchat.model.quantization import compute_dtype, works
 
     cuda = torch.cuda.is_available()
@@ -193,16 +201,13 @@ def tell(found: dict[str, Any]) -> None:
         else "does not run"
     )
     versions = found["libraries"]
-    where = f"on {compute['device']}{' (untried)' if compute['untried'] else ''}"
     say_table(
         [
             ("mmchat", f"{found['mmchat']} on Python {found['python']}, {found['system']}"),
             ("libraries", ", ".join(f"{k} {v or 'missing'}" for k, v in versions.items())),
             ("cpu", f"{cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads"),
             ("it has", ", ".join(cpu["flags"]) or "nothing special"),
-            *(("gpu", f"{g['name']}, {size(g['memory_bytes'])}") for g in compute["gpus"]),
-            ("computes", f"{where} in {compute['dtype']} (torch uses {compute['kernels']})"),
-            ("4-bit", "works" if compute["four_bit_works"] else "does not work"),
+            *_computing(compute),
             ("memory", f"{size(memory['available'])} free of {size(memory['total'])}"),
             ("files", f"{data['path']}, {size(data['free_bytes'])} free"),
             ("engine", running),
@@ -225,3 +230,14 @@ def tell(found: dict[str, Any]) -> None:
         say("Nothing is wrong.")
     for sentence in found["advice"]:
         say(f"- {sentence}")
+
+
+def _computing(compute: dict[str, Any]) -> list[tuple[str, str]]:
+    if not compute:
+        return [("computes", "nothing: torch cannot be imported")]
+    where = f"on {compute['device']}{' (untried)' if compute['untried'] else ''}"
+    return [
+        *(("gpu", f"{gpu['name']}, {size(gpu['memory_bytes'])}") for gpu in compute["gpus"]),
+        ("computes", f"{where} in {compute['dtype']} (torch uses {compute['kernels']})"),
+        ("4-bit", "works" if compute["four_bit_works"] else "does not work"),
+    ]

@@ -76,3 +76,10 @@ def test_doctor_says_what_is_wrong_and_what_to_do(
     shown = capsys.readouterr().out
     for part in ("cpu", "computes", "4-bit", "memory", "does not run", found["advice"][0]):
         assert part in shown
+
+
+def test_doctor_helps_where_torch_is_broken(mmchat: Run, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libgone.so is missing')")
+    done = mmchat("doctor", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0
+    assert "torch cannot be imported (libgone.so is missing)" in done.stdout
