@@ -39,6 +39,8 @@ TYPES = (
     "refuse_question",
 )
 UNSEEN_TYPES = tuple(t for t in (*dialogs.q.MAKERS, "followup") if t != "read")
+# What can be asked of a picture with nothing in it; relations want two things.
+EMPTY_TYPES = tuple(t for t in dialogs.q.MAKERS if t not in ("relation", "bigger"))
 
 
 def _sample(images: list[int], made: list[dialogs.Dialog]) -> dict[str, object]:
@@ -151,10 +153,14 @@ class _Here:
 
 
 def make_question(
-    kind: str, unseen: bool, seed: int, index: int
+    kind: str, unseen: bool, seed: int, index: int, empty: bool = False
 ) -> tuple[list[Image.Image], dialogs.Dialog]:
-    """One fresh question of a type with its fresh pictures, at their native size."""
-    rng = generator(f"evaluation/{'unseen' if unseen else 'seen'}/{kind}", seed, index)
+    """One fresh question of a type with its fresh pictures, at their native size.
+
+    With `empty` nothing is drawn on the background, and the answer says so.
+    """
+    scenes = "empty" if empty else "unseen" if unseen else "seen"
+    rng = generator(f"evaluation/{scenes}/{kind}", seed, index)
     if kind == "greet":
         return [], dialogs.greet(rng)
     if kind == "refuse_picture":
@@ -165,6 +171,8 @@ def make_question(
         scene = make_scene(rng, unseen, evaluation=True)
         if unseen and not is_unseen(scene):
             continue
+        if empty:
+            scene.things, scene.writing = [], None
         if kind == "nopicture":
             return [], dialogs.nopicture(scene, rng)
         if kind == "refuse_question":
@@ -172,7 +180,7 @@ def make_question(
         if kind == "compare":
             second = make_scene(rng, evaluation=True)
             return [paint.paint(scene), paint.paint(second)], dialogs.compare((scene, second), rng)
-        if kind == "read" and scene.writing is None and rng.random() < 0.96:
+        if kind == "read" and scene.writing is None and not empty and rng.random() < 0.96:
             continue
         focus = scene.things[0] if unseen else None
         made = dialogs.ask(kind, scene, rng, focus)
@@ -197,9 +205,9 @@ def write_evaluation(
     with (out / "questions.jsonl").open("w", encoding="utf-8") as file:
         for kind in types:
             for index in range(per_type):
-                pictures, dialog = make_question(kind, unseen, seed, index)
+                pictures, dialog = make_question(kind, unseen, seed, index, control == "empty")
                 rng = generator(f"evaluation/file/{unseen}/{kind}/{control}", seed, index)
-                if control != "none":
+                if control in ("blank", "swapped"):
                     pictures = _controlled(pictures, control, rng)
                 names = []
                 for picture in pictures:
@@ -233,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--evaluation", action="store_true", help="write an evaluation folder")
     parser.add_argument("--per-type", type=int, default=300)
     parser.add_argument("--pairs", choices=("seen", "unseen"), default="seen")
-    parser.add_argument("--control", choices=("none", "blank", "swapped"), default="none")
+    parser.add_argument("--control", choices=("none", "blank", "swapped", "empty"), default="none")
     parser.add_argument("--types", default="", help="only these types, with commas")
     options = parser.parse_args(argv)
     if options.scenes < 1 or options.per_type < 1 or options.seed < 0 or options.workers < 1:
@@ -247,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(dict(sorted(counts.items()))))
         return
     unseen = options.pairs == "unseen"
-    known = UNSEEN_TYPES if unseen else TYPES
+    known = UNSEEN_TYPES if unseen else EMPTY_TYPES if options.control == "empty" else TYPES
     types = options.types.split(",") if options.types else list(known)
     if bad := set(types) - set(known):
         parser.error(f"no such type: {', '.join(sorted(bad))}; there are {', '.join(known)}")
