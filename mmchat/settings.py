@@ -8,7 +8,6 @@ import difflib
 import os
 import sys
 import tomllib
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

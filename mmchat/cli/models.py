@@ -168,8 +168,10 @@ def add(source: str) -> None:
         from mmchat.model import hub
 
         plan = hub.plan_download(source)
+        licences = {offer.hub_id: offer.licence for offer in catalogue.OFFERS}
         note(
             f"{plan.hub_id}: {size(plan.bytes)} in {len(plan.files)} files, to {plan.folder}. "
+            f"Licence: {licences.get(plan.hub_id, 'see its page')}. "
             "Ctrl-C stops; the same command goes on."
         )
         added = hub.fetch(plan)
