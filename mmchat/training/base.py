@@ -1,5 +1,6 @@
 """A base model from nothing: tokenizer, processor, random weights."""
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,6 @@ def build_model(config: VisualPrefixConfig, seed: int) -> VisualPrefixForConditi
 def save_base(model: Any, processor: VisualPrefixProcessor, folder: Path) -> None:
     """Writes a complete model folder: weights in bfloat16, configuration, processor."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    model.config.dtype = torch.bfloat16
-    model.save_pretrained(folder, state_dict=state)
+    # A copy of the module, not of its state: tied weights stay one and are written once.
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)

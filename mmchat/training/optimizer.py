@@ -14,8 +14,8 @@ class Muon(torch.optim.Optimizer):
     networks" (kellerjordan.github.io/posts/muon). The step is scaled by
     0.2 * sqrt(max(rows, columns)) as in Liu et al. 2025, "Muon is Scalable for
     LLM Training", so that it shares AdamW's learning rate. The iteration runs
-    in the parameter's own dtype: torch's own Muon always takes bfloat16, which
-    CPUs without its instructions emulate some thirty times slower.
+    in `compute_dtype`, what the device is fast at: torch's own Muon always takes
+    bfloat16, which CPUs without its instructions emulate some thirty times slower.
 
     Only two-dimensional parameters.
     """
@@ -26,8 +26,10 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        compute_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.compute_dtype = compute_dtype
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
     def step(self, closure: Any = None) -> None:
@@ -41,7 +43,7 @@ class Muon(torch.optim.Optimizer):
                 buffer = state["momentum_buffer"]
                 buffer.lerp_(parameter.grad, 1 - group["momentum"])
                 direction = parameter.grad.lerp(buffer, group["momentum"])  # Nesterov
-                update = orthogonalize(direction)
+                update = orthogonalize(direction.to(self.compute_dtype)).to(parameter.dtype)
                 scale = 0.2 * max(parameter.shape) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * scale)
@@ -64,6 +66,7 @@ def build_optimizers(
     learning_rate: float,
     weight_decay: float,
     vocabulary: Iterable[nn.Module] = (),
+    compute_dtype: torch.dtype = torch.float32,
 ) -> list[torch.optim.Optimizer]:
     """[Muon, AdamW] over the parameters of `modules` that train.
 
@@ -93,7 +96,10 @@ def build_optimizers(
     )
     optimizers: list[torch.optim.Optimizer] = [adamw]
     if matrices:
-        optimizers.insert(0, Muon(matrices.values(), learning_rate, weight_decay=weight_decay))
+        muon = Muon(
+            matrices.values(), learning_rate, weight_decay=weight_decay, compute_dtype=compute_dtype
+        )
+        optimizers.insert(0, muon)
     return optimizers
 
 
