@@ -215,10 +215,18 @@ class Paths:
 
 
 def paths() -> Paths:
-    """Where this person's files are; nothing is created."""
+    """Where this person's files are; nothing is created.
+
+    Raises SettingsError where MMCHAT_HOME names nobody's folder.
+    """
     home = os.environ.get("MMCHAT_HOME")
     if home:
-        root = Path(home).expanduser().absolute()
+        try:
+            root = Path(home).expanduser().absolute()
+        except RuntimeError as error:
+            raise SettingsError(
+                f"MMCHAT_HOME is {home!r}, and names a home folder that does not exist."
+            ) from error
         return Paths(root, root, root / "cache", root / "run")
     import platformdirs
 
@@ -250,6 +258,15 @@ def private_dir(path: Path) -> Path:
             "make it writable, or set MMCHAT_HOME to a folder that is."
         )
     return path
+
+
+def named_folder(name: str) -> Path | None:
+    """The folder that a person names by a path (`~` is expanded); None where there is none."""
+    try:
+        folder = Path(name).expanduser()
+        return folder.absolute() if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long, of an unknown person, with a NUL
+        return None
 
 
 def builtin_adapters() -> Path:

@@ -3,13 +3,12 @@
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Sequence
-from pathlib import Path
 
 from mmchat.client.local import LocalEngine
 from mmchat.client.protocol import EngineStatus, Event, Loading, Options, Turn
 from mmchat.client.remote import RemoteServer
 from mmchat.errors import EngineError
-from mmchat.settings import Settings
+from mmchat.settings import Settings, named_folder
 
 
 class EngineClient:
@@ -118,8 +117,5 @@ def _absolute(name: str) -> str:
     """A folder's path as the engine sees it, which works in another folder; else the name."""
     if os.sep not in name and not name.startswith((".", "~")):
         return name
-    with contextlib.suppress(RuntimeError, OSError, ValueError):
-        folder = Path(name).expanduser()
-        if folder.is_dir():
-            return str(folder.absolute())
-    return name
+    folder = named_folder(name)
+    return name if folder is None else str(folder)

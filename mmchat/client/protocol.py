@@ -124,6 +124,9 @@ class BackendStatus(Struct, frozen=True):
     vision: bool = False
     memory_bytes: int = 0
     """The weights' bytes on their device."""
+    weights_hash: str = ""
+    """Of the base as it was read, adapter aside; what a repeated question depends on."""
+    adapter_hash: str = ""
 
 
 class EngineStatus(Struct, frozen=True):
@@ -148,6 +151,9 @@ class EngineStatus(Struct, frozen=True):
     """Why the last load failed, as a sentence."""
     context_length: int = 0
     vision: bool = False
+    weights_hash: str = ""
+    """Of the base as the engine read it: the files may have been replaced since."""
+    adapter_hash: str = ""
     waiting: int = 0
     """Requests in line behind the one that is being answered."""
     log_file: str = ""

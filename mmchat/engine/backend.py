@@ -19,7 +19,8 @@ from mmchat.engine.detokenize import StopStrings, detokenizer_for
 from mmchat.engine.sampling import Sampler
 from mmchat.errors import EngineError, MmchatError
 from mmchat.model.applying import apply_adapter
-from mmchat.model.loading import LoadedModel, load_model, resolve_model
+from mmchat.model.loading import LoadedModel, load_planned
+from mmchat.model.planning import is_out_of_memory, plan_load
 from mmchat.model.prompt import PreparedPrompt, build_prompt
 from mmchat.settings import Device, Quantization
 
@@ -37,11 +38,19 @@ class Backend(Protocol):
         """Replace what is loaded; `progress` is told the stage and 0..1.
 
         Raises:
-            ModelError, AdapterError, EngineError: nothing half loaded is kept.
+            ModelError, AdapterError, EngineError: nothing half loaded is kept; what
+                was loaded before is, where the fault showed before it had to go.
         """
 
+    def is_current(self) -> bool:
+        """Whether the files of what is loaded are still those that were read."""
+
     def use_adapter(self, adapter: str) -> None:
-        """Switch to another adapter of the loaded base; "" is the base's own projector."""
+        """Switch to another adapter of the loaded base; "" is the base's own projector.
+
+        Raises:
+            AdapterError: `status` then says which adapter is on.
+        """
 
     def generate(
         self, turns: Sequence[Turn], options: Options, cancelled: Callable[[], bool]
@@ -70,16 +79,18 @@ class TorchBackend:
     def load(
         self, model: str, adapter: str, quantization: str, device: str, progress: Progress
     ) -> None:
-        resolve_model(model)  # a misspelt name does not cost the model that is loaded
+        progress("reading", 0.0)
+        # Whatever can be found wrong beforehand does not cost the model that is loaded.
+        plan = plan_load(
+            model,
+            adapter=adapter,
+            quantization=cast(Quantization, quantization),
+            device=cast(Device, device),
+            replaced=self._loaded,
+        )
         self._unload()
         try:
-            loaded = load_model(
-                model,
-                adapter=adapter,
-                quantization=cast(Quantization, quantization),
-                device=cast(Device, device),
-                progress=progress,
-            )
+            loaded = load_planned(plan, progress)
         except (MmchatError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error.__cause__ or error):
                 raise
@@ -92,6 +103,9 @@ class TorchBackend:
             f"The memory ran out while {model} was loaded: close other programs, load it with "
             "--quantization 4bit, or choose a smaller model."
         )
+
+    def is_current(self) -> bool:
+        return self._loaded is None or self._loaded.is_current()
 
     def use_adapter(self, adapter: str) -> None:
         if self._loaded is None:
@@ -129,6 +143,8 @@ class TorchBackend:
             context_length=loaded.context_length,
             vision=loaded.vision,
             memory_bytes=loaded.memory_bytes,
+            weights_hash=loaded.weights_hash,
+            adapter_hash=loaded.adapter_hash,
         )
 
     def _answer(
@@ -213,16 +229,6 @@ class TorchBackend:
         self._runner = None
         self._vision.clear()
         _release()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out. On a CPU torch raises a bare RuntimeError, so its words decide."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    words = str(error)
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in words or "not enough memory" in words
-    )
 
 
 def _sampler(options: Options, prompt: PreparedPrompt) -> Sampler:

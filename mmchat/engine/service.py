@@ -180,6 +180,8 @@ class Service:
             error=self._worker.error,
             context_length=held.context_length,
             vision=held.vision,
+            weights_hash=held.weights_hash,
+            adapter_hash=held.adapter_hash,
             waiting=self._worker.waiting,
             log_file=self._log_file,
         )

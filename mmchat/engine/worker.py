@@ -237,7 +237,7 @@ class Worker:
     def _load(self, job: Job, choice: Choice) -> None:
         backend = self._ready_backend()
         loaded = self._loaded
-        if loaded is not None and self._fits(choice, loaded):
+        if loaded is not None and self._fits(choice, loaded) and backend.is_current():
             if choice.adapter is not None and choice.adapter != loaded.adapter:
                 self._use_adapter(backend, loaded, choice.adapter)
             return
@@ -301,9 +301,10 @@ class Worker:
     def _use_adapter(self, backend: "Backend", loaded: Choice, adapter: str) -> None:
         try:
             backend.use_adapter(adapter)
-            self._loaded = msgspec.structs.replace(loaded, adapter=adapter)
         finally:
             self.backend_status = backend.status()
+            # An adapter that failed while it was put on has taken the one before it off.
+            self._loaded = msgspec.structs.replace(loaded, adapter=self.backend_status.adapter)
 
 
 class EndingError(EngineError):

@@ -9,14 +9,10 @@ import msgspec
 
 import mmchat
 from mmchat.client import Delta, Done, EngineClient, Options, Turn
-from mmchat.client.endpoint import endpoint_file
-from mmchat.errors import AdapterError, EngineError, ModelError
+from mmchat.errors import EngineError
 from mmchat.evaluation.answers import Answers, Identity
 from mmchat.evaluation.questions import Question, Questions, at_most, read_questions
 from mmchat.evaluation.report import Report, Subject, report_type
-from mmchat.model.adapters import adapter_hash, find_adapter
-from mmchat.model.catalogue import resolve_model
-from mmchat.model.checkpoint import weight_files, weights_hash
 from mmchat.settings import Settings
 
 Progress = Callable[[str, float], None]
@@ -54,7 +50,7 @@ async def _evaluate(
     asked = read_questions(data)
     questions = at_most(asked.questions, limit)
     async with contextlib.aclosing(EngineClient(settings)) as client:
-        subject = await _subject(client, settings, asked, model, adapter, progress)
+        subject = await _subject(client, asked, model, adapter, progress)
         with Answers(_identity(subject)) as answers:
             found = dict(answers.known)
             new = [question for question in questions if question.id not in found]
@@ -111,7 +107,6 @@ def _check_answerer(done: Done, subject: Subject) -> None:
 
 async def _subject(
     client: EngineClient,
-    settings: Settings,
     asked: Questions,
     model: str,
     adapter: str,
@@ -124,18 +119,11 @@ async def _subject(
     status = await client.status()
     if status is None:
         raise EngineError("The engine ended after it had loaded the model: start again.")
-    weights = adapter_weights = ""
-    if not settings.engine.url:
-        weights = _weights(status.model)
-        with contextlib.suppress(
-            AdapterError
-        ):  # the engine loaded it: it is of a kind without files
-            adapter_weights = adapter_hash(find_adapter(status.adapter)) if status.adapter else ""
     return Subject(
         model=status.model,
-        weights_hash=weights,
+        weights_hash=status.weights_hash,
         adapter=status.adapter,
-        adapter_hash=adapter_weights,
+        adapter_hash=status.adapter_hash,
         quantization=status.quantization,
         compute_dtype=status.compute_dtype,
         device=status.device,
@@ -143,26 +131,6 @@ async def _subject(
         data_sha256=asked.sha256,
         about=asked.about,
     )
-
-
-def _weights(model: str) -> str:
-    """The hash of the weights that the engine holds; empty where the model has no files here.
-
-    Raises EngineError where the files may be newer than what it holds.
-    """
-    try:
-        folder = resolve_model(model)
-        files = weight_files(folder)
-    except ModelError:
-        return ""
-    changed = max(max(file.stat().st_mtime, file.stat().st_ctime) for file in files)
-    with contextlib.suppress(FileNotFoundError):
-        if changed > endpoint_file().stat().st_mtime:  # written when the engine started
-            raise EngineError(
-                f"The weights in {folder} changed after the engine was started, which may still "
-                "hold the old ones: end it with `mmchat engine stop`, and start again."
-            )
-    return weights_hash(folder)
 
 
 def _identity(subject: Subject) -> Identity:

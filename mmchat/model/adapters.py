@@ -20,7 +20,7 @@ import msgspec
 
 from mmchat.errors import AdapterError, ModelError
 from mmchat.model.checkpoint import read_header
-from mmchat.settings import builtin_adapters, paths
+from mmchat.settings import builtin_adapters, named_folder, paths
 
 CARD, PROJECTOR, LORA = "adapter.toml", "projector.safetensors", "lora"
 LORA_WEIGHTS = "adapter_model.safetensors"
@@ -66,7 +66,7 @@ def list_adapters() -> list[Adapter]:
     for root, origin in ((builtin_adapters(), "built in"), (paths().adapters, "yours")):
         with contextlib.suppress(OSError):
             for folder in sorted(root.iterdir()):
-                if (folder / CARD).is_file():
+                if _has_card(folder):
                     found.setdefault(folder.name, _describe(folder.name, folder, origin))
     return sorted(found.values(), key=lambda adapter: adapter.name.lower())
 
@@ -77,7 +77,7 @@ def find_adapter(name: str) -> Path:
     A path begins with `/`, `.` or `~`. Raises AdapterError where there is none.
     """
     if name.startswith(("/", ".", "~")) or Path(name).is_absolute():
-        folder = Path(name).expanduser()
+        folder = named_folder(name) or Path(name)
     else:
         if not _NAME.fullmatch(name):
             raise AdapterError(
@@ -85,8 +85,8 @@ def find_adapter(name: str) -> Path:
                 "./FOLDER."
             )
         places = [builtin_adapters() / name, paths().adapters / name]
-        folder = next((place for place in places if (place / CARD).is_file()), places[-1])
-    if not (folder / CARD).is_file():
+        folder = next((place for place in places if _has_card(place)), places[-1])
+    if not _has_card(folder):
         raise AdapterError(
             f"There is no adapter {name} ({folder} holds no {CARD}): see `mmchat adapters list`."
         )
@@ -102,8 +102,31 @@ def read_card(folder: Path) -> Card:
         raise AdapterError(f"{folder} holds no {CARD}: it is no adapter.") from None
     except OSError as error:
         raise AdapterError(f"{file} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise AdapterError(f"{file} cannot be used: {error}.") from error
+
+
+def check_adapter(name: str, model: str, weights_hash: str, projector: str = "") -> Path:
+    """The folder of the adapter `name`, found fit for a base before any of it is touched.
+
+    `model`, `weights_hash` and `projector` (its kind, "" for none of ours) are the base's.
+    Raises AdapterError where it cannot be found or read, or was trained on other weights.
+    """
+    folder = find_adapter(name)
+    card = read_card(folder)
+    adapter_weights(folder)
+    if card.base.hash != weights_hash:
+        raise AdapterError(
+            f"{card.name} was trained for {card.base.id} ({card.base.hash[:12]}), not for "
+            f"{model} ({weights_hash[:12]}): start with --model {card.base.id}, or "
+            "choose another adapter."
+        )
+    if card.projector and projector and card.projector != projector:
+        raise AdapterError(
+            f"{card.name} has a projector of the kind {card.projector}, and {model} one of "
+            f"the kind {projector}: choose another adapter."
+        )
+    return folder
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -138,6 +161,13 @@ def remove_adapter(name: str) -> Path:
     except OSError as error:
         raise AdapterError(f"{folder} cannot be removed: {error.strerror}.") from error
     return folder
+
+
+def _has_card(folder: Path) -> bool:
+    try:
+        return (folder / CARD).is_file()
+    except OSError:  # a name too long, a folder that may not be entered
+        return False
 
 
 def _describe(name: str, folder: Path, origin: str) -> Adapter:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mmchat.errors import AdapterError
@@ -12,34 +13,18 @@ from mmchat.model.adapters import (
     LORA,
     LORA_WEIGHTS,
     PROJECTOR,
-    Card,
     adapter_hash,
-    adapter_weights,
-    find_adapter,
-    read_card,
+    check_adapter,
 )
+from mmchat.model.checkpoint import file_stamps
 from mmchat.model.quantization import import_bitsandbytes, part_of, text_blocks
 
 if TYPE_CHECKING:
     from mmchat.model.loading import LoadedModel
 
 _PEFT_NAME = "mmchat"
-
-
-def check_base(card: Card, loaded: "LoadedModel") -> None:
-    """Raises AdapterError unless the adapter was trained on the very weights that are loaded."""
-    if card.base.hash != loaded.weights_hash:
-        raise AdapterError(
-            f"{card.name} was trained for {card.base.id} ({card.base.hash[:12]}), not for "
-            f"{loaded.name} ({loaded.weights_hash[:12]}): start with --model {card.base.id}, or "
-            "choose another adapter."
-        )
-    kind = getattr(loaded.model.config, "projector_type", "")
-    if card.projector and kind and card.projector != kind:
-        raise AdapterError(
-            f"{card.name} has a projector of the kind {card.projector}, and {loaded.name} one of "
-            f"the kind {kind}: choose another adapter."
-        )
+# What LoRA can do beyond adding to a layer, and what taking it off could not undo.
+_STRUCTURE = ("layer_replication", "target_parameters", "trainable_token_indices")
 
 
 def apply_adapter(loaded: "LoadedModel", name: str) -> None:
@@ -52,10 +37,9 @@ def apply_adapter(loaded: "LoadedModel", name: str) -> None:
     if not name:
         _take_off(loaded)
         return
-    folder = find_adapter(name)
-    card = read_card(folder)
-    adapter_weights(folder)
-    check_base(card, loaded)
+    kind = getattr(loaded.model.config, "projector_type", "")
+    folder = check_adapter(name, loaded.name, loaded.weights_hash, kind)
+    stamps = file_stamps(folder, folder / LORA)
     digest = adapter_hash(folder)
     _take_off(loaded)
     try:
@@ -66,7 +50,7 @@ def apply_adapter(loaded: "LoadedModel", name: str) -> None:
     except BaseException:
         _take_off(loaded)
         raise
-    loaded.adapter, loaded.adapter_hash = name, digest
+    loaded.adapter, loaded.adapter_hash, loaded.adapter_files = name, digest, stamps
 
 
 def _projector(loaded: "LoadedModel") -> Any:
@@ -80,7 +64,7 @@ def _projector(loaded: "LoadedModel") -> Any:
 def _put_on_projector(loaded: "LoadedModel", file: Path) -> None:
     projector = _projector(loaded)
     loaded.base_projector = {key: t.detach().clone() for key, t in projector.state_dict().items()}
-    state = load_file(file)
+    state = _read(file)
     wanted = {key: tuple(t.shape) for key, t in loaded.base_projector.items()}
     if {key: tuple(t.shape) for key, t in state.items()} != wanted:
         raise AdapterError(
@@ -88,6 +72,14 @@ def _put_on_projector(loaded: "LoadedModel", file: Path) -> None:
         )
     with torch.no_grad():
         projector.load_state_dict(state)
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        state: dict[str, torch.Tensor] = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{file} cannot be read ({error}): make the adapter again.") from error
+    return state
 
 
 def _put_on_lora(loaded: "LoadedModel", folder: Path) -> None:
@@ -108,7 +100,14 @@ def _put_on_lora(loaded: "LoadedModel", folder: Path) -> None:
             f"{folder} holds whole modules beside LoRA (modules_to_save), which would replace parts "
             "of the base: save it without, the projector as projector.safetensors."
         )
+    changed = [name for name in _STRUCTURE if getattr(config, name, None)]
+    if changed:
+        raise AdapterError(
+            f"{folder} would change more than the layers it targets ({', '.join(changed)}): train "
+            "LoRA on linear layers only."
+        )
     config.inference_mode = True
+    config.megatron_config = None  # with it, the foreign file would name a module to import
     # Other ways to begin (PiSSA, LoftQ) would change the base's weights; ours are read from the file.
     config.init_lora_weights = True
     try:
@@ -123,7 +122,7 @@ def _put_on_lora(loaded: "LoadedModel", folder: Path) -> None:
             )
         state = {
             key.removeprefix("base_model.model."): tensor
-            for key, tensor in load_file(folder / LORA_WEIGHTS).items()
+            for key, tensor in _read(folder / LORA_WEIGHTS).items()
         }
         # Tensor by tensor, and never through state_dict(): on a CPU bitsandbytes repacks all 4-bit
         # weights for that, with a loss.
@@ -142,7 +141,10 @@ def _put_on_lora(loaded: "LoadedModel", folder: Path) -> None:
                 if parameter.shape != state[key].shape:
                     raise ValueError(f"{key} is {tuple(state[key].shape)} in size")
                 parameter.copy_(state[key])
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+    except AdapterError:
+        raise
+    except Exception as error:
+        # As above: peft follows the foreign configuration into the model and fails in its own ways.
         reason = " ".join(str(error).split())[:200]
         raise AdapterError(f"{folder} does not fit {loaded.name} ({reason}).") from error
     for module in layers.values():
@@ -164,3 +166,4 @@ def _take_off(loaded: "LoadedModel") -> None:
                 setattr(loaded.model.get_submodule(parent), child, module.get_base_layer())
         del loaded.model.peft_config
     loaded.adapter = loaded.adapter_hash = ""
+    loaded.adapter_files = {}

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from mmchat.errors import ModelError
 from mmchat.model.checkpoint import available_memory, estimate_memory, read_config, tensors
-from mmchat.settings import builtin_adapters, paths, private_dir
+from mmchat.settings import builtin_adapters, named_folder, paths, private_dir
 
 MARKER = ".mmchat.json"
 """Written into a fetched model's folder when all of it is there."""
@@ -156,19 +156,19 @@ def resolve_model(name: str) -> Path:
     if not name.strip():
         raise ModelError("No model is named: choose one of `mmchat models list`.")
     if name.startswith((".", "~", os.sep)) or Path(name).is_absolute():
-        return _folder(Path(name).expanduser())
+        return _folder(name)
     known = {folder.name: folder for folder in _builtin()}
     known |= {name: Path(path) for name, path in _registered().items()}
     fetched = {_hub_id(folder.name): folder for folder in _fetched()}
     if folder := known.get(name) or fetched.get(name):
-        return _folder(folder)
+        return _folder(str(folder))
     short = [hub_id for hub_id in fetched if hub_id.split("/")[-1].lower() == name.lower()]
     if len(short) == 1:
-        return _folder(fetched[short[0]])
+        return _folder(str(fetched[short[0]]))
     if short:
         raise ModelError(f"{name} could be {' or '.join(sorted(short))}: name it whole.")
-    if Path(name).is_dir():
-        return _folder(Path(name))
+    if folder := named_folder(name):
+        return folder
     if name.count("/") == 1:
         raise ModelError(
             f"The model {name} is not installed: `mmchat models add {name}` fetches it, and "
@@ -180,12 +180,13 @@ def resolve_model(name: str) -> Path:
     )
 
 
-def _folder(folder: Path) -> Path:
-    if not folder.is_dir():
+def _folder(name: str) -> Path:
+    folder = named_folder(name)
+    if folder is None:
         raise ModelError(
-            f"There is no folder {folder}: mend the path, or choose one of `mmchat models list`."
+            f"There is no folder {name}: mend the path, or choose one of `mmchat models list`."
         )
-    return folder.absolute()
+    return folder
 
 
 def add_folder(folder: Path) -> Installed:
@@ -194,7 +195,7 @@ def add_folder(folder: Path) -> Installed:
     Raises ModelError where the folder holds no model that could be loaded, or
     its name is taken.
     """
-    folder = _folder(folder.expanduser()).resolve()
+    folder = _folder(str(folder)).resolve()
     read_config(folder)
     tensors(folder)
     name = folder.name
@@ -291,7 +292,7 @@ def _registered() -> Mapping[str, str]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read ({error}): mend or remove it.") from error
     if not isinstance(found, dict):
         raise ModelError(f"{file} is not a table of names and folders: mend or remove it.")

@@ -17,10 +17,14 @@ from typing import Any
 from mmchat.errors import ModelError, SettingsError
 from mmchat.settings import paths, private_dir
 
+FileStamps = dict[str, tuple[int, int]]
+"""(size, time of change) by path."""
+
 INDEX = "model.safetensors.index.json"
 _HEADER_LIMIT = 100_000_000  # the limit of the format itself
 _WHOLE_HASH_BYTES = 1_000_000_000
 _SAMPLE, _SAMPLES = 1 << 20, 64
+_TELLING = frozenset({".safetensors", ".json", ".jinja", ".model", ".toml", ".txt"})
 
 _BLOCKS = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
 _NOT_TEXT = re.compile(r"vision|visual|vit\.|tower|connector|projector|merger|resampler|image")
@@ -66,7 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{file} is not valid JSON ({error}): fetch the model again.") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file} names no model_type, so mmchat cannot tell what it is.")
@@ -82,10 +86,9 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
         try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            names = sorted({str(shard) for shard in shards})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(f"{index} cannot be read: fetch the model again.") from error
         for name in names:
             # The index is foreign: it may not point out of its folder.
@@ -122,9 +125,19 @@ def read_header(file: Path) -> list[TensorInfo]:
             for name, entry in header.items()
         ]
         end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        if any(side < 0 for tensor in tensors for side in tensor.shape):
+            raise ValueError("a tensor of a negative size")
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    # The header is foreign JSON: deeply nested, infinite (OverflowError), of any type.
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ModelError(
             f"{file} is damaged and no safetensors file: fetch the model again."
         ) from error
@@ -154,6 +167,21 @@ def estimate_memory(folder: Path, four_bit: bool, width: int = 2) -> int:
         largest = max(largest, tensor.elements)
     # One tensor at a time is read, converted and quantized.
     return int(total * 1.05 + largest * 4)
+
+
+def file_stamps(*folders: Path) -> FileStamps:
+    """(size, time of change) of every file in the folders that says what a model or adapter is.
+
+    Two equal answers mean that nothing was replaced in between.
+    """
+    found: FileStamps = {}
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            for file in folder.iterdir():
+                if file.suffix in _TELLING:
+                    status = file.stat()
+                    found[str(file)] = (status.st_size, status.st_mtime_ns)
+    return found
 
 
 def available_memory() -> int:

@@ -1,11 +1,10 @@
 """A model folder becomes a model that answers: 4-bit, on the right device, checked."""
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -13,21 +12,24 @@ from torch import nn
 from mmchat.errors import ModelError
 from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
-from mmchat.model.checkpoint import (
-    available_memory,
-    estimate_memory,
-    read_config,
-    weight_files,
-    weights_hash,
-)
+from mmchat.model.checkpoint import FileStamps, file_stamps
 from mmchat.model.encoding import answer_end
+from mmchat.model.planning import (
+    Form,
+    Kind,
+    Plan,
+    auto_class,
+    check_memory,
+    foreign,
+    plan_load,
+    reason,
+)
 from mmchat.model.quantization import PartReport
 from mmchat.model.stock import load_processor
 from mmchat.settings import Device, Quantization
 
 __all__ = ["LoadedModel", "PartReport", "load_model", "resolve_model"]
 
-Kind = Literal["visual_prefix", "stock", "text"]
 Progress = Callable[[str, float], None]
 """Called with a stage ("reading", "quantizing", "ready") and a fraction of the whole, 0 to 1."""
 
@@ -47,7 +49,7 @@ class LoadedModel:
     tokenizer: Any
     device: torch.device
     compute_dtype: torch.dtype
-    quantization: Literal["4bit", "bf16", "fp32"]
+    quantization: Form
     context_length: int
     eos_token_ids: frozenset[int]
     vision: bool
@@ -56,6 +58,9 @@ class LoadedModel:
     parts: list[PartReport] = field(default_factory=list)
     adapter: str = ""
     adapter_hash: str = ""
+    files: FileStamps = field(default_factory=dict, repr=False)
+    adapter_files: FileStamps = field(default_factory=dict, repr=False)
+    """What the files were when they were read; `is_current` compares."""
     base_projector: dict[str, torch.Tensor] | None = field(default=None, repr=False)
     """The base's own projector while an adapter's stands in its place."""
 
@@ -63,6 +68,13 @@ class LoadedModel:
     def memory_bytes(self) -> int:
         """What the weights take."""
         return sum(part.bytes for part in self.parts)
+
+    def is_current(self) -> bool:
+        """Whether the files on the disk are still those that were loaded, the adapter's too."""
+        adapter = {Path(name).parent for name in self.adapter_files}
+        return (
+            file_stamps(self.folder) == self.files and file_stamps(*adapter) == self.adapter_files
+        )
 
 
 def load_model(
@@ -84,170 +96,63 @@ def load_model(
     """
     tell = progress or (lambda stage, fraction: None)
     tell("reading", 0.0)
-    folder = resolve_model(name)
-    raw = read_config(folder)
-    weight_files(folder)
-    where = _device(device)
-    form, dtype = _form(quantization, where, raw, name)
-    _check_memory(folder, form, dtype, where, name)
-    kind, config = _configuration(folder, raw)
-    model = _load_weights(folder, config, kind, form, dtype, where, name, tell)
-    if form == "4bit":
-        nf4.assert_four_bit(model, name)
-    processor, tokenizer = _processor(folder, kind, raw)
+    plan = plan_load(name, adapter=adapter, quantization=quantization, device=device)
+    return load_planned(plan, tell)
+
+
+def load_planned(plan: Plan, tell: Progress) -> LoadedModel:
+    """Does what `plan` says; raises as `load_model` does."""
+    check_memory(plan.folder, plan.form, plan.dtype, plan.device, plan.name)
+    model = _load_weights(plan, tell)
+    if plan.form == "4bit":
+        nf4.assert_four_bit(model, plan.name)
+    processor, tokenizer = _processor(plan.folder, plan.kind, plan.raw)
     loaded = LoadedModel(
-        name=name,
-        kind=kind,
+        name=plan.name,
+        kind=plan.kind,
         model=model,
         processor=processor,
         tokenizer=tokenizer,
-        device=where,
-        compute_dtype=dtype,
-        quantization=form,
+        device=plan.device,
+        compute_dtype=plan.dtype,
+        quantization=plan.form,
         context_length=_context_length(model, tokenizer),
         eos_token_ids=_eos_token_ids(model, tokenizer),
-        vision=kind != "text",
-        weights_hash=weights_hash(folder),
-        folder=folder,
+        vision=plan.kind != "text",
+        weights_hash=plan.weights_hash,
+        folder=plan.folder,
         parts=nf4.report(model),
+        files=plan.files,
     )
-    if adapter:
+    if plan.adapter:
         from mmchat.model.applying import apply_adapter
 
-        apply_adapter(loaded, adapter)
+        apply_adapter(loaded, plan.adapter)
     tell("ready", 1.0)
     return loaded
 
 
-def _device(wanted: Device) -> torch.device:
-    cuda = torch.cuda.is_available()
-    if wanted == "auto":
-        return torch.device("cuda" if cuda else "cpu")
-    if wanted == "cuda" and not cuda:
-        raise ModelError("There is no CUDA device here: set model.device to auto or cpu.")
-    if wanted == "mps" and not torch.backends.mps.is_available():
-        raise ModelError("There is no MPS device here: set model.device to auto or cpu.")
-    return torch.device(wanted)
-
-
-def _form(
-    wanted: Quantization, device: torch.device, raw: dict[str, Any], name: str
-) -> tuple[Literal["4bit", "bf16", "fp32"], torch.dtype]:
-    """(how the weights are kept, the dtype that is computed in)"""
-    if raw.get("quantization_config"):
-        raise ModelError(
-            f"{name} is published in a quantized form of its own: choose its unquantized original, "
-            "which mmchat makes 4-bit as it loads it."
-        )
-    fast = nf4.compute_dtype(device)
-    if wanted == "auto":
-        if nf4.works(device):
-            return "4bit", fast
-        return ("bf16" if fast == torch.bfloat16 else "fp32"), fast
-    if wanted == "4bit":
-        if not nf4.works(device):
-            raise ModelError(
-                f"bitsandbytes does not work on this machine's {device.type} device, so nothing can "
-                "be 4-bit: set model.quantization to auto."
-            )
-        return "4bit", fast
-    return wanted, (torch.bfloat16 if wanted == "bf16" else torch.float32)
-
-
-def _check_memory(
-    folder: Path, form: str, dtype: torch.dtype, device: torch.device, name: str
-) -> None:
-    needed = estimate_memory(folder, form == "4bit", dtype.itemsize)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-    if needed > free:
-        smaller = "" if form == "4bit" else " with --quantization 4bit, or"
-        raise ModelError(
-            f"{name} needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
-            f"close other programs, load it{smaller} on a larger machine, or choose a smaller model."
-        )
-
-
-def _configuration(folder: Path, raw: dict[str, Any]) -> tuple[Kind, Any]:
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    )
-
-    model_type = raw["model_type"]
-    kind: Kind
-    if model_type == "visual_prefix":
-        import mmchat.model.visual_prefix  # noqa: F401 (registers its classes)
-
-        kind = "visual_prefix"
-    elif model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        kind = "stock"
-    elif model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        kind = "text"
-    else:
-        own = " (it brings code of its own, which is never run)" if raw.get("auto_map") else ""
-        raise ModelError(
-            f"{folder} is of the kind {model_type!r}, which mmchat cannot run{own}: choose another "
-            "model, or update transformers."
-        )
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        # Every configuration class checks its own foreign fields: whatever fails is told.
-        raise ModelError(
-            f"{folder / 'config.json'} cannot be used ({_reason(error)}): fetch the model again."
-        ) from error
-    return kind, config
-
-
-def _load_weights(
-    folder: Path,
-    config: Any,
-    kind: Kind,
-    form: str,
-    dtype: torch.dtype,
-    device: torch.device,
-    name: str,
-    tell: Progress,
-) -> nn.Module:
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    auto = AutoModelForCausalLM if kind == "text" else AutoModelForImageTextToText
+def _load_weights(plan: Plan, tell: Progress) -> nn.Module:
     options: dict[str, Any] = {}
-    try:
-        if form == "4bit":
-            nf4.import_bitsandbytes()
-            with torch.device("meta"):
-                skeleton = auto.from_config(config)
-            options["quantization_config"] = nf4.bitsandbytes_config(skeleton, dtype)
-        with _told("quantizing" if form == "4bit" else "reading", tell):
-            model, info = auto.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                device_map={"": device},
+    with foreign(plan.name):
+        if plan.skeleton is not None:
+            options["quantization_config"] = nf4.bitsandbytes_config(plan.skeleton, plan.dtype)
+        with _told("quantizing" if plan.form == "4bit" else "reading", tell):
+            model, info = auto_class(plan.kind).from_pretrained(
+                plan.folder,
+                config=plan.config,
+                dtype=plan.dtype,
+                device_map={"": plan.device},
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
                 **options,
             )
-    except ModelError:
-        raise
-    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        raise ModelError(
-            f"The memory ran out while {name} was loaded: close other programs or choose a smaller "
-            "model."
-        ) from error
-    except Exception as error:
-        # A foreign checkpoint fails in as many ways as there are architectures: it is told.
-        raise ModelError(
-            f"{name} cannot be loaded ({_reason(error)}): fetch the model again, or choose another."
-        ) from error
     missing = sorted(info.get("missing_keys") or ())
     if missing:
         raise ModelError(
-            f"The weights of {name} are incomplete: {len(missing)} tensors are missing, the first "
+            f"The weights of {plan.name} are incomplete: {len(missing)} tensors are missing, the first "
             f"of them {missing[0]}. Fetch the model again."
         )
     model = cast(nn.Module, model.eval())
@@ -305,7 +210,7 @@ def _loaded(auto: Any, folder: Path, what: str) -> Any:
     except Exception as error:
         # As above: foreign files, read by many classes.
         raise ModelError(
-            f"The {what} of {folder} cannot be loaded ({_reason(error)}): fetch the model again."
+            f"The {what} of {folder} cannot be loaded ({reason(error)}): fetch the model again."
         ) from error
 
 
@@ -336,10 +241,3 @@ def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
         if end is not None:
             found.add(end)
     return frozenset(int(token) for token in found)
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, json.JSONDecodeError):
-        text = f"invalid JSON: {text}"
-    return text[:240] or type(error).__name__

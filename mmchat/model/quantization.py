@@ -158,6 +158,23 @@ def bitsandbytes_config(model: nn.Module, dtype: torch.dtype) -> Any:
     )
 
 
+def unfit_layer(model: nn.Module, device: torch.device) -> str | None:
+    """The first linear layer of the text blocks that bitsandbytes could hold and not run here.
+
+    On a CPU with AVX512-BF16 it repacks weights by 32 outputs and whole blocks
+    of 64 inputs, and fails at the first forward where a layer has other sizes.
+    """
+    if device.type != "cpu" or not import_bitsandbytes().functional.has_avx512bf16():
+        return None
+    blocks, _ = text_blocks(model)
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or not name.startswith(blocks + "."):
+            continue
+        if module.out_features % 32 or module.in_features % 64:
+            return f"{name} ({module.in_features} x {module.out_features})"
+    return None
+
+
 def part_of(name: str, blocks: str) -> Part:
     """Which part of a model the module or parameter `name` belongs to."""
     if name.startswith(blocks + "."):

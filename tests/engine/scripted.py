@@ -30,11 +30,13 @@ The last user text is a command:
 Every word is one token: `max_tokens` cuts with the finish reason "length".
 Model names: "broken" cannot be loaded (ModelError), "buggy" raises a RuntimeError,
 "crash-load" kills the process, "gate-NAME" waits for a gate in its load, "blind" has no
-vision; every other name loads. Adapters: "broken" is an AdapterError. Every answer adds
-a line to `scripted.jsonl` in the data folder: `{"text", "tokens", "finish"}`.
+vision; every other name loads, and a folder's model.safetensors is read for its hash.
+Adapters: "broken" is an AdapterError, and "unfit" one that takes off what was on before.
+Every answer adds a line to `scripted.jsonl` in the data folder: `{"text", "tokens", "finish"}`.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -117,6 +119,11 @@ def _wait_for_gate(name: str, cancelled: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+def _weights_hash(model: str) -> str:
+    file = Path(model) / "model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
 def _text(turn: Turn) -> str:
     return "".join(part for part in turn.parts if isinstance(part, str)).strip()
 
@@ -159,13 +166,21 @@ class ScriptedBackend:
             context_length=1024,
             vision=model != "blind",
             memory_bytes=1_000_000,
+            weights_hash=_weights_hash(model),
         )
         self.use_adapter(adapter)
+
+    def is_current(self) -> bool:
+        return self._status.weights_hash == _weights_hash(self._status.model)
 
     def use_adapter(self, adapter: str) -> None:
         if adapter == "broken":
             raise AdapterError("The adapter broken does not fit this model.")
-        self._status = msgspec.structs.replace(self._status, adapter=adapter)
+        on = "" if adapter == "unfit" else adapter
+        digest = hashlib.sha256(on.encode()).hexdigest() if on else ""
+        self._status = msgspec.structs.replace(self._status, adapter=on, adapter_hash=digest)
+        if adapter == "unfit":
+            raise AdapterError("The adapter unfit has other sizes than this model.")
 
     def status(self) -> BackendStatus:
         return self._status
@@ -206,7 +221,7 @@ class ScriptedBackend:
             tokens_per_second=tokens / 0.002,
             model=self._status.model,
             adapter=self._status.adapter,
-            adapter_hash="a" * 64 if self._status.adapter else "",
+            adapter_hash=self._status.adapter_hash,
             quantization=self._status.quantization,
             device=self._status.device,
             prompt_tokens=prompt,

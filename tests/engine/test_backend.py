@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import io
+import json
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -11,13 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mmchat.client.protocol import Delta, Done, ImagePart, Options, Started, Turn
-from mmchat.engine.backend import TorchBackend, create_backend, is_out_of_memory
+from mmchat.engine.backend import TorchBackend, create_backend
 from mmchat.engine.decode import ConversationState
 from mmchat.errors import AdapterError, EngineError, ModelError
+from mmchat.model import planning
 from mmchat.model.adapters import Base, Card, write_card
+from mmchat.model.planning import is_out_of_memory
 from mmchat.model.prompt import build_prompt
 from tests.engine.tiny_models import spread
 from tests.model import tiny
@@ -253,17 +256,50 @@ def test_loading_replaces_and_frees(seeing: TorchBackend, folder: Callable[[str]
     assert answer(seeing, "hello", max_tokens=3)[1].completion_tokens > 0
 
 
-def test_a_damaged_checkpoint_leaves_nothing_and_the_next_load_works(
-    seeing: TorchBackend, folder: Callable[[str], Path], tmp_path: Path
+def test_what_can_be_found_wrong_beforehand_keeps_the_loaded_model(
+    seeing: TorchBackend,
+    folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     damaged = tiny.build("llama", tmp_path / "damaged")
     for file in damaged.glob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match="cut short"):
         load(seeing, damaged)
+    with pytest.raises(AdapterError, match="no adapter"):
+        seeing.load(str(folder("llama")), "nowhere", "fp32", "cpu", lambda *_: None)
+    monkeypatch.setattr(planning, "estimate_memory", lambda *_: 10**15)
+    with pytest.raises(ModelError, match="of memory"):
+        load(seeing, folder("llama"))
+    assert answer(seeing, part(), "hello", max_tokens=2)[1].completion_tokens == 2
+
+
+def test_a_checkpoint_that_breaks_as_it_loads_leaves_nothing_and_the_next_load_works(
+    seeing: TorchBackend, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    incomplete = tiny.build("llama", tmp_path / "incomplete")
+    config = incomplete / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_hidden_layers": 3}))
+    with pytest.raises(ModelError, match="incomplete"):
+        load(seeing, incomplete)
     assert seeing.status().model == ""
     load(seeing, folder("llama"))
     assert answer(seeing, "hello", max_tokens=3)[1].completion_tokens > 0
+
+
+def test_files_that_were_replaced_are_noticed(seeing: TorchBackend, tmp_path: Path) -> None:
+    folder = tiny.build("llama", tmp_path / "trained")
+    load(seeing, folder)
+    before = seeing.status().weights_hash
+    assert seeing.is_current()
+    weights = load_file(folder / "model.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] + 1}, folder / "model.safetensors")
+    assert not seeing.is_current()
+    load(seeing, folder)
+    assert seeing.is_current()
+    assert seeing.status().weights_hash not in ("", before)
 
 
 def test_out_of_memory_while_loading_is_said_as_that(
@@ -322,6 +358,16 @@ def test_switching_adapters_changes_the_answer_and_never_reads_a_picture_again(
     assert read == [1]
     answer(seeing, part(1), part(), "hello", max_tokens=2)
     assert read == [1, 1]
+
+
+def test_an_adapter_that_was_trained_on_is_noticed(seeing: TorchBackend, adapter: Path) -> None:
+    seeing.use_adapter(str(adapter))
+    assert seeing.is_current()
+    file = adapter / "projector.safetensors"
+    save_file({name: value * 2 for name, value in load_file(file).items()}, file)
+    assert not seeing.is_current()
+    seeing.use_adapter("")
+    assert seeing.is_current()
 
 
 def test_an_unknown_adapter_changes_nothing(seeing: TorchBackend) -> None:

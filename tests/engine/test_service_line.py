@@ -120,6 +120,11 @@ async def test_models_and_adapters_are_switched_and_failures_survived(
     assert (done.model, done.adapter) == ("first", "birds")
     with pytest.raises(EngineError, match="does not fit"):
         await client.use_adapter("broken")
+    with pytest.raises(EngineError, match="other sizes"):
+        await client.use_adapter("unfit")
+    done = (await events_of(client, "say x"))[-1]
+    assert isinstance(done, Done)
+    assert done.adapter == "birds"  # put on again, for the unfit one had taken it off
     for model, sentence in [("broken", "cut short"), ("buggy", "its log says where")]:
         with pytest.raises(EngineError, match=sentence):
             async for _ in client.load(model):

@@ -1,5 +1,6 @@
 """Whole evaluations through a real engine process that answers by script."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -110,11 +111,15 @@ def test_without_known_weights_everything_is_asked_again(data: Path) -> None:
 
 
 @pytest.mark.usefixtures("scripted_engine")
-def test_weights_that_changed_under_the_engine_are_not_reported(data: Path, model: str) -> None:
-    evaluate(data, load_settings(), model=model, limit=1)
+def test_weights_that_changed_under_the_engine_are_read_and_asked_anew(
+    data: Path, model: str
+) -> None:
+    first = evaluate(data, load_settings(), model=model, limit=1)
     (Path(model) / "model.safetensors").write_bytes(b"trained on")
-    with pytest.raises(EngineError, match="changed after the engine was started"):
-        evaluate(data, load_settings(), model=model, limit=1)
+    second = evaluate(data, load_settings(), model=model, limit=1)
+    assert second.subject.weights_hash == hashlib.sha256(b"trained on").hexdigest()
+    assert first.subject.weights_hash != second.subject.weights_hash
+    assert second.reused == 0
 
 
 def test_a_control_shows_whether_the_model_knows_too_much() -> None:

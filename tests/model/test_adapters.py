@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmchat.errors import AdapterError
+from mmchat.errors import AdapterError, ModelError
 from mmchat.model import adapters
 from mmchat.model.adapters import Base, Card
 from mmchat.model.applying import apply_adapter
+from mmchat.model.catalogue import resolve_model
 from mmchat.model.loading import LoadedModel, load_model
 from mmchat.model.prompt import build_prompt
 from mmchat.settings import paths, private_dir
@@ -165,6 +166,10 @@ def test_damaged_and_unsafe_adapters_are_refused(base: LoadedModel) -> None:
         ({"target_modules": "nothing"}, "not"),
         ({"peft_type": "PREFIX_TUNING"}, ""),
         ({"peft_type": "UNHEARD"}, "cannot be used"),
+        ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication"),
+        ({"target_parameters": ["q_proj.weight"]}, "target_parameters"),
+        ({"target_modules": "("}, "does not fit"),
+        ({"r": -1}, "does not fit"),
     ):
         config.write_text(json.dumps({**settings, **change}))
         assert words in refused(base, "broken")
@@ -181,6 +186,22 @@ def test_damaged_and_unsafe_adapters_are_refused(base: LoadedModel) -> None:
     assert "holds no weights" in refused(base, "broken")
     (folder / adapters.CARD).write_text("name = 3")
     assert "cannot be used" in refused(base, "broken")
+
+
+def test_a_type_that_is_none_is_refused(base: LoadedModel) -> None:
+    folder = make(base, "typed")
+    file = folder / adapters.PROJECTOR
+    raw = file.read_bytes()
+    file.write_bytes(raw.replace(b'"F32"', b'"F99"'))
+    assert "cannot be read" in refused(base, "typed")
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/x", "/" + "x" * 5000, "./\0"])
+def test_paths_that_lead_nowhere_are_told(name: str) -> None:
+    with pytest.raises(AdapterError, match="There is no adapter"):
+        adapters.find_adapter(name)
+    with pytest.raises(ModelError, match="There is no folder"):
+        resolve_model(name)
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "x/../../y", "a\\b", "a b", "\0", "-", "n" * 200])

@@ -58,6 +58,8 @@ def test_a_taken_name_and_a_bad_folder_are_refused(checkpoint: Checkpoint, tmp_p
 def test_names_are_resolved_in_one_way(checkpoint: Checkpoint, tmp_path: Path) -> None:
     folder = checkpoint("llama")
     assert catalogue.resolve_model(str(folder)) == folder
+    with pytest.raises(ModelError, match="There is no model x"):
+        catalogue.resolve_model("x" * 5000)
     with pytest.raises(ModelError, match="mmchat models add someone/tiny-model"):
         catalogue.resolve_model(HUB_ID)
     with pytest.raises(ModelError, match="There is no folder"):

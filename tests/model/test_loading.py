@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmchat.errors import ModelError
-from mmchat.model import loading, quantization
+from mmchat.model import planning, quantization
 from mmchat.model.loading import LoadedModel, load_model
 from mmchat.model.prompt import build_prompt
 from tests.model import tiny
@@ -139,6 +140,55 @@ def refused(folder: Path | str) -> str:
     return message
 
 
+def test_sizes_that_bitsandbytes_cannot_run_are_not_made_four_bit(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=48,
+        intermediate_size=100,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    for file in checkpoint("llama").glob("*token*"):
+        shutil.copy(file, tmp_path)
+    functional = quantization.import_bitsandbytes().functional
+    monkeypatch.setattr(functional, "has_avx512bf16", lambda: True)
+    assert planning.plan_load(str(tmp_path), device="cpu").form in {"bf16", "fp32"}
+    with pytest.raises(ModelError, match="cannot be 4-bit on this CPU"):
+        load_model(str(tmp_path), quantization="4bit", device="cpu")
+    monkeypatch.setattr(functional, "has_avx512bf16", lambda: False)
+    assert planning.plan_load(str(tmp_path), device="cpu").form == "4bit"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}',
+        '{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": []}}',
+        '{"a": 1}',
+        "[1]",
+        "[" * 100_000,
+    ],
+)
+def test_an_odd_header_is_told(copy: Path, header: str) -> None:
+    raw = header.encode()
+    (copy / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + b"\0" * 4)
+    assert "damaged" in refused(copy)
+
+
+def test_odd_json_is_told(copy: Path) -> None:
+    (copy / "model.safetensors.index.json").write_text('{"weight_map": {"a": 5}}')
+    assert "no weights file" in refused(copy)
+    (copy / "model.safetensors.index.json").write_text("[" * 100_000)
+    assert "cannot be read" in refused(copy)
+    (copy / "config.json").write_text("[" * 100_000)
+    assert "not valid JSON" in refused(copy)
+
+
 def test_broken_folders_are_told(copy: Path) -> None:
     weights = copy / "model.safetensors"
     whole = weights.read_bytes()
@@ -200,7 +250,7 @@ def test_a_missing_tokenizer_is_told(copy: Path) -> None:
 def test_a_model_larger_than_the_memory_is_told(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "available_memory", lambda: 1000)
+    monkeypatch.setattr(planning, "available_memory", lambda: 1000)
     message = refused(copy)
     assert "GB of memory" in message and "--quantization 4bit" in message
 

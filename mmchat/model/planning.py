@@ -1,0 +1,227 @@
+"""What a load would do, checked before it takes any memory."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import nn
+
+from mmchat.errors import ModelError
+from mmchat.model import quantization as nf4
+from mmchat.model.adapters import check_adapter
+from mmchat.model.catalogue import resolve_model
+from mmchat.model.checkpoint import (
+    FileStamps,
+    available_memory,
+    estimate_memory,
+    file_stamps,
+    read_config,
+    weight_files,
+    weights_hash,
+)
+from mmchat.settings import Device, Quantization
+
+if TYPE_CHECKING:
+    from mmchat.model.loading import LoadedModel
+
+Kind = Literal["visual_prefix", "stock", "text"]
+Form = Literal["4bit", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A load of which everything was checked that can be before it takes memory."""
+
+    name: str
+    adapter: str
+    folder: Path
+    raw: dict[str, Any]
+    """config.json"""
+    kind: Kind
+    config: Any
+    form: Form
+    dtype: torch.dtype
+    device: torch.device
+    skeleton: nn.Module | None
+    """The model on the meta device, where it becomes 4-bit."""
+    weights_hash: str
+    files: FileStamps
+
+
+def plan_load(
+    name: str,
+    *,
+    adapter: str = "",
+    quantization: Quantization = "auto",
+    device: Device = "auto",
+    replaced: "LoadedModel | None" = None,
+) -> Plan:
+    """Checks a load without doing it, so that a wrong one costs nothing that is loaded.
+
+    `replaced` will be gone by then: its memory counts as free. Raises as `load_model` does.
+    """
+    folder = resolve_model(name)
+    raw = read_config(folder)
+    weight_files(folder)
+    files = file_stamps(folder)
+    where = _device(device)
+    form, dtype = _form(quantization, where, raw, name)
+    kind, config = _configuration(folder, raw)
+    skeleton = _skeleton(config, kind, name) if form == "4bit" else None
+    if skeleton is not None and (layer := nf4.unfit_layer(skeleton, where)):
+        if quantization == "4bit":
+            raise ModelError(
+                f"{name} cannot be 4-bit on this CPU, for the sizes of {layer} do not suit "
+                "bitsandbytes: load it with --quantization auto."
+            )
+        form, skeleton = _plain(dtype), None
+    freed = 0
+    if replaced is not None and replaced.device.type == where.type:
+        freed = replaced.memory_bytes
+    check_memory(folder, form, dtype, where, name, freed)
+    digest = weights_hash(folder)
+    if adapter:
+        check_adapter(adapter, name, digest, getattr(config, "projector_type", ""))
+    return Plan(
+        name, adapter, folder, raw, kind, config, form, dtype, where, skeleton, digest, files
+    )
+
+
+def _device(wanted: Device) -> torch.device:
+    cuda = torch.cuda.is_available()
+    if wanted == "auto":
+        return torch.device("cuda" if cuda else "cpu")
+    if wanted == "cuda" and not cuda:
+        raise ModelError("There is no CUDA device here: set model.device to auto or cpu.")
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("There is no MPS device here: set model.device to auto or cpu.")
+    return torch.device(wanted)
+
+
+def _form(
+    wanted: Quantization, device: torch.device, raw: dict[str, Any], name: str
+) -> tuple[Form, torch.dtype]:
+    """(how the weights are kept, the dtype that is computed in)"""
+    if raw.get("quantization_config"):
+        raise ModelError(
+            f"{name} is published in a quantized form of its own: choose its unquantized original, "
+            "which mmchat makes 4-bit as it loads it."
+        )
+    fast = nf4.compute_dtype(device)
+    if wanted == "auto":
+        if nf4.works(device):
+            return "4bit", fast
+        return _plain(fast), fast
+    if wanted == "4bit":
+        if not nf4.works(device):
+            raise ModelError(
+                f"bitsandbytes does not work on this machine's {device.type} device, so nothing can "
+                "be 4-bit: set model.quantization to auto."
+            )
+        return "4bit", fast
+    return wanted, (torch.bfloat16 if wanted == "bf16" else torch.float32)
+
+
+def _plain(dtype: torch.dtype) -> Form:
+    return "bf16" if dtype == torch.bfloat16 else "fp32"
+
+
+def check_memory(
+    folder: Path, form: Form, dtype: torch.dtype, device: torch.device, name: str, freed: int = 0
+) -> None:
+    needed = estimate_memory(folder, form == "4bit", dtype.itemsize)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    free += freed
+    if needed > free:
+        smaller = "" if form == "4bit" else " with --quantization 4bit, or"
+        raise ModelError(
+            f"{name} needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
+            f"close other programs, load it{smaller} on a larger machine, or choose a smaller model."
+        )
+
+
+def _configuration(folder: Path, raw: dict[str, Any]) -> tuple[Kind, Any]:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    model_type = raw["model_type"]
+    kind: Kind
+    if model_type == "visual_prefix":
+        import mmchat.model.visual_prefix  # noqa: F401 (registers its classes)
+
+        kind = "visual_prefix"
+    elif model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        kind = "stock"
+    elif model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        kind = "text"
+    else:
+        own = " (it brings code of its own, which is never run)" if raw.get("auto_map") else ""
+        raise ModelError(
+            f"{folder} is of the kind {model_type!r}, which mmchat cannot run{own}: choose another "
+            "model, or update transformers."
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # Every configuration class checks its own foreign fields: whatever fails is told.
+        raise ModelError(
+            f"{folder / 'config.json'} cannot be used ({reason(error)}): fetch the model again."
+        ) from error
+    return kind, config
+
+
+def auto_class(kind: Kind) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForCausalLM if kind == "text" else AutoModelForImageTextToText
+
+
+@contextlib.contextmanager
+def foreign(name: str) -> Iterator[None]:
+    """Turns whatever a foreign checkpoint raises into ModelError."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise ModelError(
+                f"The memory ran out while {name} was loaded: close other programs or choose a "
+                "smaller model."
+            ) from error
+        # It fails in as many ways as there are architectures.
+        raise ModelError(
+            f"{name} cannot be loaded ({reason(error)}): fetch the model again, or choose another."
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out. On a CPU torch raises a bare RuntimeError, so its words decide."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in words or "not enough memory" in words
+    )
+
+
+def _skeleton(config: Any, kind: Kind, name: str) -> nn.Module:
+    """The model on the meta device, without weights."""
+    with foreign(name):
+        nf4.import_bitsandbytes()  # before transformers does, which would let it fetch code
+        with torch.device("meta"):
+            return cast(nn.Module, auto_class(kind).from_config(config))
+
+
+def reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, json.JSONDecodeError):
+        text = f"invalid JSON: {text}"
+    return text[:240] or type(error).__name__
