@@ -39,6 +39,8 @@ START_PATIENCE = 60.0
 """Seconds until a process that neither answers nor ends is given up."""
 _TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 _STREAM = httpx.Timeout(None, connect=5.0, write=60.0)
+_BEGIN = 30.0
+"""Seconds until a stream begins; the engine's first bytes wait for no model."""
 
 _T = TypeVar("_T")
 
@@ -59,6 +61,8 @@ class LocalEngine:
         self._settings = settings
         self._http: httpx.AsyncClient | None = None
         self._endpoint: Endpoint | None = None
+        self._checked: Endpoint | None = None
+        """The engine that was found to be of this version; asked again only where it fails."""
         self._retired: list[httpx.AsyncClient] = []
         self._starting = asyncio.Lock()
 
@@ -86,6 +90,7 @@ class LocalEngine:
             status = await self.status()
             if status is None:
                 raise broken("starting")
+            self._checked = self._endpoint
             return status
 
     async def stop(self) -> bool:
@@ -111,7 +116,7 @@ class LocalEngine:
             "quantization": quantization,
             "device": self._settings.model.device,
         }
-        await self.start()
+        await self._ready()
         async with contextlib.aclosing(self._events("/x_mmchat/load", body, "loading")) as events:
             async for event in events:
                 if isinstance(event, Waiting):
@@ -120,7 +125,7 @@ class LocalEngine:
                     yield event
 
     async def use_adapter(self, name: str) -> EngineStatus:
-        await self.start()
+        await self._ready()
         client = await self._reached()
         try:
             reply = await client.post("/x_mmchat/adapter", json={"adapter": name}, timeout=_STREAM)
@@ -154,7 +159,7 @@ class LocalEngine:
             for part in turn.parts
             if isinstance(part, ImagePart)
         }
-        await self.start()
+        await self._ready()
         path = "/v1/chat/completions"
         async with contextlib.aclosing(self._events(path, body, "answering", pictures)) as events:
             async for event in events:
@@ -183,8 +188,9 @@ class LocalEngine:
             client = await self._reached()
             request = client.build_request("POST", path, json=body, timeout=_STREAM)
             try:
-                response = await client.send(request, stream=True)
-            except httpx.TransportError as error:
+                async with asyncio.timeout(_BEGIN):
+                    response = await client.send(request, stream=True)
+            except (httpx.TransportError, TimeoutError) as error:
                 if restarts == 2:
                     raise broken(doing) from error
                 restarts += 1
@@ -286,6 +292,12 @@ class LocalEngine:
             with contextlib.suppress(httpx.TransportError):
                 await client.post("/x_mmchat/stop", timeout=_TIMEOUT)
         await end_process(pid)
+
+    async def _ready(self) -> None:
+        """An engine that takes requests; two questions to it only where it is not known yet."""
+        endpoint = read_endpoint()
+        if endpoint is None or endpoint != self._checked:
+            await self.start()
 
     async def _reached(self) -> httpx.AsyncClient:
         client = self._connected()

@@ -50,6 +50,11 @@ class RemoteServer:
             self._http = httpx.AsyncClient(headers=headers)
         except UnicodeEncodeError as error:
             raise EngineError("MMCHAT_ENGINE_TOKEN holds characters that no key has.") from error
+        except (ImportError, ValueError) as error:  # a proxy of a kind that httpx cannot use
+            raise EngineError(
+                f"The proxy that the environment names cannot be used ({error}): "
+                "mend or unset ALL_PROXY, HTTP_PROXY and HTTPS_PROXY."
+            ) from error
 
     async def status(self) -> EngineStatus:
         """What the server tells of itself; EngineError where it does not answer."""
@@ -80,7 +85,7 @@ class RemoteServer:
                         yield event
         except httpx.InvalidURL as error:
             raise EngineError(f"The setting engine.url is no address ({error}).") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self._unreachable(error) from error
 
     async def aclose(self) -> None:
@@ -100,7 +105,7 @@ class RemoteServer:
             reply = await self._http.get(f"{self._url}/models", timeout=_TIMEOUT)
         except httpx.InvalidURL as error:
             raise EngineError(f"The setting engine.url is no address ({error}).") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self._unreachable(error) from error
         if not reply.is_success:
             raise self._refusal(reply.status_code, reply.content)
@@ -113,7 +118,7 @@ class RemoteServer:
             parts.insert(1, f"It says: {said.rstrip('.')}.")
         return EngineError(" ".join(part for part in parts if part))
 
-    def _unreachable(self, error: httpx.TransportError) -> EngineError:
+    def _unreachable(self, error: httpx.RequestError) -> EngineError:
         return EngineError(
             f"The server {self._url} cannot be reached or broke off "
             f"({str(error) or type(error).__name__}): look at engine.url and whether it runs."

@@ -137,12 +137,16 @@ async def server_sent(lines: AsyncIterator[str]) -> AsyncIterator[str]:
     `lines` end at a line feed only: U+2028 and its like are text.
     """
     data: list[str] = []
+    size = 0
     async for line in lines:
         if line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
+            size += len(line)
+            if size > MAX_LINE:
+                raise EngineError("The server sends an event without end: look at engine.url.")
         elif line == "" and data:
             whole = "\n".join(data)
-            data = []
+            data, size = [], 0
             if whole.strip() == "[DONE]":
                 return
             yield whole

@@ -6,6 +6,7 @@ import sys
 
 from mmchat.engine.process import serve
 from mmchat.errors import MmchatError
+from mmchat.sanitize import clean
 from mmchat.settings import load_settings
 
 BACKEND = "mmchat.engine.backend:create_backend"
@@ -23,8 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
         overrides = dict(pair.split("=", 1) for pair in given.set)
         return serve(load_settings(overrides), backend, given.foreground)
     except MmchatError as error:
-        print(f"mmchat: {error}", file=sys.stderr)
-        return 1
+        sentence = str(error)
+    except OSError as error:  # no room, no permission: what the process needs is all in its home
+        sentence = f"The engine cannot use its files ({error}): look at the folder and its disk."
+    print(f"mmchat: {clean(sentence)}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

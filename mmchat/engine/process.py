@@ -171,8 +171,10 @@ async def _watch(worker: Any, idle_seconds: float, stop: Callable[[], None], fg:
     """Ends the engine when nobody has asked for long, and keeps its log small."""
     while worker.idle_s < idle_seconds:
         await asyncio.sleep(min(1.0, max(0.02, idle_seconds / 10)))
-        if not fg and log_file().exists() and log_file().stat().st_size > MAX_LOG:
-            _redirect_output(log_file())
+        # A full disk or a log that somebody removed must not keep it alive for ever.
+        with contextlib.suppress(OSError):
+            if not fg and log_file().stat().st_size > MAX_LOG:
+                _redirect_output(log_file())
     log.info("nobody asked for %.0f s", idle_seconds)
     stop()
 

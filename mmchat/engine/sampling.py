@@ -6,7 +6,8 @@ removed token gets -inf. They are applied in the order that transformers'
 
     repetition penalty → temperature → top-k → top-p → min-p → softmax → draw
 
-Temperature 0 is greedy: penalty, then the highest logit, nothing else.
+Temperature 0 is greedy: penalty, then the highest logit, nothing else. So is one
+so small that float32 could not hold the quotients.
 """
 
 import math
@@ -18,6 +19,7 @@ from torch import Tensor
 from mmchat.errors import EngineError
 
 _REMOVED = -math.inf
+_COLDEST = 1e-5
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -104,7 +106,7 @@ class Sampler:
             0 < repetition_penalty <= 100,
             "above 0 (1 is off)",
         )
-        self.temperature = temperature
+        self.temperature = temperature if temperature >= _COLDEST else 0.0
         self.top_k = top_k
         self.top_p = top_p
         self.min_p = min_p

@@ -41,6 +41,8 @@ def told(path: Path) -> Iterator[None]:
         if sentence is None:
             raise
         raise HistoryError(sentence.format(path=path, name=error.sqlite_errorname)) from error
+    except OverflowError as error:  # a number past 64 bits, which only a person can have typed
+        raise HistoryError("There is nothing with such a number in the history.") from error
     except OSError as error:
         raise HistoryError(_of_system(error, path)) from error
 

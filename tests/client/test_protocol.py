@@ -3,11 +3,13 @@
 import re
 from collections.abc import AsyncIterator
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmchat.client import ImagePart, Options, Turn, place_pictures
+from mmchat.client import ImagePart, Options, Turn, place_pictures, wire
 from mmchat.client.wire import error_object, messages, options, server_sent, split_lines
+from mmchat.errors import EngineError
 
 A, B, C = (ImagePart(letter * 64) for letter in "abc")
 
@@ -57,6 +59,15 @@ async def test_server_sent_events_of_all_tempers() -> None:
     assert await lines_of(b"data: one\n\ndata: [DONE]") == ["one"]
     assert await lines_of(b"data: [DONE]\n\ndata: after\n\n") == []
     assert await lines_of("data: \u2028 is text\n\n".encode()) == ["\u2028 is text"]
+
+
+async def test_what_has_no_end_is_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_LINE", 1000)
+    with pytest.raises(EngineError, match="line without end"):
+        await lines_of(b"x" * 600, b"x" * 600)
+    with pytest.raises(EngineError, match="event without end"):
+        await lines_of(*[b"data: x\n"] * 200)
+    assert len(await lines_of(*[b"data: x\n\n"] * 200)) == 200
 
 
 @given(st.text(min_size=1).filter(lambda text: not set(text) & set("\r\n")), st.data())

@@ -11,6 +11,7 @@ import pytest
 from mmchat.client import Delta, Done, EngineClient, ImagePart, Started
 from mmchat.client.endpoint import engine_lives
 from mmchat.errors import EngineError
+from mmchat.settings import load_settings
 from tests.client.asking import ask, events_of, png, text_of
 
 Clients = Callable[..., EngineClient]
@@ -128,6 +129,28 @@ async def test_a_server_that_is_not_there(
     ]:
         with pytest.raises(EngineError, match=sentence):
             await ask(new_client(engine__url=url), "hello")
+
+
+async def test_a_body_that_is_not_what_its_head_says(
+    server: type[Server], new_client: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply = Server.end_headers
+
+    def claim(self: Server) -> None:
+        self.send_header("content-encoding", "gzip")
+        reply(self)
+
+    monkeypatch.setattr(server, "end_headers", claim)
+    with pytest.raises(EngineError, match="cannot be reached or broke off"):
+        await ask(new_client(), "hello")
+
+
+def test_a_proxy_of_an_unknown_kind(
+    server: type[Server], new_client: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
+    with pytest.raises(EngineError, match="proxy that the environment names"):
+        EngineClient(load_settings())
 
 
 async def test_the_local_engines_own_ways(server: type[Server], new_client: Clients) -> None:

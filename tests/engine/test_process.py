@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 import mmchat
-from mmchat.client import EngineClient
+from mmchat.client import EngineClient, local
 from mmchat.client.endpoint import (
+    Endpoint,
     EngineLock,
     endpoint_file,
     engine_lives,
@@ -144,6 +145,45 @@ async def test_a_hanging_engine_is_ended(
     os.kill(pid, signal.SIGSTOP)
     assert await client.stop()
     assert not engine_lives()
+
+
+async def test_an_engine_that_hangs_is_told_and_not_waited_for(
+    new_client: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = new_client()
+    pid = int(await ask(client, "pid"))
+    for name, value in [("_TIMEOUT", httpx.Timeout(0.2)), ("_BEGIN", 0.2), ("START_PATIENCE", 0.5)]:
+        monkeypatch.setattr(f"mmchat.client.local.{name}", value)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(EngineError, match="does not answer: end it with"):
+            await ask(client, "say hello")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_known_engine_is_not_questioned_before_each_message(
+    new_client: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def note(request: httpx.Request) -> None:
+        asked.append(request.url.path)
+
+    make = local._http_client
+
+    def watched(endpoint: Endpoint) -> httpx.AsyncClient:
+        client = make(endpoint)
+        client.event_hooks = {"request": [note], "response": []}
+        return client
+
+    monkeypatch.setattr(local, "_http_client", watched)
+    client = new_client()
+    await client.start()
+    asked.clear()
+    for _ in range(2):
+        assert await ask(client, "say hello") == "hello "
+    assert asked == ["/v1/chat/completions"] * 2
 
 
 async def test_it_ends_when_nobody_asks(

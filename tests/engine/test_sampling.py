@@ -179,6 +179,11 @@ def test_broken_logits_are_one_sentence(bad: float, temperature: float) -> None:
         Sampler(temperature=temperature).next(torch.full((3,), -math.inf))
 
 
+def test_a_temperature_too_small_for_float32_is_greedy() -> None:
+    sampler = Sampler(temperature=1e-40, seed=1)
+    assert [sampler.next(torch.tensor([1.0, 90.0, 89.9])) for _ in range(5)] == [1] * 5
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -34,6 +34,15 @@ def test_a_conversation_is_there_tomorrow(path: Path) -> None:
         assert (answer.parent_id, answer.origin, answer.state) == (asked.id, origin, "complete")
 
 
+def test_a_number_that_no_history_can_hold_is_told(history: History) -> None:
+    for number in (2**63, -(2**70)):
+        with pytest.raises(HistoryError, match="nothing with such a number"):
+            history.conversation(number)
+        with pytest.raises(HistoryError, match="nothing with such a number"):
+            history.message(number)
+    assert history.conversations() == []
+
+
 def test_regenerate_and_edit_make_siblings_and_nothing_is_overwritten(history: History) -> None:
     conversation = history.new_conversation().id
     asked = history.add_message(conversation, "user", "one?")
