@@ -98,6 +98,7 @@ def test_the_program_dies_and_the_engine_goes_on(mmchat: Run, asking: Asking) ->
     assert stopped_cost < (cpu_seconds(asking.engine) - begin) / 2
 
 
+@pytest.mark.slow  # test_app_crash.py tries the same with the app
 async def test_both_die_and_the_next_question_works(mmchat: Run, asking: Asking) -> None:
     asking.process.kill()
     os.kill(asking.engine, signal.SIGKILL)
