@@ -54,9 +54,9 @@ def build_prompt(
     out: never the system prompt, the last turn, or a part of a picture. Room is
     kept for the answer, at most a quarter of the context.
 
-    Raises ModelError where a picture is shown to a model that reads text only,
-    where the last turn alone is too long, and as `encode_chat` does; ImageError
-    where a picture cannot be decoded.
+    Raises ModelError where a picture is shown to a model that reads text only
+    and as `encode_chat` does, TooLongError where the last turn alone is too long,
+    ImageError where a picture cannot be decoded.
     """
     if not loaded.vision and any(
         not isinstance(part, str) for turn in turns for part in turn.parts
@@ -66,11 +66,16 @@ def build_prompt(
             "(mmchat models list shows more), or take the picture out."
         )
     room = loaded.context_length - min(max_new_tokens, loaded.context_length // 4)
-    kept = list(turns)
-    decoded: dict[str, Any] = {}
-    while True:
+    cuts = _cuts(turns)
+    first = cuts[0]
+    seen: _Seen = {}
+    best: PreparedPrompt | None = None
+    fits, exceeds = 0, len(cuts) + 1  # how many of the last exchanges do
+    tried = min(len(cuts), _AT_FIRST)
+    while exceeds - fits > 1:
+        kept = [*turns[:first], *turns[cuts[-tried] :]]
         pictures = [part for turn in kept for part in turn.parts if not isinstance(part, str)]
-        marks, inputs = _pictures(loaded, pictures, decoded)
+        marks, inputs = _pictures(loaded, pictures, seen)
         encoded = encode_chat(
             loaded.tokenizer,
             kept,
@@ -79,49 +84,61 @@ def build_prompt(
             picture_mark=getattr(loaded.processor, "image_token", None),
         )
         if len(encoded.input_ids) <= room:
-            return _prepared(loaded, encoded, pictures, inputs, len(turns) - len(kept))
-        shorter = _without_oldest(kept)
-        if shorter is None:
-            of_pictures = sum(length for _, length in encoded.images)
-            raise ModelError(
-                f"The last message takes {len(encoded.input_ids):,} tokens"
-                + (f", {of_pictures:,} of them its pictures" if of_pictures else "")
-                + f", and {loaded.name} has room for {room:,}: shorten it"
-                + (" or show fewer pictures." if of_pictures else ".")
-            )
-        kept = shorter
+            fits = tried
+            best = _prepared(loaded, encoded, pictures, inputs, len(turns) - len(kept))
+        else:
+            exceeds = tried
+        # Doubled until it exceeds, then halved between: the oldest of a long conversation are
+        # never read, and neither are their pictures.
+        tried = min(2 * tried, len(cuts)) if exceeds > len(cuts) else (fits + exceeds) // 2
+    if best is not None:
+        return best
+    of_pictures = sum(length for _, length in encoded.images)
+    raise TooLongError(
+        f"The last message takes {len(encoded.input_ids):,} tokens"
+        + (f", {of_pictures:,} of them its pictures" if of_pictures else "")
+        + f", and {loaded.name} has room for {room:,}: shorten it"
+        + (" or show fewer pictures." if of_pictures else ".")
+    )
 
 
-def _without_oldest(turns: list[ChatTurn]) -> list[ChatTurn] | None:
-    """`turns` without the oldest user's turn and what answers it; None where only the last is left."""
+def _cuts(turns: Sequence[ChatTurn]) -> list[int]:
+    """Where each exchange begins: the first turn after the system's, then every turn of the user."""
     first = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
-    after = next((i for i in range(first + 1, len(turns)) if turns[i].role == "user"), None)
-    return None if after is None else turns[:first] + turns[after:]
+    return [first, *(i for i in range(first + 1, len(turns)) if turns[i].role == "user")]
+
+
+_AT_FIRST = 16
+"""Exchanges that are tried before any is left out: most conversations are shorter."""
+_Seen = dict[str, tuple[Any, int]]
+"""By sha256: pixels for the model and the number of its tokens, or the picture itself."""
 
 
 def _pictures(
-    loaded: "LoadedModel", pictures: Sequence[Any], decoded: dict[str, Any]
+    loaded: "LoadedModel", pictures: Sequence[Any], seen: _Seen
 ) -> tuple[Sequence[Sequence[int] | str], dict[str, Tensor]]:
     """(the tokens of each picture, the model's picture inputs)"""
     from mmchat.images import decode
 
     if not pictures:
         return [], {}
-    for part in pictures:
-        if part.sha256 not in decoded:
-            if part.data is None:
-                raise ValueError(f"picture {part.sha256} comes without its bytes")
-            decoded[part.sha256] = decode(part.data)
-    images = [decoded[part.sha256] for part in pictures]
-    if loaded.kind == "stock":
-        return process_pictures(loaded.processor, images)
     processor = loaded.processor
-    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
-    tokens = [
-        [processor.image_token_id] * processor.image_tokens(image.width, image.height)
-        for image in images
-    ]
-    return tokens, {"pixel_values": pixels}
+    for part in pictures:
+        if part.sha256 in seen:
+            continue
+        if part.data is None:
+            raise ValueError(f"picture {part.sha256} comes without its bytes")
+        image = decode(part.data)
+        if loaded.kind == "stock":
+            seen[part.sha256] = image, 0
+        else:  # a picture of many megapixels is not kept for its small square
+            pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
+            seen[part.sha256] = pixels, processor.image_tokens(image.width, image.height)
+    shown = [seen[part.sha256] for part in pictures]
+    if loaded.kind == "stock":
+        return process_pictures(processor, [image for image, _ in shown])
+    tokens = [[processor.image_token_id] * count for _, count in shown]
+    return tokens, {"pixel_values": torch.cat([pixels for pixels, _ in shown])}
 
 
 def _prepared(

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from mmchat import images
 from mmchat.errors import ModelError
+from mmchat.images import decode
 from mmchat.model.loading import LoadedModel
 from mmchat.model.prompt import build_prompt
 from mmchat.model.stock import process_pictures
@@ -134,6 +136,40 @@ def test_whole_oldest_exchanges_are_left_out(loaded: Loaded) -> None:
         assert [f"answer {n}" in text for n in range(6)] == [n >= 6 - kept for n in range(6)]
         seen.add(prompt.dropped_turns)
     assert len(seen) > 3
+
+
+def test_a_long_conversation_keeps_what_fits_and_reads_no_older_picture(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = loaded("visual_prefix", "fp32")
+    head = [Turn("system", ("Be brief.",))]
+    exchanges = [
+        [Turn("user", (shown(n), "what is it? " * (n % 5))), Turn("assistant", (f"a {n}",))]
+        for n in range(150)
+    ]
+    last = [Turn("user", ("and the last?",))]
+
+    def talk(kept: int) -> list[Any]:
+        return [*head, *(turn for pair in exchanges[150 - kept :] for turn in pair), *last]
+
+    lengths = [
+        build_prompt(replace(model, context_length=10**6), talk(kept), 4).input_ids.shape[1]
+        for kept in range(60)
+    ]
+    read: list[bytes] = []
+
+    def counted(data: bytes) -> Any:
+        read.append(data)
+        return decode(data)
+
+    monkeypatch.setattr(images, "decode", counted)
+    for room in (lengths[0], lengths[1] - 1, lengths[14], lengths[15], lengths[37] + 1):
+        read.clear()
+        prompt = build_prompt(replace(model, context_length=room + 4), talk(150), 4)
+        kept = max(n for n, length in enumerate(lengths) if length <= room)
+        assert prompt.input_ids.shape[1] == lengths[kept]
+        assert prompt.dropped_turns == 2 * (150 - kept)
+        assert len(read) <= max(16, 2 * kept + 2)
 
 
 def test_a_last_turn_that_is_too_long_is_told(loaded: Loaded) -> None:
