@@ -5,7 +5,6 @@ A checkpoint is a folder: `tensors.safetensors` (weights and optimizer state) an
 folder with a final name is whole. Nothing is pickled.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,7 +26,7 @@ def save_checkpoint(
 ) -> None:
     """Writes `folder/step-NNNNNNN` and removes all but the newest two.
 
-    Raises RecipeError where the disk is full; the checkpoints before stay.
+    Raises RecipeError where it cannot be written; the checkpoints before stay.
     """
     final = folder / f"step-{step:07d}"
     temporary = folder / f".{final.name}.partial"
@@ -44,14 +44,13 @@ def save_checkpoint(
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _sync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either, by who meets it
         shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno == errno.ENOSPC:
-            raise RecipeError(
-                f"The disk is full, so the checkpoint of step {step} was not written to {folder}: "
-                "free some space and go on with --resume; the one before is whole."
-            ) from error
-        raise
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise RecipeError(
+            f"The checkpoint of step {step} was not written to {folder} ({why}): mend that, and "
+            "go on with --resume; the one before is whole."
+        ) from error
     for old in checkpoints(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -69,9 +69,15 @@ class PreparedData:
                 f"{folder} holds no prepared data ({', '.join(missing)} is missing): "
                 "draw or prepare it first."
             )
-        self.images: NDArray[np.uint8] = np.load(folder / "images.npy", mmap_mode="r")
+        self.images = _array(folder / "images.npy")
         self._samples = (folder / "samples.jsonl").read_bytes()
         ends = np.flatnonzero(np.frombuffer(self._samples, np.uint8) == ord("\n")) + 1
+        if self._samples and not self._samples.endswith(b"\n"):
+            ends = np.append(ends, len(self._samples))
+        if not len(ends):
+            raise DataError(
+                f"{folder / 'samples.jsonl'} holds no sample: draw or prepare it again."
+            )
         self._starts = np.concatenate([[0], ends])
 
     def __len__(self) -> int:
@@ -94,13 +100,16 @@ class PreparedData:
         file = self.folder / "cells.npy"
         if not file.is_file():
             raise DataError(f"{file} is missing: a stage of cells needs labels of every cell.")
-        labels: NDArray[np.uint8] = np.load(file, mmap_mode="r")
-        return labels
+        return _array(file)
 
     @cached_property
     def classes(self) -> dict[str, list[str]]:
         """The names of the labels, by channel of `cells` (without `nothing`)."""
-        named: dict[str, list[str]] = json.loads((self.folder / "classes.json").read_text("utf-8"))
+        file = self.folder / "classes.json"
+        try:
+            named: dict[str, list[str]] = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file} cannot be read ({error}): prepare the data again.") from error
         return named
 
     @cached_property
@@ -120,6 +129,17 @@ class PreparedData:
             for part in turn.parts
             if isinstance(part, str)
         ]
+
+
+def _array(file: Path) -> NDArray[np.uint8]:
+    """Mapped, not read; raises DataError where it is no array of bytes."""
+    try:
+        array: NDArray[np.uint8] = np.load(file, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} is damaged ({error}): draw or prepare it again.") from error
+    if array.dtype != np.uint8:
+        raise DataError(f"{file} holds {array.dtype}, and has to hold uint8.")
+    return array
 
 
 def _dialog(record: dict[str, Any], pictures: int) -> Dialog:

@@ -1,15 +1,19 @@
 """A whole run: stages, resume, the finished folder."""
 
 import json
+import resource
 import shutil
+import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from mmchat.errors import DataError, RecipeError
-from mmchat.training.checkpoint import checkpoints, load_checkpoint
+from mmchat.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from mmchat.training.dataset import PreparedData
 from mmchat.training.recipe import read_recipe
 from mmchat.training.run import Run, train
 
@@ -102,6 +106,50 @@ def test_partial_checkpoint_is_passed_over(prepared: tuple[Path, Path], tmp_path
     (folder / "step-9999999").mkdir()
     assert checkpoints(folder)[-1] == newest
     assert len(checkpoints(folder)) == 2
+
+
+def test_a_checkpoint_without_room_is_told_and_the_one_before_stays(tmp_path: Path) -> None:
+    """The limit of a file's size stands for a disk that is full."""
+    save_checkpoint(tmp_path, 1, {"a": torch.zeros(10)}, {"step": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(RecipeError, match=r"step 2 was not written.*--resume"):
+            save_checkpoint(tmp_path, 2, {"a": torch.zeros(100_000)}, {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    found = load_checkpoint(tmp_path)
+    assert found is not None and found[1] == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["step-0000001"]
+
+
+def test_a_last_line_without_its_end_counts(prepared: tuple[Path, Path]) -> None:
+    folder = prepared[0] / "train"
+    whole = PreparedData(folder)
+    file = folder / "samples.jsonl"
+    file.write_bytes(file.read_bytes().removesuffix(b"\n"))
+    cut = PreparedData(folder)
+    assert len(cut) == len(whole)
+    assert cut[len(cut) - 1] == whole[len(whole) - 1]
+
+
+def test_damaged_data_is_told(prepared: tuple[Path, Path]) -> None:
+    folder = prepared[0] / "train"
+    (folder / "classes.json").write_text("{")
+    with pytest.raises(DataError, match=r"classes\.json cannot be read"):
+        _ = PreparedData(folder).classes
+    (folder / "cells.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(DataError, match=r"cells\.npy is damaged"):
+        _ = PreparedData(folder).cells
+    np.save(folder / "images.npy", np.zeros(3))
+    with pytest.raises(DataError, match="has to hold uint8"):
+        PreparedData(folder)
+    (folder / "samples.jsonl").write_bytes(b"")
+    np.save(folder / "images.npy", np.zeros(3, np.uint8))
+    with pytest.raises(DataError, match="holds no sample"):
+        PreparedData(folder)
 
 
 def test_missing_data(tmp_path: Path, prepared: tuple[Path, Path]) -> None:
