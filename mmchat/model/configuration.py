@@ -61,6 +61,8 @@ class VisualPrefixConfig(LlavaConfig):
     projector_layers, projector_heads: depth and heads of the attention kinds.
     projector_positions: learned row and column embeddings, on the prefix tokens of
         a grid kind and on the keys of an attention kind.
+    projector_position_scale: standard deviation of these embeddings before training;
+        they have to be heard beside the tokens they are added to.
     image_size: side of the square picture in pixels; 0 means what `vision_config`
         says (CNN configurations say nothing).
     """
@@ -74,6 +76,7 @@ class VisualPrefixConfig(LlavaConfig):
     projector_layers: int = 2
     projector_heads: int = 8
     projector_positions: bool = False
+    projector_position_scale: float = 0.02
     image_size: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -35,13 +35,30 @@ class GridPositions(nn.Module):
     """Learned row and column embeddings.
 
     A text model counts positions along one line, which gives it a token's column
-    only after a division; these say row and column outright.
+    only after a division; these say row and column outright. They begin as waves
+    of a few lengths in random directions, so that neighbours are alike and "left
+    of" is a direction from the first step (Vaswani et al. 2017, "Attention Is All
+    You Need").
     """
 
-    def __init__(self, grid: int, width: int) -> None:
+    def __init__(self, grid: int, width: int, scale: float) -> None:
         super().__init__()
+        self.scale = scale
         self.rows = nn.Parameter(torch.zeros(grid, width))
         self.columns = nn.Parameter(torch.zeros(grid, width))
+
+    def initialize(self) -> None:
+        """Fills both embeddings with waves of standard deviation `scale`."""
+        for embedding in (self.rows, self.columns):
+            grid, width = embedding.shape
+            place = (torch.arange(grid, dtype=torch.float32) + 0.5) / grid
+            lengths = torch.tensor([0.5, 1.0, 2.0, 4.0]) * math.pi
+            angles = place[:, None] * lengths
+            waves = torch.cat([place[:, None] * 2 - 1, angles.sin(), angles.cos()], dim=1)
+            mixed = waves @ torch.randn(waves.shape[1], width)
+            mixed = (mixed - mixed.mean(0)) / mixed.std() * self.scale
+            with torch.no_grad():
+                embedding.copy_(mixed)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(images, grid * grid, width) -> the same shape."""
@@ -74,7 +91,7 @@ class GridProjector(Projector):
         self.linear_1 = nn.Linear(joined, hidden or self.text_width, bias=bias)
         self.linear_2 = nn.Linear(hidden, self.text_width, bias=bias) if hidden else None
         self.positions = (
-            GridPositions(self.grid // factor, self.text_width)
+            GridPositions(self.grid // factor, self.text_width, config.projector_position_scale)
             if config.projector_positions
             else None
         )
@@ -136,7 +153,9 @@ class QueryProjector(Projector):
         width = self.text_width
         self.queries = nn.Parameter(torch.zeros(config.projector_tokens, width))
         self.positions = (
-            GridPositions(self.grid, self.vision_width) if config.projector_positions else None
+            GridPositions(self.grid, self.vision_width, config.projector_position_scale)
+            if config.projector_positions
+            else None
         )
         self.attentions = nn.ModuleList(
             CrossAttention(width, self.vision_width, config.projector_heads) for _ in range(rounds)

@@ -38,8 +38,7 @@ class VisualPrefixPreTrainedModel(LlavaPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, GridPositions):
-            nn.init.normal_(module.rows, std=0.02)
-            nn.init.normal_(module.columns, std=0.02)
+            module.initialize()
         elif isinstance(module, QueryProjector):
             nn.init.normal_(module.queries, std=0.02)
         elif isinstance(module, GridVisionModel):
