@@ -5,6 +5,7 @@
     ├── ImageError       a picture that cannot be used
     ├── HistoryError     the history file or something asked of it
     ├── ModelError       a model folder, its weights, its chat template, memory
+    │   └── TooLongError     a message that the model has no room for
     ├── AdapterError     an adapter folder
     ├── DataError        training or evaluation data
     ├── RecipeError      a training recipe
@@ -33,6 +34,12 @@ class HistoryError(MmchatError):
 
 class ModelError(MmchatError):
     """A model cannot be found, loaded or used."""
+
+
+class TooLongError(ModelError):
+    """A message alone exceeds the model's context; `CODE` is its name in the protocol (OpenAI's)."""
+
+    CODE = "context_length_exceeded"
 
 
 class AdapterError(MmchatError):

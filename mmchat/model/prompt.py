@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mmchat.errors import ModelError
+from mmchat.errors import ModelError, TooLongError
 from mmchat.model.encoding import ChatTurn, Encoded, encode_chat
 from mmchat.model.stock import process_pictures, token_kinds
 
