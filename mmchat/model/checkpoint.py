@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -229,7 +230,8 @@ def weights_hash(folder: Path) -> str:
     with contextlib.suppress(OSError, SettingsError):
         # Without a cache the hash is made again next time; nothing else is lost.
         private_dir(cache.parent)
-        partial = cache.with_suffix(".tmp")
+        partial = cache.with_suffix(f".{os.getpid()}")  # another process may write its own
+        partial.touch(mode=0o600)
         partial.write_text(json.dumps({**dict(list(known.items())[-99:]), key: value}), "utf-8")
         partial.replace(cache)
     return value

@@ -164,7 +164,8 @@ def unfit_layer(model: nn.Module, device: torch.device) -> str | None:
     On a CPU with AVX512-BF16 it repacks weights by 32 outputs and whole blocks
     of 64 inputs, and fails at the first forward where a layer has other sizes.
     """
-    if device.type != "cpu" or not import_bitsandbytes().functional.has_avx512bf16():
+    repacks = getattr(import_bitsandbytes().functional, "has_avx512bf16", None)  # since 0.49
+    if device.type != "cpu" or repacks is None or not repacks():
         return None
     blocks, _ = text_blocks(model)
     for name, module in model.named_modules():
