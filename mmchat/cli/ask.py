@@ -5,7 +5,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import click
@@ -22,11 +22,11 @@ from mmchat.client import (
     Turn,
     Waiting,
 )
-from mmchat.errors import EngineError, HistoryError
+from mmchat.errors import EngineError, HistoryError, TooLongError
 from mmchat.history import Answer, Conversation, History, Message, Origin, StoredImage
 from mmchat.images import MAX_BYTES, Picture, parse_picture, read_picture
 from mmchat.settings import GenerationSettings, Settings, load_settings
-from mmchat.tui.turns import turns
+from mmchat.tui.turns import TOO_LONG, turns
 
 _MAX_TEXT = 10_000_000  # bytes from stdin
 
@@ -274,6 +274,11 @@ class _Asking:
             except BrokenPipeError:
                 if answer:
                     answer.finish("stopped")
+                raise
+            except TooLongError as error:
+                if answer:
+                    origin = self._origin(Done("stop"))
+                    answer.fail(str(error), replace(origin, parameters={TOO_LONG: True}))
                 raise
             finally:
                 view.end()

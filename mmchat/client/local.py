@@ -338,13 +338,12 @@ def _http_client(endpoint: Endpoint) -> httpx.AsyncClient:
 
 
 async def stream_events(response: httpx.Response) -> AsyncGenerator[Event, None]:
-    """The events of a streamed answer; EngineError where one of them is an error."""
+    """The events of a streamed answer; EngineError or ModelError where one is an error."""
     async for data in wire.server_sent(wire.split_lines(response.aiter_bytes())):
         chunk = wire.read_chunk(data, wire.EngineChunk)
         if chunk.error is not None:
-            raise EngineError(
-                wire.error_sentence(chunk.error) or "The engine failed without a word."
-            )
+            failed = wire.parsed_error({"error": chunk.error})
+            raise failed.raised(failed.message or "The engine failed without a word.")
         if chunk.x_mmchat is not None:
             yield chunk.x_mmchat
         for choice in chunk.choices:
@@ -353,13 +352,13 @@ async def stream_events(response: httpx.Response) -> AsyncGenerator[Event, None]
 
 
 async def _refused(response: httpx.Response) -> list[str]:
-    """The pictures that have to be uploaded first; EngineError for any other refusal."""
+    """The pictures that have to be uploaded first; EngineError or ModelError for another refusal."""
     if response.is_success:
         return []
     body = wire.error_object(await response.aread())
     if body.missing:
         return body.missing
-    raise EngineError(body.message or f"The engine refused the request ({response.status_code}).")
+    raise body.raised(body.message or f"The engine refused the request ({response.status_code}).")
 
 
 def broken(doing: str) -> EngineError:

@@ -18,7 +18,7 @@ from mmchat.client.protocol import (
     Started,
     Turn,
 )
-from mmchat.errors import EngineError
+from mmchat.errors import EngineError, MmchatError
 from mmchat.settings import ModelSettings, Settings
 
 _TIMEOUT = httpx.Timeout(15.0, connect=10.0)
@@ -111,12 +111,13 @@ class RemoteServer:
             raise self._refusal(reply.status_code, reply.content)
         return wire.model_names(reply.content)
 
-    def _refusal(self, status: int, body: bytes) -> EngineError:
-        said = wire.error_object(body).message
+    def _refusal(self, status: int, body: bytes) -> MmchatError:
+        error = wire.error_object(body)
+        said = error.message
         parts = [f"The server {self._url} refused the request ({status}).", _HINTS.get(status, "")]
         if said:
             parts.insert(1, f"It says: {said.rstrip('.')}.")
-        return EngineError(" ".join(part for part in parts if part))
+        return error.raised(" ".join(part for part in parts if part))
 
     def _unreachable(self, error: httpx.RequestError) -> EngineError:
         return EngineError(

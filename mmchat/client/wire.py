@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from mmchat.client.protocol import Event, ImagePart, Options, Turn
-from mmchat.errors import EngineError
+from mmchat.errors import EngineError, MmchatError, ModelError, TooLongError
 
 REFERENCE = "x-mmchat:sha256:"
 MAX_LINE = 16 * 1024 * 1024
@@ -107,6 +107,14 @@ class ErrorObject(Struct):
     message: str
     missing: list[str]
     """The sha256 of pictures that have to be uploaded first."""
+    code: str = ""
+    type: str = ""
+
+    def raised(self, sentence: str) -> MmchatError:
+        """`sentence` as the error that it is here: the model's, or the engine's."""
+        if self.code == TooLongError.CODE:
+            return TooLongError(sentence)
+        return ModelError(sentence) if self.type == "model_error" else EngineError(sentence)
 
 
 def error_object(body: bytes) -> ErrorObject:
@@ -114,11 +122,20 @@ def error_object(body: bytes) -> ErrorObject:
         parsed = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):
         return ErrorObject(body.decode(errors="replace").strip()[:500], [])
-    missing: Any = parsed
-    for name in ("error", "x_mmchat", "missing"):
-        missing = missing.get(name) if isinstance(missing, dict) else None
+    return parsed_error(parsed)
+
+
+def parsed_error(parsed: Any) -> ErrorObject:
+    """An error reply, or a chunk with an `error`, in the several forms that servers send."""
+    inner = parsed.get("error") if isinstance(parsed, dict) else None
+    if not isinstance(inner, dict):
+        return ErrorObject(error_sentence(parsed), [])
+    missing: Any = inner.get("x_mmchat")
+    missing = missing.get("missing") if isinstance(missing, dict) else None
     return ErrorObject(
-        error_sentence(parsed), [str(one) for one in missing] if isinstance(missing, list) else []
+        error_sentence(parsed),
+        [str(one) for one in missing] if isinstance(missing, list) else [],
+        *(str(inner.get(name) or "") for name in ("code", "type")),
     )
 
 

@@ -13,7 +13,7 @@ import msgspec
 from mmchat.client.protocol import Delta, Done, Event
 from mmchat.engine.requests import RequestError
 from mmchat.engine.worker import EndingError
-from mmchat.errors import EngineError, MmchatError
+from mmchat.errors import EngineError, MmchatError, TooLongError
 
 END = b"data: [DONE]\n\n"
 
@@ -32,7 +32,8 @@ def error_body(error: MmchatError) -> dict[str, Any]:
             body["x_mmchat"] = {"missing": error.missing}
     else:
         body["type"] = "server_error" if isinstance(error, EngineError) else "model_error"
-        body["code"] = type(error).__name__
+        too_long = isinstance(error, TooLongError)
+        body["code"] = TooLongError.CODE if too_long else type(error).__name__
     return {"error": body}
 
 

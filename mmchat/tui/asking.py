@@ -27,11 +27,11 @@ from mmchat.client.protocol import (
     Started,
     Waiting,
 )
-from mmchat.errors import HistoryError, MmchatError
+from mmchat.errors import EngineError, HistoryError, MmchatError, TooLongError
 from mmchat.history import Answer, History, Message, Origin
 from mmchat.settings import Settings, paths
 from mmchat.tui.formatting import with_log
-from mmchat.tui.turns import turns
+from mmchat.tui.turns import TOO_LONG, turns
 
 Phase = Literal["queued", "waiting", "loading", "reading", "writing"]
 
@@ -266,6 +266,8 @@ class Asker:
         except HistoryError as error:
             self._end(live, "failed", str(error))
         except MmchatError as error:
+            if isinstance(error, TooLongError):
+                live.origin.parameters[TOO_LONG] = True
             self._end(live, "failed", self._sentence(error))
         except BaseException as error:
             # A bug: the person keeps the text and the app shows the traceback.
@@ -303,7 +305,8 @@ class Asker:
 
     def _finish(self, live: Live, done: Done | None) -> None:
         if done is None:
-            self._end(live, "failed", self._sentence("The engine closed the answer unfinished."))
+            unfinished = EngineError("The engine closed the answer unfinished.")
+            self._end(live, "failed", self._sentence(unfinished))
             return
         live.origin = _with_figures(live.origin, done)
         state: Literal["complete", "length", "stopped"] = "complete"
@@ -331,9 +334,10 @@ class Asker:
         else:
             self._post(Ended(live, message))
 
-    def _sentence(self, error: MmchatError | str) -> str:
-        log_file = "" if self.remote else paths().logs / "engine.log"
-        return with_log(str(error), log_file)
+    def _sentence(self, error: MmchatError) -> str:
+        # Of the model's own sentences (too long, no eyes) the log knows no more.
+        local = isinstance(error, EngineError) and not self.remote
+        return with_log(str(error), paths().logs / "engine.log" if local else "")
 
 
 def path_to(history: History, conversation_id: int, message_id: int) -> list[Message]:

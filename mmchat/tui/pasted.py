@@ -95,14 +95,16 @@ def _rooted(word: str) -> bool:
     )
 
 
-def leading(text: str, suffixes: Iterable[str]) -> tuple[Path | None, str]:
-    """A picture's path that `text` begins with, and the rest: `/tmp/a.png what is it?`.
+def leading(text: str, suffixes: Iterable[str]) -> tuple[list[Path], str]:
+    """The pictures that `text` is or begins with, and the rest: `/tmp/a.png what is it?`.
 
-    For terminals that type a dropped file instead of pasting it. Only a file
-    that exists counts; otherwise (None, text).
+    For people, and terminals, that type a path instead of pasting it. Whether
+    the files exist is for the reader to say: a mistyped path is no question.
     """
+    whole = paths(text, suffixes)
+    if whole:
+        return whole, ""
     match = re.match(r"""\s*('[^']*'|"[^"]*"|(?:\\.|\S)+)\s*(.*)\Z""", text, re.DOTALL)
     if match is None or not paths(match[1], suffixes):
-        return None, text
-    path = as_path(match[1])
-    return (path, match[2]) if _is_file(path) else (None, text)
+        return [], text
+    return [as_path(match[1])], match[2]

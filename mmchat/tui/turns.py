@@ -5,18 +5,25 @@ from collections.abc import Callable, Sequence
 from mmchat.client.protocol import ImagePart, Turn, place_pictures
 from mmchat.history import Message
 
+TOO_LONG = "too_long"
+"""Stands in the parameters of an answer whose question had no room in the model."""
+
 
 def turns(branch: Sequence[Message], system: str, image_data: Callable[[str], bytes]) -> list[Turn]:
     """The conversation up to its last user message, pictures at their marks.
 
     Answers without a word (failed, stopped at once) are left out, and user
     messages that then follow each other become one turn: chat templates want
-    the roles to take turns.
+    the roles to take turns. A message that was too long for the model is left
+    out too, or every later one would be too long with it.
     """
     made: list[Turn] = []
     if system.strip():
         made.append(Turn("system", (system,)))
+    too_long = {one.parent_id for one in branch if one.origin and TOO_LONG in one.origin.parameters}
     for message in branch:
+        if message.id in too_long:
+            continue
         if message.role == "assistant":
             if message.text.strip():
                 made.append(Turn("assistant", (message.text,)))

@@ -18,6 +18,7 @@ The last user text is a command:
     hang            streams nothing until it is cancelled (a long prefill)
     crash           streams "one ", "two ", then the process dies at once (exit code 9)
     oom             EngineError, as for memory that does not suffice
+    too-long        TooLongError, as for a message that the context has no room for
     bug             a RuntimeError, as for a mistake in the engine
     echo-images     "N pictures: SHA SHA … "
     echo-options    the options as they arrived
@@ -58,7 +59,7 @@ from mmchat.client.protocol import (
     Started,
     Turn,
 )
-from mmchat.errors import AdapterError, EngineError, ModelError
+from mmchat.errors import AdapterError, EngineError, ModelError, TooLongError
 from mmchat.settings import paths
 
 if TYPE_CHECKING:
@@ -266,6 +267,8 @@ class ScriptedBackend:
                 raise EngineError(
                     "The memory does not suffice for this answer: attach fewer pictures."
                 )
+            case "too-long":
+                raise TooLongError("The last message takes 9 tokens, and scenes has room for 8.")
             case "bug":
                 raise RuntimeError("a bug in decoding")
             case "echo-images":

@@ -230,6 +230,37 @@ async def test_the_engine_dies_in_mid_answer(new_app: NewApp) -> None:
         assert shown(app)[-1] == "again"
 
 
+async def test_what_fails_before_the_first_word(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await say(pilot, "oom")
+        await answered(pilot)
+        assert "memory does not suffice" in shown(app)[1]
+        assert "engine.log" in shown(app)[1]
+        assert "ctrl+r" in shown(app)[1]
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: not shown(app))
+        await say(pilot, "too-long")
+        await answered(pilot)
+        sentence = "The last message takes 9 tokens, and scenes has room for 8."
+        assert shown(app)[1] == f" | {sentence}"
+        await say(pilot, "echo-turns")
+        await answered(pilot)
+        assert "too-long" not in shown(app)[3]
+
+
+async def test_a_mistyped_path_is_no_question(new_app: NewApp, picture: Path) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, f"'{picture.parent}/blue.png' what is it?")
+        await until(pilot, lambda: "does not exist" in _complaint(app))
+        assert app.chat.composer.input.text.endswith("what is it?")
+        await say(pilot, f"'{picture}' what is it?")
+        await until(pilot, lambda: app.chat.composer.pictures)
+        await until(pilot, lambda: app.chat.composer.input.text == "what is it?")
+        assert not app.chat.transcript.branch
+
+
 async def test_the_engine_is_killed(new_app: NewApp) -> None:
     app = new_app()
     async with app.run_test() as pilot:

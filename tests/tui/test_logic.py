@@ -1,6 +1,7 @@
 """The parts without a screen: paths, commands, completion, words, turns."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from mmchat.tui.completion import suggest
 from mmchat.tui.formatting import Cleaner, bar, clock, group, notes, tokens, with_log
 from mmchat.tui.halfblocks import fit, lines, preview
 from mmchat.tui.pasted import as_path, leading, paths
-from mmchat.tui.turns import turns
+from mmchat.tui.turns import TOO_LONG, turns
 from tests.tui.conftest import NOW, draw
 
 ENDINGS = (".png", ".jpg")
@@ -65,8 +66,9 @@ def test_home_is_expanded() -> None:
 def test_a_typed_path_before_the_question(tmp_path: Path) -> None:
     file = draw(tmp_path / "a b.png")
     typed = str(file).replace(" ", "\\ ")
-    assert leading(f"{typed} what is it?", ENDINGS) == (file, "what is it?")
-    assert leading("/nowhere/a.png what?", ENDINGS) == (None, "/nowhere/a.png what?")
+    assert leading(f"{typed} what is it?", ENDINGS) == ([file], "what is it?")
+    assert leading("/nowhere/a.png what?", ENDINGS) == ([Path("/nowhere/a.png")], "what?")
+    assert leading("what is /a.png?", ENDINGS) == ([], "what is /a.png?")
 
 
 def test_commands() -> None:
@@ -188,3 +190,17 @@ def test_turns_take_turns() -> None:
     made = turns(branch, "be brief", lambda sha256: b"")
     assert [turn.role for turn in made] == ["system", "user", "assistant", "user"]
     assert made[1].parts == ("one", "\n\n", "two")
+
+
+def test_a_message_that_had_no_room_is_not_asked_again() -> None:
+    long = replace(_message("user", "long"), id=7)
+    refused = _message(text="", state="failed", parameters={TOO_LONG: True})
+    branch = [
+        _message("user", "one"),
+        _message(text="yes"),
+        long,
+        replace(refused, parent_id=7),
+        _message("user", "two"),
+    ]
+    made = turns(branch, "", lambda sha256: b"")
+    assert [turn.parts for turn in made] == [("one",), ("yes",), ("two",)]

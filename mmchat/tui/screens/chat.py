@@ -139,10 +139,11 @@ class ChatScreen(Deeds):
     @on(ChatInput.Submitted)
     async def _submitted(self, event: ChatInput.Submitted) -> None:
         event.stop()
-        path, text = leading(event.text, PICTURE_SUFFIXES)
-        if path is not None:
-            self.composer.input.take_text(text)
-            await self.attach([path])
+        files, text = leading(event.text, PICTURE_SUFFIXES)
+        if files:
+            # What cannot be attached stays in the input, to be mended.
+            if await self.attach(files) and self.composer.input.text == event.text:
+                self.composer.input.take_text(text)
             return
         if not text.strip():
             if self.composer.pictures:

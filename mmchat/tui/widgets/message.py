@@ -17,6 +17,7 @@ from mmchat.images import Picture
 from mmchat.sanitize import clean
 from mmchat.tui.asking import Live
 from mmchat.tui.formatting import Cleaner, clock, notes, picture_label, place, speed
+from mmchat.tui.turns import TOO_LONG
 from mmchat.tui.widgets.picture import PictureView
 
 
@@ -129,11 +130,18 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
             return
         more = self.live.text[self._drawn :]
         self._drawn += len(more)
+        await self._draw(self._cleaner.feed(more))
+
+    async def _draw(self, text: str) -> None:
+        # A stream that is stopped before its first write takes the whole app down: its task is
+        # cancelled before it began, and whoever awaits that is cancelled too.
+        if not text:
+            return
         if self._stream is None:
             body = self.query_one(AnswerText)
             body.display = True
             self._stream = Markdown.get_stream(body)
-        await self._stream.write(self._cleaner.feed(more))
+        await self._stream.write(text)
 
     async def finish(self, message: Message | None, problem: str = "") -> None:
         """The answer is over; `message` as the history has it."""
@@ -146,10 +154,8 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
 
     async def settle(self) -> None:
         """Draw what was written so far and stop drawing."""
+        await self._draw(self._cleaner.rest())
         if self._stream is not None:
-            rest = self._cleaner.rest()
-            if rest:
-                await self._stream.write(rest)
             stream, self._stream = self._stream, None
             await stream.stop()
 
@@ -190,7 +196,11 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
         said = notes(self.message)
         failed = self.message.state in ("failed", "interrupted")
         text = "\n".join(sentence for _, sentence in said)
-        return (f"{text}  ctrl+r asks again." if failed else text), "error" if failed else "note"
+        again = "  ctrl+r asks again." if failed and not self._too_long() else ""
+        return text + again, "error" if failed else "note"
+
+    def _too_long(self) -> bool:
+        return self.message.origin is not None and TOO_LONG in self.message.origin.parameters
 
     def action_sibling(self, step: int) -> None:
         self.post_message(self.SiblingWanted(self.message, step))
