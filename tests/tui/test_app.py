@@ -249,6 +249,20 @@ async def test_what_fails_before_the_first_word(new_app: NewApp) -> None:
         assert "too-long" not in shown(app)[3]
 
 
+async def test_what_is_typed_after_enter_is_the_next_message(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        box = app.chat.composer.input
+        for word in ("say one", "say two", "say three"):  # faster than a message is written down
+            box.insert(word)
+            box.action_submit()
+        box.insert("and")
+        await until(pilot, lambda: len(app.chat.transcript.branch) == 6)
+        await answered(pilot)
+        assert shown(app) == ["say one", "one", "say two", "two", "say three", "three"]
+        assert box.text == "and"
+
+
 async def test_a_mistyped_path_is_no_question(new_app: NewApp, picture: Path) -> None:
     app = new_app()
     async with app.run_test() as pilot:

@@ -142,8 +142,7 @@ class ChatScreen(Deeds):
         files, text = leading(event.text, PICTURE_SUFFIXES)
         if files:
             # What cannot be attached stays in the input, to be mended.
-            if await self.attach(files) and self.composer.input.text == event.text:
-                self.composer.input.take_text(text)
+            self.composer.put_back(text if await self.attach(files) else event.text)
             return
         if not text.strip():
             if self.composer.pictures:
@@ -152,10 +151,9 @@ class ChatScreen(Deeds):
         try:
             command = parse(text)
         except UnknownCommandError as error:
-            self.composer.complain(str(error))
+            self.composer.put_back(text, str(error))
             return
         if command is not None:
-            self.composer.input.take_text("")
             await self.perform(command.action.id, command.argument)
             return
         await self.send(text.strip())
@@ -170,10 +168,8 @@ class ChatScreen(Deeds):
                     text, composer.pictures, branch[-1] if branch else None
                 )
             except HistoryError as error:
-                composer.complain(str(error))  # the text and the pictures stay where they are
+                composer.put_back(text, str(error))  # the pictures are where they were
                 return
-            if composer.input.text.strip() == text:
-                composer.input.take_text("")
             await composer.take()
             await self._leave_welcome()
             await transcript.add(said, answer)

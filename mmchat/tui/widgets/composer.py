@@ -159,10 +159,16 @@ class Composer(Vertical):
         line.display = bool(sentence)
         self._complained_for = self.input.text
 
-    def put_back(self, text: str) -> None:
-        """A command that failed, to be mended: the complaint stays until it is touched."""
+    def put_back(self, text: str, sentence: str = "") -> None:
+        """A message or command that failed, to be mended; what was typed since follows it.
+
+        `sentence`, or the complaint that is there, stays until it is touched.
+        """
+        text += self.input.text
         self._closed_for = self._complained_for = text
         self.input.take_text(text)
+        if sentence:
+            self.complain(sentence)
 
     # Suggestions
 
@@ -249,4 +255,4 @@ class Composer(Vertical):
             return
         self.input.take_text(changed)
         if send and one.submit:
-            self.input.post_message(ChatInput.Submitted(changed))
+            self.input.submit()

@@ -87,7 +87,13 @@ class ChatInput(TextArea):
         if self.suggesting or (self.choosing and not self.text):
             self.post_message(self.Steered("enter"))
         else:
-            self.post_message(self.Submitted(self.text))
+            self.submit()
+
+    def submit(self) -> None:
+        """Hand the text over: what is typed from now on belongs to the next message."""
+        text = self.text
+        self.take_text("")
+        self.post_message(self.Submitted(text))
 
     def action_newline(self) -> None:
         self.insert("\n")
