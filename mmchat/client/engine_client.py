@@ -22,7 +22,8 @@ class EngineClient:
             async for event in events: ...
 
     Closing the iterator cancels the answer, so close it (`aclosing`), or cancel the task.
-    Every method raises EngineError with a sentence for the person.
+    Every method raises EngineError with a sentence for the person, or, where the engine says
+    that it is the model's, the adapter's or a picture's fault, ModelError, AdapterError, ImageError.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -82,7 +83,7 @@ class EngineClient:
     ) -> AsyncGenerator[Event, None]:
         """One answer: `Waiting* Loading* Started Delta* Done`; starts and loads as needed.
 
-        Raises EngineError, also after Deltas: what came before it stays true.
+        Raises as every method does, also after Deltas: what came before it stays true.
         """
         adapter = self._adapter_for(model, adapter)
         model = _absolute(model) or _absolute(self._model)

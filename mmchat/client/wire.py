@@ -8,7 +8,14 @@ import msgspec
 from msgspec import Struct
 
 from mmchat.client.protocol import Event, ImagePart, Options, Turn
-from mmchat.errors import EngineError, MmchatError, ModelError, TooLongError
+from mmchat.errors import (
+    AdapterError,
+    EngineError,
+    ImageError,
+    MmchatError,
+    ModelError,
+    TooLongError,
+)
 
 REFERENCE = "x-mmchat:sha256:"
 MAX_LINE = 16 * 1024 * 1024
@@ -101,6 +108,12 @@ def read_chunk(data: str, kind: type[_C]) -> _C:
         ) from error
 
 
+_RAISED: dict[str, type[MmchatError]] = {
+    TooLongError.CODE: TooLongError,
+    **{kind.__name__: kind for kind in (AdapterError, ImageError)},
+}
+
+
 class ErrorObject(Struct):
     """What an error reply says."""
 
@@ -112,9 +125,8 @@ class ErrorObject(Struct):
 
     def raised(self, sentence: str) -> MmchatError:
         """`sentence` as the error that it is here: the model's, or the engine's."""
-        if self.code == TooLongError.CODE:
-            return TooLongError(sentence)
-        return ModelError(sentence) if self.type == "model_error" else EngineError(sentence)
+        other = ModelError if self.type == "model_error" else EngineError
+        return _RAISED.get(self.code, other)(sentence)
 
 
 def error_object(body: bytes) -> ErrorObject:

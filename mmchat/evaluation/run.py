@@ -9,7 +9,7 @@ import msgspec
 
 import mmchat
 from mmchat.client import Delta, Done, EngineClient, Options, Turn
-from mmchat.errors import EngineError, ModelError
+from mmchat.errors import AdapterError, EngineError, ImageError, ModelError
 from mmchat.evaluation.answers import Answers, Identity
 from mmchat.evaluation.questions import Question, Questions, at_most, read_questions
 from mmchat.evaluation.report import Report, Subject, report_type
@@ -58,7 +58,7 @@ async def _evaluate(
                 progress(f"Question {number + 1} of {len(new)}", number / len(new))
                 try:
                     said = await _ask(client, asked.turns(question), subject)
-                except (EngineError, ModelError) as error:
+                except (EngineError, ModelError, AdapterError, ImageError) as error:
                     kept = "; what was answered is kept, and the same command goes on from there"
                     raise EngineError(
                         f"The question {question.id} was not answered"

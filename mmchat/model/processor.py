@@ -15,7 +15,6 @@ class VisualPrefixProcessor(ProcessorMixin):
     """
 
     attributes = ["image_processor", "tokenizer"]  # noqa: RUF012 (transformers reads it)
-    image_processor_class = "AutoImageProcessor"
     tokenizer_class = "AutoTokenizer"
 
     def __init__(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from mmchat.client import Delta, Done, EngineClient, Event, Loading, Options, Started, Waiting
-from mmchat.errors import EngineError
+from mmchat.errors import AdapterError, EngineError, ModelError
 from tests.client.asking import ask, events_of, text_of, until, user
 from tests.engine.scripted import answers, open_gate
 
@@ -118,15 +118,18 @@ async def test_models_and_adapters_are_switched_and_failures_survived(
     done = (await events_of(client, "say x"))[-1]
     assert isinstance(done, Done)
     assert (done.model, done.adapter) == ("first", "birds")
-    with pytest.raises(EngineError, match="does not fit"):
+    with pytest.raises(AdapterError, match="does not fit"):
         await client.use_adapter("broken")
-    with pytest.raises(EngineError, match="other sizes"):
+    with pytest.raises(AdapterError, match="other sizes"):
         await client.use_adapter("unfit")
     done = (await events_of(client, "say x"))[-1]
     assert isinstance(done, Done)
     assert done.adapter == "birds"  # put on again, for the unfit one had taken it off
-    for model, sentence in [("broken", "cut short"), ("buggy", "its log says where")]:
-        with pytest.raises(EngineError, match=sentence):
+    for model, kind, sentence in [
+        ("broken", ModelError, "cut short"),
+        ("buggy", EngineError, "its log says where"),
+    ]:
+        with pytest.raises(kind, match=sentence):
             async for _ in client.load(model):
                 pass
     status = await client.status()
