@@ -9,8 +9,7 @@ import msgspec
 
 from mmchat.cli.output import say, say_json, say_table, size
 from mmchat.client import EngineClient
-from mmchat.errors import AdapterError
-from mmchat.model.adapters import Adapter, find_adapter, list_adapters, read_card
+from mmchat.model.adapters import Adapter, check_adapter, find_adapter, list_adapters, read_card
 from mmchat.settings import Settings, load_settings
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -103,8 +102,7 @@ def use(name: str) -> None:
     settings = load_settings()
     wanted = ""
     if name != NONE:
-        folder = find_adapter(name)
-        _check_base(folder, settings.model.name)
+        folder = _fitting(name, settings.model.name)
         wanted = str(folder) if name.startswith(("/", ".", "~")) else name
     told = asyncio.run(_tell_engine(settings, wanted))
     from mmchat.cli.settings_file import set_value
@@ -114,18 +112,12 @@ def use(name: str) -> None:
     say(f"In use: {what} ({file}{'; the engine has switched' if told else ''})")
 
 
-def _check_base(folder: Path, model: str) -> None:
-    """Raises AdapterError unless the adapter was trained on the weights of `model`."""
+def _fitting(name: str, model: str) -> Path:
+    """The adapter's folder. Raises AdapterError unless it was trained on the weights of `model`."""
     from mmchat.model.catalogue import resolve_model
     from mmchat.model.checkpoint import weights_hash
 
-    card = read_card(folder)
-    found = weights_hash(resolve_model(model))
-    if card.base.hash != found:
-        raise AdapterError(
-            f"{card.name} was trained for {card.base.id} ({card.base.hash[:12]}), not for {model} "
-            f"({found[:12]}): set model.name to its base first, or choose another adapter."
-        )
+    return check_adapter(name, model, weights_hash(resolve_model(model)))
 
 
 async def _tell_engine(settings: Settings, adapter: str) -> bool:

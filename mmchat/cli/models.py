@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,7 +14,7 @@ from mmchat.cli.parts import load_parts, parts_table
 from mmchat.errors import ModelError
 from mmchat.model import catalogue
 from mmchat.model.checkpoint import estimate_memory
-from mmchat.settings import load_settings
+from mmchat.settings import load_settings, named_folder
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -158,8 +157,9 @@ def add(source: str) -> None:
       mmchat models add HuggingFaceTB/SmolVLM-256M-Instruct
       mmchat models add ~/models/my-model
     """
-    if Path(source).expanduser().is_dir():
-        added = catalogue.add_folder(Path(source))
+    folder = named_folder(source)
+    if folder is not None:
+        added = catalogue.add_folder(folder)
     elif source.startswith((".", "~", os.sep)):
         raise ModelError(f"There is no folder {source}: mend the path.")
     else:

@@ -31,6 +31,7 @@ def test_add_list_show_remove(mmchat: Run, tmp_path: Path) -> None:
 
 def test_what_cannot_be_added_or_shown_is_one_sentence(mmchat: Run) -> None:
     assert "There is no folder" in sentence(mmchat("models", "add", "./nowhere"))
+    assert "There is no folder" in sentence(mmchat("models", "add", "~nobody-here/models"))
     assert "neither a folder nor a hub id" in sentence(mmchat("models", "add", "nonsense"))
     assert "connect to the network" in sentence(mmchat("models", "add", "owner/name"))
     assert "There is no model" in sentence(mmchat("models", "show", "nonsense"))
