@@ -259,7 +259,7 @@ class Asker:
                     if isinstance(event, Done):
                         done = event
                     else:
-                        self._take(live, event)
+                        await self._take(live, event)
             self._finish(live, done)
         except asyncio.CancelledError:
             self._end(live, "stopped")
@@ -279,7 +279,7 @@ class Asker:
         branch = path_to(self._history, live.conversation_id, live.parent_id)
         return turns(branch, conversation.system, self._history.image_data)
 
-    def _take(self, live: Live, event: Event) -> None:
+    async def _take(self, live: Live, event: Event) -> None:
         match event:
             case Waiting(place=place):
                 live.place = place
@@ -293,7 +293,8 @@ class Asker:
                 live.origin = _with_prompt(live.origin, event)
                 self._set_phase(live, "reading")
             case Delta(text=text):
-                live.answer.append(text)
+                # In a thread: another program may hold the file, and the screen shall not wait.
+                await asyncio.to_thread(live.answer.append, text)
                 live.text += text
                 if live.phase != "writing":
                     self._set_phase(live, "writing")
@@ -324,6 +325,8 @@ class Asker:
     ) -> None:
         if self.live.pop(live.id, None) is None:
             return
+        if live.phase == "loading":  # nothing else would take the bar away
+            self._post(LoadEnded(None, sentence))
         try:
             if state == "failed":
                 message = live.answer.fail(sentence, live.origin)

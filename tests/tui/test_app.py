@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,17 +11,20 @@ from pathlib import Path
 
 import pytest
 from textual import events
+from textual.command import CommandPalette
 from textual.widgets import Input, Static
 
+from mmchat.client.protocol import Loading, Started, Waiting
 from mmchat.history import History, Origin
 from mmchat.tui.app import ChatApp
+from mmchat.tui.asking import Live
 from mmchat.tui.screens.dialogs import ConfirmScreen
 from mmchat.tui.screens.help import HelpScreen
 from mmchat.tui.screens.search import SearchScreen
 from mmchat.tui.widgets.composer import Chip
 from mmchat.tui.widgets.conversations import ConversationList
 from mmchat.tui.widgets.input import ChatInput
-from mmchat.tui.widgets.message import AnswerText, Siblings
+from mmchat.tui.widgets.message import AnswerText, MessageView, Siblings
 from mmchat.tui.widgets.picture import Thumbnail
 from mmchat.tui.widgets.welcome import Card
 from tests.engine.scripted import open_gate
@@ -375,9 +379,68 @@ async def test_model_and_adapter_are_switched(new_app: NewApp) -> None:
         await until(pilot, lambda: "birds" in app.chat._model_label)
         await say(pilot, "/model broken")
         await until(pilot, lambda: app.chat.status._problem)
+        assert app.chat._model_label == "broken"
+        await say(pilot, "hello")
+        await answered(pilot)
+        await until(pilot, lambda: "loading" not in app.chat.status.text)
         await say(pilot, "/model scenes")
         await until(pilot, lambda: "scenes" in app.chat._model_label)
         assert "birds" not in app.chat._model_label
+
+
+async def test_a_locked_history_does_not_freeze_the_screen(new_app: NewApp, fresh: Path) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "gate locked")
+        await until(pilot, lambda: shown(app)[-1:] == ["before"])
+        other = sqlite3.connect(fresh / "history.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        open_gate("locked")
+        app.chat.look_around()
+        await pilot.press(*"typed meanwhile")
+        assert app.chat.composer.input.text == "typed meanwhile"
+        other.execute("ROLLBACK")
+        other.close()
+        await answered(pilot)
+        assert shown(app)[-1] == "before after"
+
+
+async def test_system_prompt_theme_and_copy(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "/system Answer briefly.")
+        await say(pilot, "echo-turns")
+        await answered(pilot)
+        assert "Answer briefly." in shown(app)[1]
+        dark = app.current_theme.dark
+        await pilot.press("ctrl+t")
+        assert app.current_theme.dark != dark
+        await pilot.press("ctrl+y")
+        assert "Answer briefly." in app.clipboard
+        await pilot.press("ctrl+p")
+        await until(pilot, lambda: isinstance(app.screen, CommandPalette))
+        await pilot.press(*"New conv", "enter")
+        await pilot.press("enter")
+        await until(pilot, lambda: not shown(app) and app.session.conversation is None)
+
+
+async def test_the_place_in_line_and_what_was_left_out(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "say one")
+        await answered(pilot)
+        view = app.chat.query(MessageView).last()
+        live = Live(app.history.begin_answer(1, parent_id=1, origin=Origin("m")), 1, 1, Origin("m"))
+        view.live = live
+        for event, words in (
+            (Waiting(3), "place 3 in line"),
+            (Loading("m", "weights", 0.5), "waiting for the model to load"),
+            (Started(10, 0, 0, dropped_turns=2, context_length=99), "reading"),
+        ):
+            await app.asker._take(live, event)
+            view.show_state()
+            assert words in shown(app)[1]
+        assert live.origin.parameters["dropped_turns"] == 2
 
 
 async def test_a_long_conversation_is_mounted_in_pages(new_app: NewApp) -> None:

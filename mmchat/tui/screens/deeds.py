@@ -12,7 +12,7 @@ from mmchat.history import Hit, Message
 from mmchat.images import PICTURE_SUFFIXES, read_picture
 from mmchat.sanitize import clean
 from mmchat.tui.choices import choices
-from mmchat.tui.formatting import model_name, title
+from mmchat.tui.formatting import model_label, model_name, title
 from mmchat.tui.pasted import as_path, paths
 from mmchat.tui.screens.dialogs import ConfirmScreen, PickScreen, TextScreen
 from mmchat.tui.screens.help import HelpScreen
@@ -217,7 +217,7 @@ class Deeds(Stage):
         if self.app.asker.remote:
             self.composer.complain("The server in engine.url chooses the model.")
         elif argument:
-            self.app.use(model=argument)
+            self._use(model=argument)
         else:
             self._pick("model")
 
@@ -225,7 +225,7 @@ class Deeds(Stage):
         if self.app.asker.remote:
             self.composer.complain("The server in engine.url knows no adapters.")
         elif argument:
-            self.app.use(adapter="" if argument == "none" else argument)
+            self._use(adapter="" if argument == "none" else argument)
         else:
             self._pick("adapter")
 
@@ -250,9 +250,16 @@ class Deeds(Stage):
         if chosen is None or chosen == current:
             return
         if kind == "model":
-            self.app.use(model=chosen)
+            self._use(model=chosen)
         else:
-            self.app.use(adapter=chosen)
+            self._use(adapter=chosen)
+
+    def _use(self, model: str | None = None, adapter: str | None = None) -> None:
+        """Change what answers in this window, and name it in the title before it is loaded."""
+        self.app.use(model, adapter)
+        wanted = self.app.asker.settings.model
+        self._model_label = model_label(wanted.name, wanted.adapter, "", "")
+        self.show_lines()
 
     async def do_system(self, argument: str) -> None:
         if argument:

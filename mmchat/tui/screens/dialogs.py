@@ -119,7 +119,7 @@ class PickScreen(ModalScreen[str | None]):
             if current or shown.highlighted is None:
                 shown.highlighted = shown.option_count - 1
         self.query_one(".keys", Static).update(
-            "Enter takes it   Esc leaves it as it was" if kept else self._empty
+            "Enter takes it, until mmchat ends   Esc leaves it as it was" if kept else self._empty
         )
 
     def action_move(self, step: int) -> None:

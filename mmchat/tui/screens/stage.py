@@ -1,14 +1,14 @@
 """What the chat screen shows: a conversation or a welcome, the lines around it, the list."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from textual import work
 from textual.screen import Screen
 
 from mmchat.errors import HistoryError
-from mmchat.history import Message
+from mmchat.history import Conversation, Message
 from mmchat.tui.formatting import title
 from mmchat.tui.widgets.composer import Composer
 from mmchat.tui.widgets.conversations import ConversationList
@@ -111,8 +111,9 @@ class Stage(Screen[None]):
         self._seen = self._mark()
         self.show_list()
 
-    def show_list(self) -> None:
-        listed = self.app.history.conversations(limit=self._limit)
+    def show_list(self, listed: Sequence[Conversation] | None = None) -> None:
+        if listed is None:
+            listed = self.app.history.conversations(limit=self._limit)
         self.query_one(ConversationList).show(
             listed,
             self.app.session.conversation_id,
@@ -141,13 +142,17 @@ class Stage(Screen[None]):
             session = self.app.session
             try:
                 at = session.conversation_id
-                if at is not None and not session.live() and self._seen != self._mark():
+                # In threads: an answer that waits for a locked file holds the history meanwhile.
+                quiet = at is not None and not session.live()
+                if at is not None and quiet and self._seen != await asyncio.to_thread(self._mark):
                     branch = session.open(at)
                     await self.transcript.show(branch, self.app.asker.live)
                     self.show_lines()
                     return
-                session.refresh()
-                self.show_list()
+                await asyncio.to_thread(session.refresh)
+                self.show_list(
+                    await asyncio.to_thread(self.app.history.conversations, limit=self._limit)
+                )
             except HistoryError:
                 if session.conversation is not None:
                     self.notify("This conversation was deleted in another window.", markup=False)
