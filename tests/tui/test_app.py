@@ -469,6 +469,20 @@ async def test_the_list_folds_away(new_app: NewApp) -> None:
         await until(pilot, lambda: listed.display)
 
 
+async def test_pictures_follow_the_size_of_the_window(new_app: NewApp, tmp_path: Path) -> None:
+    app = new_app()
+    large = draw(tmp_path / "a.png")
+    async with app.run_test(size=(80, 24)) as pilot:
+        app.post_message(events.Paste(str(large)))
+        await until(pilot, lambda: app.chat.composer.pictures)
+        await say(pilot, "what is it?")
+        await answered(pilot)
+        picture = app.chat.transcript.query_one(Thumbnail)
+        await until(pilot, lambda: picture.size.height == 7 and picture._strips)
+        await pilot.resize_terminal(160, 50)
+        await until(pilot, lambda: picture.size.height == 12 and len(picture._strips) == 12)
+
+
 async def test_help_lists_the_live_keys(new_app: NewApp) -> None:
     app = new_app()
     async with app.run_test() as pilot:

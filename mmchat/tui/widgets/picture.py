@@ -36,8 +36,18 @@ class Thumbnail(Widget):
         super().__init__()
         self._key = (sha256, columns, rows)
         self._load = load
-        self._cells = fit(max(width, 1), max(height, 1), columns, rows)
+        self._picture = max(width, 1), max(height, 1)
+        self._cells = fit(*self._picture, columns, rows)
         self._strips: list[Strip] = []
+
+    def refit(self, columns: int, rows: int) -> None:
+        """Another box: the terminal's size has changed."""
+        if self._key[1:] != (columns, rows):
+            self._key = (self._key[0], columns, rows)
+            self._cells = fit(*self._picture, columns, rows)
+            self._strips = []
+            self.refresh(layout=True)
+            self.on_mount()
 
     def get_content_width(self, container: Size, viewport: Size) -> int:
         return self._cells[0]
@@ -55,18 +65,20 @@ class Thumbnail(Widget):
 
     @work(thread=True, group="thumbnail")
     def _make(self) -> None:
+        key = self._key
         try:
-            made = preview(self._load(), self._key[1], self._key[2])
+            made = preview(self._load(), key[1], key[2])
         except MmchatError as error:
             self.app.call_from_thread(self._say, str(error))
             return
-        self.app.call_from_thread(self._keep, made)
+        self.app.call_from_thread(self._keep, key, made)
 
-    def _keep(self, made: Preview) -> None:
-        _kept[self._key] = made
+    def _keep(self, key: tuple[str, int, int], made: Preview) -> None:
+        _kept[key] = made
         while len(_kept) > _KEPT:
             _kept.popitem(last=False)
-        self._show(made)
+        if key == self._key:
+            self._show(made)
 
     def _show(self, made: Preview) -> None:
         self._strips = [Strip(row, made.columns) for row in lines(made)]

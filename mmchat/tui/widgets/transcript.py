@@ -11,6 +11,7 @@ from mmchat.history import Message, StoredImage
 from mmchat.images import Picture
 from mmchat.tui.asking import Live
 from mmchat.tui.widgets.message import MessageView
+from mmchat.tui.widgets.picture import Thumbnail
 
 PAGE = 30
 """How many messages are mounted at once; a conversation may have thousands."""
@@ -134,17 +135,27 @@ class Transcript(VerticalScroll, can_focus=False):
         if new < old and new < 2 and self._first:
             self.post_message(Earlier.Wanted())
 
-    def _make(self, message: Message) -> MessageView:
+    def on_resize(self) -> None:
+        """Pictures take the size that the window has room for."""
+        for view in self.query(MessageView):
+            for thumbnail in view.query(Thumbnail):
+                thumbnail.refit(*self._box(view.message))
+
+    def _box(self, message: Message) -> tuple[int, int]:
+        """The columns and rows that a picture of `message` may take."""
         narrow, low = self.app.size.width < 100, self.app.size.height < 30
         count = max(len(message.images), 1)
         columns = 40 if not narrow else 30
         if count > 1:
             columns = max(10, min(columns, (self.size.width or 76) // count - 4, 24))
+        return columns, 7 if low else 12
+
+    def _make(self, message: Message) -> MessageView:
         return MessageView(
             message,
             now=self._clock(),
             load=self._load,
-            box=(columns, 7 if low else 12),
+            box=self._box(message),
             live=self._live.get(message.id),
         )
 
