@@ -20,7 +20,8 @@ from mmchat.errors import SettingsError
 Quantization = Literal["auto", "4bit", "bf16", "fp32"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
-_SHARE = msgspec.Meta(ge=0.0, le=1.0)
+# Variables that are no settings: a home, a server's key, another backend for tests.
+_OTHER_VARIABLES = frozenset({"MMCHAT_HOME", "MMCHAT_ENGINE_TOKEN", "MMCHAT_ENGINE_BACKEND"})
 
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
@@ -146,12 +147,16 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 
 def _from_environment() -> dict[str, dict[str, Any]]:
+    """What `MMCHAT_SECTION_KEY` variables set; a misspelled one is told, not passed over."""
+    names = {f"MMCHAT_{name}".upper().replace(".", "_"): name for name in setting_names()}
     found: dict[str, dict[str, Any]] = {}
-    for name in setting_names():
-        section, _, key = name.partition(".")
-        value = os.environ.get(f"MMCHAT_{section}_{key}".upper())
-        if value is not None:
-            found.setdefault(section, {})[key] = value
+    for variable, value in os.environ.items():
+        if not variable.startswith("MMCHAT_") or variable in _OTHER_VARIABLES:
+            continue
+        if variable not in names:
+            raise SettingsError(_unknown(variable, list(names), "the environment"))
+        section, _, key = names[variable].partition(".")
+        found.setdefault(section, {})[key] = value
     return found
 
 
