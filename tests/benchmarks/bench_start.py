@@ -52,7 +52,7 @@ def main() -> None:
             "a bare Textual app, first paint": lambda: paint(
                 "a bare app", sys.executable, "-c", BARE
             ),
-            "mmchat, first paint": lambda: paint("Ask about a picture", MMCHAT),
+            "mmchat, first paint": lambda: paint("Drop a file here", MMCHAT),
         }
         times: dict[str, list[float]] = {name: [] for name in cases}
         for turn in range(rounds + 1):
