@@ -33,9 +33,9 @@ def as_path(word: str) -> Path:
 def paths(text: str, suffixes: Iterable[str]) -> list[Path]:
     """The pictures that `text` names, all of it; empty where it is anything else.
 
-    Each word has to be an absolute path (or begin with ~ or file://) that ends
-    like a picture: an ordinary sentence, code, or a path of another file stays
-    text. Whether the files exist and can be read is for the reader to say.
+    Each word has to end like a picture, and be an absolute path (or begin with
+    ~, ./, ../ or file://) or a file that is there: an ordinary sentence, code, or a
+    path of another file stays text. Whether a file can be read is for the reader to say.
     """
     text = text.strip()
     if not text or len(text) > _LONGEST or "\0" in text:
@@ -44,7 +44,7 @@ def paths(text: str, suffixes: Iterable[str]) -> list[Path]:
     for words, made in _splits(text):
         found = [made(word) for word in words]
         if found and all(
-            _rooted(word) and path.name.lower().endswith(endings)
+            path.name.lower().endswith(endings) and (_rooted(word) or _is_file(path))
             for word, path in zip(words, found, strict=True)
         ):
             return found
@@ -91,7 +91,9 @@ def _one_path(line: str) -> bool:
 def _rooted(word: str) -> bool:
     word = word.strip().strip("'\"")
     return (
-        word.startswith(("/", "~/")) or word[:7].lower() == "file://" or bool(_WINDOWS.match(word))
+        word.startswith(("/", "~/", "./", "../"))
+        or word[:7].lower() == "file://"
+        or bool(_WINDOWS.match(word))
     )
 
 

@@ -204,3 +204,18 @@ def test_a_message_that_had_no_room_is_not_asked_again() -> None:
     ]
     made = turns(branch, "", lambda sha256: b"")
     assert [turn.parts for turn in made] == [("one",), ("yes",), ("two",)]
+
+
+def test_a_relative_path_of_a_file_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Typed as in a shell; a name of nothing stays words."""
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "stars.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    name = "pictures/stars.png"
+    assert leading(f"{name} what is it?", [".png"]) == ([Path(name)], "what is it?")
+    assert paths(name, [".png"]) == [Path(name)]
+    assert paths("./gone.png", [".png"]) == [Path("./gone.png")]
+    assert paths("pictures/gone.png", [".png"]) == []
+    assert paths("pictures", [".png"]) == []
