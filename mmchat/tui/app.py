@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -20,6 +22,9 @@ from mmchat.tui.actions import ACTIONS, BY_ID, key_label
 from mmchat.tui.asking import Asker, News
 from mmchat.tui.screens.chat import ChatScreen
 from mmchat.tui.session import Session
+
+LEAVE_SECONDS = 5.0
+"""How long an app without a terminal may take to end."""
 
 
 class Happened(Post):
@@ -57,6 +62,7 @@ class ChatApp(App[None]):
         self.theme = settings.app.theme
         self.clock = clock
         self.history = History.open()
+        self._restore = contextlib.ExitStack()
         self.asker = Asker(self.history, settings, lambda news: self.post_message(Happened(news)))
         self.session = Session(self.history, self.asker)
         try:
@@ -72,10 +78,7 @@ class ChatApp(App[None]):
         return latest.id if latest else None
 
     async def on_mount(self) -> None:
-        # A closed terminal or a friendly kill ends as Quit does: with every answer kept.
-        for name in ("SIGHUP", "SIGTERM"):
-            with contextlib.suppress(AttributeError, NotImplementedError, ValueError, RuntimeError):
-                asyncio.get_running_loop().add_signal_handler(getattr(signal, name), self.exit)
+        self._end_on_signals()
         await self.push_screen(ChatScreen(self._start))
         self.run_worker(self.asker.run(), name="asker", group="asker")
         self.asker.load()
@@ -83,6 +86,27 @@ class ChatApp(App[None]):
     async def on_unmount(self) -> None:
         await self.asker.close()
         self.history.close()
+        self._restore.close()
+
+    def _end_on_signals(self) -> None:
+        """A closed terminal or a friendly kill ends as Quit does: with every answer kept.
+
+        Writing to a terminal that is gone can wait for ever. What is in the history
+        by then is safe, so the process leaves after a while whatever waits.
+        """
+        loop = asyncio.get_running_loop()
+
+        def end(number: int, frame: object) -> None:
+            leave = threading.Timer(LEAVE_SECONDS, os._exit, (128 + number,))
+            leave.daemon = True
+            leave.start()
+            loop.call_soon_threadsafe(self.exit)
+
+        for name in ("SIGHUP", "SIGTERM"):
+            with contextlib.suppress(AttributeError, ValueError):  # Windows; not the main thread
+                number = getattr(signal, name)
+                before = signal.signal(number, end)
+                self._restore.callback(signal.signal, number, before)
 
     @property
     def chat(self) -> ChatScreen:
