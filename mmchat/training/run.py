@@ -105,7 +105,9 @@ class Run:
     def _run_stage(self, stage: Stage) -> None:
         trained = self._freeze(stage)
         vocabulary = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
-        optimizers = build_optimizers(trained, stage.learning_rate, stage.weight_decay, vocabulary)
+        optimizers = build_optimizers(
+            trained, stage.learning_rate, stage.weight_decay, vocabulary, self.dtype
+        )
         restore_optimizers(optimizers, self.restored)
         self.restored = {}
         parameters = [p for module in trained for p in module.parameters() if p.requires_grad]
