@@ -58,11 +58,12 @@ BOTH_ANSWERS = ("Yes, in both.", "Only in the first.", "Only in the second.", "N
 
 # How many of each kind of question a scene's picture is asked.
 MIX = {
-    "relation": 4.4,
+    "relation": 5.0,
     "where": 3.2,
     "count_kind": 4.2,
-    "bigger": 2.4,
-    "caption": 2.0,
+    "bigger": 2.0,
+    "order": 3.0,
+    "caption": 1.6,
     "colour": 2.0,
     "shape": 2.0,
     "is_there": 3.0,
@@ -183,7 +184,7 @@ def ask(kind: str, scene: Scene, rng: random.Random, focus: Thing | None = None)
 def about_scene(scene: Scene, rng: random.Random, number: int = 24) -> list[Dialog]:
     """The mix for one picture; no two dialogs begin with the same words."""
     plan = [kind for kind, mean in MIX.items() for _ in range(int(mean + rng.random()))]
-    plan += ["read"] * (2 if scene.writing is not None else int(rng.random() < 0.2))
+    plan += ["read"] * (3 if scene.writing is not None else int(rng.random() < 0.2))
     plan += ["followup"] * rng.choice((1, 1, 2))
     plan += ["refuse_question"] * (rng.random() < 0.5) + ["greet"] * (rng.random() < 0.1)
     rng.shuffle(plan)
@@ -320,7 +321,7 @@ def compare(scenes: tuple[Scene, Scene], rng: random.Random) -> Dialog:
             return made
 
 
-def about_two(scenes: tuple[Scene, Scene], rng: random.Random, number: int = 8) -> list[Dialog]:
+def about_two(scenes: tuple[Scene, Scene], rng: random.Random, number: int = 14) -> list[Dialog]:
     found: dict[str, Dialog] = {}
     for _ in range(3 * number):
         made = compare(scenes, rng)

@@ -40,7 +40,7 @@ TYPES = (
 )
 UNSEEN_TYPES = tuple(t for t in (*dialogs.q.MAKERS, "followup") if t != "read")
 # What can be asked of a picture with nothing in it; relations want two things.
-EMPTY_TYPES = tuple(t for t in dialogs.q.MAKERS if t not in ("relation", "bigger"))
+EMPTY_TYPES = tuple(t for t in dialogs.q.MAKERS if t not in ("relation", "bigger", "order"))
 
 
 def _sample(images: list[int], made: list[dialogs.Dialog]) -> dict[str, object]:

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import wording as w
 from scene import COLOURS, SHAPES, SIZES, UNSEEN_PAIRS, Scene, Thing
@@ -297,6 +298,44 @@ def ask_bigger(scene: Scene, rng: random.Random, focus: Thing | None) -> Questio
     return Question("bigger", text, said, "bigger", "first" if first else "second", winner, ref)
 
 
+def ask_order(scene: Scene, rng: random.Random, focus: Thing | None) -> Question | None:
+    """All things in a row, or which of two is further on; only where nobody could quarrel."""
+    way = rng.choice(("left", "right", "above", "above", "below", "below"))
+    upright = way in ("above", "below")
+    side = scene.height if upright else scene.width
+
+    def along(thing: Thing) -> float:
+        at = thing.y if upright else thing.x
+        return at / side if way in ("left", "above") else -at / side
+
+    if rng.random() < 0.5:
+        pair = _pair(scene, rng, focus, lambda a, b: abs(along(a) - along(b)) >= 0.12, -1)
+        if pair is None:
+            return None
+        a, one, b, two = pair
+        # Worded as `bigger`: the answer repeats the question's words.
+        text = w.typed(
+            rng,
+            rng.choice(w.BIGGER),
+            the="the " + noun(one),
+            other="the " + noun(two),
+            more=w.FURTHER[way],
+        )
+        first = along(a) < along(b)
+        winner, ref = (a, one) if first else (b, two)
+        said = f"The {noun(ref)} is {w.FURTHER[way]}."
+        choice = "first" if first else "second"
+        return Question("order", text, said, "order/two", choice, winner, ref)
+    row = sorted(scene.things, key=along)
+    if len(row) < 2 or any(along(b) - along(a) < 0.05 for a, b in pairwise(row)):
+        return None
+    way_words = rng.choice(w.WAYS[way])
+    text = w.typed(rng, rng.choice(w.ORDER), way=way_words)
+    names = [w.article(noun(attributes(t))) for t in row]
+    said = f"I see {', '.join(names[:-1])} and {names[-1]}."
+    return Question("order", text, said, "order/all", said)
+
+
 def ask_is_there(scene: Scene, rng: random.Random, focus: Thing | None) -> Question | None:
     yes = rng.random() < 0.5
     if focus is None and rng.random() < 0.08:
@@ -343,6 +382,7 @@ MAKERS: dict[str, Maker] = {
     "where": ask_where,
     "relation": ask_relation,
     "bigger": ask_bigger,
+    "order": ask_order,
     "is_there": ask_is_there,
     "size": ask_size,
     "read": ask_read,

@@ -118,6 +118,28 @@ BIGGER = (
     "which of the two is {more}, {the} or {other}?",
     "{the} or {other}, which is {more}?",
 )
+ORDER = (
+    "list the objects {way}.",
+    "list the things {way}",
+    "list everything {way}.",
+    "name the objects {way}",
+    "what do you see {way}?",
+    "what is in the {p} {way}?",
+    "describe the {p} {way}.",
+    "{way}, what is in the {p}?",
+)
+WAYS = {
+    "left": ("from left to right",),
+    "right": ("from right to left",),
+    "above": ("from top to bottom", "from top to bottom", "from the top down"),
+    "below": ("from bottom to top", "from the bottom up"),
+}
+FURTHER = {
+    "left": "further left",
+    "right": "further right",
+    "above": "higher",
+    "below": "lower",
+}
 IS_THERE = (
     "is there {a}?",
     "is there {a}?",

@@ -64,7 +64,8 @@ def answer_loss(
     """
     embeds = model.get_input_embeddings()(batch.input_ids)
     if len(pictures):
-        with torch.no_grad():
+        tower_trains = any(p.requires_grad for p in model.model.vision_tower.parameters())
+        with torch.set_grad_enabled(tower_trains and torch.is_grad_enabled()):
             features = model.encode_images(normalize(pictures))
         prefix = model.project(features).flatten(0, 1)
         place = (batch.input_ids == model.config.image_token_id).unsqueeze(-1)

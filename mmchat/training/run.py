@@ -14,6 +14,7 @@ import tomli_w
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
 
 from mmchat.errors import DataError, RecipeError
 from mmchat.model.quantization import compute_dtype
@@ -79,7 +80,7 @@ class Run:
                 f"{out} holds a run already: go on with --resume, or choose another folder."
             )
         out.mkdir(parents=True, exist_ok=True)
-        self.tokenizer = self._tokenizer()
+        self.tokenizer = self._tokenizer(begun=saved is not None)
         self.config = build_config(recipe.base, self.tokenizer)
         self.processor = build_processor(self.tokenizer, self.config)
         self.model = build_model(self.config, recipe.seed).to(self.device)
@@ -233,11 +234,20 @@ class Run:
             stage.length_weight,
         )
 
-    def _tokenizer(self) -> Any:
-        """Trained once on the data's text, the same at every start."""
+    def _tokenizer(self, *, begun: bool) -> Any:
+        """Trained once on the data's text and kept beside the checkpoints.
+
+        A run that has `begun` goes on with the one that its weights know,
+        whatever the library that trains one would make today.
+        """
+        kept = self.out / "tokenizer"
+        if begun and kept.is_dir():
+            return PreTrainedTokenizerFast.from_pretrained(kept)
         context = int(self.recipe.base.text.get("max_position_embeddings", 2048))
         texts = self.train_data.texts(TOKENIZER_TEXTS)
-        return train_tokenizer(texts, self.recipe.base.vocabulary_size, context)
+        tokenizer = train_tokenizer(texts, self.recipe.base.vocabulary_size, context)
+        tokenizer.save_pretrained(kept)
+        return tokenizer
 
     def _heads(self) -> CellHeads:
         torch.manual_seed(self.recipe.seed + 1)

@@ -197,6 +197,37 @@ def test_bigger_and_presence_are_right(drawn: list[Any]) -> None:
         assert question.answer == ("Yes, there is." if there else "No, there is not.")
 
 
+def test_orders_are_right(drawn: list[Any]) -> None:
+    along = {
+        "further left": lambda t: t.x,
+        "further right": lambda t: -t.x,
+        "higher": lambda t: t.y,
+        "lower": lambda t: -t.y,
+        "from left": lambda t: t.x,
+        "from right": lambda t: -t.x,
+        "from top": lambda t: t.y,
+        "from the top": lambda t: t.y,
+        "from bottom": lambda t: -t.y,
+        "from the bottom": lambda t: -t.y,
+    }
+    groups = Counter()
+    for scene, question in asked(drawn, "order"):
+        groups[question.group] += 1
+        (way,) = (words for words in along if words in question.text.lower())
+        if question.group == "order/two":
+            (winner,) = found(scene, question.answer)
+            asked_of = re.split(r" or ", question.text.lower().split(way)[-1])
+            if len(asked_of) != 2:
+                asked_of = re.split(r" or ", question.text.lower())
+            (one,), (two,) = found(scene, asked_of[0]), found(scene, asked_of[1])
+            assert winner is min(one, two, key=along[way])
+        else:
+            items = re.split(r", | and ", question.answer)
+            row = sorted(scene.things, key=along[way])
+            assert [described(item) for item in items] == [(t.size, t.colour, t.shape) for t in row]
+    assert min(groups["order/two"], groups["order/all"]) > 60
+
+
 @pytest.mark.parametrize("kind", ["relation", "is_there"])
 def test_yes_and_no_are_balanced(kind: str) -> None:
     answers = Counter(q.answer.split(",")[0] for _, q in asked(make("balance", 600), kind, 4))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from mmchat.errors import DataError, RecipeError
 from mmchat.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -79,6 +80,28 @@ def test_only_what_the_stage_names_is_trained(prepared: tuple[Path, Path], tmp_p
             assert torch.equal(one[name], more[name]), name
     changed = [n for n in one if "layers.0" in n and n.startswith("model.")]
     assert changed and not any(torch.equal(one[n], more[n]) for n in changed if "proj" in n)
+
+
+def test_answers_can_teach_the_tower(prepared: tuple[Path, Path], tmp_path: Path) -> None:
+    data, recipe = prepared
+    parts = 'stages.1.trains=["vision_tower", "projector", "language_model"]'
+    train(data, recipe, tmp_path / "one", overrides=[parts, "stages.1.steps=1"], say=_quiet)
+    train(data, recipe, tmp_path / "more", overrides=[parts, "stages.1.steps=3"], say=_quiet)
+    one, more = _weights(tmp_path / "one"), _weights(tmp_path / "more")
+    tower = [n for n in one if n.startswith("model.") and "vision_tower" in n and "conv" in n]
+    assert tower and not any(torch.equal(one[n], more[n]) for n in tower)
+
+
+def test_a_resumed_run_keeps_its_tokenizer(
+    prepared: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, recipe = prepared
+    train(data, recipe, tmp_path / "out", say=_quiet)
+    monkeypatch.setattr("mmchat.training.run.TOKENIZER_TEXTS", 1)  # would make another one
+    kept = Run(data, read_recipe(recipe), tmp_path / "out", resume=True, say=_quiet).tokenizer
+    other = Run(data, read_recipe(recipe), tmp_path / "new", resume=False, say=_quiet).tokenizer
+    made = AutoTokenizer.from_pretrained(tmp_path / "out" / "model").get_vocab()
+    assert kept.get_vocab() == made != other.get_vocab()
 
 
 def test_a_second_run_needs_resume(prepared: tuple[Path, Path], tmp_path: Path) -> None:
