@@ -21,7 +21,7 @@ from mmchat.errors import EngineError, MmchatError
 from mmchat.model.applying import apply_adapter
 from mmchat.model.loading import LoadedModel, load_planned
 from mmchat.model.planning import is_out_of_memory, plan_load
-from mmchat.model.prompt import PreparedPrompt, build_prompt
+from mmchat.model.prompt import Cancelled, PreparedPrompt, build_prompt
 from mmchat.settings import Device, Quantization
 
 Progress = Callable[[str, float], None]
@@ -39,7 +39,8 @@ class Backend(Protocol):
 
         Raises:
             ModelError, AdapterError, EngineError: nothing half loaded is kept; what
-                was loaded before is, where the fault showed before it had to go.
+                was loaded before is, where the fault showed before it had to go. The
+                same holds for whatever `progress` raises to give the load up.
         """
 
     def is_current(self) -> bool:
@@ -55,7 +56,10 @@ class Backend(Protocol):
     def generate(
         self, turns: Sequence[Turn], options: Options, cancelled: Callable[[], bool]
     ) -> Iterator[Started | Delta | Done]:
-        """Answer the last turn; `cancelled` is asked at every token and prefill chunk."""
+        """Answer the last turn; `cancelled` is asked at every picture, prefill chunk and token.
+
+        Where that is true before the prompt is made, Done comes alone.
+        """
 
     def status(self) -> BackendStatus:
         """What is held now."""
@@ -80,6 +84,8 @@ class TorchBackend:
         self, model: str, adapter: str, quantization: str, device: str, progress: Progress
     ) -> None:
         progress("reading", 0.0)
+        if self._loaded is None:
+            _release()  # a load that was given up half-way leaves its tensors to the collector
         # Whatever can be found wrong beforehand does not cost the model that is loaded.
         plan = plan_load(
             model,
@@ -158,7 +164,11 @@ class TorchBackend:
         if options.max_tokens < 1:
             raise EngineError(f"max_tokens is {options.max_tokens}, but must be 1 or more.")
         began = time.perf_counter()
-        prompt = build_prompt(loaded, turns, options.max_tokens)
+        try:
+            prompt = build_prompt(loaded, turns, options.max_tokens, cancelled)
+        except Cancelled:
+            yield Done("cancelled", model=loaded.name, adapter=loaded.adapter)
+            return
         prompt_tokens = prompt.input_ids.shape[1]
         sampler = _sampler(options, prompt)
         started = Started(

@@ -8,7 +8,6 @@ would; faster runners stand beside it.
 
 import copy
 import inspect
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -20,6 +19,7 @@ from transformers import DynamicCache
 from mmchat.engine.cache import VisionCache
 from mmchat.engine.detokenize import Detokenizer, StopStrings
 from mmchat.engine.sampling import Sampler
+from mmchat.engine.watching import StoppedError, Stopwatch, now, stoppable
 
 PREFILL_CHUNK = 256
 """Tokens a forward of the prefill; a cancel waits for one at most."""
@@ -118,10 +118,11 @@ class CausalRunner(Protocol):
     def prefill(
         self, state: ConversationState, prompt: Prompt, cancelled: Callable[[], bool]
     ) -> Prefilled | None:
-        """Read `prompt` from `state.length` on; None where it was cancelled between two chunks.
+        """Read `prompt` from `state.length` on; None where it was cancelled on the way.
 
         The tokens that `state` holds must be the beginning of the prompt, and
-        at least one must be left to read.
+        at least one must be left to read. A state that was cancelled inside of a
+        forward holds half of it, and is of no further use.
         """
 
     def step(self, state: ConversationState, token: int) -> Tensor:
@@ -132,7 +133,8 @@ class TransformersRunner:
     """Any causal LM or stock image-text-to-text model, through its own forward.
 
     Text is read in chunks. A prompt with pictures is read by one forward of the
-    whole, because every family has its own arguments for it.
+    whole, because every family has its own arguments for it; a cancel is heard
+    before each of its blocks.
     """
 
     def __init__(
@@ -185,8 +187,12 @@ class TransformersRunner:
             axes, delta = self._mrope(ids, **inputs)
             inputs["position_ids"] = torch.cat([self._positions(0, ids.shape[1], 0)[:1], axes])
             shift = int(delta)
-        with _Stopwatch(self._tower) as watch:
-            output = self.model(input_ids=ids, past_key_values=state.cache, **inputs, **self._extra)
+        inputs.update(input_ids=ids, past_key_values=state.cache, **self._extra)
+        try:
+            with stoppable(self.model, cancelled), Stopwatch(self._tower) as watch:
+                output = self.model(**inputs)
+        except StoppedError:
+            return None
         state.position_shift = shift
         state.keys.extend(prompt.keys)
         return Prefilled(output.logits[0, -1].float(), watch.ms)
@@ -269,7 +275,7 @@ class VisualPrefixRunner(TransformersRunner):
     def prefill(
         self, state: ConversationState, prompt: Prompt, cancelled: Callable[[], bool]
     ) -> Prefilled | None:
-        began = _now()
+        began = now()
         embeddings = None
         if prompt.images:
             ids = prompt.input_ids.to(self.model.device)
@@ -281,7 +287,7 @@ class VisualPrefixRunner(TransformersRunner):
                     return None
                 prefix = self.model.project(self._features(prompt, index))[0]
                 embeddings[0, span.start : span.start + span.length] = prefix.to(embeddings.dtype)
-        image_ms = (_now() - began) * 1000 if prompt.images else 0.0
+        image_ms = (now() - began) * 1000 if prompt.images else 0.0
         return self._prefill_chunks(state, prompt, cancelled, image_ms, embeddings)
 
     def _features(self, prompt: Prompt, index: int) -> Tensor:
@@ -346,38 +352,3 @@ class Decoding:
         rest = self._stops.push(self._detokenizer.finish())
         if rest := rest + self._stops.finish():
             yield rest
-
-
-class _Stopwatch:
-    """Milliseconds that the module's forwards took; 0 where there is no module."""
-
-    def __init__(self, module: torch.nn.Module | None) -> None:
-        self.ms = 0.0
-        self._module = module
-        self._began = 0.0
-        self._hooks: list[Any] = []
-
-    def __enter__(self) -> "_Stopwatch":
-        if self._module is not None:
-            self._hooks = [
-                self._module.register_forward_pre_hook(self._start),
-                self._module.register_forward_hook(self._stop),
-            ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _start(self, *_: object) -> None:
-        self._began = _now()
-
-    def _stop(self, *_: object) -> None:
-        self.ms += (_now() - self._began) * 1000
-
-
-def _now() -> float:
-    """Seconds, when all that was asked of a GPU so far is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

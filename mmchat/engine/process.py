@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,11 +54,13 @@ def serve(settings: Settings, backend: str, foreground: bool = False) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     faulthandler.enable()
-    # uvicorn raises the signal again when it is done; by then we clean up by ourselves.
+    # A signal that comes before uvicorn listens for it is kept. Uvicorn raises its own again when it
+    # is done, by when we clean up by ourselves.
+    early: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda number, _: early.append(number))
     with _listening(settings) as (listener, endpoint):
-        ended = asyncio.run(_serve(settings, backend, listener, endpoint, foreground))
+        ended = asyncio.run(_serve(settings, backend, listener, endpoint, foreground, early))
     logging.shutdown()
     if not ended:  # the model's thread is inside a long native call that nothing can end
         os._exit(0)
@@ -99,8 +101,12 @@ async def _serve(
     listener: socket.socket,
     endpoint: Endpoint,
     foreground: bool,
+    early: Sequence[int],
 ) -> bool:
-    """Serves until told to end; whether the model's thread has ended too."""
+    """Serves until told to end; whether the model's thread has ended too.
+
+    `early` holds the signals that came before the service had its own handlers.
+    """
     import uvicorn
 
     from mmchat.client.protocol import Options
@@ -117,6 +123,10 @@ async def _serve(
     worker = Worker(lambda: _create_backend(backend), default, str(log_file()))
 
     class Server(uvicorn.Server):
+        async def main_loop(self) -> None:
+            self.should_exit = self.should_exit or bool(early)  # by now no signal is missed
+            await super().main_loop()
+
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             endpoint_file().unlink(missing_ok=True)
             worker.close()

@@ -54,12 +54,16 @@ class _ImageUrlPart(Struct, tag_field="type", tag="image_url", forbid_unknown_fi
 
 class _Message(Struct, forbid_unknown_fields=True):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_TextPart | _ImageUrlPart]
+    content: str | list[_TextPart | _ImageUrlPart] | None
     name: str | None = None
 
 
 class _StreamOptions(Struct):
-    include_usage: bool = False
+    include_usage: bool | None = False
+
+
+class _ResponseFormat(Struct, forbid_unknown_fields=True):
+    type: Literal["text"]
 
 
 class _Extra(Struct, forbid_unknown_fields=True):
@@ -75,8 +79,8 @@ class ChatRequest(Struct, forbid_unknown_fields=True):
     """
 
     messages: list[_Message]
-    model: str = ""
-    stream: bool = False
+    model: str | None = None
+    stream: bool | None = False
     stream_options: _StreamOptions | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -96,10 +100,13 @@ class ChatRequest(Struct, forbid_unknown_fields=True):
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
+    response_format: _ResponseFormat | None = None
+    logit_bias: dict[str, float] | None = None
+    tools: Any = None
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 class LoadRequest(Struct, forbid_unknown_fields=True):
@@ -155,6 +162,10 @@ def choice_of(asked: ChatRequest) -> Choice:
 
 def options_of(asked: ChatRequest, defaults: Options) -> Options:
     """The options with what is left out taken from `defaults`; RequestError where out of range."""
+    if asked.tools is not None:
+        raise RequestError("tools is not supported: leave it out.")
+    if asked.logit_bias:
+        raise RequestError("logit_bias is not supported: leave it out.")
     for name in ("frequency_penalty", "presence_penalty"):
         if getattr(asked, name):
             raise RequestError(f"{name} is not supported: leave it out, or use repetition_penalty.")
@@ -204,6 +215,10 @@ async def turns_of(asked: ChatRequest, pictures: PictureStore) -> tuple[Turn, ..
     for message in asked.messages:
         role: Role = "system" if message.role == "developer" else message.role
         content = message.content
+        if content is None:
+            if role != "assistant":  # whose message was nothing but a call of a tool
+                raise RequestError(f"The content of {role}'s message has to be text or parts.")
+            content = ""
         parts: list[str | ImagePart] = []
         for part in [_TextPart(content)] if isinstance(content, str) else content:
             if isinstance(part, _TextPart):

@@ -69,7 +69,7 @@ def greedy(logits: Tensor) -> int:
     if not math.isfinite(float(logits[token])):
         raise EngineError(
             "The model gave no valid probabilities (its numbers overflowed or its weights are damaged): "
-            "load it with --quantization fp32, or fetch it again."
+            "load it without its adapter if it has one, with --quantization fp32, or fetch it again."
         )
     return token
 

@@ -40,7 +40,7 @@ from mmchat.engine.requests import (
     read_json,
     turns_of,
 )
-from mmchat.engine.worker import Choice, Job, Worker
+from mmchat.engine.worker import Choice, Job, Worker, own_mistake
 from mmchat.errors import MmchatError
 from mmchat.images import MAX_BYTES
 
@@ -73,6 +73,7 @@ class Service:
                 MmchatError: _answer_error,
                 HTTPException: _answer_http_error,
                 ClientDisconnect: _answer_nobody,
+                Exception: self._answer_mistake,
             },
         )
 
@@ -185,6 +186,10 @@ class Service:
             waiting=self._worker.waiting,
             log_file=self._log_file,
         )
+
+    async def _answer_mistake(self, request: Request, error: Exception) -> Response:
+        """Starlette raises `error` again behind it, so that the log has the traceback."""
+        return _refusal(own_mistake(error, self._log_file))
 
     async def stop(self, request: Request) -> Response:
         self._stop()

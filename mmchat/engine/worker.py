@@ -50,10 +50,16 @@ class Job:
     """
 
     def __init__(
-        self, work: Callable[["Job"], None], model: str, loop: asyncio.AbstractEventLoop
+        self,
+        work: Callable[["Job"], None],
+        wanted: str,
+        default: str,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.work = work
-        self.model = model
+        self.wanted = wanted
+        """The model that it names; "" is whatever is loaded."""
+        self.model = wanted or default
         self.told = False
         """Whether a first Loading event is out, while the backend's imports take their time."""
         self.events: asyncio.Queue[Event | MmchatError | None] = asyncio.Queue()
@@ -63,6 +69,13 @@ class Job:
     def emit(self, event: Event | MmchatError | None) -> None:
         """From the worker's thread."""
         self._loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+
+class GivenUpError(BaseException):
+    """A load that nobody waits for, ended because the next in line wants another model.
+
+    No Exception, so that nothing on the way through foreign code takes it for a fault.
+    """
 
 
 class Worker:
@@ -79,6 +92,8 @@ class Worker:
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
         self._line: deque[Job] = deque()
         self._running: Job | None = None
+        self._next = ""
+        """The model that the first in line names. Read by the worker's thread too: one assignment."""
         self.ending = False
         self._last_end = time.monotonic()
         # Written by the worker's thread only, each by one assignment, read by both.
@@ -131,7 +146,7 @@ class Worker:
         if job in self._line:
             self._line.remove(job)
             job.events.put_nowait(None)
-            self._tell_places()
+            self._line_moved()
 
     def refuse(self) -> None:
         """Takes no more requests; whoever sends one may start another engine."""
@@ -146,6 +161,7 @@ class Worker:
                 job.events.put_nowait(EndingError())
                 job.events.put_nowait(None)
         self._line.clear()
+        self._line_moved()
         self._inbox.put(None)
 
     def join(self, seconds: float) -> bool:
@@ -156,12 +172,12 @@ class Worker:
     def _submit(self, work: Callable[[Job], None], choice: Choice) -> Job:
         if self.ending:
             raise EndingError
-        job = Job(work, choice.model or self.default_model, self._loop)
+        job = Job(work, choice.model or "", self.default_model, self._loop)
         if self._running is None:
             self._start(job)
         else:
             self._line.append(job)
-            self._tell_places()
+            self._line_moved()
         return job
 
     def _start(self, job: Job) -> None:
@@ -176,9 +192,10 @@ class Worker:
         self._last_end = time.monotonic()
         if self._line:
             self._start(self._line.popleft())
-            self._tell_places()
+            self._line_moved()
 
-    def _tell_places(self) -> None:
+    def _line_moved(self) -> None:
+        self._next = self._line[0].wanted if self._line else ""
         for place, job in enumerate(self._line, start=1):
             job.events.put_nowait(Waiting(place))
 
@@ -193,6 +210,8 @@ class Worker:
             try:
                 if not job.cancelled.is_set():
                     job.work(job)
+            except GivenUpError:
+                log.info("the load of %s was given up", job.model)
             except Exception as error:
                 sentence = self._sentence(error)
                 log.info("a request failed: %s", sentence)
@@ -205,10 +224,7 @@ class Worker:
         if isinstance(error, MmchatError):
             return error
         log.error("internal error", exc_info=error)
-        return EngineError(
-            f"The engine made a mistake of its own ({type(error).__name__}); "
-            f"its log says where: {self._log_file}"
-        )
+        return own_mistake(error, self._log_file)
 
     def _ready_backend(self) -> "Backend":
         if self._backend is None:
@@ -270,6 +286,8 @@ class Worker:
         def progress(stage: str, fraction: float) -> None:
             self.loading = Loading(model, stage, min(max(fraction, 0.0), 1.0))
             job.emit(self.loading)
+            if job.cancelled.is_set() and self._next not in ("", model):
+                raise GivenUpError
 
         held = self.backend_status
         self.error = ""
@@ -284,11 +302,11 @@ class Worker:
                 wanted.device or "auto",
                 progress,
             )
+        except GivenUpError:
+            self._note_what_is_left(backend, held)
+            raise
         except Exception as error:
-            self.backend_status = backend.status()
-            if self.backend_status.model == "" or self.backend_status.model != held.model:
-                self._loaded = None
-                self.backend_status = BackendStatus()
+            self._note_what_is_left(backend, held)
             sentence = self._sentence(error)
             self.error = str(sentence)
             raise sentence from error
@@ -298,6 +316,13 @@ class Worker:
         finally:
             self.loading = None
 
+    def _note_what_is_left(self, backend: "Backend", held: BackendStatus) -> None:
+        """After a load that failed: what was `held` before it, or nothing."""
+        self.backend_status = backend.status()
+        if self.backend_status.model == "" or self.backend_status.model != held.model:
+            self._loaded = None
+            self.backend_status = BackendStatus()
+
     def _use_adapter(self, backend: "Backend", loaded: Choice, adapter: str) -> None:
         try:
             backend.use_adapter(adapter)
@@ -305,6 +330,14 @@ class Worker:
             self.backend_status = backend.status()
             # An adapter that failed while it was put on has taken the one before it off.
             self._loaded = msgspec.structs.replace(loaded, adapter=self.backend_status.adapter)
+
+
+def own_mistake(error: Exception, log_file: str) -> EngineError:
+    """What is said of an exception that nobody expected; the log has its traceback."""
+    return EngineError(
+        f"The engine made a mistake of its own ({type(error).__name__}); "
+        f"its log says where: {log_file}"
+    )
 
 
 class EndingError(EngineError):

@@ -99,11 +99,17 @@ def read_card(folder: Path) -> Card:
     try:
         return msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), Card)
     except FileNotFoundError:
-        raise AdapterError(f"{folder} holds no {CARD}: it is no adapter.") from None
+        raise AdapterError(
+            f"{folder} holds no {CARD}, so it is no adapter: name another folder, or make it again."
+        ) from None
     except OSError as error:
-        raise AdapterError(f"{file} cannot be read: {error.strerror}.") from error
+        raise AdapterError(
+            f"{file} cannot be read ({error.strerror}): look at its permissions and its disk."
+        ) from error
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
-        raise AdapterError(f"{file} cannot be used: {error}.") from error
+        raise AdapterError(
+            f"{file} cannot be used ({error}): mend that line, or make the adapter again."
+        ) from error
 
 
 def check_adapter(name: str, model: str, weights_hash: str, projector: str = "") -> Path:
@@ -155,11 +161,17 @@ def remove_adapter(name: str) -> Path:
     """
     folder = find_adapter(name)
     if folder.parent != paths().adapters.absolute():
-        raise AdapterError(f"{folder} is not in {paths().adapters}, and is left alone.")
+        raise AdapterError(
+            f"{folder} is not in {paths().adapters}, and is left alone: remove the folder yourself "
+            "if it is yours."
+        )
     try:
         shutil.rmtree(folder)
     except OSError as error:
-        raise AdapterError(f"{folder} cannot be removed: {error.strerror}.") from error
+        raise AdapterError(
+            f"{folder} cannot be removed whole ({error.strerror}): look at its permissions, then "
+            "remove it again."
+        ) from error
     return folder
 
 
@@ -188,7 +200,10 @@ def adapter_weights(folder: Path) -> list[Path]:
             "program and are never loaded: save it as safetensors."
         )
     if not found:
-        raise AdapterError(f"{folder} holds no weights ({PROJECTOR} or {LORA}/{LORA_WEIGHTS}).")
+        raise AdapterError(
+            f"{folder} holds no weights ({PROJECTOR} or {LORA}/{LORA_WEIGHTS}): make the adapter "
+            "again."
+        )
     for file in found:
         try:
             read_header(file)

@@ -151,7 +151,8 @@ def list_installed() -> list[Installed]:
 def resolve_model(name: str) -> Path:
     """The folder of the model `name`: built in, installed (whole name or its last part), a folder.
 
-    Raises ModelError where there is none, or a name is ambiguous.
+    A folder is named by a path: a bare name would mean another one in the engine, which works
+    elsewhere. Raises ModelError where there is none, or a name is ambiguous.
     """
     if not name.strip():
         raise ModelError("No model is named: choose one of `mmchat models list`.")
@@ -167,7 +168,7 @@ def resolve_model(name: str) -> Path:
         return _folder(str(fetched[short[0]]))
     if short:
         raise ModelError(f"{name} could be {' or '.join(sorted(short))}: name it whole.")
-    if folder := named_folder(name):
+    if os.sep in name and (folder := named_folder(name)):
         return folder
     if name.count("/") == 1:
         raise ModelError(
@@ -175,8 +176,8 @@ def resolve_model(name: str) -> Path:
             "`mmchat models list` shows what is here."
         )
     raise ModelError(
-        f"There is no model {name}: `mmchat models list` shows what is here, and "
-        "`mmchat models add` fetches another."
+        f"There is no model {name}: `mmchat models list` shows what is here, `mmchat models add` "
+        "fetches another, and a folder is given as ./FOLDER."
     )
 
 

@@ -70,11 +70,16 @@ def read_config(folder: Path) -> dict[str, Any]:
             "name a folder that a model was saved to, or an installed model."
         ) from None
     except OSError as error:
-        raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
+        raise ModelError(
+            f"{file} cannot be read ({error.strerror}): look at its permissions and its disk."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{file} is not valid JSON ({error}): fetch the model again.") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ModelError(f"{file} names no model_type, so mmchat cannot tell what it is.")
+        raise ModelError(
+            f"{file} names no model_type, so mmchat cannot tell what it is: fetch the model again, "
+            "or choose another."
+        )
     return config
 
 
@@ -94,7 +99,10 @@ def weight_files(folder: Path) -> list[Path]:
         for name in names:
             # The index is foreign: it may not point out of its folder.
             if Path(name).name != name or not name.endswith(".safetensors"):
-                raise ModelError(f"{index} names a file {name!r} that is no weights file.")
+                raise ModelError(
+                    f"{index} names a file {name!r} that is no weights file of its folder: fetch "
+                    "the model again."
+                )
             if not (folder / name).is_file():
                 raise ModelError(f"{folder} lacks its weights file {name}: fetch the model again.")
         return [folder / name for name in names]
@@ -129,7 +137,9 @@ def read_header(file: Path) -> list[TensorInfo]:
         if any(side < 0 for tensor in tensors for side in tensor.shape):
             raise ValueError("a tensor of a negative size")
     except OSError as error:
-        raise ModelError(f"{file} cannot be read: {error.strerror}.") from error
+        raise ModelError(
+            f"{file} cannot be read ({error.strerror}): look at its permissions and its disk."
+        ) from error
     # The header is foreign JSON: deeply nested, infinite (OverflowError), of any type.
     except (
         ArithmeticError,

@@ -41,7 +41,8 @@ def plan_download(source: str) -> Download:
     owner, _, name = hub_id.partition("/")
     if not owner or not name or "/" in name or ".." in hub_id or "--" in owner:
         raise ModelError(
-            f"{source} is neither a folder nor a hub id of the form OWNER/NAME[@REVISION]."
+            f"{source} is neither a folder nor a hub id of the form OWNER/NAME[@REVISION]: check "
+            "how it is written."
         )
     from huggingface_hub import HfApi
 
@@ -54,7 +55,9 @@ def plan_download(source: str) -> Download:
             f"{hub_id} has no safetensors weights, and pickled ones are never loaded: choose another."
         )
     if "config.json" not in files:
-        raise ModelError(f"{hub_id} has no config.json, so it is no model that mmchat can load.")
+        raise ModelError(
+            f"{hub_id} has no config.json, so it is no model that mmchat can load: choose another."
+        )
     folder = target_folder(hub_id)
     here = sum(
         min(path.stat().st_size, files[name]) for name in files if (path := folder / name).is_file()
@@ -88,7 +91,9 @@ def fetch(plan: Download) -> Installed:
         mark = {"id": plan.hub_id, "revision": plan.revision}
         (plan.folder / MARKER).write_text(json.dumps(mark), encoding="utf-8")
     except OSError as error:
-        raise ModelError(f"{plan.folder} cannot be written ({error.strerror}).") from error
+        raise ModelError(
+            f"{plan.folder} cannot be written ({error.strerror}): look at its permissions and disk."
+        ) from error
     model = next(model for model in list_installed() if model.folder == plan.folder)
     if model.problem:
         (plan.folder / MARKER).unlink()
@@ -136,7 +141,9 @@ def _told(hub_id: str, revision: str) -> Iterator[None]:
             "`hf auth login` if it is private."
         ) from error
     except errors.HFValidationError as error:
-        raise ModelError(f"{hub_id} is not a valid hub id (OWNER/NAME).") from error
+        raise ModelError(
+            f"{hub_id} is not a valid hub id (OWNER/NAME): check how it is written."
+        ) from error
     except errors.HfHubHTTPError as error:
         status = getattr(getattr(error, "response", None), "status_code", "an error")
         raise ModelError(f"The hub answered {status} for {hub_id}: try again later.") from error

@@ -14,6 +14,7 @@ from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
 from mmchat.model.checkpoint import FileStamps, file_stamps
 from mmchat.model.encoding import answer_end
+from mmchat.model.pictures import PixelCache
 from mmchat.model.planning import (
     Form,
     Kind,
@@ -63,6 +64,8 @@ class LoadedModel:
     """What the files were when they were read; `is_current` compares."""
     base_projector: dict[str, torch.Tensor] | None = field(default=None, repr=False)
     """The base's own projector while an adapter's stands in its place."""
+    pixels: PixelCache = field(default_factory=PixelCache, repr=False)
+    """Pictures of earlier turns, of models whose picture inputs are small."""
 
     @property
     def memory_bytes(self) -> int:

@@ -1,6 +1,6 @@
 """A conversation as the model's first inputs: tokens, pixels, and what had to be left out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +9,21 @@ from torch import Tensor
 
 from mmchat.errors import ModelError, TooLongError
 from mmchat.model.encoding import ChatTurn, Encoded, encode_chat
-from mmchat.model.stock import process_pictures, token_kinds
+from mmchat.model.pictures import Cancelled, Seen, decoded_bytes, picture_inputs
+from mmchat.model.stock import token_kinds
 
 if TYPE_CHECKING:
     from mmchat.model.loading import LoadedModel
 
-__all__ = ["ChatTurn", "Encoded", "ImageSpan", "PreparedPrompt", "build_prompt", "encode_chat"]
+__all__ = [
+    "Cancelled",
+    "ChatTurn",
+    "Encoded",
+    "ImageSpan",
+    "PreparedPrompt",
+    "build_prompt",
+    "encode_chat",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +54,15 @@ class PreparedPrompt:
     keys: list[tuple[int, str | None]]
 
 
+def _never() -> bool:
+    return False
+
+
 def build_prompt(
-    loaded: "LoadedModel", turns: Sequence[ChatTurn], max_new_tokens: int
+    loaded: "LoadedModel",
+    turns: Sequence[ChatTurn],
+    max_new_tokens: int,
+    cancelled: Callable[[], bool] = _never,
 ) -> PreparedPrompt:
     """Prepares `turns`, which end with the user's, for an answer of up to `max_new_tokens`.
 
@@ -55,12 +71,11 @@ def build_prompt(
     kept for the answer, at most a quarter of the context.
 
     Raises ModelError where a picture is shown to a model that reads text only
-    and as `encode_chat` does, TooLongError where the last turn alone is too long,
-    ImageError where a picture cannot be decoded.
+    and as `encode_chat` does, TooLongError where the last turn and the system prompt
+    alone are too long, ImageError where a picture cannot be decoded, Cancelled
+    before the next picture is decoded once `cancelled` says so.
     """
-    if not loaded.vision and any(
-        not isinstance(part, str) for turn in turns for part in turn.parts
-    ):
+    if not loaded.vision and _pictures(turns):
         raise ModelError(
             f"{loaded.name} reads text only: choose a model that sees pictures, such as scenes "
             "(mmchat models list shows more), or take the picture out."
@@ -68,21 +83,15 @@ def build_prompt(
     room = loaded.context_length - min(max_new_tokens, loaded.context_length // 4)
     cuts = _cuts(turns)
     first = cuts[0]
-    seen: _Seen = {}
+    seen: Seen = {}
     best: PreparedPrompt | None = None
     fits, exceeds = 0, len(cuts) + 1  # how many of the last exchanges do
-    tried = min(len(cuts), _AT_FIRST)
+    tried = _first_try(loaded, turns, cuts)
     while exceeds - fits > 1:
         kept = [*turns[:first], *turns[cuts[-tried] :]]
-        pictures = [part for turn in kept for part in turn.parts if not isinstance(part, str)]
-        marks, inputs = _pictures(loaded, pictures, seen)
-        encoded = encode_chat(
-            loaded.tokenizer,
-            kept,
-            image_tokens=marks,
-            add_generation_prompt=True,
-            picture_mark=getattr(loaded.processor, "image_token", None),
-        )
+        pictures = _pictures(kept)
+        marks, inputs = picture_inputs(loaded, pictures, seen, cancelled)
+        encoded = _encoded(loaded, kept, marks)
         if len(encoded.input_ids) <= room:
             fits = tried
             best = _prepared(loaded, encoded, pictures, inputs, len(turns) - len(kept))
@@ -93,11 +102,41 @@ def build_prompt(
         tried = min(2 * tried, len(cuts)) if exceeds > len(cuts) else (fits + exceeds) // 2
     if best is not None:
         return best
-    of_pictures = sum(length for _, length in encoded.images)
-    raise TooLongError(
-        f"The last message takes {len(encoded.input_ids):,} tokens"
+    # The last exchange was tried last, so the marks of its pictures come at the end.
+    last = turns[cuts[-1] :]
+    alone = _encoded(loaded, last, marks[len(marks) - len(_pictures(last)) :])
+    raise _too_long(loaded.name, encoded, alone, room)
+
+
+def _encoded(
+    loaded: "LoadedModel", turns: Sequence[ChatTurn], marks: Sequence[Sequence[int] | str]
+) -> Encoded:
+    return encode_chat(
+        loaded.tokenizer,
+        turns,
+        image_tokens=marks,
+        add_generation_prompt=True,
+        picture_mark=getattr(loaded.processor, "image_token", None),
+    )
+
+
+def _pictures(turns: Sequence[ChatTurn]) -> list[Any]:
+    return [part for turn in turns for part in turn.parts if not isinstance(part, str)]
+
+
+def _too_long(name: str, whole: Encoded, alone: Encoded, room: int) -> TooLongError:
+    """Says what is to be shortened: the last message `alone`, or the system prompt before it."""
+    message = len(alone.input_ids)
+    if message <= room:
+        return TooLongError(
+            f"The system prompt takes {len(whole.input_ids) - message:,} tokens and the last message "
+            f"{message:,}, and {name} has room for {room:,}: shorten the system prompt."
+        )
+    of_pictures = sum(length for _, length in alone.images)
+    return TooLongError(
+        f"The last message takes {message:,} tokens"
         + (f", {of_pictures:,} of them its pictures" if of_pictures else "")
-        + f", and {loaded.name} has room for {room:,}: shorten it"
+        + f", and {name} has room for {room:,}: shorten it"
         + (" or show fewer pictures." if of_pictures else ".")
     )
 
@@ -110,35 +149,22 @@ def _cuts(turns: Sequence[ChatTurn]) -> list[int]:
 
 _AT_FIRST = 16
 """Exchanges that are tried before any is left out: most conversations are shorter."""
-_Seen = dict[str, tuple[Any, int]]
-"""By sha256: pixels for the model and the number of its tokens, or the picture itself."""
+_HELD_AT_FIRST = 256 * 1024 * 1024
+"""Bytes of decoded pictures among them, for a stock model: its processor takes all of them whole."""
 
 
-def _pictures(
-    loaded: "LoadedModel", pictures: Sequence[Any], seen: _Seen
-) -> tuple[Sequence[Sequence[int] | str], dict[str, Tensor]]:
-    """(the tokens of each picture, the model's picture inputs)"""
-    from mmchat.images import decode
-
-    if not pictures:
-        return [], {}
-    processor = loaded.processor
-    for part in pictures:
-        if part.sha256 in seen:
-            continue
-        if part.data is None:
-            raise ValueError(f"picture {part.sha256} comes without its bytes")
-        image = decode(part.data)
-        if loaded.kind == "stock":
-            seen[part.sha256] = image, 0
-        else:  # a picture of many megapixels is not kept for its small square
-            pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
-            seen[part.sha256] = pixels, processor.image_tokens(image.width, image.height)
-    shown = [seen[part.sha256] for part in pictures]
-    if loaded.kind == "stock":
-        return process_pictures(processor, [image for image, _ in shown])
-    tokens = [[processor.image_token_id] * count for _, count in shown]
-    return tokens, {"pixel_values": torch.cat([pixels for pixels, _ in shown])}
+def _first_try(loaded: "LoadedModel", turns: Sequence[ChatTurn], cuts: Sequence[int]) -> int:
+    """How many of the last exchanges are tried first, at least one."""
+    most = min(len(cuts), _AT_FIRST)
+    if loaded.kind != "stock":
+        return most
+    held = 0
+    for number in range(1, most + 1):
+        end = cuts[1 - number] if number > 1 else len(turns)
+        held += sum(decoded_bytes(part.data) for part in _pictures(turns[cuts[-number] : end]))
+        if held > _HELD_AT_FIRST:
+            return max(number - 1, 1)
+    return most
 
 
 def _prepared(

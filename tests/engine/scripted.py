@@ -30,8 +30,8 @@ The last user text is a command:
 
 Every word is one token: `max_tokens` cuts with the finish reason "length".
 Model names: "broken" cannot be loaded (ModelError), "buggy" raises a RuntimeError,
-"crash-load" kills the process, "gate-NAME" waits for a gate in its load, "blind" has no
-vision; every other name loads, and a folder's model.safetensors is read for its hash.
+"crash-load" kills the process, "gate-NAME" waits for a gate in its load, "steps-NAME" too while
+it tells its progress again and again, "blind" has no vision; every other name loads, and a folder's model.safetensors is read for its hash.
 Adapters: "broken" is an AdapterError, and "unfit" one that takes off what was on before.
 Every answer adds a line to `scripted.jsonl` in the data folder: `{"text", "tokens", "finish"}`.
 """
@@ -112,7 +112,7 @@ def answers() -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def _wait_for_gate(name: str, cancelled: Callable[[], bool]) -> None:
+def _wait_for_gate(name: str, cancelled: Callable[[], object]) -> None:
     deadline = time.monotonic() + 60
     while not (paths().data / "gates" / name).exists():
         if cancelled() or time.monotonic() > deadline:
@@ -158,6 +158,8 @@ class ScriptedBackend:
             os._exit(9)
         if model.startswith("gate-"):
             _wait_for_gate(model.removeprefix("gate-"), lambda: False)
+        if model.startswith("steps-"):
+            _wait_for_gate(model.removeprefix("steps-"), lambda: progress("Reading", 0.5))
         progress("Ready", 1.0)
         self._status = BackendStatus(
             model=model,

@@ -157,7 +157,10 @@ def test_a_cancel_in_the_answer_and_before_it(seeing: TorchBackend) -> None:
     assert isinstance(done, Done) and isinstance(seen[-1], Delta)
     assert done.finish_reason == "cancelled"
     assert 3 <= done.completion_tokens < 20
-    _, done = seeing.generate(turns(part()), Options(), lambda: True)
+    (done,) = seeing.generate(turns(part(7)), Options(), lambda: True)  # before it is decoded
+    assert isinstance(done, Done)
+    assert (done.finish_reason, done.completion_tokens) == ("cancelled", 0)
+    _, done = seeing.generate(turns("hello"), Options(), lambda: True)
     assert isinstance(done, Done)
     assert (done.finish_reason, done.completion_tokens) == ("cancelled", 0)
 
@@ -175,7 +178,7 @@ def test_weights_that_overflow_are_one_sentence(seeing: TorchBackend) -> None:
     assert seeing._loaded is not None
     with torch.no_grad():
         seeing._loaded.model.lm_head.weight[5] = math.nan
-    with pytest.raises(EngineError, match="no valid probabilities"):
+    with pytest.raises(EngineError, match=r"no valid probabilities.*without its adapter"):
         answer(seeing, "hello")
 
 
@@ -311,6 +314,25 @@ def test_out_of_memory_while_loading_is_said_as_that(
 
     with pytest.raises(EngineError, match="memory ran out while"):
         load(seeing, folder("llava"), progress)
+    assert seeing.status().model == ""
+    load(seeing, folder("llama"))
+    assert answer(seeing, "hello", max_tokens=3)[1].completion_tokens > 0
+
+
+class GivenUp(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("form", ["fp32", "4bit"])
+def test_a_load_that_is_given_up_leaves_nothing_and_the_next_one_works(
+    seeing: TorchBackend, folder: Callable[[str], Path], form: str
+) -> None:
+    def progress(stage: str, fraction: float) -> None:
+        if fraction > 0.3:
+            raise GivenUp
+
+    with pytest.raises(GivenUp):
+        seeing.load(str(folder("llava")), "", form, "cpu", progress)
     assert seeing.status().model == ""
     load(seeing, folder("llama"))
     assert answer(seeing, "hello", max_tokens=3)[1].completion_tokens > 0

@@ -1,5 +1,6 @@
 """Our loop against `generate()` on the same weights, over every architecture."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -236,6 +237,33 @@ def test_a_cancel_comes_through_within_one_chunk() -> None:
         assert result is None
         assert state.length == max(0, allowed - 2) * 8
         assert state.keys == prompt.keys[: state.length]
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_a_cancel_comes_through_a_stock_models_one_forward(name: str) -> None:
+    model = STOCK[name].make()
+    runner = TransformersRunner(model)
+    prompt = STOCK[name].prompt()
+    answer = ours(runner, prompt)
+    asked = 0
+
+    def after(allowed: int) -> Callable[[], bool]:
+        def cancelled() -> bool:
+            nonlocal asked
+            asked += 1
+            return asked > allowed
+
+        return cancelled
+
+    runner.prefill(runner.start(), prompt, after(10**9))
+    whole, asked = asked, 0
+    assert whole > 4  # once before, and before the blocks of the tower and of the text
+    for allowed in (1, whole // 2, whole - 1):
+        assert runner.prefill(runner.start(), prompt, after(allowed)) is None
+        assert asked == allowed + 1
+        asked = 0
+    assert_equal(ours(runner, prompt), answer)
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def decoding(max_tokens: int = 8, **options: Any) -> tuple[Decoding, list[int]]:

@@ -105,6 +105,32 @@ async def test_a_signal_ends_it_cleanly(new_client: Clients, number: signal.Sign
     assert not socket_path().exists()
 
 
+SIGNALLED = """
+import os, sys
+from mmchat.engine import process
+from mmchat.engine.__main__ import main
+write = process.write_endpoint
+def signalled(endpoint):
+    os.kill(os.getpid(), {number})
+    write(endpoint)
+process.write_endpoint = signalled
+sys.exit(main([]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_in_mid_start_ends_it_too(number: signal.Signals) -> None:
+    start = subprocess.Popen([sys.executable, "-c", SIGNALLED.format(number=int(number))])
+    try:
+        assert await asyncio.to_thread(start.wait, 30) == 0
+    finally:
+        start.kill()
+        start.wait()
+    assert not engine_lives()
+    assert not endpoint_file().exists()
+    assert not socket_path().exists()
+
+
 async def test_what_a_killed_engine_leaves_blocks_no_start(new_client: Clients) -> None:
     client = new_client()
     first = (await client.start()).pid

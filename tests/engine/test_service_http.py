@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from mmchat.client import Options
+from mmchat.engine.service import Service
 from tests.client.asking import png
 
 CHAT = "/v1/chat/completions"
@@ -105,6 +107,43 @@ async def test_options_arrive_under_their_names(http: httpx.AsyncClient) -> None
     }
 
 
+async def test_what_asks_for_nothing_is_accepted(http: httpx.AsyncClient) -> None:
+    nothing = {
+        "model": None,
+        "stream": None,
+        "stream_options": {"include_usage": None},
+        "response_format": {"type": "text"},
+        "logit_bias": {},
+        "tools": None,
+        "n": None,
+        "stop": None,
+        "logprobs": False,
+    }
+    for fields in ({"stream": None}, nothing, dict.fromkeys([*nothing, "seed", "top_p", "user"])):
+        reply = await http.post(CHAT, json={**chat("say a"), **fields})
+        assert reply.json()["choices"][0]["message"]["content"] == "a ", reply.text
+    asked = chat("echo-turns")
+    asked["messages"].insert(0, {"role": "assistant", "content": None})
+    reply = await http.post(CHAT, json=asked)
+    assert reply.json()["choices"][0]["message"]["content"] == "assistant=\nuser=echo-turns\n"
+
+
+async def test_an_unexpected_exception_is_one_sentence_too() -> None:
+    class Broken:
+        @property
+        def backend_status(self) -> None:
+            raise LookupError("a bug in a handler")
+
+    service = Service(Broken(), Options(), lambda: None, "/logs/engine.log")  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(service.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
+        reply = await client.get("/v1/models")
+    error = reply.json()["error"]
+    assert (reply.status_code, error["type"]) == (500, "server_error")
+    assert "mistake of its own (LookupError)" in error["message"]
+    assert error["message"].endswith("its log says where: /logs/engine.log")
+
+
 WRONG: list[tuple[str, Any, str]] = [
     ("not JSON", b"{", "valid JSON"),
     ("bytes", b"\xff\xfe\x00", "valid JSON"),
@@ -119,7 +158,10 @@ WRONG: list[tuple[str, Any, str]] = [
     ("content a number", chat(3), "content"),
     ("unknown part", chat([{"type": "audio", "audio": "x"}]), "audio"),
     ("unknown field", chat("x", colour="red"), "colour"),
-    ("tools", chat("x", tools=[]), "tools"),
+    ("tools", chat("x", tools=[]), "tools is not supported"),
+    ("logit_bias", chat("x", logit_bias={"5": 1}), "logit_bias is not supported"),
+    ("json", chat("x", response_format={"type": "json_object"}), "json_object"),
+    ("null content", chat(None), "content of user's message"),
     ("assistant last", {"messages": [{"role": "assistant", "content": "x"}]}, "the user's"),
     ("temperature", chat("x", temperature=-1), "temperature has to be"),
     ("temperature text", chat("x", temperature="hot"), "temperature"),

@@ -143,6 +143,50 @@ async def test_models_and_adapters_are_switched_and_failures_survived(
     assert status.error == ""
 
 
+async def leave_a_load(client: EngineClient, model: str) -> None:
+    """Asks for a load, and goes away in the midst of it."""
+    async with contextlib.aclosing(client.load(model)) as steps:
+        async for step in steps:
+            if step.fraction == 0.5:
+                return
+
+
+async def test_a_load_that_nobody_waits_for_makes_room_for_another_model(
+    shared_engine: object, new_client: Clients
+) -> None:
+    client = new_client()
+    await leave_a_load(client, "steps-never")  # its gate stays shut
+    answer = client.chat(user("say x"), Options(), model="other")
+    async with asyncio.timeout(30), contextlib.aclosing(answer) as events:
+        done = [event async for event in events][-1]
+    assert isinstance(done, Done)
+    assert done.model == "other"
+    status = await client.status()
+    assert status is not None
+    assert (status.state, status.model, status.error) == ("ready", "other", "")
+
+
+async def test_a_load_that_somebody_else_wants_goes_on(
+    shared_engine: object, new_client: Clients
+) -> None:
+    client = new_client()
+    await leave_a_load(client, "steps-same")
+    seen: list[Event] = []
+
+    async def follow() -> None:
+        answer = client.chat(user("say x"), Options(), model="steps-same")
+        async with contextlib.aclosing(answer) as events:
+            async for event in events:
+                seen.append(event)
+
+    task = asyncio.create_task(follow())
+    await until(lambda: Waiting(1) in seen)
+    open_gate("same")
+    await task
+    assert isinstance(seen[-1], Done) and seen[-1].model == "steps-same"
+    assert not any(isinstance(event, Loading) for event in seen)  # not begun again
+
+
 async def test_a_load_tells_how_far_it_is(shared_engine: object, new_client: Clients) -> None:
     client = new_client()
     async with contextlib.aclosing(client.load("gate-load")) as steps:

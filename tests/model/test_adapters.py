@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,12 +66,14 @@ def make(
     return folder
 
 
-def save_lora(base: Path, folder: Path, targets: str = TARGETS) -> None:
+def save_lora(base: Path, folder: Path, **options: Any) -> None:
     """What peft itself saves of a trained LoRA, from the fp32 base."""
     from peft import LoraConfig, get_peft_model
 
     whole = load_model(str(base), quantization="fp32", device="cpu").model
-    wrapped = get_peft_model(whole, LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    wrapped = get_peft_model(
+        whole, LoraConfig(r=4, lora_alpha=8, **{"target_modules": TARGETS, **options})
+    )
     for key, parameter in wrapped.named_parameters():
         if "lora_" in key:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -111,12 +114,24 @@ def test_one_adapter_replaces_another(base: LoadedModel) -> None:
     assert torch.equal(logits(base), alone) and base.adapter_hash == digest
 
 
-def test_lora_gives_what_peft_gives(base: LoadedModel) -> None:
+PATTERNS = {
+    "use_rslora": True,
+    "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6},
+    "alpha_pattern": {"self_attn.v_proj": 3, "v_proj": 30, "layers.1.mlp.up_proj": 16},
+    "layers_to_transform": [1],
+    "target_modules": ["q_proj", "v_proj", "up_proj"],
+    "exclude_modules": r".*(vision|projector).*",
+}
+
+
+@pytest.mark.parametrize("options", [{}, PATTERNS])
+def test_lora_gives_what_peft_gives(base: LoadedModel, options: dict[str, Any]) -> None:
     if base.quantization == "4bit":
         pytest.skip("peft's own loading is the reference on the fp32 weights")
     from peft import PeftModel
 
     folder = make(base, "same", projector=False, lora=True)
+    save_lora(base.folder, folder / adapters.LORA, **options)
     apply_adapter(base, "same")
     ours = logits(base)
     reference = load_model(str(base.folder), quantization="fp32", device="cpu")
@@ -135,11 +150,83 @@ def test_load_model_takes_an_adapter(base: LoadedModel) -> None:
 
 
 def refused(base: LoadedModel, name: str) -> str:
-    before = logits(base)
+    before, layers = logits(base), module_names(base)
     with pytest.raises(AdapterError) as caught:
         apply_adapter(base, name)
     assert torch.equal(logits(base), before) and "\n" not in str(caught.value)
+    assert module_names(base) == layers
     return str(caught.value)
+
+
+def module_names(base: LoadedModel) -> list[tuple[str, type]]:
+    return [(name, type(module)) for name, module in base.model.named_modules()]
+
+
+def change(folder: Path, **fields: Any) -> None:
+    """Writes fields into the adapter_config.json of an adapter."""
+    file = folder / "lora" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def test_one_that_breaks_half_way_leaves_nothing_and_the_next_goes_on(base: LoadedModel) -> None:
+    good, bad = make(base, "right", lora=True), make(base, "half", lora=True)
+    # Its scale is used when the layers before it are on already.
+    change(bad, alpha_pattern={"v_proj": "large"})
+    assert "does not fit" in refused(base, "half")
+    assert not hasattr(base.model, "peft_config")
+    apply_adapter(base, good.name)
+    assert base.adapter == "right"
+
+
+def test_the_weights_say_which_layers_change(base: LoadedModel) -> None:
+    folder = make(base, "named", projector=False, lora=True)
+    apply_adapter(base, "named")
+    expected = logits(base)
+    for targets in ("(", "(([a-z_.]*)*)*!", ["lm_head", "mlp"]):
+        change(folder, target_modules=targets, exclude_modules=".*", layers_pattern=None)
+        apply_adapter(base, "named")
+        assert torch.equal(logits(base), expected)
+
+
+def test_foreign_expressions_and_ranks_are_not_believed(base: LoadedModel) -> None:
+    folder = make(base, "hostile", projector=False, lora=True)
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        change(folder, **{pattern: {"(([a-z_.]*)*)*!": 4}})
+        assert "regular expressions" in refused(base, "hostile")
+        change(folder, **{pattern: {}})
+    change(folder, r=10**12)
+    assert "does not hold what" in refused(base, "hostile")
+    change(folder, r=4, rank_pattern={"q_proj": 10**12})
+    assert "does not hold what" in refused(base, "hostile")
+    # A file of a few megabytes whose ranks would make layers of gigabytes.
+    change(folder, r=10**6, rank_pattern={})
+    weights = folder / "lora" / "adapter_model.safetensors"
+    thin = {key: t.new_zeros(10**6 if "lora_A" in key else 1, 1) for key, t in load(weights)}
+    save_file(dict(list(thin.items())[:2]), weights)
+    assert "does not fit" in refused(base, "hostile")
+
+
+def load(file: Path) -> list[tuple[str, torch.Tensor]]:
+    return list(load_file(file).items())
+
+
+@pytest.mark.parametrize("place", ["model.vision_tower", "lm_head", "model.multi_modal_projector"])
+def test_weights_outside_of_the_text_model_are_refused(base: LoadedModel, place: str) -> None:
+    folder = make(base, "outside", projector=False, lora=True)
+    weights = folder / "lora" / "adapter_model.safetensors"
+    more = {f"base_model.model.{place}.fc1.lora_{part}.weight": torch.zeros(4, 4) for part in "AB"}
+    save_file({**load_file(weights), **more}, weights)
+    assert "reaches outside" in refused(base, "outside")
+
+
+def test_a_projector_of_other_sizes_is_refused_unread(
+    base: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(base, "wide")
+    file = folder / adapters.PROJECTOR
+    save_file({key: t[..., :1].clone() for key, t in load(file)}, file)
+    monkeypatch.setattr("mmchat.model.lora.load_file", None)
+    assert "does not fit the projector" in refused(base, "wide")
 
 
 def test_an_adapter_of_another_base_is_refused(base: LoadedModel) -> None:
@@ -160,19 +247,19 @@ def test_damaged_and_unsafe_adapters_are_refused(base: LoadedModel) -> None:
     assert "does not fit" in refused(base, "broken")
     save_file(whole, weights)
     settings = json.loads(config.read_text())
-    for change, words in (
+    for fields, words in (
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"target_modules": ".*fc1|.*lm_head"}, "reaches outside"),
-        ({"target_modules": "nothing"}, "not"),
-        ({"peft_type": "PREFIX_TUNING"}, ""),
+        ({"peft_type": "PREFIX_TUNING"}, "cannot be used"),
         ({"peft_type": "UNHEARD"}, "cannot be used"),
         ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication"),
         ({"target_parameters": ["q_proj.weight"]}, "target_parameters"),
-        ({"target_modules": "("}, "does not fit"),
-        ({"r": -1}, "does not fit"),
+        ({"r": -1}, "does not hold what"),
+        ({"lora_dropout": "much"}, "does not fit"),
     ):
-        config.write_text(json.dumps({**settings, **change}))
+        config.write_text(json.dumps({**settings, **fields}))
         assert words in refused(base, "broken")
+    config.write_text(json.dumps({"peft_type": "PREFIX_TUNING"}))
+    assert "no LoRA adapter" in refused(base, "broken")
     weights.rename(weights.with_suffix(".bin"))
     assert "never loaded" in refused(base, "broken")
     shutil.rmtree(folder / "lora")

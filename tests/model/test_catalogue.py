@@ -77,6 +77,19 @@ def test_names_are_resolved_in_one_way(checkpoint: Checkpoint, tmp_path: Path) -
     assert catalogue.resolve_model("TINY").name == "two--tiny"
 
 
+def test_a_folder_is_named_by_a_path(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bare name is no folder beside us: the engine, which works elsewhere, would not see it."""
+    shutil.copytree(checkpoint("llama"), tmp_path / "in" / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert catalogue.resolve_model("in/mine") == tmp_path / "in" / "mine"
+    monkeypatch.chdir(tmp_path / "in")
+    with pytest.raises(ModelError, match=r"There is no model mine.*\./FOLDER"):
+        catalogue.resolve_model("mine")
+    assert catalogue.resolve_model("./mine") == tmp_path / "in" / "mine"
+
+
 def test_a_damaged_model_is_listed_with_its_problem() -> None:
     target = catalogue.target_folder(HUB_ID)
     target.mkdir(parents=True)

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from mmchat import images
-from mmchat.errors import ModelError
+from mmchat.errors import ModelError, TooLongError
 from mmchat.images import decode
+from mmchat.model import prompt as prompts
 from mmchat.model.loading import LoadedModel
-from mmchat.model.prompt import build_prompt
+from mmchat.model.pictures import PixelCache, decoded_bytes
+from mmchat.model.prompt import Cancelled, build_prompt
 from mmchat.model.stock import process_pictures
 from tests.model import tiny
 from tests.model.tiny import Turn, shown
@@ -156,16 +158,11 @@ def test_a_long_conversation_keeps_what_fits_and_reads_no_older_picture(
         build_prompt(replace(model, context_length=10**6), talk(kept), 4).input_ids.shape[1]
         for kept in range(60)
     ]
-    read: list[bytes] = []
-
-    def counted(data: bytes) -> Any:
-        read.append(data)
-        return decode(data)
-
-    monkeypatch.setattr(images, "decode", counted)
+    read = decodings(monkeypatch)
     for room in (lengths[0], lengths[1] - 1, lengths[14], lengths[15], lengths[37] + 1):
         read.clear()
-        prompt = build_prompt(replace(model, context_length=room + 4), talk(150), 4)
+        fresh = replace(model, context_length=room + 4, pixels=PixelCache())
+        prompt = build_prompt(fresh, talk(150), 4)
         kept = max(n for n, length in enumerate(lengths) if length <= room)
         assert prompt.input_ids.shape[1] == lengths[kept]
         assert prompt.dropped_turns == 2 * (150 - kept)
@@ -178,6 +175,92 @@ def test_a_last_turn_that_is_too_long_is_told(loaded: Loaded) -> None:
         ModelError, match=r"takes \d+ tokens, 8 of them its pictures.*fewer pictures"
     ):
         build_prompt(model, [Turn("user", (shown(0), shown(1), "what " * 40))], 8)
+
+
+def test_a_system_prompt_that_is_too_long_is_the_one_that_is_told(loaded: Loaded) -> None:
+    model = replace(loaded("visual_prefix", "fp32"), context_length=60)
+    turns = [Turn("system", ("rule " * 60,)), Turn("user", ("what?",))]
+    with pytest.raises(TooLongError, match=r"system prompt takes \d+ tokens.*shorten the system"):
+        build_prompt(model, turns, 8)
+    whole = [*turns[:1], Turn("user", ("what " * 90,))]
+    alone = build_prompt(replace(model, context_length=10**6), whole[1:], 8).input_ids.shape[1]
+    with pytest.raises(TooLongError, match=rf"last message takes {alone} tokens.*shorten it\."):
+        build_prompt(model, whole, 8)
+
+
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The bytes of each picture that is decoded from now on."""
+    read: list[bytes] = []
+
+    def counted(data: bytes) -> Any:
+        read.append(data)
+        return decode(data)
+
+    monkeypatch.setattr(images, "decode", counted)
+    return read
+
+
+@pytest.mark.parametrize("kind", ["visual_prefix", "llava"])
+def test_a_cancel_is_heard_before_each_picture(
+    loaded: Loaded, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = replace(loaded(kind, "fp32"), pixels=PixelCache())
+    read = decodings(monkeypatch)
+    turns = [Turn("user", (*map(shown, range(5)), "what?"))]
+    for allowed in (0, 2):
+        read.clear()
+        with pytest.raises(Cancelled):
+            build_prompt(model, turns, 8, lambda: len(read) >= allowed)  # noqa: B023
+        assert len(read) == allowed
+        model.pixels = PixelCache()
+
+
+def test_a_picture_of_an_earlier_turn_is_not_decoded_again(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = replace(loaded("visual_prefix", "fp32"), pixels=PixelCache())
+    first = build_prompt(model, TALK[:1], 16)
+    read = decodings(monkeypatch)
+    again = build_prompt(model, TALK, 16)
+    assert read == [shown(1, (100, 30)).data, shown(2).data]
+    pixels = again.model_inputs["pixel_values"]
+    assert torch.equal(pixels[:1], first.model_inputs["pixel_values"])
+    model.pixels = PixelCache(limit=0)
+    assert torch.equal(build_prompt(model, TALK, 16).model_inputs["pixel_values"], pixels)
+    assert len(read) == 5
+
+
+def test_the_pixel_cache_forgets_the_longest_unused() -> None:
+    cache = PixelCache(limit=100 * 4)
+    for name in "abc":
+        cache.put(name, (torch.zeros(1, 30), 4))
+    assert cache.get("a") is not None
+    cache.put("d", (torch.zeros(1, 30), 4))
+    assert [name for name in "abcd" if cache.get(name) is not None] == ["a", "c", "d"]
+    cache.put("large", (torch.zeros(1, 101), 4))
+    assert cache.get("large") is None and cache.get("a") is None
+
+
+def test_a_stock_model_is_not_shown_more_large_pictures_at_once_than_needed(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = loaded("llava", "fp32")
+    turns: list[Any] = []
+    for number in range(10):
+        turns += [Turn("user", (shown(number), "what?")), Turn("assistant", ("red",))]
+    turns.append(Turn("user", ("and now?",)))
+    kept = build_prompt(model, turns[-3:], 4)
+    small = replace(model, context_length=kept.input_ids.shape[1] + 4)
+    whole = build_prompt(model, turns, 4)
+    read = decodings(monkeypatch)
+    # As if each were a third of what may be held.
+    monkeypatch.setattr(prompts, "_HELD_AT_FIRST", 3 * decoded_bytes(shown(9).data))
+    assert build_prompt(small, turns, 4).keys == kept.keys
+    assert len(read) == 3
+    everything = build_prompt(model, turns, 4)
+    assert everything.keys == whole.keys
+    for name, value in whole.model_inputs.items():
+        assert torch.equal(everything.model_inputs[name], value)
 
 
 def test_a_text_model_refuses_pictures(loaded: Loaded) -> None:
