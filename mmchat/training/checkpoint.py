@@ -61,12 +61,22 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint's tensors and state, or None where there is none."""
+    """The newest checkpoint's tensors and state, or None where there is none.
+
+    Raises RecipeError where it is damaged.
+    """
     found = checkpoints(folder)
     if not found:
         return None
-    tensors = load_file(found[-1] / "tensors.safetensors")
-    state: dict[str, Any] = json.loads((found[-1] / "state.json").read_text("utf-8"))
+    newest = found[-1]
+    try:
+        tensors = load_file(newest / "tensors.safetensors")
+        state: dict[str, Any] = json.loads((newest / "state.json").read_text("utf-8"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RecipeError(
+            f"The checkpoint {newest} is damaged ({error}): remove that folder, and --resume goes "
+            "on from the one before."
+        ) from error
     return tensors, state
 
 
@@ -81,13 +91,22 @@ def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tens
 
 
 def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """The reverse of `optimizer_tensors`."""
+    """The reverse of `optimizer_tensors`.
+
+    Raises ValueError where the state is that of other parameters.
+    """
     for number, optimizer in enumerate(optimizers):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         start = f"optimizer.{number}."
         for key, value in tensors.items():
             if key.startswith(start):
                 index, name = key.removeprefix(start).split(".", 1)
+                # torch takes any shape, and fails at the first step or learns nonsense.
+                if int(index) >= len(parameters) or (
+                    value.ndim and value.shape != parameters[int(index)].shape
+                ):
+                    raise ValueError(f"{key} is of another parameter")
                 state.setdefault(int(index), {})[name] = value
         whole = optimizer.state_dict()
         whole["state"] = state

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mmchat.errors import DataError
+from mmchat.errors import DataError, MmchatError
 from mmchat.model.prompt import encode_chat
 from mmchat.training.dataset import PreparedData, Sample
 from mmchat.training.packing import IGNORED, Batch, Branch, Row, Tree, collate, pack, trim
@@ -30,7 +30,10 @@ class Collator:
         self.length_weight = length_weight
 
     def tree(self, sample: Sample, order: np.random.Generator | None = None) -> Tree:
-        """Encodes a sample; with `order` its dialogs are shuffled."""
+        """Encodes a sample; with `order` its dialogs are shuffled.
+
+        Raises DataError where its dialogs do not begin alike.
+        """
         dialogs = list(sample.dialogs)
         if order is not None:
             dialogs = [dialogs[i] for i in order.permutation(len(dialogs))]
@@ -45,7 +48,10 @@ class Collator:
             start, length = encoded[0].images[-1]
             trunk = start + length
             if any(e.input_ids[:trunk] != encoded[0].input_ids[:trunk] for e in encoded):
-                raise DataError("The dialogs of a sample do not begin with the same pictures.")
+                raise DataError(
+                    f"{sample.place}: its dialogs do not begin alike up to the last picture: make "
+                    "a sample of each."
+                )
         branches: list[Branch] = []
         for dialog, whole in zip(dialogs, encoded, strict=True):
             tokens, mask = whole.input_ids, whole.answer_mask
@@ -83,15 +89,21 @@ class AnswerSteps(Dataset[Batch]):
         self.seed = seed
 
     def __getitem__(self, step: int) -> Batch:
-        """Samples are drawn without replacement within each pass over the data."""
+        """Samples are drawn without replacement within each pass over the data.
+
+        Raises DataError for a line that is no sample, or where no dialog of the step fits.
+        """
         rng = np.random.default_rng((self.seed, step))
-        rows: list[Row] = []
         at = step * self.rows
         # Small trees share rows: a few samples more than rows fill them.
         trees = (self._tree(position, rng) for position in range(at, at + self.rows))
-        for row in pack(trees, self.row_tokens):
-            rows.append(row)
-        return self.collator.batch(rows, self.row_tokens)
+        batch = self.collator.batch(pack(trees, self.row_tokens), self.row_tokens)
+        if not (batch.labels != IGNORED).any():
+            raise DataError(
+                f"{self.data.folder}: none of the dialogs of step {step} fits into row_tokens = "
+                f"{self.row_tokens} and asks for an answer: raise row_tokens, or shorten them."
+            )
+        return batch
 
     def _tree(self, position: int, rng: np.random.Generator) -> Tree:
         epoch, index = divmod(position, len(self.data))
@@ -108,6 +120,17 @@ class CellSteps(Dataset[tuple[Tensor, Tensor]]):
     """Step number -> (pictures uint8 (rows, side, side, 3), cells uint8 (rows, grid, grid, channels))."""
 
     def __init__(self, data: PreparedData, *, rows: int, seed: int) -> None:
+        """Raises DataError where there are fewer pictures than `rows`, or no labels for them."""
+        if rows > len(data.images):
+            raise DataError(
+                f"{data.folder} holds {len(data.images)} pictures, and a step takes rows = {rows} "
+                "different ones: lower rows."
+            )
+        if len(data.cells) != len(data.images):
+            raise DataError(
+                f"{data.folder} holds labels of {len(data.cells)} pictures in cells.npy, and "
+                f"{len(data.images)} pictures: draw or prepare it again."
+            )
         self.data = data
         self.rows = rows
         self.seed = seed
@@ -122,3 +145,22 @@ class CellSteps(Dataset[tuple[Tensor, Tensor]]):
 
     def __len__(self) -> int:
         return 2**31
+
+
+class ToldSteps(Dataset[Any]):
+    """`steps`, whose MmchatError is a value: it comes through a DataLoader as it was raised.
+
+    A DataLoader raises its worker's errors anew, with the worker's traceback as their sentence.
+    """
+
+    def __init__(self, steps: AnswerSteps | CellSteps) -> None:
+        self.steps = steps
+
+    def __getitem__(self, step: int) -> Any:
+        try:
+            return self.steps[step]
+        except MmchatError as error:
+            return error
+
+    def __len__(self) -> int:
+        return len(self.steps)

@@ -8,7 +8,7 @@
 
 All dialogs of a sample share its pictures. A message's content is a string (the
 sample's pictures stand before the first one) or a list of parts, in which
-`{"type": "image"}` takes the next picture.
+`{"type": "image"}` takes the next picture; then every picture has its part.
 """
 
 import hashlib
@@ -16,9 +16,11 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import msgspec
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from mmchat.errors import DataError
@@ -53,6 +55,33 @@ class Sample:
 
     images: tuple[int, ...]
     dialogs: tuple[Dialog, ...]
+    place: str = ""
+    """File and line, for what has to be told about it."""
+
+
+class _Text(Struct, tag="text", tag_field="type"):
+    text: str
+
+
+class _Image(Struct, tag="image", tag_field="type"):
+    pass
+
+
+class _Message(Struct):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[_Text | _Image]
+
+
+class _Dialog(Struct):
+    type: str
+    messages: list[_Message]
+
+
+class _Record(Struct):
+    """A line of samples.jsonl."""
+
+    images: list[int]
+    dialogs: list[_Dialog]
 
 
 class PreparedData:
@@ -84,15 +113,30 @@ class PreparedData:
         return len(self._starts) - 1
 
     def __getitem__(self, index: int) -> Sample:
+        """Raises DataError, with file and line, where the line is no sample of these pictures."""
         line = self._samples[self._starts[index] : self._starts[index + 1]]
+        place = f"{self.folder / 'samples.jsonl'}, line {index + 1}"
         try:
-            record = json.loads(line)
-            images = tuple(record["images"])
-            return Sample(images, tuple(_dialog(d, len(images)) for d in record["dialogs"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{self.folder / 'samples.jsonl'}, line {index + 1}: not a sample ({error})."
-            ) from error
+            record = msgspec.json.decode(line, type=_Record)
+            self._check(record)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{place}: not a sample ({error}): mend or remove it.") from error
+        dialogs = tuple(_dialog(dialog, len(record.images)) for dialog in record.dialogs)
+        return Sample(tuple(record.images), dialogs, place)
+
+    def _check(self, record: _Record) -> None:
+        """Raises ValueError where a picture is not there, or has no place in a dialog."""
+        for image in record.images:
+            if not 0 <= image < len(self.images):
+                raise ValueError(f"picture {image}, of {len(self.images)} counted from 0")
+        if not record.dialogs or not all(dialog.messages for dialog in record.dialogs):
+            raise ValueError("no dialog, or one without messages")
+        for dialog in record.dialogs:
+            parts = _image_parts(dialog)
+            if parts is not None and parts != len(record.images):
+                raise ValueError(
+                    f"{parts} image parts in a dialog, and {len(record.images)} images"
+                )
 
     @cached_property
     def cells(self) -> NDArray[np.uint8]:
@@ -142,23 +186,28 @@ def _array(file: Path) -> NDArray[np.uint8]:
     return array
 
 
-def _dialog(record: dict[str, Any], pictures: int) -> Dialog:
+def _image_parts(dialog: _Dialog) -> int | None:
+    """How many parts of the dialog take a picture; None where no message is made of parts."""
+    lists = [message.content for message in dialog.messages if isinstance(message.content, list)]
+    return sum(isinstance(part, _Image) for parts in lists for part in parts) if lists else None
+
+
+def _dialog(record: _Dialog, pictures: int) -> Dialog:
     turns: list[Turn] = []
     taken = 0
-    placed = any(isinstance(message["content"], list) for message in record["messages"])
-    for number, message in enumerate(record["messages"]):
-        content = message["content"]
+    placed = _image_parts(record) is not None
+    for number, message in enumerate(record.messages):
         parts: list[str | PictureAt] = []
-        if isinstance(content, str):
+        if isinstance(message.content, str):
             if number == 0 and not placed:
                 parts += [PictureAt(index) for index in range(pictures)]
-            parts.append(content)
+            parts.append(message.content)
         else:
-            for part in content:
-                if part["type"] == "image":
+            for part in message.content:
+                if isinstance(part, _Image):
                     parts.append(PictureAt(taken))
                     taken += 1
                 else:
-                    parts.append(part["text"])
-        turns.append(Turn(message["role"], tuple(parts)))
-    return Dialog(record["type"], tuple(turns))
+                    parts.append(part.text)
+        turns.append(Turn(message.role, tuple(parts)))
+    return Dialog(record.type, tuple(turns))

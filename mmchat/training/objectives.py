@@ -61,14 +61,20 @@ def answer_loss(
     pictures: uint8 (pictures, side, side, 3). `text_model` is the model's text
     model, or a compiled form of it. Returns the loss (a scalar) and bool
     (answer tokens,), in the order of the batch's labels.
+
+    Raises ValueError where the batch has not as many places as the pictures have tokens.
     """
     embeds = model.get_input_embeddings()(batch.input_ids)
+    place = (batch.input_ids == model.config.image_token_id).unsqueeze(-1)
+    places = int(place.sum())
+    if places != len(pictures) * model.config.image_seq_length:
+        # masked_scatter would take the first ones, and shift all that follow.
+        raise ValueError(f"{places} places for the tokens of {len(pictures)} pictures")
     if len(pictures):
         tower_trains = any(p.requires_grad for p in model.model.vision_tower.parameters())
         with torch.set_grad_enabled(tower_trains and torch.is_grad_enabled()):
             features = model.encode_images(normalize(pictures))
         prefix = model.project(features).flatten(0, 1)
-        place = (batch.input_ids == model.config.image_token_id).unsqueeze(-1)
         embeds = embeds.masked_scatter(place, prefix.to(embeds.dtype))
     hidden = text_model(
         inputs_embeds=embeds,

@@ -82,9 +82,11 @@ class Batch:
 
 
 def pack(trees: Iterable[Tree], capacity: int) -> list[Row]:
-    """First fit: each tree into the first row that has room, in the order given."""
+    """First fit: each tree into the first row that has room, in the order given; no empty one."""
     rows: list[Row] = []
     for tree in trees:
+        if not len(tree):
+            continue
         row = next((row for row in rows if row.fits(tree)), None)
         if row is None:
             row = Row(capacity)
@@ -94,13 +96,19 @@ def pack(trees: Iterable[Tree], capacity: int) -> list[Row]:
 
 
 def trim(tree: Tree, capacity: int) -> Tree:
-    """The tree with as many of its first dialogs as fit; never a part of one."""
+    """The tree with as many of its first dialogs as fit; never a part of one.
+
+    Where none fits the tree is empty: its pictures' tokens may have stood in a dialog, and a
+    picture without its tokens would give them those of the next one.
+    """
     room = capacity - len(tree.trunk)
     kept: list[Branch] = []
     for branch in tree.branches:
         if len(branch.tokens) <= room:
             kept.append(branch)
             room -= len(branch.tokens)
+    if not kept:
+        return Tree([], (), [])
     return Tree(tree.trunk, tree.images, kept)
 
 

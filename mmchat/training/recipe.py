@@ -5,6 +5,7 @@ It is read and checked before torch is imported, and saved beside what it made.
 
 import difflib
 import hashlib
+import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,20 +65,23 @@ class Stage(_Table, frozen=True):
     evaluate_every: int = 500
 
     def __post_init__(self) -> None:
-        for field, holds in {
-            "steps": self.steps > 0,
-            "rows": self.rows > 0,
-            "row_tokens": self.row_tokens > 0,
-            "learning_rate": self.learning_rate > 0,
-            "warmup": 0 <= self.warmup < 1,
-            "decay": 0 <= self.decay <= 1,
-            "trains": bool(self.trains),
-            "clip": self.clip > 0,
-        }.items():
-            if not holds:
-                raise RecipeError(
-                    f"Stage {self.name}: {field} = {getattr(self, field)!r} cannot be used."
-                )
+        for field in ("steps", "rows", "row_tokens", "checkpoint_every", "evaluate_every"):
+            self._require(field, getattr(self, field) >= 1, "at least 1")
+        for field in ("learning_rate", "clip"):
+            self._require(field, 0 < getattr(self, field) < math.inf, "a number above 0")
+        self._require("warmup", 0 <= self.warmup < 1, "from 0 to below 1")
+        self._require("decay", 0 <= self.decay <= 1, "from 0 to 1")
+        for field in ("weight_decay", "length_weight"):
+            self._require(field, 0 <= getattr(self, field) < math.inf, "0 or a number above it")
+        once = len(self.trains) == len(set(self.trains)) > 0
+        self._require("trains", once, "one part or more, each once")
+
+    def _require(self, field: str, holds: bool, wanted: str) -> None:
+        if not holds:
+            raise RecipeError(
+                f"Stage {self.name}: {field} = {getattr(self, field)!r} cannot be used, it has to "
+                f"be {wanted}."
+            )
 
 
 class Recipe(_Table, frozen=True):
@@ -89,6 +93,16 @@ class Recipe(_Table, frozen=True):
     stages: tuple[Stage, ...]
     compile: bool = False
     """torch.compile the text model: faster where a C++ compiler is at hand."""
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if not names:
+            raise RecipeError("The recipe has no stage, so it would train nothing: add [[stages]].")
+        if len(names) != len(set(names)):
+            raise RecipeError(
+                f"The recipe's stages are named {', '.join(names)}: give each a name of its own, "
+                "for a run goes on by them."
+            )
 
 
 def read_recipe(file: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -1,10 +1,11 @@
 """A training run: the recipe's stages one after the other, resumable at any step."""
 
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import msgspec
 import tomli_w
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from mmchat.errors import DataError, RecipeError
+from mmchat.errors import DataError, MmchatError, RecipeError
 from mmchat.model.quantization import compute_dtype
 from mmchat.training.base import (
     build_config,
@@ -31,7 +33,7 @@ from mmchat.training.checkpoint import (
     restore_optimizers,
     save_checkpoint,
 )
-from mmchat.training.collation import AnswerSteps, CellSteps, Collator
+from mmchat.training.collation import AnswerSteps, CellSteps, Collator, ToldSteps
 from mmchat.training.dataset import PreparedData
 from mmchat.training.objectives import AnswerScores, CellHeads, answer_loss, normalize
 from mmchat.training.optimizer import build_optimizers, schedule
@@ -74,12 +76,13 @@ class Run:
         self.held_out = PreparedData(data / "held-out")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = compute_dtype(self.device)
+        with _writing(out):
+            out.mkdir(parents=True, exist_ok=True)
         saved = load_checkpoint(out / "checkpoints")
         if saved is not None and not resume:
             raise RecipeError(
                 f"{out} holds a run already: go on with --resume, or choose another folder."
             )
-        out.mkdir(parents=True, exist_ok=True)
         self.tokenizer = self._tokenizer(begun=saved is not None)
         self.config = build_config(recipe.base, self.tokenizer)
         self.processor = build_processor(self.tokenizer, self.config)
@@ -97,9 +100,10 @@ class Run:
                 self.stage_index, self.step = index, 0
             self._run_stage(self.recipe.stages[index])
         model = self.out / "model"
-        save_base(self.model, self.processor, model)
-        tables = msgspec.to_builtins(self.recipe)
-        (model / "recipe.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
+        with _writing(model):
+            save_base(self.model, self.processor, model)
+            tables = msgspec.to_builtins(self.recipe)
+            (model / "recipe.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
         self.say(f"done: {model}")
         return model
 
@@ -109,7 +113,10 @@ class Run:
         optimizers = build_optimizers(
             trained, stage.learning_rate, stage.weight_decay, vocabulary, self.dtype
         )
-        restore_optimizers(optimizers, self.restored)
+        try:
+            restore_optimizers(optimizers, self.restored)
+        except ValueError as error:
+            raise self._unfit(f"stage {stage.name} trained other parts then", error) from error
         self.restored = {}
         parameters = [p for module in trained for p in module.parameters() if p.requires_grad]
         step_loss = self._objective(stage)
@@ -120,14 +127,18 @@ class Run:
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = stage.learning_rate * factor
+            if isinstance(batch, MmchatError):
+                raise batch
             loss = step_loss(batch)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, stage.clip).item()
             value = loss.item()
-            if not math.isfinite(value):
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                # Before the step: a gradient that is not finite would spoil weights and checkpoint.
                 raise RecipeError(
-                    f"Stage {stage.name}, step {step}: the loss is {value}. The last checkpoint in "
-                    f"{self.out / 'checkpoints'} is whole: lower learning_rate and --resume."
+                    f"Stage {stage.name}, step {step}: the loss is {value}, its gradient's norm "
+                    f"{norm}. What {self.out / 'checkpoints'} holds is whole: lower learning_rate "
+                    "and --resume."
                 )
             for optimizer in optimizers:
                 optimizer.step()
@@ -219,7 +230,7 @@ class Run:
                 seed=seed,
             )
         return DataLoader(
-            steps,
+            ToldSteps(steps),
             batch_size=None,
             sampler=range(first, stage.steps),
             num_workers=1,
@@ -246,7 +257,9 @@ class Run:
         context = int(self.recipe.base.text.get("max_position_embeddings", 2048))
         texts = self.train_data.texts(TOKENIZER_TEXTS)
         tokenizer = train_tokenizer(texts, self.recipe.base.vocabulary_size, context)
-        tokenizer.save_pretrained(kept)
+        with _writing(kept):
+            kept.mkdir(exist_ok=True)  # transformers only warns of a file in its place
+            tokenizer.save_pretrained(kept)
         return tokenizer
 
     def _heads(self) -> CellHeads:
@@ -287,20 +300,44 @@ class Run:
             )
         if state["recipe"] != recipe_hash(self.recipe):
             self.say("the recipe has changed since the last checkpoint; going on with the new one")
-        self.model.load_state_dict(_under(tensors, "model."))
-        self.heads.load_state_dict(_under(tensors, "heads."))
+        try:
+            self.model.load_state_dict(_under(tensors, "model."))
+            self.heads.load_state_dict(_under(tensors, "heads."))
+        except RuntimeError as error:  # names or sizes differ, said in many lines
+            raise self._unfit("its [base] or its classes were others", error) from error
         self.stage_index, self.step = names.index(state["stage"]), state["step"]
         self.restored = {k: v for k, v in tensors.items() if k.startswith("optimizer.")}
         if self.step >= self.recipe.stages[self.stage_index].steps:
             self.stage_index, self.step, self.restored = self.stage_index + 1, 0, {}
 
+    def _unfit(self, why: str, error: Exception) -> RecipeError:
+        what = str(error).strip().splitlines()[-1].strip()
+        return RecipeError(
+            f"The checkpoint in {self.out} does not fit the recipe, for {why} ({what}): restore the "
+            "recipe, or choose another folder."
+        )
+
     def _log(self, stage: Stage, **figures: Any) -> None:
         record = {"stage": stage.name, "step": self.step, "of": stage.steps, **figures}
-        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        metrics = self.out / "metrics.jsonl"
+        with _writing(metrics), metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         shown = figures.get("held_out", figures)
         words = " ".join(f"{name}={value:.3f}" for name, value in shown.items())
         self.say(f"{stage.name} {self.step}/{stage.steps} {words}")
+
+
+@contextlib.contextmanager
+def _writing(what: Path) -> Iterator[None]:
+    """Raises RecipeError where `what` cannot be written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # a full disk is either, by who meets it
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise RecipeError(
+            f"{what} cannot be written ({why}): make room or mend its permissions, and go on with "
+            "--resume, or choose another folder."
+        ) from error
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

@@ -81,10 +81,11 @@ def test_rows_hold_everything_once(shapes: list[tuple[int, list[int]]], capacity
     trees = [
         trim(Tree([1] * trunk, (), [Branch([2] * n, [2] * n, 1.0) for n in lengths]), capacity)
         for trunk, lengths in shapes
-        if trunk < capacity
     ]
     rows: list[Row] = pack(trees, capacity)
-    assert sorted(map(len, trees)) == sorted(len(t) for row in rows for t in row.trees)
+    assert sorted(len(tree) for tree in trees if len(tree)) == sorted(
+        len(t) for row in rows for t in row.trees
+    )
     assert all(row.length <= capacity for row in rows)
     if not rows:
         return
@@ -113,6 +114,27 @@ def test_mask_by_hand() -> None:
 def test_trim_keeps_whole_dialogs() -> None:
     tree = Tree([1, 1], (), [Branch([2] * 5, [2] * 5, 1.0), Branch([3] * 2, [3] * 2, 1.0)])
     assert [len(b.tokens) for b in trim(tree, 6).branches] == [2]
+
+
+def test_a_dialog_that_does_not_fit_takes_its_pictures_along(tiny: Tiny) -> None:
+    """A single dialog holds its picture's tokens itself; the next one's picture stays its own."""
+    long, short = (
+        tiny.collator.tree(replace(tiny.data[i], dialogs=(tiny.data[i].dialogs[kind],)))
+        for i, kind in ((4, 1), (5, 0))
+    )
+    capacity = len(short)
+    assert len(long) > capacity and not long.trunk
+    alone = _loss(tiny, [trim(short, capacity)], capacity)
+    assert torch.equal(
+        _loss(tiny, [trim(tree, capacity) for tree in (long, short)], capacity), alone
+    )
+
+
+def test_pictures_without_their_places_are_refused(tiny: Tiny) -> None:
+    tree = tiny.collator.tree(tiny.data[0])
+    for images in ((), (0, 1)):
+        with pytest.raises(ValueError, match="places for the tokens"):
+            _loss(tiny, [replace(tree, images=images)], len(tree))
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0])

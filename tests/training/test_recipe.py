@@ -28,7 +28,16 @@ def test_overrides(file: Path) -> None:
         ("stages.0.learning_rat=1", "did you mean learning_rate"),
         ("seed", "key=value"),
         ("stages.7.steps=1", "no such place"),
-        ("stages.0.steps=0", "steps = 0"),
+        ("stages.0.steps=0", "steps = 0 cannot be used, it has to be at least 1"),
+        ("stages.0.checkpoint_every=0", "checkpoint_every = 0"),
+        ("stages.1.evaluate_every=0", "evaluate_every = 0"),
+        ("stages.1.learning_rate=nan", "learning_rate = nan"),
+        ("stages.1.clip=inf", "clip = inf"),
+        ("stages.1.weight_decay=-1", "weight_decay = -1"),
+        ("stages.1.trains=[]", "one part or more"),
+        ('stages.1.trains=["projector", "projector"]', "each once"),
+        ("stages=[]", "has no stage"),
+        ("stages.0.name=answers", "name of its own"),
         ("stages.0.objective=fun", "fun"),
         ("seed=many", "seed"),
     ],
@@ -49,4 +58,4 @@ def test_unreadable(tmp_path: Path) -> None:
 
 def test_the_built_in_recipe_reads() -> None:
     recipe = read_recipe(Path(__file__).parents[2] / "adapters" / "scenes" / "recipe.toml")
-    assert [stage.name for stage in recipe.stages] == ["cells", "answers"]
+    assert [stage.name for stage in recipe.stages] == ["cells", "answers", "together"]

@@ -178,13 +178,3 @@ def test_damaged_data_is_told(prepared: tuple[Path, Path]) -> None:
 def test_missing_data(tmp_path: Path, prepared: tuple[Path, Path]) -> None:
     with pytest.raises(DataError, match=r"samples\.jsonl"):
         train(tmp_path / "nowhere", prepared[1], tmp_path / "out", say=_quiet)
-
-
-def test_broken_line_is_named(prepared: tuple[Path, Path], tmp_path: Path) -> None:
-    data, recipe = prepared
-    file = data / "train" / "samples.jsonl"
-    lines = file.read_text().splitlines()
-    lines[4] = "{broken"
-    file.write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match="line 5"):
-        train(data, recipe, tmp_path / "out", say=_quiet)
