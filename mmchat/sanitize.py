@@ -25,3 +25,19 @@ def clean(text: str, keep_newlines: bool = True) -> str:
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _SURROGATES.sub("\ufffd", _CONTROLS.sub("", text))
     return text if keep_newlines else " ".join(text.split())
+
+
+class Cleaner:
+    """`clean` for text that comes in pieces: `\\r\\n` may lie across two of them."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        text = self._held + text
+        self._held = "\r" if text.endswith("\r") else ""
+        return clean(text[: len(text) - len(self._held)])
+
+    def rest(self) -> str:
+        held, self._held = self._held, ""
+        return clean(held)

@@ -5,6 +5,7 @@ settings.toml, ``MMCHAT_SECTION_KEY`` in the environment, a command-line flag.
 """
 
 import difflib
+import math
 import os
 import sys
 import tomllib
@@ -61,15 +62,20 @@ class GenerationSettings(_Section, frozen=True):
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.temperature >= 0, "generation.temperature", self.temperature, "0 or more")
+        _require(
+            0 <= self.temperature < math.inf,
+            "generation.temperature",
+            self.temperature,
+            "0 or more, and finite",
+        )
         _require(self.top_k >= 0, "generation.top_k", self.top_k, "0 or more")
         _require(0 < self.top_p <= 1, "generation.top_p", self.top_p, "above 0 and at most 1")
         _require(0 <= self.min_p < 1, "generation.min_p", self.min_p, "from 0 to below 1")
         _require(
-            self.repetition_penalty > 0,
+            0 < self.repetition_penalty < math.inf,
             "generation.repetition_penalty",
             self.repetition_penalty,
-            "above 0",
+            "above 0, and finite",
         )
         _require(self.max_tokens >= 1, "generation.max_tokens", self.max_tokens, "1 or more")
 

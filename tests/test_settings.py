@@ -33,6 +33,7 @@ def test_every_setting_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("[generation]\ntemprature = 1\n", "Did you mean generation.temperature"),
         ("[modell]\nname = 'x'\n", "Did you mean model"),
         ("[generation]\ntop_p = 7\n", "generation.top_p is 7.0"),
+        ("[generation]\ntemperature = inf\n", "temperature is inf"),
         ("[generation]\nmax_tokens = 'many'\n", "max_tokens"),
         ("generation = 1\n", "has to be a table"),
         ("[model\n", "not valid TOML"),

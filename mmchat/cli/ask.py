@@ -25,6 +25,7 @@ from mmchat.client import (
 from mmchat.errors import EngineError, HistoryError, TooLongError
 from mmchat.history import Answer, Conversation, History, Message, Origin, StoredImage
 from mmchat.images import MAX_BYTES, Picture, parse_picture, read_picture
+from mmchat.sanitize import Cleaner
 from mmchat.settings import GenerationSettings, Settings, load_settings
 from mmchat.tui.turns import TOO_LONG, turns
 
@@ -307,6 +308,7 @@ class _View:
         self.text = ""
         self._quiet = quiet
         self._keep = keep
+        self._cleaner = Cleaner()
         self._progress = Progress()
 
     def take(self, event: Event) -> None:
@@ -327,13 +329,13 @@ class _View:
                     self._keep(text)
                 self.text += text
                 if not self._quiet:
-                    say(text, end="")
+                    say(self._cleaner.feed(text), end="")
 
     def end(self) -> None:
         self._progress.clear()
-        if self.text and not self._quiet and not self.text.endswith("\n"):
+        if self.text and not self._quiet:
             with contextlib.suppress(BrokenPipeError):
-                say()
+                say(self._cleaner.rest(), end="" if self.text.endswith("\n") else "\n")
 
 
 async def _stream(settings: Settings, asked: Sequence[Turn], view: _View) -> Done:

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, Sequence
 
+from mmchat.client import wire
 from mmchat.client.local import LocalEngine
 from mmchat.client.protocol import EngineStatus, Event, Loading, Options, Turn
 from mmchat.client.remote import RemoteServer
@@ -115,7 +116,11 @@ class EngineClient:
 
 
 def _absolute(name: str) -> str:
-    """A folder's path as the engine sees it, which works in another folder; else the name."""
+    """A folder's path as the engine sees it, which works in another folder; else the name.
+
+    Raises EngineError for a name that the protocol cannot carry.
+    """
+    name = wire.checked_name(name)
     if os.sep not in name and not name.startswith((".", "~")):
         return name
     folder = named_folder(name)

@@ -128,7 +128,12 @@ class LocalEngine:
         await self._ready()
         client = await self._reached()
         try:
-            reply = await client.post("/x_mmchat/adapter", json={"adapter": name}, timeout=_STREAM)
+            reply = await client.post(
+                "/x_mmchat/adapter",
+                content=wire.encoded({"adapter": name}),
+                headers=wire.JSON,
+                timeout=_STREAM,
+            )
         except httpx.TransportError as error:
             raise broken("switching the adapter") from error
         await _refused(reply)
@@ -182,11 +187,15 @@ class LocalEngine:
         pictures: dict[str, ImagePart] | None = None,
     ) -> AsyncGenerator[Event, None]:
         """The stream's events; a picture that the engine lacks is uploaded, an engine that ended
-        before it took the request is started again."""
+        before it took the request, or while it stood in line, is started again."""
         restarts = uploads = 0
+        content = wire.encoded(body)
         while True:
             client = await self._reached()
-            request = client.build_request("POST", path, json=body, timeout=_STREAM)
+            request = client.build_request(
+                "POST", path, content=content, headers=wire.JSON, timeout=_STREAM
+            )
+            begun = False
             try:
                 async with asyncio.timeout(_BEGIN):
                     response = await client.send(request, stream=True)
@@ -205,8 +214,15 @@ class LocalEngine:
                 if not missing:
                     async with contextlib.aclosing(stream_events(response)) as events:
                         async for event in events:
+                            begun = begun or not isinstance(event, Waiting)
                             yield event
                     return
+            except wire.EndingError:
+                if begun or restarts == 2:
+                    raise
+                restarts += 1
+                await self.start()
+                continue
             except httpx.TransportError as error:
                 raise broken(doing) from error
             finally:

@@ -75,7 +75,11 @@ class RemoteServer:
         begin = time.monotonic()
         try:
             async with self._http.stream(
-                "POST", f"{self._url}/chat/completions", json=body, timeout=_STREAM
+                "POST",
+                f"{self._url}/chat/completions",
+                content=wire.encoded(body),
+                headers=wire.JSON,
+                timeout=_STREAM,
             ) as response:
                 if not response.is_success:
                     raise self._refusal(response.status_code, await response.aread())

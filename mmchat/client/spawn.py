@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import BinaryIO
 
 from mmchat.client.endpoint import engine_lives, log_file, read_endpoint, runtime_dir
 from mmchat.errors import EngineError
@@ -31,6 +32,18 @@ def _let_go() -> None:
             child.returncode = 0
 
 
+def _log() -> BinaryIO:
+    """The engine's log, to be written at its end. Raises EngineError where it cannot be."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    try:
+        return os.fdopen(os.open(log_file(), flags, 0o600), "ab")
+    except OSError as error:
+        raise EngineError(
+            f"The engine's log {log_file()} cannot be written ({error.strerror}): "
+            "mend its permissions, or remove it."
+        ) from error
+
+
 class Spawned:
     """An engine that was started and may not answer yet."""
 
@@ -38,8 +51,7 @@ class Spawned:
         """Raises EngineError where no process can be started."""
         runtime = runtime_dir()
         private_dir(log_file().parent)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        with os.fdopen(os.open(log_file(), flags, 0o600), "ab") as log:
+        with _log() as log:
             self._log_start = os.fstat(log.fileno()).st_size
             # -P: the folder that we are in must not be where Python looks for modules.
             command = [sys.executable, "-P", "-m", "mmchat.engine", *_flags(settings)]
@@ -67,7 +79,8 @@ class Spawned:
 
     def failure(self) -> EngineError:
         """Why it ended before it answered, from the last line it wrote."""
-        with log_file().open("rb") as log:
+        lines: list[str] = []
+        with contextlib.suppress(OSError), log_file().open("rb") as log:  # it may be removed by now
             size = os.fstat(log.fileno()).st_size
             log.seek(max(self._log_start if self._log_start <= size else 0, size - 65_536))
             lines = log.read().decode(errors="replace").splitlines()

@@ -1,6 +1,8 @@
 """The OpenAI chat-completions protocol as the client writes and reads it."""
 
 import base64
+import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +22,8 @@ from mmchat.errors import (
 REFERENCE = "x-mmchat:sha256:"
 MAX_LINE = 16 * 1024 * 1024
 """Characters of one server-sent event; a server that sends more is not believed."""
+JSON = {"content-type": "application/json"}
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class _ChunkDelta(Struct):
@@ -52,6 +56,23 @@ class EngineChunk(Chunk):
 
 
 _C = TypeVar("_C", bound=Chunk)
+
+
+def encoded(body: dict[str, Any]) -> bytes:
+    """A request's JSON; lone surrogates, of which there is no UTF-8, become U+FFFD."""
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATES.sub("\ufffd", text).encode()
+
+
+def checked_name(name: str) -> str:
+    """The model's or adapter's name; EngineError where it is no UTF-8, as a file's name may be."""
+    if _SURROGATES.search(name):
+        shown = _SURROGATES.sub("\ufffd", name)
+        raise EngineError(f"{shown} is a name that is not valid UTF-8: rename the folder.")
+    return name
 
 
 def messages(turns: Sequence[Turn], by_reference: bool) -> list[dict[str, Any]]:
@@ -108,9 +129,13 @@ def read_chunk(data: str, kind: type[_C]) -> _C:
         ) from error
 
 
+class EndingError(EngineError):
+    """The engine was asked to end; a request that it had not begun may be sent to another one."""
+
+
 _RAISED: dict[str, type[MmchatError]] = {
     TooLongError.CODE: TooLongError,
-    **{kind.__name__: kind for kind in (AdapterError, ImageError)},
+    **{kind.__name__: kind for kind in (AdapterError, EndingError, ImageError)},
 }
 
 

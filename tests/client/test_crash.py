@@ -1,5 +1,6 @@
 """The engine dies; the person gets a sentence, keeps what was written, and goes on."""
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -8,9 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
-from mmchat.client import Delta, EngineClient, Event, ImagePart, Options
+from mmchat.client import Delta, Done, EngineClient, Event, ImagePart, Options, Waiting
 from mmchat.client.endpoint import engine_lives, log_file
+from mmchat.client.spawn import Spawned
 from mmchat.errors import EngineError
+from mmchat.settings import load_settings
 from tests.client.asking import ask, text_of, until, user
 
 pytestmark = pytest.mark.usefixtures("scripted_engine")
@@ -71,6 +74,53 @@ async def test_being_asked_to_end_in_mid_answer_is_told(new_client: Clients) -> 
     assert text_of(seen).startswith("tick-1 ")
     assert not engine_lives()
     assert await ask(client, "say on") == "on "
+
+
+async def test_a_message_in_line_is_asked_of_the_next_engine(new_client: Clients) -> None:
+    """The one that is being answered is told; the one behind it had not begun and goes on."""
+    client = new_client()
+    pid = int(await ask(client, "pid"))
+    running: list[Event] = []
+    waiting: list[Event] = []
+    first = asyncio.create_task(follow(client, "forever", running))
+    await until(lambda: text_of(running))
+    second = asyncio.create_task(follow(new_client(), "pid", waiting))
+    await until(lambda: waiting)
+    assert waiting == [Waiting(1)]
+    os.kill(pid, signal.SIGTERM)
+    with pytest.raises(EngineError, match="was asked to end"):
+        await first
+    await second
+    assert isinstance(waiting[-1], Done) and int(text_of(waiting)) != pid
+
+
+async def test_why_it_could_not_start_is_told_without_a_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = load_settings()
+    monkeypatch.setenv("MMCHAT_GENERATION_TOP_P", "7")  # for the engine
+    process = Spawned(settings)
+    await until(lambda: process.exit_status() is not None)
+    assert "top_p" in str(process.failure())
+    log_file().unlink()
+    assert "it wrote nothing" in str(process.failure())
+
+
+def test_a_log_that_cannot_be_written_is_told() -> None:
+    log_file().mkdir(parents=True)
+    with pytest.raises(EngineError, match=r"log .* cannot be written"):
+        Spawned(load_settings())
+
+
+async def test_words_that_are_no_utf_8_arrive_mended(new_client: Clients) -> None:
+    client = new_client()
+    assert await ask(client, "say a\udcff") == "a\ufffd "
+    for names in ({"model": "a\udcff"}, {"adapter": "a\udcff"}, {"model": "/nowhere/a\udcff"}):
+        with pytest.raises(EngineError, match="not valid UTF-8: rename the folder"):
+            async for _ in client.chat(user("hello"), Options(), **names):
+                pass
+    with pytest.raises(EngineError, match="not valid UTF-8: rename the folder"):
+        await client.use_adapter("a\udcff")
 
 
 async def test_a_new_engine_gets_the_pictures_again(new_client: Clients) -> None:

@@ -1,5 +1,6 @@
 """Pictures at their place in the text, and server-sent events as servers really send them."""
 
+import json
 import re
 from collections.abc import AsyncIterator
 
@@ -96,6 +97,15 @@ def test_stock_servers_get_stock_messages_and_only_what_was_chosen() -> None:
         "max_tokens": 512,
         "top_k": 4,
         "stop": ["x"],
+    }
+
+
+def test_a_request_is_utf_8_whatever_was_typed() -> None:
+    """A shell hands on bytes that are no UTF-8 as lone surrogates."""
+    body = {"model": "é", "messages": messages([Turn("system", ("a\udcff😀",))], by_reference=True)}
+    assert json.loads(wire.encoded(body)) == {
+        "model": "é",
+        "messages": [{"role": "system", "content": "a\ufffd😀"}],
     }
 
 

@@ -96,6 +96,15 @@ async def test_usage_comments_and_a_chosen_model(server: type[Server], new_clien
     assert (body["model"], body["temperature"]) == ("small", 0.5)
 
 
+async def test_words_that_are_no_utf_8_arrive_mended(
+    server: type[Server], new_client: Clients
+) -> None:
+    assert await ask(new_client(), "say a\udcff") == "hello you"
+    assert server.seen[0][2]["messages"][0]["content"] == "say a\ufffd"
+    with pytest.raises(EngineError, match="not valid UTF-8: rename the folder"):
+        await ask(new_client(model__name="a\udcff"), "hello")
+
+
 @pytest.mark.parametrize(
     ("status", "body", "sentence"),
     [
