@@ -12,13 +12,20 @@ RUN := $(VENV)/.stamp-run-$(KEY)
 DEV := $(VENV)/.stamp-dev-$(KEY)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
+LIGHT_VENV := .venv-light-$(notdir $(PYTHON))
+LIGHT := $(LIGHT_VENV)/.stamp-$(KEY)
+LIGHT_PACKAGES := anyio click httpx huggingface-hub hypothesis markdown-it-py msgspec numpy pillow \
+  platformdirs psutil pytest pytest-asyncio pytest-textual-snapshot pytest-xdist rich safetensors \
+  sqlite-utils starlette textual tomli-w uvicorn
+
 SCENES := build/scenes
 
-.PHONY: help chat test test-slow check fix bench train-scenes scenes clean
+.PHONY: help chat test test-slow test-light check fix bench train-scenes scenes clean
 
 help:
 	@echo "make chat          open the app"
 	@echo "make test          the tests (make test-slow: the large campaigns too)"
+	@echo "make test-light    all that needs no torch, on another Python (PYTHON=python3.13)"
 	@echo "make check         lint, format, types, imports; make fix mends what it can"
 	@echo "make bench         measure, never judge"
 	@echo "make train-scenes  make the built-in model again from nothing (hours, detached)"
@@ -34,11 +41,18 @@ test: $(DEV)
 test-slow: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
+# All that needs no torch, on another Python: make test-light PYTHON=python3.13
+test-light: $(LIGHT)
+	$(LIGHT_VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" \
+	  tests/images tests/history tests/client tests/cli tests/tui \
+	  tests/test_settings.py tests/test_sanitize.py $(ARGS)
+
 check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_hygiene.py -k heavy
 
 fix: $(DEV)
 	$(BIN)/ruff check --fix .
@@ -91,6 +105,12 @@ $(DEV): | $(RUN)
 	$(PIP) --editable '.[dev]'
 	@rm -f $(VENV)/.stamp-dev-* && touch $@
 
+$(LIGHT):
+	@test -x $(LIGHT_VENV)/bin/python || $(PYTHON) -m venv $(LIGHT_VENV)
+	$(LIGHT_VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt $(LIGHT_PACKAGES)
+	$(LIGHT_VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --editable .
+	@rm -f $(LIGHT_VENV)/.stamp-* && touch $@
+
 clean:
 	@if [ -x $(BIN)/mmchat ]; then $(BIN)/mmchat engine stop; fi
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-light-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
