@@ -21,8 +21,9 @@ from mmchat.client import (
     Started,
     Turn,
     Waiting,
+    marks_of_nothing,
 )
-from mmchat.errors import EngineError, HistoryError, TooLongError
+from mmchat.errors import AdapterError, EngineError, HistoryError, ModelError, TooLongError
 from mmchat.history import Answer, Conversation, History, Message, Origin, StoredImage
 from mmchat.images import MAX_BYTES, Picture, parse_picture, read_picture
 from mmchat.sanitize import Cleaner
@@ -92,6 +93,8 @@ def ask(
     flags = _given({f"generation.{name}": value for name, value in drawing.items()})
     settings = load_settings({**_chosen_model(model, adapter), **flags})
     pictures = [_picture(name) for name in attachments]
+    if pictures and (lost := marks_of_nothing(question, len(pictures))):
+        note(f"No picture is number {lost[0]}: [{lost[0]}] stays text.")
     with contextlib.ExitStack() as stack:
         history: History | None = None
         found: Conversation | None = None
@@ -115,6 +118,11 @@ def ask(
                 note(
                     f"Stopped; the part that was written is kept in conversation {conversation_id}."
                 )
+                raise
+            except (ModelError, AdapterError):
+                # A name that is none begins no conversation that --continue would go on with.
+                if found is None and not history.message(message_id).text:
+                    history.delete(conversation_id)
                 raise
     if as_json:
         say_json(

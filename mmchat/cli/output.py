@@ -63,7 +63,7 @@ def say_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None
 
     lines = [[clean(cell, keep_newlines=False) for cell in row] for row in (header, *rows) if row]
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)][:-1]
-    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    room = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 0
     for line in lines:
         cells = [set_cell_size(cell, width) for cell, width in zip(line, widths, strict=False)]
         left = room - sum(widths) - 2 * len(widths)

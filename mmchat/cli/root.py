@@ -47,10 +47,13 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-        if args[0] not in COMMANDS and not args[0].startswith("-") and near:
-            raise click.UsageError(
-                f"There is no command {args[0]!r}. Did you mean {near[0]}?", ctx=ctx
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            hint = (
+                f"Did you mean {near[0]}?"
+                if near
+                else 'To ask something: mmchat ask "what is this?" -a picture.png'
             )
+            raise click.UsageError(f"There is no command {args[0]!r}. {hint}", ctx=ctx)
         return super().resolve_command(ctx, args)
 
 

@@ -13,6 +13,7 @@ from mmchat.client.protocol import (
     Started,
     Turn,
     Waiting,
+    marks_of_nothing,
     place_pictures,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "Started",
     "Turn",
     "Waiting",
+    "marks_of_nothing",
     "place_pictures",
 ]
 

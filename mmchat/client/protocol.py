@@ -162,6 +162,11 @@ class EngineStatus(Struct, frozen=True):
 _MARK = re.compile(r"\[([1-9][0-9]{0,5})\]")
 
 
+def marks_of_nothing(text: str, pictures: int) -> list[int]:
+    """The numbers of the marks in `text` that none of so many pictures has, each once."""
+    return sorted({int(mark[1]) for mark in _MARK.finditer(text) if int(mark[1]) > pictures})
+
+
 def place_pictures(text: str, images: Sequence[ImagePart]) -> tuple[str | ImagePart, ...]:
     """The parts of a turn: `[1]` in `text` is replaced by picture 1, and so on.
 

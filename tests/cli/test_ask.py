@@ -239,6 +239,20 @@ def test_what_cannot_be_used_is_one_sentence(
     assert said in sentence(mmchat("ask", *arguments))
 
 
+def test_a_model_that_cannot_be_used_leaves_no_conversation(mmchat: Run) -> None:
+    kept = mmchat("ask", "say kept", "--json")
+    sentence(mmchat("ask", "x", "--model", "broken"))
+    sentence(mmchat("ask", "x", "--adapter", "broken"))
+    newest = json.loads(mmchat("history", "list", "--json").stdout.splitlines()[0])
+    assert newest["id"] == json.loads(kept.stdout)["conversation_id"]
+
+
+def test_a_mark_without_its_picture_is_told(mmchat: Run, picture: Path) -> None:
+    done = mmchat("ask", "say is [1] like [2]", "-a", str(picture))
+    assert done.returncode == 0
+    assert "No picture is number 2: [2] stays text." in done.stderr
+
+
 def test_there_is_nothing_to_go_on_with(mmchat: Run, tmp_path: Path) -> None:
     done = mmchat("ask", "x", "--continue", MMCHAT_HOME=str(tmp_path / "fresh"))
     assert "leave --continue out" in sentence(done)

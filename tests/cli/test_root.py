@@ -58,7 +58,7 @@ def test_python_m_is_the_same_command() -> None:
     ("arguments", "said"),
     [
         (["histroy"], "Did you mean history?"),
-        (["xyzzy"], "No such command 'xyzzy'."),
+        (["xyzzy"], "To ask something: mmchat ask"),
         (["ask", "x", "--seed", "many"], "--seed"),
         (["ask", "x", "--temperature", "-1"], "--temperature"),
         (["ask", "x", "--max-tokens", "0"], "--max-tokens"),
