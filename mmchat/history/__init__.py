@@ -6,7 +6,8 @@ what a person can mend is raised as `mmchat.errors.HistoryError`.
 """
 
 from mmchat.history.answer import Answer
-from mmchat.history.store import HEAD, History
+from mmchat.history.faults import MissingError
+from mmchat.history.store import History
 from mmchat.history.types import (
     Conversation,
     Hit,
@@ -16,6 +17,7 @@ from mmchat.history.types import (
     State,
     StoredImage,
 )
+from mmchat.history.writing import HEAD
 
 __all__ = [
     "HEAD",
@@ -24,6 +26,7 @@ __all__ = [
     "History",
     "Hit",
     "Message",
+    "MissingError",
     "Origin",
     "Role",
     "State",

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal
 
-from mmchat.errors import HistoryError
 from mmchat.history import rows
 from mmchat.history.database import Database
+from mmchat.history.faults import MissingError
 from mmchat.history.text import UNSPACED, storable
 from mmchat.history.types import Message, Origin, State
 
@@ -27,12 +27,14 @@ class Answer:
     def __init__(
         self,
         database: Database,
-        message_id: int,
+        begun: Message,
         is_gone: Callable[[str], bool],
         on_end: Callable[["Answer"], None],
     ) -> None:
-        self.id = message_id
+        self.id = begun.id
         """The message's id; `History.message` reads it at any time."""
+        self.begun = begun
+        """The message as it was written down, without a word yet."""
         self._database = database
         self._is_gone = is_gone
         self._on_end = on_end
@@ -42,8 +44,8 @@ class Answer:
         """Add `text` to the end; empty text is nothing.
 
         Raises:
-            HistoryError: the disk is full (what was appended before stays), or
-                the answer is over: finished, or deleted by another window.
+            HistoryError: the disk is full; what was appended before stays.
+            MissingError: the answer is over: finished, or deleted by another window.
         """
         if not text:
             return
@@ -66,7 +68,7 @@ class Answer:
         """Fold the chunks into the message, in one transaction; `origin` brings the figures.
 
         Raises:
-            HistoryError: as `append`; after a full disk it can be tried again.
+            HistoryError: as `append`; it can be tried again, a MissingError cannot.
         """
         return self._end(state, "", origin)
 
@@ -142,8 +144,8 @@ def put_origin(connection: sqlite3.Connection, message_id: int, origin: Origin) 
     )
 
 
-def _is_over(message_id: int) -> HistoryError:
-    return HistoryError(
+def _is_over(message_id: int) -> MissingError:
+    return MissingError(
         f"Answer {message_id} is over: it was finished, or its conversation was deleted "
         "in another window; ask again."
     )

@@ -1,4 +1,4 @@
-"""One connection to the file: opened privately, used by one thread at a time."""
+"""Two connections to the file, opened privately: one to read, one to write."""
 
 import contextlib
 import os
@@ -17,12 +17,21 @@ BUSY_SECONDS = 10.0  # to wait for another program that writes
 
 
 class Database:
-    """A connection with its lock; threads take turns, processes wait for each other."""
+    """A connection to read and one to write, each used by one thread at a time.
+
+    With write-ahead logging a reader waits for no writer: while one thread waits
+    for another program that holds the file, everything that is there still reads.
+    """
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        """Takes `connection` to write and opens another to read."""
         self.path = path
-        self._connection = connection
-        self._turn = threading.RLock()
+        self._writer = _Connection(connection, path)
+        try:
+            self._reader = _Connection(_connect(path), path)
+        except BaseException:
+            connection.close()
+            raise
 
     @classmethod
     def open(cls, path: Path) -> "Database":
@@ -39,34 +48,46 @@ class Database:
             return cls(connection, path)
 
     def close(self) -> None:
-        with self._turn, told(self.path):
-            self._connection.close()
+        self._reader.close()
+        self._writer.close()  # the last one: it folds the log into the file
 
     def shrink(self) -> None:
         """Give the space of what was deleted back to the disk."""
-        with self._turn, told(self.path):
-            # `execute` would take one step of it, which frees one page.
-            self._connection.executescript("PRAGMA incremental_vacuum")
+        # `execute` would take one step of it, which frees one page.
+        self._writer.run("PRAGMA incremental_vacuum")
 
-    @contextlib.contextmanager
-    def read(self) -> Iterator[sqlite3.Connection]:
+    def read(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """Every statement inside sees the same moment."""
-        with self._transaction("BEGIN") as connection:
-            yield connection
+        return self._reader.transaction("BEGIN")
 
-    @contextlib.contextmanager
-    def write(self) -> Iterator[sqlite3.Connection]:
+    def write(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
         """All of it or nothing; committed when the block ends.
 
         It begins as a writer at once: a deferred transaction that reads first
         could not wait for another writer, it would fail.
         """
-        with self._transaction("BEGIN IMMEDIATE") as connection:
-            yield connection
+        return self._writer.transaction("BEGIN IMMEDIATE")
+
+
+class _Connection:
+    """One connection with its lock: threads take turns."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+        self._turn = threading.RLock()
+
+    def close(self) -> None:
+        with self._turn, told(self._path):
+            self._connection.close()
+
+    def run(self, script: str) -> None:
+        with self._turn, told(self._path):
+            self._connection.executescript(script)
 
     @contextlib.contextmanager
-    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        with self._turn, told(self.path):
+    def transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        with self._turn, told(self._path):
             self._connection.execute(begin)
             try:
                 yield self._connection

@@ -8,6 +8,11 @@ from pathlib import Path
 
 from mmchat.errors import HistoryError
 
+
+class MissingError(HistoryError):
+    """What was asked for is not there, or not any more: another window may have deleted it."""
+
+
 _SENTENCES = {
     sqlite3.SQLITE_FULL: "The disk is full: {path} could not grow, and what was there stays. "
     "Free some space and try again.",

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 
-from mmchat.errors import HistoryError
+from mmchat.history.faults import MissingError
 from mmchat.history.types import Conversation, Message, Origin, StoredImage
 
 ORIGIN_COLUMNS = tuple(field.name for field in fields(Origin))
@@ -49,7 +49,7 @@ def conversations(
 def conversation(connection: sqlite3.Connection, conversation_id: int) -> Conversation:
     found = conversations(connection, "WHERE c.id = ?", (conversation_id,))
     if not found:
-        raise HistoryError(
+        raise MissingError(
             f"There is no conversation {conversation_id}: `mmchat history list` shows what there is."
         )
     return found[0]
@@ -94,7 +94,7 @@ def message(
 ) -> Message:
     found = messages(connection, "m.id = ?", (message_id,), is_gone)
     if not found:
-        raise HistoryError(f"There is no message {message_id}: it may have been deleted.")
+        raise MissingError(f"There is no message {message_id}: it may have been deleted.")
     return found[0]
 
 

@@ -8,6 +8,9 @@ nothing, accents do), in the messages that have such a script.
 Common words are in most messages, and ranking those costs seconds in a large
 history: only the newest 2,000 that match are ranked (bm25), and only those
 shown get a snippet.
+
+The title that a person gave is in no message: such conversations come first,
+where no message of theirs was found.
 """
 
 import re
@@ -17,6 +20,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from mmchat.history.text import UNSPACED, storable
+from mmchat.history.titles import of_titles
 from mmchat.history.types import Hit
 
 _RANKED = 2_000
@@ -31,9 +35,11 @@ def search(connection: sqlite3.Connection, query: str, limit: int) -> list[Hit]:
     words = _words(query)
     if not words or limit < 1:
         return []
-    if any(UNSPACED.search(word) for word in words):
-        return _of_parts(connection, words, limit)
-    return _of_words(connection, words, limit)
+    parts = any(UNSPACED.search(word) for word in words)
+    hits = (_of_parts if parts else _of_words)(connection, words, limit)
+    known = {hit.conversation_id for hit in hits}
+    titled = of_titles(connection, words, known, max(1, limit // 2))
+    return [*titled, *hits][:limit]
 
 
 def _words(query: str) -> list[str]:

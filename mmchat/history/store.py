@@ -17,33 +17,22 @@ back to the disk.
 """
 
 import contextlib
-import enum
 import hashlib
 import sqlite3
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from mmchat.errors import HistoryError
-from mmchat.history import lock, pictures, rows
+from mmchat.history import lock, pictures, rows, writing
 from mmchat.history.answer import Answer, fold_abandoned, put_origin
 from mmchat.history.database import Database
-from mmchat.history.faults import told
+from mmchat.history.faults import MissingError, told
 from mmchat.history.search import search
-from mmchat.history.text import UNSPACED, storable, title_of
+from mmchat.history.text import storable
 from mmchat.history.types import Conversation, Hit, Message, Origin, Role, State, StoredImage
-
-
-class _Head(enum.Enum):
-    HEAD = "the conversation's head"
-
-
-HEAD = _Head.HEAD
-"""The default parent: whatever the conversation's head is at that moment."""
-
-Parent = int | Literal[_Head.HEAD] | None
+from mmchat.history.writing import HEAD, Parent
 
 
 class History:
@@ -82,9 +71,12 @@ class History:
     def close(self) -> None:
         """End what still streams as interrupted, and let go of the file."""
         for answer in tuple(self._answers):
-            # Deleted by another window, or no room: then it reads as interrupted later.
-            with contextlib.suppress(HistoryError):
+            try:
                 answer.interrupt()
+            except MissingError:  # deleted by another window
+                continue
+            except HistoryError:  # no room, or locked: they read as interrupted later all the same
+                break
         if self._writer is not None:
             self._writer.release()
             self._writer = None
@@ -104,13 +96,10 @@ class History:
     # Conversations
 
     def new_conversation(self, title: str = "", system: str = "") -> Conversation:
-        now = time.time()
         with self._database.write() as connection:
-            cursor = connection.execute(
-                "INSERT INTO conversation (title, system, created, updated) VALUES (?, ?, ?, ?)",
-                (storable(title), storable(system), now, now),
+            return rows.conversation(
+                connection, writing.add_conversation(connection, title, system)
             )
-            return rows.conversation(connection, _new_id(cursor.lastrowid))
 
     def conversations(self, limit: int = 200, before: float | None = None) -> list[Conversation]:
         """The newest `limit`; `before`, the last one's `updated`, asks for the next ones."""
@@ -146,12 +135,14 @@ class History:
             connection.execute("DELETE FROM message WHERE conversation_id = ?", (conversation_id,))
             connection.execute("DELETE FROM conversation WHERE id = ?", (conversation_id,))
             pictures.collect(connection, uses)
-        self._database.shrink()
+        # It is deleted; a file that is busy now gives its space back another time.
+        with contextlib.suppress(HistoryError):
+            self._database.shrink()
 
     def set_head(self, conversation_id: int, message_id: int) -> Conversation:
         """Show the branch through `message_id`, down to the newest message under it."""
         with self._database.write() as connection:
-            self._message_of(connection, conversation_id, message_id)
+            writing.require_message(connection, conversation_id, message_id)
             # A child is always newer than its parent: the newest has none.
             connection.execute(
                 """
@@ -206,17 +197,12 @@ class History:
         if state == "streaming":
             raise ValueError("an answer that streams is begun with begin_answer")
         with self._database.write() as connection:
-            message_id = self._insert(
-                connection, conversation_id, parent_id, role, state, storable(text), error
+            message_id = writing.add_message(
+                connection, conversation_id, parent_id, role, state, text, error
             )
             pictures.attach(connection, message_id, images)
             if origin is not None:
                 put_origin(connection, message_id, origin)
-            if role == "user" and (title := title_of(storable(text))):
-                connection.execute(
-                    "UPDATE conversation SET title = ? WHERE id = ? AND title = ''",
-                    (title, conversation_id),
-                )
             return self._read(connection, message_id)
 
     def begin_answer(
@@ -224,15 +210,33 @@ class History:
     ) -> Answer:
         """Begin an answer that grows; it becomes the head. Every reader sees it grow."""
         with told(self._database.path), self._database.write() as connection:
-            if self._writer is None:
-                self._writer = lock.WriterLock(self._database.path)
-            message_id = self._insert(
-                connection, conversation_id, parent_id, "assistant", "streaming", "", ""
-            )
-            put_origin(connection, message_id, origin)
-        answer = Answer(self._database, message_id, self._is_gone, self._answers.discard)
-        self._answers.add(answer)
-        return answer
+            begun = self._begin(connection, conversation_id, parent_id, origin)
+        return self._answer(begun)
+
+    def say(
+        self,
+        conversation_id: int | None,
+        text: str,
+        *,
+        images: Sequence[tuple[StoredImage, bytes]] = (),
+        parent_id: Parent = HEAD,
+        origin: Origin,
+        system: str = "",
+    ) -> tuple[Message, Answer]:
+        """Keep a person's message with its pictures and begin its answer: all of it or nothing.
+
+        Without a `conversation_id` it begins a conversation, which gets `system`.
+        """
+        with told(self._database.path), self._database.write() as connection:
+            if conversation_id is None:
+                conversation_id = writing.add_conversation(connection, "", system)
+            said = writing.add_message(connection, conversation_id, parent_id, "user", text=text)
+            for image, data in images:
+                pictures.put(connection, image, data)
+            pictures.attach(connection, said, [image.sha256 for image, _ in images])
+            begun = self._begin(connection, conversation_id, said, origin)
+            message = self._read(connection, said)
+        return message, self._answer(begun)
 
     def message(self, message_id: int) -> Message:
         with self._database.read() as connection:
@@ -294,57 +298,31 @@ class History:
     def _is_gone(self, writer: str) -> bool:
         return lock.writer_is_gone(self._database.path, writer)
 
-    def _message_of(
-        self, connection: sqlite3.Connection, conversation_id: int, message_id: int
-    ) -> None:
-        row = connection.execute(
-            "SELECT 1 FROM message WHERE id = ? AND conversation_id = ?",
-            (message_id, conversation_id),
-        ).fetchone()
-        if row is None:
-            raise HistoryError(
-                f"There is no message {message_id} in conversation {conversation_id}: "
-                "it may have been deleted."
-            )
-
-    def _insert(
+    def _begin(
         self,
         connection: sqlite3.Connection,
         conversation_id: int,
-        parent: Parent,
-        role: Role,
-        state: State,
-        text: str,
-        error: str,
-    ) -> int:
-        conversation = rows.conversation(connection, conversation_id)
-        parent_id = conversation.head_id if parent is HEAD else parent
-        if parent_id is not None and parent_id != conversation.head_id:
-            self._message_of(connection, conversation_id, parent_id)
-        now = time.time()
-        writer = self._writer.token if state == "streaming" and self._writer else None
-        cursor = connection.execute(
-            "INSERT INTO message"
-            " (conversation_id, parent_id, role, state, created, writer, unspaced, error, text)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                conversation_id,
-                parent_id,
-                role,
-                state,
-                now,
-                writer,
-                UNSPACED.search(text) is not None,
-                storable(error),
-                text,
-            ),
+        parent_id: Parent,
+        origin: Origin,
+    ) -> Message:
+        if self._writer is None:
+            self._writer = lock.WriterLock(self._database.path)
+        message_id = writing.add_message(
+            connection,
+            conversation_id,
+            parent_id,
+            "assistant",
+            "streaming",
+            writer=self._writer.token,
         )
-        message_id = _new_id(cursor.lastrowid)
-        connection.execute(
-            "UPDATE conversation SET head_id = ?, updated = ? WHERE id = ?",
-            (message_id, now, conversation_id),
-        )
-        return message_id
+        put_origin(connection, message_id, origin)
+        return self._read(connection, message_id)
+
+    def _answer(self, begun: Message) -> Answer:
+        """The answer that was begun, after its commit."""
+        answer = Answer(self._database, begun, self._is_gone, self._answers.discard)
+        self._answers.add(answer)
+        return answer
 
     def _change(self, conversation_id: int, column: str, value: str) -> Conversation:
         with self._database.write() as connection:
@@ -364,8 +342,3 @@ class History:
             with self._database.write() as connection:
                 fold_abandoned(connection, self._is_gone)
         lock.sweep_writers(self._database.path)
-
-
-def _new_id(lastrowid: int | None) -> int:
-    assert lastrowid is not None  # of an INSERT that succeeded
-    return lastrowid

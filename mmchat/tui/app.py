@@ -19,7 +19,8 @@ from mmchat.errors import SettingsError
 from mmchat.history import History
 from mmchat.settings import Settings
 from mmchat.tui.actions import ACTIONS, BY_ID, key_label
-from mmchat.tui.asking import Asker, News
+from mmchat.tui.asking import Asker
+from mmchat.tui.news import News
 from mmchat.tui.screens.chat import ChatScreen
 from mmchat.tui.session import Session
 
@@ -81,11 +82,11 @@ class ChatApp(App[None]):
         self._end_on_signals()
         await self.push_screen(ChatScreen(self._start))
         self.run_worker(self.asker.run(), name="asker", group="asker")
-        self.asker.load()
+        self.call_after_refresh(self.asker.load)  # what is seen comes first
 
     async def on_unmount(self) -> None:
         await self.asker.close()
-        self.history.close()
+        await asyncio.to_thread(self.history.close)
         self._restore.close()
 
     def _end_on_signals(self) -> None:
@@ -117,8 +118,8 @@ class ChatApp(App[None]):
         """Ask another model, or with another adapter, from now on."""
         self.asker.use(model, adapter)
 
-    async def on_happened(self, event: Happened) -> None:
-        await self.chat.take_news(event.news)
+    def on_happened(self, event: Happened) -> None:
+        self.chat.hear(event.news)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The palette: the actions, and nothing that cannot be reached otherwise."""
@@ -127,4 +128,4 @@ class ChatApp(App[None]):
             yield SystemCommand(action.title, how, partial(self._perform, action.id), discover=True)
 
     def _perform(self, action_id: str) -> None:
-        self.run_worker(self.chat.perform(action_id), group="palette")
+        self.chat.perform(action_id)

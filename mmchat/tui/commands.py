@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mmchat.tui.actions import ACTIONS, BY_ID, Action
 
 _COMMAND = re.compile(r"/([a-z-]+)(?:\s+(.*))?\Z", re.DOTALL | re.IGNORECASE)
+_AS_TEXT = "Begin with a space to send it as text."
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,10 @@ def parse(text: str) -> Command | None:
     """The command in `text`, or None where it is a message.
 
     Only text that begins with one slash and a word is a command: a path such as
-    `/home/me/a.png` is not, nor is `//` or `/ `. Raises UnknownCommandError for a
-    word that is no command.
+    `/home/me/a.png` is not, nor is `//` or `/ `, nor what begins with a space.
+    Raises UnknownCommandError for a word that is no command.
     """
-    match = _COMMAND.match(text.strip())
+    match = _COMMAND.match(text.rstrip())
     if match is None:
         return None
     word, argument = match[1].lower(), (match[2] or "").strip()
@@ -36,9 +37,9 @@ def parse(text: str) -> Command | None:
     if action is None:
         near = difflib.get_close_matches(word, list(BY_ID), n=1)
         hint = f"Did you mean /{near[0]}?" if near else "Type / to see them all."
-        raise UnknownCommandError(f"There is no command /{word}. {hint}")
+        raise UnknownCommandError(f"There is no command /{word}. {hint} {_AS_TEXT}")
     if argument and not action.argument:
-        raise UnknownCommandError(f"/{word} takes nothing after it.")
+        raise UnknownCommandError(f"/{word} takes nothing after it. {_AS_TEXT}")
     return Command(action, argument)
 
 

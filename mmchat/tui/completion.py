@@ -78,7 +78,7 @@ def _for_command(
         return [
             Suggestion(clean(name, False), clean(detail, False), start, end, name, submit=True)
             for name, detail in choices(action.argument)
-            if wanted in name.lower()
+            if wanted in name.lower() and _plain(name)
         ][:SHOWN]
     return []
 
@@ -101,6 +101,8 @@ def _paths(
         written = folder_text + slash + entry
         if not whole:
             written = written.replace(" ", "\\ ")
+        if is_folder and not _plain(entry):
+            continue  # its name would be written into the input
         if is_folder:
             insert = ("" if whole else "@") + written + "/"
             found.append(Suggestion(clean(entry, False) + "/", "", start, end, insert))
@@ -109,6 +111,11 @@ def _paths(
         if len(found) == SHOWN:
             break
     return found
+
+
+def _plain(name: str) -> bool:
+    """Whether a name can stand in the input as it is."""
+    return clean(name) == name and "\n" not in name
 
 
 def _entries(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, bool]]:

@@ -156,19 +156,3 @@ def snippet_parts(snippet: str, marks: Sequence[tuple[int, int]]) -> list[tuple[
     if at < len(snippet):
         parts.append((snippet[at:], False))
     return [(clean(text, True).replace("\n", " "), marked) for text, marked in parts if text]
-
-
-class Cleaner:
-    """`clean` for text that comes in pieces: `\\r\\n` may lie across two of them."""
-
-    def __init__(self) -> None:
-        self._held = ""
-
-    def feed(self, text: str) -> str:
-        text = self._held + text
-        self._held = "\r" if text.endswith("\r") else ""
-        return clean(text[: len(text) - len(self._held)])
-
-    def rest(self) -> str:
-        held, self._held = self._held, ""
-        return clean(held)

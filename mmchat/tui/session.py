@@ -5,14 +5,16 @@ from collections.abc import Sequence
 
 from mmchat.history import Conversation, History, Message, StoredImage
 from mmchat.images import Picture
-from mmchat.tui.asking import Asker, Live
+from mmchat.tui.asking import Asker
+from mmchat.tui.news import Live
 
 
 class Session:
     """The open conversation of a window; everything said goes through it into the history.
 
-    Methods raise HistoryError: a full disk, or a conversation that another
-    window deleted.
+    What reads or writes the file does so in a thread: another program may hold
+    it for seconds. Methods raise HistoryError: a full disk, or a conversation
+    that another window deleted.
     """
 
     def __init__(self, history: History, asker: Asker) -> None:
@@ -32,15 +34,18 @@ class Session:
         self.conversation = None
         self.system = self.asker.settings.generation.system
 
-    def open(self, conversation_id: int) -> list[Message]:
+    async def open(self, conversation_id: int) -> list[Message]:
         """Go to a conversation and return the branch that is shown."""
-        self.conversation = self.history.conversation(conversation_id)
-        return self.history.branch(conversation_id)
+        conversation = await asyncio.to_thread(self.history.conversation, conversation_id)
+        branch = await asyncio.to_thread(self.history.branch, conversation_id)
+        self.conversation = conversation
+        return branch
 
-    def refresh(self) -> None:
-        """Read the open conversation's row again: its title, its head."""
-        if self.conversation is not None:
-            self.conversation = self.history.conversation(self.conversation.id)
+    async def refresh(self, conversation_id: int | None = None) -> None:
+        """Read the row of the open conversation, or of one that is open now: its title, its head."""
+        wanted = self.conversation_id if conversation_id is None else conversation_id
+        if wanted is not None:
+            self.conversation = await asyncio.to_thread(self.history.conversation, wanted)
 
     def live(self) -> list[Live]:
         """The unfinished answers of the open conversation, in the order of asking."""
@@ -56,64 +61,72 @@ class Session:
         `after` is the last message that the person sees: a message that
         another window added since does not slip in between.
         """
-        said = await asyncio.to_thread(self._write, text, pictures, after)
-        live = self.asker.ask(said.conversation_id, said.id)
-        self.refresh()
-        return said, self.history.message(live.id)
-
-    def _write(self, text: str, pictures: Sequence[Picture], after: Message | None) -> Message:
-        if self.conversation is None:
-            self.conversation = self.history.new_conversation(system=self.system)
-        images = [
-            self.history.add_image(
-                one.data, mime=one.mime, width=one.width, height=one.height, name=one.name
-            ).sha256
-            for one in pictures
-        ]
-        return self.history.add_message(
-            self.conversation.id,
-            "user",
+        origin = self.asker.origin()
+        said, answer = await asyncio.to_thread(
+            self.history.say,
+            self.conversation_id,
             text,
+            images=[(_stored(one), one.data) for one in pictures],
             parent_id=after.id if after else None,
-            images=images,
+            origin=origin,
+            system=self.system,
         )
+        self.asker.ask(answer, said, origin)
+        return said, answer.begun
 
-    def regenerate(self, message: Message) -> Message:
+    async def regenerate(self, message: Message) -> Message:
         """Ask again for `message` (an answer, or a message of the person): a new sibling."""
-        parent = message.parent_id if message.role == "assistant" else message.id
-        assert parent is not None  # an answer always has its question
-        live = self.asker.ask(message.conversation_id, parent)
-        self.refresh()
-        return self.history.message(live.id)
+        question = message
+        if message.role == "assistant":
+            assert message.parent_id is not None  # an answer always has its question
+            question = await asyncio.to_thread(self.history.message, message.parent_id)
+        origin = self.asker.origin()
+        answer = await asyncio.to_thread(
+            self.history.begin_answer,
+            question.conversation_id,
+            parent_id=question.id,
+            origin=origin,
+        )
+        self.asker.ask(answer, question, origin)
+        return answer.begun
 
-    def move(self, message: Message, step: int) -> list[Message] | None:
+    async def move(self, message: Message, step: int) -> list[Message] | None:
         """Show the sibling before or after: the new branch; None where there is none."""
-        siblings = self.history.siblings(message.id)
+        siblings = await asyncio.to_thread(self.history.siblings, message.id)
         places = [place for place, one in enumerate(siblings) if one.id == message.id]
         at = places[0] + step if places else -1
         if not 0 <= at < len(siblings):
             return None
-        self.conversation = self.history.set_head(message.conversation_id, siblings[at].id)
-        return self.history.branch(message.conversation_id)
+        return await self.show(message.conversation_id, siblings[at].id)
 
-    def rename(self, title: str) -> None:
-        if self.conversation is not None:
-            self.conversation = self.history.rename(self.conversation.id, title)
+    async def show(self, conversation_id: int, message_id: int) -> list[Message]:
+        """Go to the branch through a message, and return it."""
+        branch = await asyncio.to_thread(self.history.branch, conversation_id)
+        if all(one.id != message_id for one in branch):
+            await asyncio.to_thread(self.history.set_head, conversation_id, message_id)
+        return await self.open(conversation_id)
 
-    def set_system(self, text: str) -> None:
+    async def rename(self, conversation_id: int, title: str) -> None:
+        renamed = await asyncio.to_thread(self.history.rename, conversation_id, title)
+        if conversation_id == self.conversation_id:
+            self.conversation = renamed
+
+    async def set_system(self, text: str) -> None:
         if self.conversation is None:
             self.system = text
         else:
-            self.conversation = self.history.set_system(self.conversation.id, text)
+            self.conversation = await asyncio.to_thread(
+                self.history.set_system, self.conversation.id, text
+            )
 
     @property
     def current_system(self) -> str:
         return self.conversation.system if self.conversation else self.system
 
-    def delete(self, conversation_id: int) -> None:
-        """Stop its answers, then remove it for good."""
+    async def delete(self, conversation_id: int) -> None:
+        """Remove a conversation for good, then stop its answers."""
+        await asyncio.to_thread(self.history.delete, conversation_id)
         self.asker.forget(conversation_id)
-        self.history.delete(conversation_id)
         if conversation_id == self.conversation_id:
             self.start_new()
 
@@ -127,3 +140,14 @@ class Session:
             height=image.height,
             name=image.name,
         )
+
+
+def _stored(picture: Picture) -> StoredImage:
+    return StoredImage(
+        picture.sha256,
+        picture.mime,
+        picture.width,
+        picture.height,
+        len(picture.data),
+        picture.name,
+    )

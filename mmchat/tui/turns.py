@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from mmchat.client.protocol import ImagePart, Turn, place_pictures
-from mmchat.history import Message
+from mmchat.history import History, Message
 
 TOO_LONG = "too_long"
 """Stands in the parameters of an answer whose question had no room in the model."""
@@ -38,3 +38,17 @@ def turns(branch: Sequence[Message], system: str, image_data: Callable[[str], by
         else:
             made.append(Turn("user", parts))
     return made
+
+
+def path_to(history: History, conversation_id: int, message_id: int) -> list[Message]:
+    """The messages from the first one to `message_id`, whichever branch is shown."""
+    branch = history.branch(conversation_id)
+    for place, message in enumerate(branch):
+        if message.id == message_id:
+            return branch[: place + 1]
+    path: list[Message] = []
+    at: int | None = message_id
+    while at is not None:
+        path.append(history.message(at))
+        at = path[-1].parent_id
+    return path[::-1]

@@ -81,11 +81,11 @@ def test_a_file_at_its_limit(history: History) -> None:
     conversation = history.new_conversation().id
     answer = history.begin_answer(conversation, parent_id=None, origin=Origin("scenes"))
     answer.append("kept")
-    with history._database.read() as connection:
+    with history._database.write() as connection:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages + 20}")
     taken = fill_up(history, conversation)
     assert len([m for m in history.branch(conversation) if m.role == "user"]) == taken
-    with history._database.read() as connection:
+    with history._database.write() as connection:
         connection.execute("PRAGMA max_page_count = 1000000")
     assert answer.finish().text == "kept"

@@ -121,3 +121,21 @@ def test_the_limit_holds(filled: History) -> None:
     assert len(filled.search("i", limit=3)) == 3
     assert filled.search("red", limit=0) == []
     assert filled.search("red " * 5_000, limit=1)[0].message_id
+
+
+def test_a_title_that_a_person_gave_is_found(history: History) -> None:
+    invoice = history.new_conversation().id
+    history.add_message(invoice, "user", "what does it say?")
+    head = history.add_message(invoice, "assistant", "42 EUR")
+    history.rename(invoice, "Café invoices\x1b, 2024 東京")
+    written = history.new_conversation().id
+    history.add_message(written, "user", "a cafe with invoices")
+    for query in ("cafe inv", "INVOICES café", "2024", "京"):
+        hit = history.search(query)[0]
+        assert (hit.message_id, hit.conversation_id) == (head.id, invoice)
+        assert hit.snippet == "Café invoices , 2024 東京"
+    first, second = history.search("CAFE inv")
+    assert [first.snippet[a:b] for a, b in first.marks] == ["Café", "inv"]
+    assert second.conversation_id == written
+    assert history.search("caf inv") == history.search("afe") == []
+    assert len(history.search("say")) == 1

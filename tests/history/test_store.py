@@ -1,12 +1,15 @@
 """Conversations, the tree of messages, pictures: through a real file."""
 
+import sqlite3
 import threading
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from mmchat.errors import HistoryError
-from mmchat.history import History, Origin, StoredImage
+from mmchat.history import History, MissingError, Origin, StoredImage
+from mmchat.history.database import BUSY_SECONDS
 
 
 def add_picture(history: History, data: bytes = b"bytes", name: str = "kite.png") -> StoredImage:
@@ -247,3 +250,100 @@ def test_stats(history: History) -> None:
     assert (stats["conversations"], stats["messages"], stats["answers"]) == (1, 2, 1)
     assert (stats["images"], stats["image_bytes"]) == (1, 5)
     assert stats["models"] == {"scenes": 1}
+
+
+def test_a_question_is_kept_with_its_answer_or_not_at_all(history: History) -> None:
+    picture = StoredImage(sha256(b"red").hexdigest(), "image/png", 3, 2, 3, "red.png")
+    said, answer = history.say(
+        None, "what is it?", images=[(picture, b"red")], origin=Origin("m"), system="Be brief."
+    )
+    conversation = history.conversation(said.conversation_id)
+    assert (conversation.title, conversation.system) == ("what is it?", "Be brief.")
+    assert said.images == (picture,)
+    assert history.image_data(picture.sha256) == b"red"
+    assert [one.id for one in history.branch(conversation.id)] == [said.id, answer.id]
+    assert history.message(answer.id).state == "streaming"
+    before = history.stats()
+    with history._database.write() as connection:
+        connection.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON origin BEGIN SELECT RAISE(ABORT, 'full'); END"
+        )
+    for conversation_id in (None, conversation.id):
+        with pytest.raises(sqlite3.IntegrityError, match="full"):
+            history.say(conversation_id, "and?", images=[(picture, b"r")], origin=Origin("m"))
+    after = history.stats()
+    assert (after["messages"], after["conversations"]) == (before["messages"], 1)
+    assert history.conversation(conversation.id).head_id == answer.id
+
+
+def test_what_was_deleted_is_missing(history: History) -> None:
+    """Told apart from a file that cannot be read."""
+    said, answer = history.say(None, "hello", origin=Origin("m"))
+    history.delete(said.conversation_id)
+    for ask in (
+        lambda: history.conversation(said.conversation_id),
+        lambda: history.message(said.id),
+        lambda: history.set_head(said.conversation_id, said.id),
+        answer.finish,
+    ):
+        with pytest.raises(MissingError):
+            ask()
+
+
+def test_reading_waits_for_nobody_who_writes(history: History, path: Path) -> None:
+    """A thread of ours that waits for another program's lock holds up no reader."""
+    conversation = history.new_conversation("here").id
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    waits, read = threading.Event(), threading.Event()
+
+    def rename() -> None:
+        waits.set()
+        history.rename(conversation, "renamed")
+
+    writer = threading.Thread(target=rename)
+    writer.start()
+    waits.wait()
+    turn = history._database._writer._turn
+    while turn.acquire(blocking=False):  # until the writer has it
+        turn.release()
+
+    def look() -> None:
+        assert history.conversation(conversation).title == "here"
+        read.set()
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    try:
+        assert read.wait(BUSY_SECONDS / 2)
+        assert writer.is_alive()
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+        writer.join()
+        reader.join()
+    assert history.conversation(conversation).title == "renamed"
+
+
+def test_a_delete_that_succeeded_is_not_told_as_failed(
+    history: History, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmchat.history.database.BUSY_SECONDS", 0.05)
+    conversation = history.new_conversation().id
+    picture = add_picture(history, bytes(100_000))
+    history.add_message(conversation, "user", "", images=[picture.sha256])
+    with History.open(path) as ours:
+        shrink = ours._database.shrink
+        other = sqlite3.connect(path, isolation_level=None)
+
+        def locked() -> None:
+            other.execute("BEGIN IMMEDIATE")
+            try:
+                shrink()
+            finally:
+                other.execute("ROLLBACK")
+
+        monkeypatch.setattr(ours._database, "shrink", locked)
+        ours.delete(conversation)
+        other.close()
+    assert history.conversations() == []

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Static
 
 from mmchat.settings import load_settings
 from mmchat.tui.app import ChatApp
-from mmchat.tui.widgets.message import MessageView
+from mmchat.tui.widgets.message import AnswerText, MessageView
 from tests.client.conftest import shared_engine, shared_home
 
 __all__ = ["shared_engine", "shared_home"]
@@ -84,10 +85,6 @@ async def answered(pilot: Pilot[None]) -> None:
 
 def shown(app: ChatApp) -> list[str]:
     """The texts of the messages that are on the screen, notes under them after a bar."""
-    from textual.widgets import Static
-
-    from mmchat.tui.widgets.message import AnswerText
-
     texts = []
     for view in app.chat.query(MessageView):
         if view.message.role == "user":
@@ -97,3 +94,17 @@ def shown(app: ChatApp) -> list[str]:
         note = view.query_one(".note", Static)
         texts.append(text.strip() + (f" | {note.content}" if note.display else ""))
     return texts
+
+
+def complaint(app: ChatApp) -> str:
+    """The sentence next to the input."""
+    line = app.chat.query_one("#complaint", Static)
+    return str(line.content) if line.display else ""
+
+
+def drawn(app: ChatApp) -> str:
+    """What stands on the screen, cell by cell."""
+    return "\n".join(
+        "".join(segment.text for segment in strip)
+        for strip in app.screen._compositor.render_strips()
+    )

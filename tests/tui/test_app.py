@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,31 +10,21 @@ from pathlib import Path
 
 import pytest
 from textual import events
-from textual.command import CommandPalette
-from textual.widgets import Input, Static
 
 from mmchat.client.protocol import Loading, Started, Waiting
 from mmchat.history import History, Origin
 from mmchat.tui.app import ChatApp
-from mmchat.tui.asking import Live
-from mmchat.tui.screens.dialogs import ConfirmScreen
+from mmchat.tui.news import Live
 from mmchat.tui.screens.help import HelpScreen
-from mmchat.tui.screens.search import SearchScreen
 from mmchat.tui.widgets.composer import Chip
-from mmchat.tui.widgets.conversations import ConversationList
 from mmchat.tui.widgets.input import ChatInput
-from mmchat.tui.widgets.message import AnswerText, MessageView, Siblings
+from mmchat.tui.widgets.message import MessageView, Siblings
 from mmchat.tui.widgets.picture import Thumbnail
 from mmchat.tui.widgets.welcome import Card
 from tests.engine.scripted import open_gate
-from tests.tui.conftest import answered, draw, say, shown, until
+from tests.tui.conftest import answered, complaint, draw, drawn, say, shown, until
 
 NewApp = Callable[..., ChatApp]
-
-
-def _complaint(app: ChatApp) -> str:
-    line = app.chat.query_one("#complaint", Static)
-    return str(line.content) if line.display else ""
 
 
 async def test_send_and_stream(new_app: NewApp) -> None:
@@ -115,14 +104,14 @@ async def test_a_bad_path_is_told_next_to_the_input(new_app: NewApp, tmp_path: P
     broken.write_bytes(b"no picture")
     async with app.run_test() as pilot:
         await say(pilot, "/attach /nowhere/a.png")
-        await until(pilot, lambda: "/nowhere/a.png does not exist" in _complaint(app))
+        await until(pilot, lambda: "/nowhere/a.png does not exist" in complaint(app))
         assert app.chat.composer.input.text == "/attach /nowhere/a.png"
         app.chat.composer.input.take_text("")
         app.post_message(events.Paste(str(broken)))
-        await until(pilot, lambda: "broken.png" in _complaint(app))
+        await until(pilot, lambda: "broken.png" in complaint(app))
         assert app.chat.composer.pictures == []
         await say(pilot, "/nonsense")
-        await until(pilot, lambda: "There is no command /nonsense" in _complaint(app))
+        await until(pilot, lambda: "There is no command /nonsense" in complaint(app))
 
 
 async def test_esc_stops_and_keeps_the_part(new_app: NewApp) -> None:
@@ -180,45 +169,6 @@ async def test_the_length_limit_is_told(new_app: NewApp) -> None:
         assert shown(app)[1].startswith("a b | Cut at 2 tokens:")
 
 
-async def test_search_opens_the_message(new_app: NewApp) -> None:
-    with History.open() as history:
-        for title, text in (("kites", "a red kite flies"), ("boats", "two [blue] boats")):
-            conversation = history.new_conversation(title)
-            history.add_message(conversation.id, "user", text)
-    app = new_app(new=True)
-    async with app.run_test() as pilot:
-        await pilot.press("ctrl+f")
-        await until(pilot, lambda: isinstance(app.screen, SearchScreen))
-        await pilot.press(*"kit")
-        screen = app.screen
-        assert isinstance(screen, SearchScreen)
-        await until(pilot, lambda: len(screen._hits) == 1)
-        await pilot.press("enter")
-        await until(pilot, lambda: shown(app) == ["a red kite flies"])
-
-
-async def test_rename_and_delete(new_app: NewApp) -> None:
-    app = new_app()
-    async with app.run_test() as pilot:
-        await say(pilot, "say x")
-        await answered(pilot)
-        await pilot.press("f2")
-        await until(pilot, lambda: app.screen.query(Input))
-        app.screen.query_one(Input).value = "[bold]Kites[/]"
-        await pilot.press("enter")
-        await until(pilot, lambda: app.history.conversation(1).title == "[bold]Kites[/]")
-        await pilot.press("f8")
-        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
-        await pilot.press("enter")  # the safe answer is the default
-        await until(pilot, lambda: app.screen is app.chat)
-        assert app.history.latest() is not None
-        await say(pilot, "/delete")
-        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
-        await pilot.press("y")
-        await until(pilot, lambda: app.history.latest() is None)
-        await until(pilot, lambda: app.session.conversation is None and not shown(app))
-
-
 async def test_the_engine_dies_in_mid_answer(new_app: NewApp) -> None:
     app = new_app()
     async with app.run_test(size=(120, 40)) as pilot:
@@ -271,7 +221,7 @@ async def test_a_mistyped_path_is_no_question(new_app: NewApp, picture: Path) ->
     app = new_app()
     async with app.run_test() as pilot:
         await say(pilot, f"'{picture.parent}/blue.png' what is it?")
-        await until(pilot, lambda: "does not exist" in _complaint(app))
+        await until(pilot, lambda: "does not exist" in complaint(app))
         assert app.chat.composer.input.text.endswith("what is it?")
         await say(pilot, f"'{picture}' what is it?")
         await until(pilot, lambda: app.chat.composer.pictures)
@@ -292,41 +242,6 @@ async def test_the_engine_is_killed(new_app: NewApp) -> None:
         assert shown(app)[-1].startswith("before | ")
 
 
-async def test_hostile_output_is_harmless(new_app: NewApp) -> None:
-    app = new_app()
-    async with app.run_test() as pilot:
-        await say(pilot, "escape")
-        await answered(pilot)
-        await say(pilot, "say [bold]x[/bold] [/] <b>raw</b> ![p](http://127.0.0.1:9/x.png)")
-        await answered(pilot)
-        sources = [body.source for body in app.chat.query(AnswerText)]
-        assert not any(ch in text for text in sources for ch in "\x1b\x07\x9b\u202e")
-        drawn = "\n".join(
-            "".join(segment.text for segment in strip)
-            for strip in app.screen._compositor.render_strips()
-        )
-        assert "\x1b" not in drawn
-        assert "[bold]x[/bold]" in drawn
-        assert "<b>raw</b>" in drawn
-
-
-async def test_a_crash_of_the_app_is_shown_and_mended(new_app: NewApp, fresh: Path) -> None:
-    script = (
-        "import os\nfrom mmchat.history import History, Origin\n"
-        "h = History.open(); c = h.new_conversation()\n"
-        "m = h.add_message(c.id, 'user', 'say well')\n"
-        "h.begin_answer(c.id, parent_id=m.id, origin=Origin('scenes')).append('half a')\n"
-        "os._exit(9)\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=False)
-    app = new_app()
-    async with app.run_test() as pilot:
-        await until(pilot, lambda: len(shown(app)) == 2)
-        assert shown(app)[1].startswith("half a | Interrupted:")
-        await pilot.press("ctrl+r")
-        await until(pilot, lambda: shown(app)[-1] == "well")
-
-
 async def test_leaving_in_mid_answer_keeps_it(new_app: NewApp) -> None:
     app = new_app()
     async with app.run_test() as pilot:
@@ -337,23 +252,6 @@ async def test_leaving_in_mid_answer_keeps_it(new_app: NewApp) -> None:
     with History.open() as history:
         answer = history.branch(1)[1]
         assert (answer.text, answer.state) == ("before ", "stopped")
-
-
-async def test_two_windows_on_one_history(new_app: NewApp) -> None:
-    with History.open() as history:
-        conversation = history.new_conversation("shared")
-        history.add_message(conversation.id, "user", "one")
-        app = new_app()
-        async with app.run_test(size=(120, 40)) as pilot:
-            history.add_message(conversation.id, "assistant", "from there", origin=Origin("m"))
-            app.chat.look_around()
-            await until(pilot, lambda: shown(app) == ["one", "from there"])
-            history.delete(conversation.id)
-            app.chat.look_around()
-            await until(pilot, lambda: app.session.conversation is None)
-            await say(pilot, "say fine")
-            await answered(pilot)
-            assert shown(app)[-1] == "fine"
 
 
 async def test_examples_are_one_key_away(
@@ -368,6 +266,27 @@ async def test_examples_are_one_key_away(
         await pilot.press("enter")
         await answered(pilot)
         assert shown(app)[1].startswith("I see 1 picture")
+
+
+async def test_a_text_that_looks_like_a_command_is_sent(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "/etc is what?")
+        await until(pilot, lambda: "Begin with a space" in complaint(app))
+        await say(pilot, " /etc is what?")
+        await answered(pilot)
+        assert shown(app)[0] == "/etc is what?"
+
+
+async def test_why_a_model_is_not_there_stands_there_whole(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "4-bit" in app.chat._model_label)
+        app.chat.status.show_problem(
+            "It failed for a long reason. " * 16 + "Its log: /x/engine.log"
+        )
+        await until(pilot, lambda: "/x/engine.log" in drawn(app))
+        assert app.chat.composer.input.region.height == 1
 
 
 async def test_model_and_adapter_are_switched(new_app: NewApp) -> None:
@@ -388,42 +307,6 @@ async def test_model_and_adapter_are_switched(new_app: NewApp) -> None:
         assert "birds" not in app.chat._model_label
 
 
-async def test_a_locked_history_does_not_freeze_the_screen(new_app: NewApp, fresh: Path) -> None:
-    app = new_app()
-    async with app.run_test() as pilot:
-        await say(pilot, "gate locked")
-        await until(pilot, lambda: shown(app)[-1:] == ["before"])
-        other = sqlite3.connect(fresh / "history.db", isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        open_gate("locked")
-        app.chat.look_around()
-        await pilot.press(*"typed meanwhile")
-        assert app.chat.composer.input.text == "typed meanwhile"
-        other.execute("ROLLBACK")
-        other.close()
-        await answered(pilot)
-        assert shown(app)[-1] == "before after"
-
-
-async def test_system_prompt_theme_and_copy(new_app: NewApp) -> None:
-    app = new_app()
-    async with app.run_test() as pilot:
-        await say(pilot, "/system Answer briefly.")
-        await say(pilot, "echo-turns")
-        await answered(pilot)
-        assert "Answer briefly." in shown(app)[1]
-        dark = app.current_theme.dark
-        await pilot.press("ctrl+t")
-        assert app.current_theme.dark != dark
-        await pilot.press("ctrl+y")
-        assert "Answer briefly." in app.clipboard
-        await pilot.press("ctrl+p")
-        await until(pilot, lambda: isinstance(app.screen, CommandPalette))
-        await pilot.press(*"New conv", "enter")
-        await pilot.press("enter")
-        await until(pilot, lambda: not shown(app) and app.session.conversation is None)
-
-
 async def test_the_place_in_line_and_what_was_left_out(new_app: NewApp) -> None:
     app = new_app()
     async with app.run_test() as pilot:
@@ -441,32 +324,6 @@ async def test_the_place_in_line_and_what_was_left_out(new_app: NewApp) -> None:
             view.show_state()
             assert words in shown(app)[1]
         assert live.origin.parameters["dropped_turns"] == 2
-
-
-async def test_a_long_conversation_is_mounted_in_pages(new_app: NewApp) -> None:
-    with History.open() as history:
-        conversation = history.new_conversation("long")
-        for number in range(100):
-            history.add_message(conversation.id, "user", f"message {number}")
-    app = new_app()
-    async with app.run_test() as pilot:
-        assert len(shown(app)) == 30
-        await pilot.press("ctrl+home")
-        await until(pilot, lambda: len(shown(app)) >= 60)
-        assert shown(app)[-1] == "message 99"
-
-
-async def test_the_list_folds_away(new_app: NewApp) -> None:
-    app = new_app()
-    async with app.run_test(size=(80, 24)) as pilot:
-        listed = app.chat.query_one(ConversationList)
-        assert not listed.display
-        await pilot.press("ctrl+b")
-        assert listed.display
-        await pilot.press("escape")
-        assert not listed.display
-        await pilot.resize_terminal(120, 30)
-        await until(pilot, lambda: listed.display)
 
 
 async def test_pictures_follow_the_size_of_the_window(new_app: NewApp, tmp_path: Path) -> None:
@@ -499,7 +356,7 @@ async def test_help_lists_the_live_keys(new_app: NewApp) -> None:
 def test_the_app_loads_no_heavy_module() -> None:
     code = (
         "import sys, mmchat.tui, mmchat.tui.app\n"
-        "print([m for m in ('torch', 'transformers', 'PIL', 'peft') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'PIL', 'peft', 'httpx') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""A terminal that goes away takes the app with it."""
+"""A terminal that goes away takes the app with it, and every answer is kept."""
 
 import os
 import pty
@@ -7,24 +7,42 @@ import sys
 import time
 from pathlib import Path
 
+from mmchat.history import History
 from tests.engine.scripted import end_engine, environment
 
 
-def test_a_closed_terminal_ends_the_app(home: Path) -> None:
-    """Nobody reads what it writes any more; it is gone soon all the same."""
+def _read_until(terminal: int, words: bytes) -> None:
+    seen = b""
+    while words not in seen:
+        assert select.select([terminal], [], [], 60)[0], seen[-300:]
+        seen += os.read(terminal, 65536)
+
+
+def _exit_code(process: int) -> int:
+    deadline = time.monotonic() + 30
+    while (ended := os.waitpid(process, os.WNOHANG)) == (0, 0):
+        assert time.monotonic() < deadline, "the app lives on without a terminal"
+        select.select([], [], [], 0.05)
+    return os.waitstatus_to_exitcode(ended[1])
+
+
+def test_a_closed_terminal_ends_the_app_in_order(home: Path) -> None:
+    """Nobody reads what it writes any more; it stops its answer and is gone soon all the same."""
     process, terminal = pty.fork()
     if process == 0:
         os.environ.update(environment(), TERM="xterm-256color")
         os.execv(sys.executable, [sys.executable, "-m", "mmchat"])
     try:
-        seen = b""
-        while b"Drop a file here" not in seen:
-            assert select.select([terminal], [], [], 60)[0], seen[-300:]
-            seen += os.read(terminal, 65536)
+        _read_until(terminal, b"Drop a file here")
+        os.write(terminal, b"forever")
+        _read_until(terminal, b"forever")
+        os.write(terminal, b"\r")
+        _read_until(terminal, b"tick-2")
         os.close(terminal)
-        deadline = time.monotonic() + 30
-        while os.waitpid(process, os.WNOHANG) == (0, 0):
-            assert time.monotonic() < deadline, "the app lives on without a terminal"
-            select.select([], [], [], 0.05)
+        code = _exit_code(process)
+        with History.open() as history:
+            answer = history.branch(1)[1]
+        assert (answer.state, answer.text[:14]) == ("stopped", "tick-1 tick-2 ")
+        assert code != 129, "it was the last resort that ended it"
     finally:
         end_engine()

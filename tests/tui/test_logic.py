@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmchat.history import Message, Origin
-from mmchat.sanitize import clean
+from mmchat.sanitize import Cleaner, clean
 from mmchat.tui.actions import ACTIONS, key_label
 from mmchat.tui.commands import UnknownCommandError, parse
 from mmchat.tui.completion import suggest
-from mmchat.tui.formatting import Cleaner, bar, clock, group, notes, tokens, with_log
+from mmchat.tui.formatting import bar, clock, group, notes, tokens, with_log
 from mmchat.tui.halfblocks import fit, lines, preview
 from mmchat.tui.pasted import as_path, leading, paths
 from mmchat.tui.turns import TOO_LONG, turns
@@ -82,6 +82,9 @@ def test_commands() -> None:
         parse("/renam x")
     with pytest.raises(UnknownCommandError, match="takes nothing"):
         parse("/new x")
+    with pytest.raises(UnknownCommandError, match="Begin with a space to send it as text"):
+        parse("/etc is what?")
+    assert parse(" /etc is what?") is None
 
 
 @given(st.text())

@@ -16,8 +16,11 @@ from mmchat.history import History, Origin
 from mmchat.images import read_picture
 from mmchat.settings import load_settings
 from mmchat.tui.app import ChatApp
-from mmchat.tui.asking import Asker, LoadEnded
+from mmchat.tui.asking import Asker
+from mmchat.tui.news import LoadEnded
+from mmchat.tui.screens.dialogs import ConfirmScreen, LinesScreen
 from mmchat.tui.screens.search import SearchScreen
+from mmchat.tui.widgets.input import LinesInput
 from mmchat.tui.widgets.picture import Thumbnail
 from mmchat.tui.widgets.welcome import Card
 from tests.tui.conftest import NOW, draw, until
@@ -39,7 +42,7 @@ def still(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
-    monkeypatch.setattr("mmchat.history.store.time", SimpleNamespace(time=lambda: NOW))
+    monkeypatch.setattr("mmchat.history.writing.time", SimpleNamespace(time=lambda: NOW))
     monkeypatch.setattr(Asker, "load", lambda self: self._post(LoadEnded(READY)), raising=True)
     picture = draw(tmp_path / "circle.png")
     monkeypatch.setattr("mmchat.tui.screens.stage.examples", lambda: [picture])
@@ -112,6 +115,21 @@ async def _helped(pilot: Pilot[None]) -> None:
     await pilot.press("f1")
 
 
+async def _system_asked(pilot: Pilot[None]) -> None:
+    await _settled(pilot)
+    await pilot.press("f5")
+    await until(pilot, lambda: isinstance(pilot.app.screen, LinesScreen))
+    pilot.app.screen.query_one(LinesInput).cursor_blink = False
+    await pilot.pause()
+
+
+async def _delete_asked(pilot: Pilot[None]) -> None:
+    await _settled(pilot)
+    await pilot.press("f8")
+    await until(pilot, lambda: isinstance(pilot.app.screen, ConfirmScreen))
+    await pilot.pause()
+
+
 def test_welcome(snap_compare: Compare) -> None:
     assert snap_compare(_app(), terminal_size=(80, 24), run_before=_welcomed)
 
@@ -124,6 +142,44 @@ def test_conversation_narrow_dark(snap_compare: Compare, still: Path) -> None:
 def test_conversation_wide_light(snap_compare: Compare, still: Path) -> None:
     _fill(still)
     assert snap_compare(_app("textual-light"), terminal_size=(140, 40), run_before=_settled)
+
+
+def test_conversation_narrow_light(snap_compare: Compare, still: Path) -> None:
+    _fill(still)
+    assert snap_compare(_app("textual-light"), terminal_size=(80, 24), run_before=_settled)
+
+
+def test_conversation_large_dark(snap_compare: Compare, still: Path) -> None:
+    _fill(still)
+    assert snap_compare(_app(), terminal_size=(200, 60), run_before=_settled)
+
+
+def test_a_failed_answer(snap_compare: Compare) -> None:
+    with History.open() as history:
+        conversation = history.new_conversation("Failed").id
+        history.add_message(conversation, "user", "What is in this picture?")
+        error = "The engine ended in mid-answer (signal 9). Its log: /home/me/logs/engine.log"
+        history.add_message(
+            conversation,
+            "assistant",
+            "A red",
+            state="failed",
+            error=error,
+            origin=Origin("scenes"),
+        )
+    assert snap_compare(_app(), terminal_size=(80, 24), run_before=_settled)
+
+
+def test_the_system_prompt(snap_compare: Compare, still: Path) -> None:
+    _fill(still)
+    with History.open() as history:
+        history.set_system(3, "Answer in one sentence.\nName colours first.")
+    assert snap_compare(_app(), terminal_size=(80, 24), run_before=_system_asked)
+
+
+def test_delete_asks(snap_compare: Compare, still: Path) -> None:
+    _fill(still)
+    assert snap_compare(_app("textual-light"), terminal_size=(100, 30), run_before=_delete_asked)
 
 
 def test_chips(snap_compare: Compare, still: Path) -> None:

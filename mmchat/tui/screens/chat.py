@@ -1,6 +1,6 @@
 """The chat screen: lays out the parts, routes keys, commands and the asker's news."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,13 +13,13 @@ from textual.widgets import Input, Markdown, Rule, TextArea
 from mmchat.errors import HistoryError
 from mmchat.images import PICTURE_SUFFIXES
 from mmchat.tui.actions import ACTIONS, BY_ID
-from mmchat.tui.asking import Changed, Ended, Grew, LoadEnded, LoadGoes, News
 from mmchat.tui.choices import choices
 from mmchat.tui.commands import UnknownCommandError, parse
 from mmchat.tui.formatting import model_label
+from mmchat.tui.news import Changed, Ended, Grew, LoadEnded, LoadGoes, News
 from mmchat.tui.pasted import leading
 from mmchat.tui.screens.deeds import Deeds
-from mmchat.tui.screens.stage import LISTED
+from mmchat.tui.screens.stage import LISTED, Deed
 from mmchat.tui.widgets.composer import Composer
 from mmchat.tui.widgets.conversations import ConversationList, SearchLine
 from mmchat.tui.widgets.input import ChatInput
@@ -77,22 +77,23 @@ class ChatScreen(Deeds):
         self._model_label = wanted.engine.url or model_label(
             wanted.model.name, wanted.model.adapter, "", ""
         )
-        if self._start is None:
-            await self.show_new()
-        else:
-            await self.open(self._start)
+        with self.told():
+            if self._start is None:
+                await self.show_new()
+            else:
+                await self.open(self._start)
+        self.do_deeds()
         self.look_around()
         self.set_interval(LOOK_EVERY, self.look_around)
 
     # News of the asker
 
-    async def take_news(self, news: News) -> None:
+    def hear(self, news: News) -> None:
         """Called by the app for each thing that happened to an answer or a load."""
         match news:
             case Grew() | Changed() | Ended():
-                # Not while the conversation is being changed under the answer's feet.
-                async with self.changing:
-                    await self._answer_news(news)
+                # In the line: not while the conversation is changed under the answer's feet.
+                self.put(partial(self._answer_news, news))
             case LoadGoes(model=model, stage=stage, fraction=fraction):
                 self.status.show_loading(model, stage, fraction)
             case LoadEnded(status=status, problem=problem):
@@ -105,7 +106,7 @@ class ChatScreen(Deeds):
                     self._model_label = model_label(
                         status.model, status.adapter, status.quantization, status.device
                     )
-                self._after(self.show_lines)
+                self.put(self.show_lines)
 
     async def _answer_news(self, news: Grew | Changed | Ended) -> None:
         view = self.transcript.view(news.live.id)
@@ -125,24 +126,20 @@ class ChatScreen(Deeds):
                 self._model_label = model_label(
                     made.model, made.adapter, made.quantization, made.device
                 )
-            self._after(self.show_lines)
-
-    def _after(self, change: Callable[[], None]) -> None:
-        """A change that reads the history; the conversation may be gone meanwhile."""
-        try:
-            change()
-        except HistoryError as error:
-            self.composer.complain(str(error))
+            await self.show_lines()
 
     # Sending
 
     @on(ChatInput.Submitted)
-    async def _submitted(self, event: ChatInput.Submitted) -> None:
+    def _submitted(self, event: ChatInput.Submitted) -> None:
         event.stop()
-        files, text = leading(event.text, PICTURE_SUFFIXES)
+        self.put(partial(self._submit, event.text))
+
+    async def _submit(self, typed: str) -> None:
+        files, text = leading(typed, PICTURE_SUFFIXES)
         if files:
             # What cannot be attached stays in the input, to be mended.
-            self.composer.put_back(text if await self.attach(files) else event.text)
+            self.composer.put_back(text if await self.attach(files) else typed)
             return
         if not text.strip():
             if self.composer.pictures:
@@ -153,39 +150,43 @@ class ChatScreen(Deeds):
         except UnknownCommandError as error:
             self.composer.put_back(text, str(error))
             return
-        if command is not None:
-            await self.perform(command.action.id, command.argument)
-            return
-        await self.send(text.strip())
+        if command is None:
+            await self.send(text.strip())
+        elif (deed := self._begin(command.action.id, command.argument)) is not None:
+            await deed()
 
     async def send(self, text: str) -> None:
         """Write the message into the history, ask, and show both."""
-        async with self.changing:
-            composer, transcript = self.composer, self.transcript
-            branch = transcript.branch
-            try:
-                said, answer = await self.app.session.send(
-                    text, composer.pictures, branch[-1] if branch else None
-                )
-            except HistoryError as error:
-                composer.put_back(text, str(error))  # the pictures are where they were
-                return
-            await composer.take()
-            await self._leave_welcome()
-            await transcript.add(said, answer)
-            self.show_lines()
+        composer, transcript, session = self.composer, self.transcript, self.app.session
+        branch = transcript.branch
+        try:
+            said, answer = await session.send(
+                text, composer.pictures, branch[-1] if branch else None
+            )
+        except HistoryError as error:
+            composer.put_back(text, str(error))  # the pictures are where they were
+            return
+        await composer.take()
+        await self._leave_welcome()
+        await transcript.add(said, answer)
+        await session.refresh(said.conversation_id)
+        await self.show_lines()
 
     # Routing
 
-    async def action_perform(self, action_id: str) -> None:
-        await self.perform(action_id)
+    def action_perform(self, action_id: str) -> None:
+        self.perform(action_id)
 
-    async def perform(self, action_id: str, argument: str = "") -> None:
-        """Carry out an action: the one door for keys, commands and the palette."""
-        try:
-            await getattr(self, f"do_{BY_ID[action_id].method}")(argument)
-        except HistoryError as error:
-            self.composer.complain(str(error))
+    def perform(self, action_id: str) -> None:
+        """Carry out an action: the one door for keys and the palette."""
+        deed = self._begin(action_id, "")
+        if deed is not None:
+            self.put(deed)
+
+    def _begin(self, action_id: str, argument: str) -> Deed | None:
+        """Do of an action what can be done at once; what has to wait is returned."""
+        begun: Deed | None = getattr(self, f"do_{BY_ID[action_id].method}")(argument)
+        return begun
 
     def on_key(self, event: events.Key) -> None:
         """Typing goes to the input, wherever the focus is."""
@@ -228,37 +229,37 @@ class ChatScreen(Deeds):
             self.transcript.scroll_page_up(animate=False)
 
     @on(ChatInput.PicturesPasted)
-    async def _pasted(self, event: ChatInput.PicturesPasted) -> None:
+    def _pasted(self, event: ChatInput.PicturesPasted) -> None:
         event.stop()
-        await self.attach(event.paths)
+        self.put(partial(self.attach, event.paths))
 
     @on(Composer.AttachWanted)
-    async def _attach_wanted(self, event: Composer.AttachWanted) -> None:
+    def _attach_wanted(self, event: Composer.AttachWanted) -> None:
         event.stop()
-        await self.attach([event.path])
+        self.put(partial(self.attach, [event.path]))
 
     @on(Welcome.Chosen)
-    async def _example(self, event: Welcome.Chosen) -> None:
+    def _example(self, event: Welcome.Chosen) -> None:
         event.stop()
-        await self.attach([Path(event.path)])
+        self.put(partial(self.attach, [Path(event.path)]))
         self.composer.input.take_text(event.question)
         self.composer.input.focus()
 
     @on(Earlier.Wanted)
-    async def _earlier(self, event: Earlier.Wanted) -> None:
+    def _earlier(self, event: Earlier.Wanted) -> None:
         event.stop()
-        await self.transcript.more()
+        self.put(self.transcript.more)
 
     @on(ConversationList.Opened)
-    async def _opened(self, event: ConversationList.Opened) -> None:
+    def _opened(self, event: ConversationList.Opened) -> None:
         event.stop()
-        await self.open(event.conversation_id)
+        self.put(partial(self.open, event.conversation_id))
 
     @on(ConversationList.MoreWanted)
     def _more_listed(self, event: ConversationList.MoreWanted) -> None:
         event.stop()
         self._limit += LISTED
-        self.show_list()
+        self.put(self.show_list)
 
     @on(ConversationList.DeleteWanted)
     def _delete_wanted(self, event: ConversationList.DeleteWanted) -> None:
@@ -266,14 +267,14 @@ class ChatScreen(Deeds):
         self.ask_to_delete(event.conversation_id)
 
     @on(SearchLine.Wanted)
-    async def _search_wanted(self, event: SearchLine.Wanted) -> None:
+    def _search_wanted(self, event: SearchLine.Wanted) -> None:
         event.stop()
-        await self.perform("search")
+        self.perform("search")
 
     @on(MessageView.SiblingWanted)
-    async def _sibling_wanted(self, event: MessageView.SiblingWanted) -> None:
+    def _sibling_wanted(self, event: MessageView.SiblingWanted) -> None:
         event.stop()
-        await self.move(event.message, event.step)
+        self.put(partial(self.move, event.message, event.step))
 
     @on(Markdown.LinkClicked)
     def _link(self, event: Markdown.LinkClicked) -> None:

@@ -1,23 +1,28 @@
-"""What each action of actions.py does on the chat screen: one `do_<id>` each."""
+"""What each action of actions.py does on the chat screen: one `do_<id>` each.
+
+A `do_<id>` does at once what can be done at once and returns what has to wait:
+a deed for the line (stage.py), or None.
+"""
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from textual import work
 
-from mmchat.errors import HistoryError, ImageError
+from mmchat.errors import ImageError
 from mmchat.history import Hit, Message
 from mmchat.images import PICTURE_SUFFIXES, read_picture
 from mmchat.sanitize import clean
 from mmchat.tui.choices import choices
 from mmchat.tui.formatting import model_label, model_name, title
 from mmchat.tui.pasted import as_path, paths
-from mmchat.tui.screens.dialogs import ConfirmScreen, PickScreen, TextScreen
+from mmchat.tui.screens.dialogs import ConfirmScreen, LinesScreen, PickScreen, TextScreen
 from mmchat.tui.screens.help import HelpScreen
 from mmchat.tui.screens.search import SearchScreen
-from mmchat.tui.screens.stage import Stage
+from mmchat.tui.screens.stage import Deed, Stage
 from mmchat.tui.widgets.conversations import ConversationList
 from mmchat.tui.widgets.message import MessageView
 
@@ -47,28 +52,41 @@ class Deeds(Stage):
             self.composer.complain("  ".join(problems))
         return not problems
 
-    async def do_attach(self, argument: str) -> None:
-        if not argument:
-            before = self.composer.input.text
-            # A text that is being written stays; @ completes a path within it.
-            self.composer.input.take_text(f"{before.rstrip()} @".lstrip() if before else "/attach ")
-            self.composer.input.focus()
-            return
+    def do_attach(self, argument: str) -> Deed | None:
+        if argument:
+            return partial(self._attach_typed, argument)
+        before = self.composer.input.text
+        # A text that is being written stays; @ completes a path within it.
+        self.composer.input.take_text(f"{before.rstrip()} @".lstrip() if before else "/attach ")
+        self.composer.input.focus()
+        return None
+
+    async def _attach_typed(self, argument: str) -> None:
         if not await self.attach(paths(argument, PICTURE_SUFFIXES) or [as_path(argument)]):
             self.composer.put_back(f"/attach {argument}")
 
     # Conversations
 
-    async def do_new(self, _: str) -> None:
-        await self.show_new()
+    def do_new(self, _: str) -> Deed:
+        return self.show_new
 
-    async def do_conversations(self, _: str) -> None:
+    def do_conversations(self, _: str) -> None:
         self.toggle_class("listed")
-        listed = self.query_one(ConversationList)
         if self.has_class("-narrow") and self.has_class("listed"):
-            listed.take_focus()
+            self.listed.take_focus()
         else:
             self.composer.input.focus()
+
+    @property
+    def listed(self) -> ConversationList:
+        return self.query_one(ConversationList)
+
+    def _meant(self) -> int | None:
+        """The conversation under the cursor of the list that has the focus, else the open one."""
+        return self.listed.chosen or self.app.session.conversation_id
+
+    def do_search(self, words: str) -> None:
+        self._search(words)
 
     @work(exclusive=True, group="dialog")
     async def _search(self, words: str) -> None:
@@ -76,43 +94,39 @@ class Deeds(Stage):
         hit: Hit | None = await self.app.push_screen_wait(
             SearchScreen(lambda query: history.search(query, 30), self.app.clock(), words)
         )
-        if hit is None:
-            return
-        try:
-            if all(one.id != hit.message_id for one in history.branch(hit.conversation_id)):
-                history.set_head(hit.conversation_id, hit.message_id)
-        except HistoryError as error:
-            self.composer.complain(str(error))
-            return
-        await self.open(hit.conversation_id, at=hit.message_id)
+        if hit is not None:
+            self.put(partial(self._open_hit, hit))
 
-    async def do_search(self, argument: str) -> None:
-        self._search(argument)
+    async def _open_hit(self, hit: Hit) -> None:
+        branch = await self.app.session.show(hit.conversation_id, hit.message_id)
+        await self._show(branch, at=hit.message_id)
 
-    async def do_rename(self, argument: str) -> None:
-        if self.app.session.conversation is None:
+    def do_rename(self, argument: str) -> Deed | None:
+        conversation_id = self._meant()
+        if conversation_id is None:
             self.composer.complain("There is nothing to rename yet: send a message first.")
         elif argument:
-            self._rename(argument)
+            return partial(self._rename, conversation_id, argument)
         else:
-            self._ask_title()
+            self._ask_title(conversation_id)
+        return None
 
     @work(exclusive=True, group="dialog")
-    async def _ask_title(self) -> None:
-        now = title(self.app.session.conversation)
-        wanted = await self.app.push_screen_wait(TextScreen("Title of this conversation", now))
-        if wanted is not None and wanted.strip():
-            self._rename(wanted)
+    async def _ask_title(self, conversation_id: int) -> None:
+        with self.told():
+            now = await asyncio.to_thread(self.app.history.conversation, conversation_id)
+            wanted = await self.app.push_screen_wait(
+                TextScreen("Title of this conversation", title(now))
+            )
+            if wanted is not None and wanted.strip():
+                self.put(partial(self._rename, conversation_id, wanted))
 
-    def _rename(self, wanted: str) -> None:
-        try:
-            self.app.session.rename(clean(wanted, keep_newlines=False))
-            self.show_lines()
-        except HistoryError as error:
-            self.composer.complain(str(error))
+    async def _rename(self, conversation_id: int, wanted: str) -> None:
+        await self.app.session.rename(conversation_id, clean(wanted, keep_newlines=False))
+        await self.show_lines()
 
-    async def do_delete(self, _: str) -> None:
-        conversation_id = self.app.session.conversation_id
+    def do_delete(self, _: str) -> None:
+        conversation_id = self._meant()
         if conversation_id is None:
             self.composer.complain("There is nothing to delete: this conversation is empty.")
         else:
@@ -120,64 +134,68 @@ class Deeds(Stage):
 
     @work(exclusive=True, group="dialog")
     async def ask_to_delete(self, conversation_id: int) -> None:
+        with self.told():
+            one = await asyncio.to_thread(self.app.history.conversation, conversation_id)
+            question = (
+                f"Delete “{title(one)}”, its pictures and all its messages? This cannot be undone."
+            )
+            if await self.app.push_screen_wait(ConfirmScreen(question, "Delete")):
+                self.put(partial(self._delete, conversation_id))
+
+    async def _delete(self, conversation_id: int) -> None:
         session = self.app.session
-        try:
-            name = title(session.history.conversation(conversation_id))
-            question = f"Delete “{name}”, its pictures and all its messages? This cannot be undone."
-            if not await self.app.push_screen_wait(ConfirmScreen(question, "Delete")):
-                return
-            was_open = conversation_id == session.conversation_id
-            session.delete(conversation_id)
-            latest = session.history.latest()
-            if was_open and latest is not None:
-                await self.open(latest.id)
-            elif was_open:
-                await self.show_new()
-            self.show_lines()
-        except HistoryError as error:
-            self.composer.complain(str(error))
+        was_open = conversation_id == session.conversation_id
+        await session.delete(conversation_id)
+        latest = await asyncio.to_thread(session.history.latest)
+        if not was_open:
+            await self.show_lines()
+        elif latest is not None:
+            await self.open(latest.id)
+        else:
+            await self.show_new()
 
     # Answers
 
-    async def do_stop(self, _: str) -> None:
+    def do_stop(self, _: str) -> None:
         if self.composer.close_suggestions():
             return
         if self.has_class("-narrow") and self.has_class("listed"):
             self.remove_class("listed")
             self.composer.input.focus()
             return
-        live = self.app.session.live()
+        live = [one for one in self.app.session.live() if one.ending is None]
         if live:
             self.app.asker.stop(live[0])
             return
         self.composer.complain("")
         self.composer.input.focus()
 
-    async def do_regenerate(self, _: str) -> None:
-        message = self.target(lambda one: one.role == "assistant") or self.target(
-            lambda one: one.role == "user"
-        )
+    def do_regenerate(self, _: str) -> Deed:
+        return self._regenerate
+
+    async def _regenerate(self) -> None:
+        message = self.target(lambda one: True)
         if message is None:
             self.composer.complain("There is no answer yet to make again.")
             return
         if message.id in self.app.asker.live:
             self.composer.complain("This answer is still being written: Esc stops it.")
             return
-        async with self.changing:
-            answer = self.app.session.regenerate(message)
-            if message.role == "assistant":
-                await self.transcript.cut(message.id)
-            else:
-                await self.transcript.cut_after(message.id)
-            await self.transcript.add(answer)
-            self.composer.input.focus()
-            self.show_lines()
+        answer = await self.app.session.regenerate(message)
+        if message.role == "assistant":
+            await self.transcript.cut(message.id)
+        else:
+            await self.transcript.cut_after(message.id)
+        await self.transcript.add(answer)
+        self.composer.input.focus()
+        await self.app.session.refresh()
+        await self.show_lines()
 
-    async def do_previous_answer(self, _: str) -> None:
-        await self._move_some(-1)
+    def do_previous_answer(self, _: str) -> Deed:
+        return partial(self._move_some, -1)
 
-    async def do_next_answer(self, _: str) -> None:
-        await self._move_some(1)
+    def do_next_answer(self, _: str) -> Deed:
+        return partial(self._move_some, 1)
 
     async def _move_some(self, step: int) -> None:
         message = self.target(lambda one: one.siblings > 1)
@@ -189,45 +207,48 @@ class Deeds(Stage):
     async def move(self, message: Message, step: int) -> None:
         """Show the answer before or after `message`, and what followed it."""
         had_focus = isinstance(self.focused, MessageView)
-        async with self.changing:
-            branch = self.app.session.move(message, step)
-            if branch is None:
-                return
-            await self.transcript.cut(message.id)
-            known = {one.id for one in self.transcript.branch}
-            new = [one for one in branch if one.id not in known]
-            await self.transcript.add(*new)
-            if had_focus and new and (view := self.transcript.view(new[0].id)) is not None:
-                view.focus()
-            self.show_lines()
-
-    async def do_copy(self, _: str) -> None:
-        message = self.target(lambda one: one.role == "assistant" and bool(one.text))
-        if isinstance(self.focused, MessageView):
-            message = self.focused.message
-        if message is None:
-            self.composer.complain("There is no answer yet to copy.")
+        branch = await self.app.session.move(message, step)
+        if branch is None:
             return
-        self.app.copy_to_clipboard(clean(message.text))
+        await self.transcript.cut(message.id)
+        known = {one.id for one in self.transcript.branch}
+        new = [one for one in branch if one.id not in known]
+        await self.transcript.add(*new)
+        if had_focus and new and (view := self.transcript.view(new[0].id)) is not None:
+            view.focus()
+        await self.show_lines()
+
+    def do_copy(self, _: str) -> None:
+        if isinstance(self.focused, MessageView):
+            text = self.focused.words
+        else:
+            message = self.target(lambda one: one.role == "assistant" and bool(one.text))
+            text = message.text if message else ""
+        if not text:
+            self.composer.complain("There is no text here to copy.")
+            return
+        self.app.copy_to_clipboard(clean(text))
         self.notify("Copied.", timeout=2)
 
     # Model, adapter, system prompt
 
-    async def do_model(self, argument: str) -> None:
+    def do_model(self, argument: str) -> Deed | None:
         if self.app.asker.remote:
             self.composer.complain("The server in engine.url chooses the model.")
         elif argument:
-            self._use(model=argument)
+            return partial(self._use, model=argument)
         else:
             self._pick("model")
+        return None
 
-    async def do_adapter(self, argument: str) -> None:
+    def do_adapter(self, argument: str) -> Deed | None:
         if self.app.asker.remote:
             self.composer.complain("The server in engine.url knows no adapters.")
         elif argument:
-            self._use(adapter="" if argument == "none" else argument)
+            return partial(self._use, adapter="" if argument == "none" else argument)
         else:
             self._pick("adapter")
+        return None
 
     @work(exclusive=True, group="dialog")
     async def _pick(self, kind: str) -> None:
@@ -249,48 +270,46 @@ class Deeds(Stage):
         )
         if chosen is None or chosen == current:
             return
-        if kind == "model":
-            self._use(model=chosen)
-        else:
-            self._use(adapter=chosen)
+        self.put(partial(self._use, **{kind: chosen}))
 
-    def _use(self, model: str | None = None, adapter: str | None = None) -> None:
+    async def _use(self, model: str | None = None, adapter: str | None = None) -> None:
         """Change what answers in this window, and name it in the title before it is loaded."""
         self.app.use(model, adapter)
         wanted = self.app.asker.settings.model
         self._model_label = model_label(wanted.name, wanted.adapter, "", "")
-        self.show_lines()
+        await self.show_lines()
 
-    async def do_system(self, argument: str) -> None:
+    def do_system(self, argument: str) -> Deed | None:
         if argument:
-            self.app.session.set_system(argument)
-            self.notify("The system prompt is set for this conversation.", timeout=3)
-        else:
-            self._ask_system()
+            return partial(self._set_system, argument)
+        self._ask_system()
+        return None
 
     @work(exclusive=True, group="dialog")
     async def _ask_system(self) -> None:
-        session = self.app.session
         wanted = await self.app.push_screen_wait(
-            TextScreen(
-                "System prompt of this conversation", session.current_system, "empty for none"
+            LinesScreen(
+                "System prompt of this conversation",
+                self.app.session.current_system,
+                "empty for none",
             )
         )
         if wanted is not None:
-            try:
-                session.set_system(wanted)
-            except HistoryError as error:
-                self.composer.complain(str(error))
+            self.put(partial(self._set_system, wanted))
+
+    async def _set_system(self, wanted: str) -> None:
+        await self.app.session.set_system(wanted)
+        self.notify("The system prompt is set for this conversation.", timeout=3)
 
     # The rest
 
-    async def do_theme(self, _: str) -> None:
+    def do_theme(self, _: str) -> None:
         self.app.theme = LIGHT if self.app.current_theme.dark else DARK
 
-    async def do_help(self, _: str) -> None:
+    def do_help(self, _: str) -> None:
         self.app.push_screen(HelpScreen(list(self.active_bindings.values())))
 
-    async def do_quit(self, _: str) -> None:
+    def do_quit(self, _: str) -> None:
         self.app.exit()
 
     @work(exclusive=True, group="dialog")

@@ -14,6 +14,7 @@ from textual.widgets.option_list import Option
 
 from mmchat.sanitize import clean
 from mmchat.tui.formatting import MUTED
+from mmchat.tui.widgets.input import LinesInput
 
 
 class ConfirmScreen(ModalScreen[bool]):
@@ -65,6 +66,36 @@ class TextScreen(ModalScreen[str | None]):
     @on(Input.Submitted)
     def _submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value)
+
+
+class LinesScreen(ModalScreen[str | None]):
+    """Asks for a text of several lines; None where it was left as it was."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave it")]
+
+    def __init__(self, question: str, value: str, placeholder: str = "") -> None:
+        super().__init__()
+        self._question, self._value, self._placeholder = question, clean(value), placeholder
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog wide"):
+            yield Static(clean(self._question), markup=False)
+            yield LinesInput(placeholder=self._placeholder)
+            yield Static(
+                "Enter keeps it   ctrl+j begins a line   Esc leaves it as it was",
+                classes="keys",
+                markup=False,
+            )
+
+    def on_mount(self) -> None:
+        lines = self.query_one(LinesInput)
+        lines.take_text(self._value)
+        lines.focus()
+
+    @on(LinesInput.Submitted)
+    def _submitted(self, event: LinesInput.Submitted) -> None:
+        event.stop()
+        self.dismiss(None if event.text == self._value else event.text)
 
 
 class PickScreen(ModalScreen[str | None]):

@@ -1,14 +1,15 @@
 """What the chat screen shows: a conversation or a welcome, the lines around it, the list."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from textual import work
 from textual.screen import Screen
 
 from mmchat.errors import HistoryError
-from mmchat.history import Conversation, Message
+from mmchat.history import Conversation, Message, MissingError
 from mmchat.tui.formatting import title
 from mmchat.tui.widgets.composer import Composer
 from mmchat.tui.widgets.conversations import ConversationList
@@ -22,20 +23,54 @@ if TYPE_CHECKING:
 
 LISTED = 200
 
+Deed = Callable[[], Awaitable[object]]
+"""Something that reads or writes the history, or changes which messages are mounted."""
+
 
 class Stage(Screen[None]):
-    """The base of the chat screen: brings what stands on it up to date."""
+    """The base of the chat screen: brings what stands on it up to date.
+
+    Deeds stand in a line and one worker does them, in their order. So one at a
+    time mounts or removes messages, and none is awaited where keys are handled
+    and the screen is drawn: a file that another program holds stops neither.
+    """
 
     app: "ChatApp"
 
     def __init__(self) -> None:
         super().__init__()
+        self._deeds: asyncio.Queue[Deed] = asyncio.Queue()
         self._limit = LISTED
         self._model_label = ""
         self._window = 0
         self._seen: tuple[object, ...] = ()
-        self.changing = asyncio.Lock()
-        """Held by whoever mounts or removes messages: one change at a time."""
+        self._looks = False
+
+    # The line of deeds
+
+    def put(self, deed: Deed) -> None:
+        """Have a deed done after those before it."""
+        self._deeds.put_nowait(deed)
+
+    @work(group="deeds")
+    async def do_deeds(self) -> None:
+        while True:
+            deed = await self._deeds.get()
+            try:
+                with self.told():
+                    await deed()
+            except Exception:
+                if self.app.is_running:
+                    raise
+                return  # the app closes, and what stood on the screen is gone
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """What the history cannot do stands next to the input, and the app goes on."""
+        try:
+            yield
+        except HistoryError as error:
+            self.composer.complain(str(error))
 
     # The parts
 
@@ -55,15 +90,9 @@ class Stage(Screen[None]):
 
     async def open(self, conversation_id: int, at: int | None = None) -> None:
         """Show a conversation, its end or the message `at`."""
-        async with self.changing:
-            await self._open(conversation_id, at)
+        await self._show(await self.app.session.open(conversation_id), at)
 
-    async def _open(self, conversation_id: int, at: int | None) -> None:
-        try:
-            branch = self.app.session.open(conversation_id)
-        except HistoryError as error:
-            self.composer.complain(str(error))
-            return
+    async def _show(self, branch: Sequence[Message], at: int | None = None) -> None:
         await self._leave_welcome()
         self.remove_class("listed")
         await self.transcript.show(branch, self.app.asker.live, at)
@@ -71,24 +100,16 @@ class Stage(Screen[None]):
             await self._show_welcome()
         if at is None:
             self.composer.input.focus()
-        self.show_lines()
+        await self.show_lines()
 
     async def show_new(self) -> None:
         """Show an empty conversation."""
-        async with self.changing:
-            await self._show_new()
-
-    async def _show_new(self) -> None:
         self.app.session.start_new()
-        self.remove_class("listed")
-        await self.transcript.show([], self.app.asker.live)
-        await self._show_welcome()
-        self.composer.input.focus()
-        self.show_lines()
+        await self._show([])
 
     async def _show_welcome(self) -> None:
         await self._leave_welcome()
-        first = self.app.history.latest() is None
+        first = await asyncio.to_thread(self.app.history.latest) is None
         welcome = Welcome(examples() if first else [], first)
         self.transcript.display = False
         await self.query_one("#stage").mount(welcome)
@@ -99,7 +120,7 @@ class Stage(Screen[None]):
         await self.query(Welcome).remove()
         self.transcript.display = True
 
-    def show_lines(self) -> None:
+    async def show_lines(self) -> None:
         """The title line, the figures, the list: after every change."""
         session = self.app.session
         self.query_one(TitleLine).show(title(session.conversation), self._model_label)
@@ -108,12 +129,13 @@ class Stage(Screen[None]):
         known = origin.parameters.get("context_length") if origin else None
         context = known if isinstance(known, int) else self._window
         self.status.show_figures(origin, context)
-        self._seen = self._mark()
-        self.show_list()
+        self._seen = await self._mark()
+        await self.show_list()
 
-    def show_list(self, listed: Sequence[Conversation] | None = None) -> None:
-        if listed is None:
-            listed = self.app.history.conversations(limit=self._limit)
+    async def show_list(self) -> None:
+        listed: list[Conversation] = await asyncio.to_thread(
+            self.app.history.conversations, limit=self._limit
+        )
         self.query_one(ConversationList).show(
             listed,
             self.app.session.conversation_id,
@@ -123,40 +145,38 @@ class Stage(Screen[None]):
 
     # Other windows on the same history
 
-    def _mark(self) -> tuple[object, ...]:
+    async def _mark(self) -> tuple[object, ...]:
         """Changes when another window changes the open conversation."""
-        session = self.app.session
-        branch = self.transcript.branch
-        if session.conversation is None or not branch:
+        at, branch = self.app.session.conversation_id, self.transcript.branch
+        if at is None or not branch:
             return ()
-        last = self.app.history.message(branch[-1].id)
-        row = self.app.history.conversation(session.conversation.id)
+        history = self.app.history
+        last = await asyncio.to_thread(history.message, branch[-1].id)
+        row = await asyncio.to_thread(history.conversation, at)
         return (row.head_id, last.state, len(last.text), last.siblings)
 
-    @work(group="look")
-    async def look_around(self) -> None:
+    def look_around(self) -> None:
         """Follow what other windows did: new conversations, new messages, deletions."""
-        if self.changing.locked():
-            return  # the next look comes soon
-        async with self.changing:
-            session = self.app.session
-            try:
-                at = session.conversation_id
-                # In threads: an answer that waits for a locked file holds the history meanwhile.
-                quiet = at is not None and not session.live()
-                if at is not None and quiet and self._seen != await asyncio.to_thread(self._mark):
-                    branch = session.open(at)
-                    await self.transcript.show(branch, self.app.asker.live)
-                    self.show_lines()
-                    return
-                await asyncio.to_thread(session.refresh)
-                self.show_list(
-                    await asyncio.to_thread(self.app.history.conversations, limit=self._limit)
-                )
-            except HistoryError:
-                if session.conversation is not None:
-                    self.notify("This conversation was deleted in another window.", markup=False)
-                    await self._show_new()
+        self.app.asker.end_again()
+        if not self._looks:  # else one stands in the line already
+            self._looks = True
+            self.put(self._look)
+
+    async def _look(self) -> None:
+        self._looks = False
+        session = self.app.session
+        try:
+            at = session.conversation_id
+            if at is not None and not session.live() and self._seen != await self._mark():
+                await self.transcript.follow(await session.open(at), self.app.asker.live)
+                await self.show_lines()
+                return
+            await session.refresh()
+        except MissingError:
+            self.notify("This conversation was deleted in another window.", markup=False)
+            await self.show_new()
+            return
+        await self.show_list()
 
     def target(self, wanted: Callable[[Message], bool]) -> Message | None:
         """The focused message if it is `wanted`, else the last such one that is shown."""

@@ -87,6 +87,11 @@ class ConversationList(Vertical):
     def take_focus(self) -> None:
         self.query_one(OptionList).focus()
 
+    @property
+    def chosen(self) -> int | None:
+        """The conversation under the cursor, where the list has the focus."""
+        return self._highlighted() if self.query_one(OptionList).has_focus else None
+
     def _row(self, conversation: Conversation, current: bool) -> Option:
         mark = Content.styled("▌", "$primary") if current else Content(" ")
         # One line a conversation: the list cuts what is too long.

@@ -12,12 +12,63 @@ from mmchat.sanitize import clean
 from mmchat.tui.pasted import paths
 
 
-class ChatInput(TextArea):
-    """A text area that grows with its text and posts what is done in it."""
+class LinesInput(TextArea):
+    """A text area that grows with its text: Enter hands it over, Shift+Enter begins a line."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "submit", "Send", id="input.send"),
         Binding("shift+enter,ctrl+j,alt+enter", "newline", "New line", id="input.newline"),
+    ]
+
+    class Submitted(Message):
+        """Enter: `text` is handed over."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.text = text
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(soft_wrap=True, compact=True, highlight_cursor_line=False, **arguments)
+
+    def take_text(self, text: str) -> None:
+        """Replace the text, with the cursor at its end."""
+        self.text = clean(text)
+        self.move_cursor(self.document.end)
+
+    def action_submit(self) -> None:
+        self.submit()
+
+    def submit(self) -> None:
+        """Hand the text over: what is typed from now on belongs to the next one."""
+        text = self.text
+        self.take_text("")
+        self.post_message(self.Submitted(text))
+
+    def action_newline(self) -> None:
+        self.insert("\n")
+        self.scroll_cursor_visible()
+
+    async def _on_key(self, event: events.Key) -> None:
+        # Textual calls the base class's handler next, which would insert a line break on
+        # Enter before the bindings are asked.
+        if event.key in ("enter", "tab"):
+            event.prevent_default()
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        event.stop()
+        event.prevent_default()
+        self.take_paste(event.text)
+
+    def take_paste(self, text: str) -> None:
+        """Pasted text, cleaned."""
+        self.replace(clean(text), *self.selection)
+        self.scroll_cursor_visible()
+
+
+class ChatInput(LinesInput):
+    """Where a message is written; posts what is done in it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("tab", "tab", "Take the suggestion", id="input.take", show=False),
         Binding("up", "up", "Up", show=False),
         Binding("left", "left", "Left", show=False),
@@ -29,13 +80,6 @@ class ChatInput(TextArea):
         Binding("ctrl+end", "scroll(9)", "To the end", show=False),
         Binding("backspace", "backspace", "Delete left", show=False),
     ]
-
-    class Submitted(Message):
-        """Enter: `text` is to be sent."""
-
-        def __init__(self, text: str) -> None:
-            super().__init__()
-            self.text = text
 
     class PicturesPasted(Message):
         """Paths were pasted or dropped; `words` as pictures to attach."""
@@ -64,18 +108,7 @@ class ChatInput(TextArea):
     """Set by the screen while the examples are shown: an empty input steers them."""
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(
-            soft_wrap=True,
-            compact=True,
-            highlight_cursor_line=False,
-            placeholder="Ask about a picture",
-            **arguments,
-        )
-
-    def take_text(self, text: str) -> None:
-        """Replace the text, with the cursor at its end."""
-        self.text = text
-        self.move_cursor(self.document.end)
+        super().__init__(placeholder="Ask about a picture", **arguments)
 
     @property
     def cursor(self) -> int:
@@ -88,16 +121,6 @@ class ChatInput(TextArea):
             self.post_message(self.Steered("enter"))
         else:
             self.submit()
-
-    def submit(self) -> None:
-        """Hand the text over: what is typed from now on belongs to the next message."""
-        text = self.text
-        self.take_text("")
-        self.post_message(self.Submitted(text))
-
-    def action_newline(self) -> None:
-        self.insert("\n")
-        self.scroll_cursor_visible()
 
     def action_tab(self) -> None:
         if self.suggesting:
@@ -140,22 +163,10 @@ class ChatInput(TextArea):
     def action_scroll(self, pages: int) -> None:
         self.post_message(self.Scrolled(pages))
 
-    async def _on_key(self, event: events.Key) -> None:
-        # Textual calls the base class's handler next, which would insert a line break on
-        # Enter before the bindings are asked.
-        if event.key in ("enter", "tab"):
-            event.prevent_default()
-
-    async def _on_paste(self, event: events.Paste) -> None:
-        event.stop()
-        event.prevent_default()
-        self.take_paste(event.text)
-
     def take_paste(self, text: str) -> None:
-        """Pasted text: paths of pictures are attached, anything else is inserted, cleaned."""
+        """Paths of pictures are attached, anything else is inserted, cleaned."""
         found = paths(text, PICTURE_SUFFIXES)
         if found:
             self.post_message(self.PicturesPasted(found))
         else:
-            self.replace(clean(text), *self.selection)
-            self.scroll_cursor_visible()
+            super().take_paste(text)

@@ -1,9 +1,11 @@
 """One message of the conversation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
+from markdown_it.token import Token
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -14,16 +16,32 @@ from textual.widgets.markdown import MarkdownStream
 
 from mmchat.history import Message, StoredImage
 from mmchat.images import Picture
-from mmchat.sanitize import clean
-from mmchat.tui.asking import Live
-from mmchat.tui.formatting import Cleaner, clock, notes, picture_label, place, speed
+from mmchat.sanitize import Cleaner, clean
+from mmchat.tui.formatting import clock, notes, picture_label, place, speed
+from mmchat.tui.news import Live
 from mmchat.tui.turns import TOO_LONG
 from mmchat.tui.widgets.picture import PictureView
 
 
 def parser() -> MarkdownIt:
     """GitHub's Markdown with raw HTML as plain text, and nothing made a link that is not one."""
-    return MarkdownIt("gfm-like", {"html": False, "linkify": False})
+    made = MarkdownIt("gfm-like", {"html": False, "linkify": False})
+    made.core.ruler.push("clean", _clean_decoded)
+    return made
+
+
+def _clean_decoded(state: StateCore) -> None:
+    """Entities and addresses are decoded by now: `&#x202e;` was clean before, as text."""
+    _clean_tokens(state.tokens)
+
+
+def _clean_tokens(tokens: Iterable[Token]) -> None:
+    for token in tokens:
+        token.content, token.info = clean(token.content), clean(token.info)
+        for name, value in token.attrs.items():
+            if isinstance(value, str):
+                token.attrs[name] = clean(value)
+        _clean_tokens(token.children or ())
 
 
 class AnswerText(Markdown):
@@ -104,9 +122,8 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
         if message.role == "user":
             yield Static(clean(message.text), markup=False, classes="text")
         else:
-            text = self.live.text if self.live else message.text
-            self._drawn = len(text)
-            yield AnswerText(self._cleaner.feed(text))
+            self._drawn = len(self.words)
+            yield AnswerText(self._cleaner.feed(self.words))
         yield Static("", markup=False, classes="note")
 
     def _picture(self, image: StoredImage, number: int) -> PictureView:
@@ -123,6 +140,11 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
 
     def on_mount(self) -> None:
         self.show_state()
+
+    @property
+    def words(self) -> str:
+        """What the message says by now, as it was said."""
+        return self.live.text if self.live else self.message.text
 
     async def grow(self) -> None:
         """Draw what the answer has more by now, as often as the screen keeps up with."""
@@ -144,12 +166,15 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
         await self._stream.write(text)
 
     async def finish(self, message: Message | None, problem: str = "") -> None:
-        """The answer is over; `message` as the history has it."""
+        """The answer is over, or another window wrote it; `message` as the history has it."""
         await self.grow()
         await self.settle()
         self.live = None
         if message is not None:
             self.message = message
+            if message.role == "assistant" and len(message.text) != self._drawn:
+                self._drawn = len(message.text)
+                await self.query_one(AnswerText).update(clean(message.text))
         self.show_state(problem)
 
     async def settle(self) -> None:
@@ -180,6 +205,10 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
     def _note(self, live: Live | None, problem: str) -> tuple[str, str]:
         if problem:
             return clean(problem), "error"
+        if live is not None and live.problem:
+            return clean(f"{live.problem} mmchat tries again by itself."), "error"
+        if live is not None and live.stopped:
+            return "stopping …", "note"
         if live is not None:
             words = {
                 "queued": "waiting for its turn …",

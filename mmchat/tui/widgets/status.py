@@ -68,7 +68,7 @@ class StatusLine(Widget):
 
     def get_content_height(self, container: object, viewport: object, width: int) -> int:
         if self._problem:
-            return min(4, 1 + len(self._problem) // max(width, 1))
+            return Content(self._problem).get_height({}, max(width, 1))
         return 1
 
     def on_click(self, event: events.Click) -> None:

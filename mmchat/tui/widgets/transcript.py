@@ -9,7 +9,7 @@ from textual.widgets import Static
 
 from mmchat.history import Message, StoredImage
 from mmchat.images import Picture
-from mmchat.tui.asking import Live
+from mmchat.tui.news import Live
 from mmchat.tui.widgets.message import MessageView
 from mmchat.tui.widgets.picture import Thumbnail
 
@@ -74,6 +74,19 @@ class Transcript(VerticalScroll, can_focus=False):
         self.anchor(at is None)
         if at is not None:
             self.call_after_refresh(self.reveal, at)
+
+    async def follow(self, branch: Sequence[Message], live: Mapping[int, Live]) -> None:
+        """Show what another window changed; the views of messages that stay are kept."""
+        before = len(self._branch)
+        if [one.id for one in branch[:before]] != [one.id for one in self._branch]:
+            await self.show(branch, live)
+            return
+        for old, new in zip(self._branch, branch, strict=False):
+            if new != old and (view := self.view(new.id)) is not None:
+                await view.finish(new)
+        self._branch = list(branch[:before])
+        if len(branch) > before:
+            await self.add(*branch[before:])
 
     def reveal(self, message_id: int) -> None:
         """Scroll to a message and mark it."""

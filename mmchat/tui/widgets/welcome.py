@@ -96,8 +96,8 @@ class Welcome(Vertical):
                 yield Horizontal(classes="cards")
 
     def on_mount(self) -> None:
-        if self._pictures:
-            self._show_cards()
+        if self._pictures:  # what is seen comes first: reading pictures loads Pillow
+            self.call_after_refresh(self._show_cards)
 
     @work(exclusive=True)
     async def _show_cards(self) -> None:

@@ -1,0 +1,90 @@
+"""Rows that are added, within a transaction that the caller holds."""
+
+import enum
+import sqlite3
+import time
+from typing import Literal
+
+from mmchat.history import rows
+from mmchat.history.faults import MissingError
+from mmchat.history.text import UNSPACED, storable, title_of
+from mmchat.history.types import Role, State
+
+
+class _Head(enum.Enum):
+    HEAD = "the conversation's head"
+
+
+HEAD = _Head.HEAD
+"""The default parent: whatever the conversation's head is at that moment."""
+
+Parent = int | Literal[_Head.HEAD] | None
+
+
+def add_conversation(connection: sqlite3.Connection, title: str, system: str) -> int:
+    now = time.time()
+    cursor = connection.execute(
+        "INSERT INTO conversation (title, system, created, updated) VALUES (?, ?, ?, ?)",
+        (storable(title), storable(system), now, now),
+    )
+    return _new_id(cursor.lastrowid)
+
+
+def add_message(
+    connection: sqlite3.Connection,
+    conversation_id: int,
+    parent: Parent,
+    role: Role,
+    state: State = "complete",
+    text: str = "",
+    error: str = "",
+    writer: str | None = None,
+) -> int:
+    """Add a message; it becomes the head, and a person's first text names the conversation."""
+    conversation = rows.conversation(connection, conversation_id)
+    parent_id = conversation.head_id if parent is HEAD else parent
+    if parent_id is not None and parent_id != conversation.head_id:
+        require_message(connection, conversation_id, parent_id)
+    now = time.time()
+    text = storable(text)
+    cursor = connection.execute(
+        "INSERT INTO message"
+        " (conversation_id, parent_id, role, state, created, writer, unspaced, error, text)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            conversation_id,
+            parent_id,
+            role,
+            state,
+            now,
+            writer,
+            UNSPACED.search(text) is not None,
+            storable(error),
+            text,
+        ),
+    )
+    message_id = _new_id(cursor.lastrowid)
+    title = title_of(text) if role == "user" and not conversation.title else conversation.title
+    connection.execute(
+        "UPDATE conversation SET head_id = ?, updated = ?, title = ? WHERE id = ?",
+        (message_id, now, title, conversation_id),
+    )
+    return message_id
+
+
+def require_message(connection: sqlite3.Connection, conversation_id: int, message_id: int) -> None:
+    """Raises MissingError where the message is not of this conversation."""
+    row = connection.execute(
+        "SELECT 1 FROM message WHERE id = ? AND conversation_id = ?",
+        (message_id, conversation_id),
+    ).fetchone()
+    if row is None:
+        raise MissingError(
+            f"There is no message {message_id} in conversation {conversation_id}: "
+            "it may have been deleted."
+        )
+
+
+def _new_id(lastrowid: int | None) -> int:
+    assert lastrowid is not None  # of an INSERT that succeeded
+    return lastrowid

@@ -1,0 +1,314 @@
+"""Conversations: found, named, deleted, answered again, and shared with other windows."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from textual.command import CommandPalette
+from textual.widgets import Input
+
+from mmchat.errors import HistoryError
+from mmchat.history import Answer, History, Message, Origin
+from mmchat.tui.app import ChatApp
+from mmchat.tui.screens.dialogs import ConfirmScreen
+from mmchat.tui.screens.search import SearchScreen
+from mmchat.tui.widgets.conversations import ConversationList
+from mmchat.tui.widgets.input import LinesInput
+from mmchat.tui.widgets.message import MessageView
+from tests.engine.scripted import open_gate
+from tests.tui.conftest import answered, complaint, say, shown, until
+
+NewApp = Callable[..., ChatApp]
+
+
+async def test_search_opens_the_message(new_app: NewApp) -> None:
+    with History.open() as history:
+        for title, text in (("kites", "a red kite flies"), ("boats", "two [blue] boats")):
+            conversation = history.new_conversation(title)
+            history.add_message(conversation.id, "user", text)
+    app = new_app(new=True)
+    async with app.run_test() as pilot:
+        await pilot.press("ctrl+f")
+        await until(pilot, lambda: isinstance(app.screen, SearchScreen))
+        await pilot.press(*"kit")
+        screen = app.screen
+        assert isinstance(screen, SearchScreen)
+        await until(pilot, lambda: len(screen._hits) == 1)
+        await pilot.press("enter")
+        await until(pilot, lambda: shown(app) == ["a red kite flies"])
+
+
+async def test_rename_and_delete(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "say x")
+        await answered(pilot)
+        await pilot.press("f2")
+        await until(pilot, lambda: app.screen.query(Input))
+        app.screen.query_one(Input).value = "[bold]Kites[/]"
+        await pilot.press("enter")
+        await until(pilot, lambda: app.history.conversation(1).title == "[bold]Kites[/]")
+        await pilot.press("f8")
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
+        await pilot.press("enter")  # the safe answer is the default
+        await until(pilot, lambda: app.screen is app.chat)
+        assert app.history.latest() is not None
+        await say(pilot, "/delete")
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
+        await pilot.press("y")
+        await until(pilot, lambda: app.history.latest() is None)
+        await until(pilot, lambda: app.session.conversation is None and not shown(app))
+
+
+async def test_two_windows_on_one_history(new_app: NewApp) -> None:
+    with History.open() as history:
+        conversation = history.new_conversation("shared")
+        history.add_message(conversation.id, "user", "one")
+        app = new_app()
+        async with app.run_test(size=(120, 40)) as pilot:
+            history.add_message(conversation.id, "assistant", "from there", origin=Origin("m"))
+            app.chat.look_around()
+            await until(pilot, lambda: shown(app) == ["one", "from there"])
+            history.delete(conversation.id)
+            app.chat.look_around()
+            await until(pilot, lambda: app.session.conversation is None)
+            await say(pilot, "say fine")
+            await answered(pilot)
+            assert shown(app)[-1] == "fine"
+
+
+async def test_a_crash_of_the_app_is_shown_and_mended(new_app: NewApp, fresh: Path) -> None:
+    script = (
+        "import os\nfrom mmchat.history import History, Origin\n"
+        "h = History.open(); c = h.new_conversation()\n"
+        "m = h.add_message(c.id, 'user', 'say well')\n"
+        "h.begin_answer(c.id, parent_id=m.id, origin=Origin('scenes')).append('half a')\n"
+        "os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=False)
+    app = new_app()
+    async with app.run_test() as pilot:
+        await until(pilot, lambda: len(shown(app)) == 2)
+        assert shown(app)[1].startswith("half a | Interrupted:")
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: shown(app)[-1] == "well")
+
+
+async def test_a_long_conversation_is_mounted_in_pages(new_app: NewApp) -> None:
+    with History.open() as history:
+        conversation = history.new_conversation("long")
+        for number in range(100):
+            history.add_message(conversation.id, "user", f"message {number}")
+    app = new_app()
+    async with app.run_test() as pilot:
+        assert len(shown(app)) == 30
+        await pilot.press("ctrl+home")
+        await until(pilot, lambda: len(shown(app)) >= 60)
+        assert shown(app)[-1] == "message 99"
+
+
+async def test_the_list_folds_away(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        listed = app.chat.query_one(ConversationList)
+        assert not listed.display
+        await pilot.press("ctrl+b")
+        assert listed.display
+        await pilot.press("escape")
+        assert not listed.display
+        await pilot.resize_terminal(120, 30)
+        await until(pilot, lambda: listed.display)
+
+
+async def test_system_prompt_theme_and_copy(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "/system Answer briefly.")
+        await say(pilot, "echo-turns")
+        await answered(pilot)
+        assert "Answer briefly." in shown(app)[1]
+        dark = app.current_theme.dark
+        await pilot.press("ctrl+t")
+        assert app.current_theme.dark != dark
+        await pilot.press("ctrl+y")
+        assert "Answer briefly." in app.clipboard
+        await pilot.press("ctrl+p")
+        await until(pilot, lambda: isinstance(app.screen, CommandPalette))
+        await pilot.press(*"New conv", "enter")
+        await pilot.press("enter")
+        await until(pilot, lambda: not shown(app) and app.session.conversation is None)
+
+
+async def test_a_question_without_an_answer_is_answered_by_ctrl_r(new_app: NewApp) -> None:
+    with History.open() as history:
+        conversation = history.new_conversation("left alone").id
+        history.add_message(conversation, "user", "say first")
+        history.add_message(conversation, "assistant", "first", origin=Origin("m"))
+        history.add_message(conversation, "user", "say second")
+    app = new_app()
+    async with app.run_test() as pilot:
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: len(app.chat.transcript.branch) == 4)
+        await answered(pilot)
+        assert shown(app) == ["say first", "first", "say second", "second"]
+
+
+async def test_a_system_prompt_keeps_its_lines(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "/system one\ntwo")
+        await until(pilot, lambda: app.session.current_system == "one\ntwo")
+        await pilot.press("f5")
+        await until(pilot, lambda: app.screen.query(LinesInput) and app.screen is not app.chat)
+        await pilot.press("enter")
+        await until(pilot, lambda: app.screen is app.chat)
+        assert app.session.current_system == "one\ntwo"
+        await pilot.press("f5")
+        await until(pilot, lambda: app.screen.query(LinesInput) and app.screen is not app.chat)
+        await pilot.press("shift+enter", *"three", "enter")
+        await until(pilot, lambda: app.session.current_system == "one\ntwo\nthree")
+
+
+async def test_keys_mean_the_conversation_under_the_lists_cursor(new_app: NewApp) -> None:
+    with History.open() as history:
+        first, second = (history.new_conversation(name).id for name in ("A", "B"))
+        for conversation in (first, second):
+            history.add_message(conversation, "user", "hello")
+    app = new_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        listed = app.chat.query_one(ConversationList)
+        listed.take_focus()
+        await until(pilot, lambda: listed.chosen == second)
+        await pilot.press("down")
+        await until(pilot, lambda: listed.chosen == first)
+        await pilot.press("f2")
+        await until(pilot, lambda: app.screen.query(Input))
+        assert app.screen.query_one(Input).value == "A"
+        await pilot.press(*"Kites", "enter")
+        await until(pilot, lambda: app.history.conversation(first).title == "Kites")
+        assert app.session.conversation_id == second
+        await until(pilot, lambda: app.screen is app.chat)
+        await pilot.press("f8")
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
+        await pilot.press("y")
+        await until(pilot, lambda: [one.id for one in app.history.conversations()] == [second])
+        await until(pilot, lambda: app.screen is app.chat)
+        assert shown(app) == ["hello"]
+
+
+async def test_the_answer_of_another_window_grows_in_its_place(new_app: NewApp) -> None:
+    with History.open() as history:
+        conversation = history.new_conversation("shared").id
+        history.add_message(conversation, "user", "well?")
+        answer = history.begin_answer(conversation, origin=Origin("m"))
+        answer.append("one ")
+        app = new_app()
+        async with app.run_test() as pilot:
+            await until(pilot, lambda: shown(app)[1:] == ["one | Being written in another window."])
+            await pilot.press("ctrl+up")
+            view = app.focused
+            assert isinstance(view, MessageView)
+            answer.append("two")
+            app.chat.look_around()
+            await until(pilot, lambda: shown(app)[1].startswith("one two |"))
+            answer.finish(origin=Origin("m"))
+            app.chat.look_around()
+            await until(pilot, lambda: shown(app)[1] == "one two")
+            assert app.focused is view
+
+
+async def test_an_answer_that_ends_before_it_is_drawn_is_drawn_whole(
+    new_app: NewApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends between the moment when it is read and the moment when its view is made."""
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "gate late")
+        await until(pilot, lambda: shown(app)[-1:] == ["before"])
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: not shown(app))
+        open_session = app.session.open
+
+        async def slowly(conversation_id: int) -> list[Message]:
+            branch = await open_session(conversation_id)
+            open_gate("late")
+            await until(pilot, lambda: not app.asker.live)
+            return branch
+
+        monkeypatch.setattr(app.session, "open", slowly)
+        app.chat.post_message(ConversationList.Opened(1))
+        await until(pilot, lambda: shown(app)[1:] == ["before after"])
+
+
+async def test_what_has_no_text_is_not_copied(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "oom")
+        await answered(pilot)
+        await pilot.press("ctrl+up", "ctrl+y")
+        await until(pilot, lambda: "no text" in complaint(app))
+        await pilot.press("ctrl+up", "ctrl+y")
+        await until(pilot, lambda: app.clipboard == "oom")
+
+
+async def test_an_end_that_could_not_be_kept_is_told_and_kept_later(
+    new_app: NewApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = Answer.finish
+    full = True
+
+    def finish_some(self: Answer, *arguments: object) -> Message:
+        if full:
+            raise HistoryError("The disk is full.")
+        return finish(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Answer, "finish", finish_some)
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "say one")
+        await until(pilot, lambda: shown(app)[1:] and "The disk is full." in shown(app)[1])
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: not shown(app))
+        app.chat.post_message(ConversationList.Opened(1))
+        await until(pilot, lambda: len(shown(app)) == 2)
+        assert shown(app)[1].startswith("one | The disk is full.")
+        full = False
+        app.chat.look_around()
+        await answered(pilot)
+        assert shown(app)[1] == "one"
+        kept = app.history.branch(1)[1]
+        assert (kept.state, kept.text.strip()) == ("complete", "one")
+        assert kept.origin is not None
+        assert kept.origin.completion_tokens
+
+
+async def test_what_cannot_be_read_is_told_and_the_conversation_stays(
+    new_app: NewApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "say one")
+        await answered(pilot)
+
+        def damaged(*arguments: object, **named: object) -> None:
+            raise HistoryError("The history file is damaged.")
+
+        with monkeypatch.context() as patched:
+            for name in ("conversations", "conversation", "message", "branch"):
+                patched.setattr(app.history, name, damaged)
+            for ask in (
+                app.chat.look_around,
+                lambda: app.chat.post_message(ConversationList.Opened(1)),
+                lambda: app.chat.post_message(ConversationList.MoreWanted()),
+                lambda: app.chat.perform("new"),
+            ):
+                app.chat.composer.complain("")
+                ask()
+                await until(pilot, lambda: complaint(app) == "The history file is damaged.")
+                if ask is app.chat.look_around:
+                    assert shown(app) == ["say one", "one"]
+        assert not [one for one in app._notifications if "deleted" in one.message]
+        app.chat.post_message(ConversationList.Opened(1))
+        await until(pilot, lambda: shown(app) == ["say one", "one"])

@@ -1,0 +1,52 @@
+"""Foreign text never steers the terminal and never shows what was not said."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mmchat.sanitize import clean
+from mmchat.tui.app import ChatApp
+from mmchat.tui.widgets.message import AnswerText
+from tests.tui.conftest import answered, draw, drawn, say, until
+
+NewApp = Callable[..., ChatApp]
+
+
+async def test_hostile_output_is_harmless(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await say(pilot, "escape")
+        await answered(pilot)
+        await say(pilot, "say [bold]x[/bold] [/] <b>raw</b> ![p](http://127.0.0.1:9/x.png)")
+        await answered(pilot)
+        await say(
+            pilot,
+            "say A&#x202e;gpj.exe&rlm; [la&#x2066;bel](http://a/) <http://b/%E2%80%AEmoc> "
+            "![alt&#x202d;text](c.png)",
+        )
+        await answered(pilot)
+        sources = [body.source for body in app.chat.query(AnswerText)]
+        assert not any(ch in text for text in sources for ch in "\x1b\x07\x9b\u202e")
+        screen = drawn(app)
+        assert screen == clean(screen)
+        for part in ("[bold]x[/bold]", "<b>raw</b>", "Agpj.exe", "label", "http://b/moc"):
+            assert part in screen
+
+
+async def test_a_hostile_name_of_a_folder_stays_outside_the_input(
+    new_app: NewApp, tmp_path: Path
+) -> None:
+    for name in ("x\x1b]52;c;aGk=\adir", "\u202egnp", "two\nlines", "plain  name"):
+        draw(tmp_path / name / "a.png")
+    draw(tmp_path / "b\x1b[31m.png")
+    app = new_app()
+    async with app.run_test(size=(120, 40)) as pilot:
+        box = app.chat.composer.input
+        box.take_text(f"@{tmp_path}/")
+        await until(pilot, lambda: app.chat.composer._suggestions)
+        assert [one.label for one in app.chat.composer._suggestions] == ["b[31m.png", "plain name/"]
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: box.text.endswith("plain\\ \\ name/"))
+        box.take_text("\x1b]52;c;aGk=\a\u202e")
+        assert box.text == "]52;c;aGk="
+        await pilot.pause()
+        assert drawn(app) == clean(drawn(app))
