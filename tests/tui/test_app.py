@@ -289,7 +289,11 @@ async def test_why_a_model_is_not_there_stands_there_whole(new_app: NewApp) -> N
         assert app.chat.composer.input.region.height == 1
 
 
-async def test_model_and_adapter_are_switched(new_app: NewApp) -> None:
+async def test_model_and_adapter_are_switched(
+    new_app: NewApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [(name, "") for name in ("scenes", "other", "birds", "broken")]
+    monkeypatch.setattr("mmchat.tui.screens.deeds.choices", lambda kind: names)
     app = new_app()
     async with app.run_test() as pilot:
         await say(pilot, "/model other")
@@ -305,6 +309,17 @@ async def test_model_and_adapter_are_switched(new_app: NewApp) -> None:
         await say(pilot, "/model scenes")
         await until(pilot, lambda: "scenes" in app.chat._model_label)
         assert "birds" not in app.chat._model_label
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+async def test_a_mistyped_name_changes_nothing(new_app: NewApp, kind: str) -> None:
+    app = new_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await say(pilot, f"/{kind} nope")
+        await until(pilot, lambda: f"There is no {kind} nope" in drawn(app))
+        assert app.chat.composer.input.text == f"/{kind} nope"
+        assert app.asker.settings.model.name == "scenes"
+        assert app.asker.settings.model.adapter == ""
 
 
 async def test_the_place_in_line_and_what_was_left_out(new_app: NewApp) -> None:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from textual import work
@@ -236,7 +237,7 @@ class Deeds(Stage):
         if self.app.asker.remote:
             self.composer.complain("The server in engine.url chooses the model.")
         elif argument:
-            return partial(self._use, model=argument)
+            return partial(self._use_named, "model", argument)
         else:
             self._pick("model")
         return None
@@ -245,7 +246,9 @@ class Deeds(Stage):
         if self.app.asker.remote:
             self.composer.complain("The server in engine.url knows no adapters.")
         elif argument:
-            return partial(self._use, adapter="" if argument == "none" else argument)
+            if argument == "none":
+                return partial(self._use, adapter="")
+            return partial(self._use_named, "adapter", argument)
         else:
             self._pick("adapter")
         return None
@@ -271,6 +274,18 @@ class Deeds(Stage):
         if chosen is None or chosen == current:
             return
         self.put(partial(self._use, **{kind: chosen}))
+
+    async def _use_named(self, kind: Literal["model", "adapter"], name: str) -> None:
+        """What a person typed, if there is one of this name; a folder is named by a path."""
+        known = {one for one, _ in await asyncio.to_thread(choices, kind)}
+        if name not in known and Path(name).name == name:
+            self.composer.put_back(
+                f"/{kind} {name}", f"There is no {kind} {name}. /{kind} alone shows what is here."
+            )
+        elif kind == "model":
+            await self._use(model=name)
+        else:
+            await self._use(adapter=name)
 
     async def _use(self, model: str | None = None, adapter: str | None = None) -> None:
         """Change what answers in this window, and name it in the title before it is loaded."""
