@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 _LONGEST = 16_384
 _WINDOWS = re.compile(r"[A-Za-z]:\\")
+_COMMAND = re.compile(r"\s*/[A-Za-z-]+\s")
 
 
 def as_path(word: str) -> Path:
@@ -104,7 +105,8 @@ def leading(text: str, suffixes: Iterable[str]) -> tuple[list[Path], str]:
     the files exist is for the reader to say: a mistyped path is no question.
     """
     whole = paths(text, suffixes)
-    if whole:
+    # `/attach ./a.png` is a command, unless such a file is there.
+    if whole and (not _COMMAND.match(text) or all(map(_is_file, whole))):
         return whole, ""
     match = re.match(r"""\s*('[^']*'|"[^"]*"|(?:\\.|\S)+)\s*(.*)\Z""", text, re.DOTALL)
     if match is None or not paths(match[1], suffixes):

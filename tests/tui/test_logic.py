@@ -69,6 +69,8 @@ def test_a_typed_path_before_the_question(tmp_path: Path) -> None:
     assert leading(f"{typed} what is it?", ENDINGS) == ([file], "what is it?")
     assert leading("/nowhere/a.png what?", ENDINGS) == ([Path("/nowhere/a.png")], "what?")
     assert leading("what is /a.png?", ENDINGS) == ([], "what is /a.png?")
+    for typed in ("/attach ./gone.png", "/atach gone.png"):  # commands, as far as they can be
+        assert leading(typed, ENDINGS) == ([], typed)
 
 
 def test_commands() -> None:
