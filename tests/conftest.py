@@ -1,8 +1,13 @@
 """Every test lives in a home of its own, and never reaches a network."""
 
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell starts what it puts into the background deaf to Ctrl-C, and programs that tests start would be too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
