@@ -1,6 +1,7 @@
 """`mmchat models`, `adapters` and `doctor`: what is here, read from real folders."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ def test_train_refuses_a_wrong_recipe_in_one_sentence(mmchat: Run, tmp_path: Pat
     assert "recipe.toml" in sentence(mmchat(*arguments, "--recipe", "recipe.toml"))
 
 
+@pytest.mark.skipif(find_spec("torch") is None, reason="doctor asks torch what this machine can do")
 def test_doctor_says_what_is_wrong_and_what_to_do(
     mmchat: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
