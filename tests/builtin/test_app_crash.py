@@ -44,7 +44,8 @@ def flat(text: str) -> str:
 async def in_mid_answer(open_app: Open) -> tuple[Terminal, int, str]:
     """(the app, the engine's process, what the history has of the answer by then)"""
     app = open_app("--new", **{**LONG_SETTINGS, "MMCHAT_GENERATION_MAX_TOKENS": "200"})
-    await until(lambda: "Ask about a picture" in app.painted())
+    # Not the placeholder of the input, which stands there before the app listens.
+    await until(lambda: "Drop a file here" in app.painted())
     app.type(f"{STARS}\r")  # a path alone is attached
     await until(lambda: "247×195" in app.painted())
     app.type(QUESTION)
