@@ -111,7 +111,7 @@ def ask(
         else:
             answer = asking.keep(history, found)
             message_id = answer.id
-            conversation_id = history.message(message_id).conversation_id
+            conversation_id = answer.begun.conversation_id
             try:
                 done, written = asking.run(asked, answer, as_json)
             except (KeyboardInterrupt, BrokenPipeError):
@@ -215,17 +215,13 @@ class _Asking:
     def turns(self, history: History | None, conversation: Conversation | None) -> list[Turn]:
         """What the engine is asked with: the conversation so far, then the question."""
         branch = history.branch(conversation.id) if history and conversation else []
-        images = tuple(
-            StoredImage(one.sha256, one.mime, one.width, one.height, len(one.data), one.name)
-            for one in self.pictures
-        )
         new = Message(
             id=0,
             conversation_id=0,
             parent_id=None,
             role="user",
             text=self.question,
-            images=images,
+            images=tuple(self._images()),
             created=time.time(),
             state="complete",
             error="",
@@ -244,20 +240,24 @@ class _Asking:
 
     def keep(self, history: History, conversation: Conversation | None) -> Answer:
         """Writes the question down before it is asked, and begins its answer."""
-        if conversation is None:
-            conversation = history.new_conversation(system=self.system)
-        elif conversation.system != self.system:
+        if conversation is not None and conversation.system != self.system:
             history.set_system(conversation.id, self.system)
-        kept = [
-            history.add_image(
-                one.data, mime=one.mime, width=one.width, height=one.height, name=one.name
-            ).sha256
+        _, answer = history.say(
+            conversation.id if conversation else None,
+            self.question,
+            images=[
+                (image, one.data) for image, one in zip(self._images(), self.pictures, strict=True)
+            ],
+            origin=self._origin(Done("stop")),
+            system=self.system,
+        )
+        return answer
+
+    def _images(self) -> list[StoredImage]:
+        return [
+            StoredImage(one.sha256, one.mime, one.width, one.height, len(one.data), one.name)
             for one in self.pictures
         ]
-        message = history.add_message(conversation.id, "user", self.question, images=kept)
-        return history.begin_answer(
-            conversation.id, parent_id=message.id, origin=self._origin(Done("stop"))
-        )
 
     def _origin(self, done: Done) -> Origin:
         generation, model = self.settings.generation, self.settings.model
