@@ -15,8 +15,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 LIGHT_VENV := .venv-light-$(notdir $(PYTHON))
 LIGHT := $(LIGHT_VENV)/.stamp-$(KEY)
 LIGHT_PACKAGES := anyio click httpx huggingface-hub hypothesis markdown-it-py msgspec numpy pillow \
-  platformdirs psutil pytest pytest-asyncio pytest-textual-snapshot pytest-xdist rich safetensors \
-  sqlite-utils starlette textual tomli-w uvicorn
+  matplotlib platformdirs psutil pytest pytest-asyncio pytest-textual-snapshot pytest-xdist rich \
+  safetensors sqlite-utils starlette textual textual-plotext tomli-w uvicorn
 
 SCENES := build/scenes
 
@@ -44,7 +44,7 @@ test-slow: $(DEV)
 # All that needs no torch, on another Python: make test-light PYTHON=python3.13
 test-light: $(LIGHT)
 	$(LIGHT_VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" \
-	  tests/images tests/history tests/client tests/cli tests/tui \
+	  tests/images tests/history tests/data tests/client tests/cli tests/tui \
 	  tests/test_settings.py tests/test_sanitize.py $(ARGS)
 
 check: $(DEV)

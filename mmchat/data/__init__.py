@@ -1,0 +1,1 @@
+"""Data in whatever form it comes: recognised, checked, split. Free of torch."""

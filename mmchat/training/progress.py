@@ -1,0 +1,199 @@
+"""What a training process tells of itself, and what it can be told, through files. Free of torch.
+
+    RUN/status.json      a `Status`, replaced whole at every change
+    RUN/metrics.jsonl    one line a logged step: stage, step, of, and its figures
+    RUN/checkpoints/     what `--resume` goes on from
+    RUN/lock             held while a process works on the run
+
+Training is a process of its own: whoever watches it (the terminal, the app) reads these files,
+and so finds it again after having been closed. Two signals steer it: SIGINT or SIGTERM saves a
+checkpoint and ends it, to go on later; SIGUSR1 ends the training early and keeps what it has
+learned.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from mmchat.errors import RecipeError
+from mmchat.settings import paths
+
+State = Literal["preparing", "training", "measuring", "paused", "finished", "failed"]
+PAUSE, KEEP = signal.SIGTERM, signal.SIGUSR1
+
+
+class SampleAnswer(msgspec.Struct, frozen=True):
+    """One held-out question, and what the model says to it now."""
+
+    question: str
+    wanted: str
+    given: str
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One line of the table of before and after, shares from 0 to 1."""
+
+    what: str
+    """ "held-out answers", "old skills" …"""
+    n: int
+    before: float
+    before_interval: tuple[float, float]
+    after: float
+    after_interval: tuple[float, float]
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Where a run stands."""
+
+    name: str
+    model: str
+    state: State
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    """Of all stages together, as `step` is."""
+    loss: float | None = None
+    held_out_loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    samples_per_second: float | None = None
+    memory_bytes: int = 0
+    waiting: float = 0.0
+    """The share of time in which the model waited for data, from 0 to 1."""
+    seconds_left: float | None = None
+    samples: tuple[SampleAnswer, ...] = ()
+    rows: tuple[Row, ...] = ()
+    """What was measured before and after, when the run has finished."""
+    said: str = ""
+    """One sentence: what is being done, why it failed, or how to go on."""
+    adapter: str = ""
+    """The finished adapter's name."""
+    command: tuple[str, ...] = ()
+    """What goes on with the run: the arguments of `mmchat`."""
+    pid: int = 0
+    started: float = 0.0
+    updated: float = 0.0
+
+
+class RunFolder:
+    """The folder of one run. Reading it never fails: a run that tells nothing yet has no status."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def status(self) -> Status | None:
+        """The last status; "paused" where it says that somebody works and nobody does."""
+        try:
+            status = msgspec.json.decode((self.folder / "status.json").read_bytes(), type=Status)
+        except (OSError, ValueError):
+            return None
+        working = status.state in ("preparing", "training", "measuring")
+        if working and not self.is_running():
+            said = "It was ended from outside; what its last checkpoint holds is whole."
+            return msgspec.structs.replace(status, state="paused", said=said)
+        return status
+
+    def tell(self, status: Status) -> None:
+        """Replaces the status."""
+        status = msgspec.structs.replace(status, pid=os.getpid(), updated=time.time())
+        temporary = self.folder / ".status.json.partial"
+        with writing(self.folder / "status.json"):
+            temporary.write_bytes(msgspec.json.encode(status))
+            temporary.replace(self.folder / "status.json")
+
+    def log(self, **figures: Any) -> None:
+        """Adds a line to the metrics."""
+        with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every whole line of the metrics, in order; the last of a step counts after a resume."""
+        try:
+            lines = self.metrics_file.read_bytes().split(b"\n")[:-1]
+        except OSError:
+            return []
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                found.append(msgspec.json.decode(line, type=dict[str, Any]))
+        return found
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Held by the process that works on the run. Raises RecipeError where another one does."""
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RecipeError(
+                    f"Another process works on {self.folder}: wait for it, or give this run "
+                    "another --name."
+                ) from None
+            yield
+        finally:
+            os.close(handle)
+
+    def is_running(self) -> bool:
+        """Whether a process works on the run."""
+        try:
+            handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
+    def signal(self, number: signal.Signals) -> bool:
+        """Sends PAUSE or KEEP to the process that works on the run; False where none does."""
+        status = self.status()
+        if status is None or not status.pid or not self.is_running():
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(status.pid, number)
+            return True
+        return False
+
+
+def run_folder(name: str) -> RunFolder:
+    """Where the run that makes the adapter `name` has its files."""
+    return RunFolder(paths().data / "runs" / name)
+
+
+def list_runs() -> list[RunFolder]:
+    """Every run of this person that tells of itself, the newest first."""
+    with contextlib.suppress(OSError):
+        found = [RunFolder(f) for f in (paths().data / "runs").iterdir()]
+        told = [(status.updated, run) for run in found if (status := run.status()) is not None]
+        return [run for _, run in sorted(told, key=lambda pair: pair[0], reverse=True)]
+    return []
+
+
+@contextlib.contextmanager
+def writing(what: Path) -> Iterator[None]:
+    """Raises RecipeError where `what` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RecipeError(
+            f"{what} cannot be written ({error.strerror}): make room or mend its permissions, and "
+            "go on with --resume."
+        ) from error
