@@ -67,6 +67,8 @@ class Example:
     """File and line, for what has to be told about it."""
     weight: float = 1.0
     """Of its answers in the loss."""
+    only_last: bool = False
+    """Whether the last answer alone is learned: those before it were not approved."""
 
     @property
     def pictures(self) -> tuple[Picture, ...]:

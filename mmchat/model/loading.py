@@ -109,7 +109,7 @@ def load_planned(plan: Plan, tell: Progress) -> LoadedModel:
     model = _load_weights(plan, tell)
     if plan.form == "4bit":
         nf4.assert_four_bit(model, plan.name)
-    processor, tokenizer = _processor(plan.folder, plan.kind, plan.raw)
+    processor, tokenizer = processor_of(plan)
     loaded = LoadedModel(
         name=plan.name,
         kind=plan.kind,
@@ -119,7 +119,7 @@ def load_planned(plan: Plan, tell: Progress) -> LoadedModel:
         device=plan.device,
         compute_dtype=plan.dtype,
         quantization=plan.form,
-        context_length=_context_length(model, tokenizer),
+        context_length=context_length(model.config, tokenizer),
         eos_token_ids=_eos_token_ids(model, tokenizer),
         vision=plan.kind != "text",
         weights_hash=plan.weights_hash,
@@ -189,10 +189,11 @@ def _counted(things: Any, stage: str, tell: Progress) -> Iterator[Any]:
         yield thing
 
 
-def _processor(folder: Path, kind: Kind, raw: dict[str, Any]) -> tuple[Any, Any]:
+def processor_of(plan: Plan) -> tuple[Any, Any]:
     """(the processor, or None for a text model; the tokenizer, with the chat template)"""
     from transformers import AutoTokenizer
 
+    folder, kind, raw = plan.folder, plan.kind, plan.raw
     if kind == "stock":
         processor = load_processor(folder, raw["model_type"])
     elif kind == "visual_prefix":
@@ -217,8 +218,9 @@ def _loaded(auto: Any, folder: Path, what: str) -> Any:
         ) from error
 
 
-def _context_length(model: Any, tokenizer: Any) -> int:
-    text = model.config.get_text_config()
+def context_length(config: Any, tokenizer: Any) -> int:
+    """Tokens that a model of `config` can take."""
+    text = config.get_text_config()
     limits = [
         int(limit)
         for limit in (

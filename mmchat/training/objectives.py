@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from mmchat.model.visual_prefix import scale_logits
 from mmchat.training.packing import IGNORED, Batch
 
 
@@ -54,39 +55,135 @@ class CellHeads(nn.Module):
 
 
 def answer_loss(
-    model: Any, text_model: Any, batch: Batch, pictures: Tensor
+    model: Any, text_model: Any, batch: Batch, features: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The weighted cross entropy of the answers' tokens, and which of them are right.
+    """The weighted cross entropies of the answers' tokens, summed, and which tokens are right.
 
-    pictures: uint8 (pictures, side, side, 3). `text_model` is the model's text
-    model, or a compiled form of it. Returns the loss (a scalar) and bool
-    (answer tokens,), in the order of the batch's labels.
+    features: (pictures, patches, vision_width) of the batch's pictures, as
+    `encode_images` gives them; None where it has none. `text_model` is the model's text
+    model, or a compiled form of it. Returns the sum (a scalar; over `batch.weights.sum()`
+    it is the mean) and bool (answer tokens,), in the order of the batch's labels.
 
     Raises ValueError where the batch has not as many places as the pictures have tokens.
     """
     embeds = model.get_input_embeddings()(batch.input_ids)
-    place = (batch.input_ids == model.config.image_token_id).unsqueeze(-1)
-    places = int(place.sum())
-    if places != len(pictures) * model.config.image_seq_length:
-        # masked_scatter would take the first ones, and shift all that follow.
-        raise ValueError(f"{places} places for the tokens of {len(pictures)} pictures")
-    if len(pictures):
-        tower_trains = any(p.requires_grad for p in model.model.vision_tower.parameters())
-        with torch.set_grad_enabled(tower_trains and torch.is_grad_enabled()):
-            features = model.encode_images(normalize(pictures))
-        prefix = model.project(features).flatten(0, 1)
-        embeds = embeds.masked_scatter(place, prefix.to(embeds.dtype))
+    if getattr(model.config, "image_token_id", None) is not None:
+        embeds = _with_pictures(model, batch, embeds, features)
+    config = model.config.get_text_config()
     hidden = text_model(
         inputs_embeds=embeds,
-        attention_mask=batch.attention_mask,
+        attention_mask=attention_masks(batch, config),
         position_ids=batch.position_ids,
         use_cache=False,
     ).last_hidden_state
     asked = batch.labels != IGNORED
-    logits = model.lm_head(hidden[asked]).float()
-    labels, weights = batch.labels[asked], batch.weights[asked]
-    loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
+    logits = scale_logits(model.get_output_embeddings()(hidden[asked]), config)
+    # In fp32 at least: bfloat16 has too few digits for a cross entropy.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    labels, weights = batch.labels[asked], batch.weights[asked].to(logits.dtype)
+    loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
     return loss, logits.detach().argmax(-1) == labels
+
+
+def _with_pictures(model: Any, batch: Batch, embeds: Tensor, features: Tensor | None) -> Tensor:
+    place = (batch.input_ids == model.config.image_token_id).unsqueeze(-1)
+    places, pictures = int(place.sum()), 0 if features is None else len(features)
+    if places != pictures * model.config.image_seq_length or pictures != len(batch.images):
+        # masked_scatter would take the first ones, and shift all that follow.
+        raise ValueError(f"{places} places for the tokens of {pictures} pictures")
+    if features is None or not pictures:
+        return embeds
+    prefix = model.project(features).flatten(0, 1)
+    return embeds.masked_scatter(place, prefix.to(embeds.dtype))
+
+
+def encode_pictures(model: Any, pictures: Tensor) -> Tensor | None:
+    """uint8 (pictures, side, side, 3) -> the tower's features, with a gradient where it trains; None of none."""
+    if not len(pictures):
+        return None
+    trains = any(p.requires_grad for p in model.model.vision_tower.parameters())
+    with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+        features: Tensor = model.encode_images(normalize(pictures))
+    return features
+
+
+def attention_masks(batch: Batch, config: Any) -> Any:
+    """The batch's mask as a text model of `config` takes it: one, or one a kind of layer.
+
+    A given mask replaces the model's own, so that a layer of sliding attention
+    has to find its window in it.
+    """
+    mask = batch.attention_mask
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True):
+        distance = batch.position_ids[:, None, :, None] - batch.position_ids[:, None, None, :]
+        near = mask & (distance < window)
+        if not kinds:
+            return near
+    else:
+        near = mask
+    if "sliding_attention" in kinds:
+        return {"full_attention": mask, "sliding_attention": near}
+    return mask
+
+
+class PackedLoss(nn.Module):
+    """`answer_loss` as a module, as accelerate wraps one: (batch, features) -> the sum."""
+
+    def __init__(self, model: Any, *, compiled: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.model
+        self.decoder = (torch.compile(decoder, dynamic=False) if compiled else decoder,)
+        """In a tuple, so that it is not registered a second time."""
+
+    def forward(self, batch: Batch, features: Tensor | None) -> Tensor:
+        return self.judged(batch, features)[0]
+
+    def judged(self, batch: Batch, features: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(the sum of weighted losses, which answer tokens are right)"""
+        pixels = features is not None and features.ndim == 4
+        if pixels:
+            features = self.model.encode_images(features)
+        loss, right = answer_loss(self.model, self.decoder[0], batch, features)
+        return self._all_take_part(loss, batch), right
+
+    def _all_take_part(self, loss: Tensor, batch: Batch) -> Tensor:
+        """Several processes wait for a gradient of every weight, also where a batch has no picture."""
+        if batch.images or not torch.is_grad_enabled():
+            return loss
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and ".language_model." not in name:
+                loss = loss + 0 * parameter.sum()
+        return loss
+
+
+class StockLoss(nn.Module):
+    """The same for a stock image-text-to-text model, which takes its own inputs: one row at a time."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, inputs: dict[str, Tensor] | None) -> Tensor:
+        return self.judged(batch, inputs)[0]
+
+    def judged(self, batch: Batch, inputs: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """As `PackedLoss.judged`. Raises ValueError for more than one row."""
+        if len(batch.input_ids) != 1:
+            raise ValueError(f"{len(batch.input_ids)} rows, and a stock model takes one")
+        asked = batch.labels[0] != IGNORED
+        logits = self.model(
+            input_ids=batch.input_ids,
+            logits_to_keep=asked.nonzero().flatten(),
+            use_cache=False,
+            **(inputs or {}),
+        ).logits[0]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        labels, weights = batch.labels[0][asked], batch.weights[0][asked].to(logits.dtype)
+        loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+        return loss, logits.detach().argmax(-1) == labels
 
 
 class AnswerScores:

@@ -80,6 +80,16 @@ class Batch:
     kinds: list[str]
     images: list[int]
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same on `device`."""
+        if device.type == "cpu":
+            return self
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in ((field, getattr(self, field)) for field in self.__slots__)
+        }
+        return Batch(**moved)
+
 
 def pack(trees: Iterable[Tree], capacity: int) -> list[Row]:
     """First fit: each tree into the first row that has room, in the order given; no empty one."""
@@ -152,6 +162,25 @@ def collate(rows: Sequence[Row], capacity: int, pad_id: int) -> Batch:
         branch=torch.from_numpy(branch_of),
         kinds=kinds,
         images=images,
+    )
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Batches of rows of one length -> one of all their rows."""
+    dialogs = np.cumsum([0, *(len(batch.kinds) for batch in batches)])
+    branch = [
+        torch.where(batch.branch >= 0, batch.branch + int(first), batch.branch)
+        for first, batch in zip(dialogs[:-1], batches, strict=True)
+    ]
+    stacked = {
+        field: torch.cat([getattr(batch, field) for batch in batches])
+        for field in ("input_ids", "labels", "position_ids", "weights", "attention_mask")
+    }
+    return Batch(
+        **stacked,
+        branch=torch.cat(branch),
+        kinds=[kind for batch in batches for kind in batch.kinds],
+        images=[image for batch in batches for image in batch.images],
     )
 
 

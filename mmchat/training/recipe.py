@@ -7,9 +7,10 @@ import difflib
 import hashlib
 import math
 import tomllib
+import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -17,13 +18,14 @@ from mmchat.errors import RecipeError
 
 Part = Literal["vision_tower", "projector", "language_model"]
 Objective = Literal["cells", "answers"]
+_Kind = TypeVar("_Kind", bound="Table")
 
 
-class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of a recipe: an unknown key in it is an error that names the nearest one."""
 
 
-class Base(_Table, frozen=True):
+class Base(Table, frozen=True):
     """A base built from random weights.
 
     The tables hold the fields of `GridVisionConfig`, of the text model's
@@ -38,7 +40,7 @@ class Base(_Table, frozen=True):
     projector: dict[str, Any]
 
 
-class Stage(_Table, frozen=True):
+class Stage(Table, frozen=True):
     """One stretch of training with one objective."""
 
     name: str
@@ -84,7 +86,7 @@ class Stage(_Table, frozen=True):
             )
 
 
-class Recipe(_Table, frozen=True):
+class Recipe(Table, frozen=True):
     """What to train, on what, how, in which order."""
 
     name: str
@@ -111,18 +113,31 @@ def read_recipe(file: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError for what cannot be read, an unknown key (with the nearest
     known one) or a value that cannot be used.
     """
+    return parse(read_tables(file), Recipe, str(file), overrides)
+
+
+def read_tables(file: Path) -> dict[str, Any]:
+    """The tables of a TOML file; raises RecipeError."""
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"The recipe {file} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"The recipe {file} is not valid TOML: {error}.") from error
+
+
+def parse(
+    tables: dict[str, Any], kind: type[_Kind], called: str, overrides: Sequence[str]
+) -> _Kind:
+    """`tables`, changed by `overrides` (`key=value`), as a recipe of `kind`; raises RecipeError."""
     for override in overrides:
         _override(tables, override)
     try:
-        return msgspec.convert(tables, Recipe, strict=False)
+        return msgspec.convert(tables, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise RecipeError(f"The recipe {file} cannot be used: {_nearest(str(error))}.") from error
+        what = f"The recipe {called}" if called else "What --set says"
+        problem = _nearest(str(error), kind)
+        raise RecipeError(f"{what} cannot be used: {problem}.") from error
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -151,11 +166,21 @@ def _value(text: str) -> Any:
         return text
 
 
-def _nearest(problem: str) -> str:
+def _nearest(problem: str, kind: type[Table]) -> str:
     """Adds the nearest known key to msgspec's message about an unknown one."""
-    known = {f for table in (Recipe, Stage, Base) for f in table.__struct_fields__}
     if "unknown field" not in problem:
         return problem
     name = problem.split("`")[1]
-    near = difflib.get_close_matches(name, sorted(known), n=1)
+    near = difflib.get_close_matches(name, sorted(_keys(kind)), n=1)
     return problem + (f" (did you mean {near[0]}?)" if near else "")
+
+
+def _keys(kind: type[Table]) -> set[str]:
+    """Every key of a recipe of `kind`, in all its tables."""
+    keys: set[str] = set()
+    for field in msgspec.structs.fields(kind):
+        keys.add(field.name)
+        for part in (field.type, *typing.get_args(field.type)):
+            if isinstance(part, type) and issubclass(part, Table):
+                keys |= _keys(part)
+    return keys

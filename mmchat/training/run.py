@@ -35,7 +35,13 @@ from mmchat.training.checkpoint import (
 )
 from mmchat.training.collation import AnswerSteps, CellSteps, Collator, ToldSteps
 from mmchat.training.dataset import PreparedData
-from mmchat.training.objectives import AnswerScores, CellHeads, answer_loss, normalize
+from mmchat.training.objectives import (
+    AnswerScores,
+    CellHeads,
+    answer_loss,
+    encode_pictures,
+    normalize,
+)
 from mmchat.training.optimizer import build_optimizers, schedule
 from mmchat.training.packing import Batch, pack, trim
 from mmchat.training.recipe import Recipe, Stage, read_recipe, recipe_hash
@@ -181,9 +187,10 @@ class Run:
 
         def answers(batch: Batch) -> Tensor:
             with self._autocast():
-                return answer_loss(
-                    self.model, text_model, _to(batch, self.device), self._pictures(batch)
-                )[0]
+                features = encode_pictures(self.model, self._pictures(batch))
+                moved = batch.to(self.device)
+                total = answer_loss(self.model, text_model, moved, features)[0]
+                return total / moved.weights.sum()
 
         return cells if stage.objective == "cells" else answers
 
@@ -206,8 +213,8 @@ class Run:
             for start in range(0, len(rows), stage.rows):
                 batch = collator.batch(rows[start : start + stage.rows], stage.row_tokens)
                 text_model = self.model.model.language_model
-                moved, pictures = _to(batch, self.device), self._pictures(batch, self.held_out)
-                correct = answer_loss(self.model, text_model, moved, pictures)[1]
+                features = encode_pictures(self.model, self._pictures(batch, self.held_out))
+                correct = answer_loss(self.model, text_model, batch.to(self.device), features)[1]
                 scores.add(batch, correct.cpu())
             return scores.shares()
 
@@ -338,16 +345,6 @@ def _writing(what: Path) -> Iterator[None]:
             f"{what} cannot be written ({why}): make room or mend its permissions, and go on with "
             "--resume, or choose another folder."
         ) from error
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    moved = {
-        name: value.to(device) if isinstance(value, Tensor) else value
-        for name, value in ((field, getattr(batch, field)) for field in Batch.__slots__)
-    }
-    return Batch(**moved)
 
 
 def _under(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:

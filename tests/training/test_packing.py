@@ -8,16 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmchat.training.objectives import answer_loss
+from mmchat.training.objectives import answer_loss, encode_pictures
 from mmchat.training.packing import IGNORED, Branch, Row, Tree, collate, pack, tree_mask, trim
 from tests.training.conftest import Tiny
 
 
 def _loss(tiny: Tiny, trees: list[Tree], capacity: int) -> torch.Tensor:
     batch = collate(pack(trees, capacity), capacity, tiny.collator.pad_id)
-    pictures = torch.from_numpy(tiny.data.images[batch.images])
-    loss, _ = answer_loss(tiny.model, tiny.model.model.language_model, batch, pictures)
-    return loss
+    features = encode_pictures(tiny.model, torch.from_numpy(tiny.data.images[batch.images]))
+    total, _ = answer_loss(tiny.model, tiny.model.model.language_model, batch, features)
+    return total / batch.weights.sum()
 
 
 def test_packed_equals_alone(tiny: Tiny) -> None:

@@ -1,0 +1,128 @@
+"""Examples as a folder of their own: what was learned from stays, whatever happens to its source.
+
+    FOLDER/examples.jsonl     one `Example` a line, its pictures by sha256
+    FOLDER/pictures/SHA256    the original bytes
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from mmchat.data.types import Dataset, Example, Picture, Problem, Role, Turn
+from mmchat.errors import DataError
+
+LINES, PICTURES = "examples.jsonl", "pictures"
+
+
+class _Shown(msgspec.Struct, frozen=True, tag="picture"):
+    sha256: str
+    mime: str
+    width: int
+    height: int
+    name: str
+
+
+class _Text(msgspec.Struct, frozen=True, tag="text"):
+    text: str
+
+
+class _Turn(msgspec.Struct, frozen=True):
+    role: Role
+    parts: tuple[_Text | _Shown, ...]
+
+
+class _Line(msgspec.Struct, frozen=True):
+    turns: tuple[_Turn, ...]
+    kind: str
+    place: str
+    weight: float
+    only_last: bool
+
+
+class _Head(msgspec.Struct, frozen=True):
+    """The first line."""
+
+    form: str
+    source: str
+    sha256: str
+    problems: tuple[tuple[str, str], ...]
+
+
+def save_snapshot(dataset: Dataset, folder: Path) -> None:
+    """Writes `dataset` into `folder`. Raises DataError where a picture or the disk fails."""
+    try:
+        (folder / PICTURES).mkdir(parents=True, exist_ok=True)
+        for example in dataset.examples:
+            for picture in example.pictures:
+                file = folder / PICTURES / picture.sha256
+                if not file.is_file():
+                    _write(file, picture.data)
+        problems = tuple((problem.place, problem.why) for problem in dataset.problems)
+        head = _Head(dataset.form, dataset.source, dataset.sha256, problems)
+        lines = [msgspec.json.encode(head), *map(_encode, dataset.examples)]
+        _write(folder / LINES, b"\n".join(lines) + b"\n")
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written ({error.strerror}): make room.") from error
+
+
+def load_snapshot(folder: Path) -> Dataset:
+    """What `save_snapshot` wrote; raises DataError where it is damaged."""
+    try:
+        first, *lines = (folder / LINES).read_bytes().splitlines()
+        head = msgspec.json.decode(first, type=_Head)
+        decoder = msgspec.json.Decoder(_Line)
+        examples = [_decode(decoder.decode(line), folder) for line in lines]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / LINES} is damaged ({error}): begin the run again.") from error
+    problems = [Problem(*problem) for problem in head.problems]
+    return Dataset(head.form, head.source, examples, problems, head.sha256)
+
+
+def has_snapshot(folder: Path) -> bool:
+    """Whether a whole one lies in `folder`."""
+    return (folder / LINES).is_file()
+
+
+def _write(file: Path, data: bytes) -> None:
+    temporary = file.with_name(f".{file.name}.partial")
+    temporary.write_bytes(data)
+    os.chmod(temporary, 0o600)  # noqa: PTH101 - beside the write
+    temporary.replace(file)
+
+
+def _encode(example: Example) -> bytes:
+    return msgspec.json.encode(
+        _Line(
+            tuple(_Turn(turn.role, _parts(turn.parts)) for turn in example.turns),
+            example.kind,
+            example.place,
+            example.weight,
+            example.only_last,
+        )
+    )
+
+
+def _parts(parts: Sequence[str | Picture]) -> tuple[_Text | _Shown, ...]:
+    return tuple(
+        _Text(p) if isinstance(p, str) else _Shown(p.sha256, p.mime, p.width, p.height, p.name)
+        for p in parts
+    )
+
+
+def _decode(line: _Line, folder: Path) -> Example:
+    turns = tuple(
+        Turn(turn.role, tuple(_part(part, folder) for part in turn.parts)) for turn in line.turns
+    )
+    return Example(turns, line.kind, line.place, line.weight, only_last=line.only_last)
+
+
+def _part(part: _Text | _Shown, folder: Path) -> str | Picture:
+    if isinstance(part, _Text):
+        return part.text
+    # The name is ours, and still never believed: it could name another file.
+    if not (len(part.sha256) == 64 and all(c in "0123456789abcdef" for c in part.sha256)):
+        raise ValueError(f"{part.sha256!r} is no hash")
+    file = folder / PICTURES / part.sha256
+    return Picture(part.sha256, part.mime, part.width, part.height, part.name, file)

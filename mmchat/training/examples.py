@@ -1,0 +1,238 @@
+"""From examples to what is packed: the engine's own encoding, answer-only labels, nothing cut in half.
+
+A label stands one place before the token it asks for. Examples about the same picture share it
+(`packing`): the picture stands once, and what is said of it in branches of their own.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mmchat.data.types import Example, Picture, Problem, Turn
+from mmchat.errors import ImageError, ModelError
+from mmchat.model.pictures import picture_inputs
+from mmchat.model.prompt import Encoded, encode_chat
+from mmchat.training.packing import IGNORED, Branch, Tree
+
+MOST_BRANCHES = 8
+"""Conversations in one sample: more of them would make its picture weigh too much in a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One example as tokens. `images` are indices into the pictures of all, in order."""
+
+    example: Example
+    tokens: list[int]
+    labels: list[int]
+    """What each token has to be followed by, IGNORED where nothing is learned."""
+    images: tuple[int, ...]
+    shared: int
+    """Tokens up to the end of the last picture."""
+    trained: int
+    """Labels that are not IGNORED."""
+
+
+@dataclass(slots=True)
+class Encodings:
+    """Examples as tokens, and what could not become any."""
+
+    said: list[Said] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    shortened: int = 0
+    """Examples of which the last exchanges were left out, for they did not fit."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return max((len(said.tokens) for said in self.said), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What is trained on: trees for packing, and the pictures that they stand for."""
+
+    trees: list[Tree]
+    places: list[str]
+    """Where each tree comes from, for what has to be told about it."""
+    pictures: list[Picture]
+
+    @property
+    def tokens(self) -> int:
+        """Of all trees."""
+        return sum(len(tree) for tree in self.trees)
+
+    @property
+    def mean_weight(self) -> float:
+        """Of a tree in the loss."""
+        return sum(map(_weight, self.trees)) / max(len(self.trees), 1)
+
+
+class Reader(Protocol):
+    """What encoding needs of a model: all but its weights."""
+
+    name: str
+    kind: Any
+    processor: Any
+    tokenizer: Any
+    vision: bool
+
+
+class ExampleEncoder:
+    """Encodes examples for one model."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def encodings(self, examples: Iterable[Example], limit: int) -> Encodings:
+        """Each example as at most `limit` tokens.
+
+        Where a conversation is longer, whole last exchanges are left out; where its first
+        exchange alone is, the example is a problem.
+        """
+        found = Encodings()
+        index: dict[str, int] = {}
+        for example in examples:
+            try:
+                said, whole = self._fitting(example, limit, found, index)
+            except (ImageError, ModelError) as error:
+                found.problems.append(Problem(example.place, str(error)))
+                continue
+            if said is None:
+                why = f"its first question and answer alone are over {limit} tokens"
+                found.problems.append(Problem(example.place, why))
+            elif not said.trained:
+                found.problems.append(Problem(example.place, "it has no answer to learn"))
+            else:
+                found.said.append(said)
+                found.shortened += not whole
+        return found
+
+    def samples(
+        self, encodings: Encodings, limit: int, length_weight: float, weight: float = 1.0
+    ) -> Samples:
+        """The samples of `encodings`, each of at most `limit` tokens; `weight` multiplies each answer's."""
+        groups = _groups(encodings.said, limit, share=self.reader.kind == "visual_prefix")
+        trees = [_tree(group, length_weight, weight) for group in groups]
+        places = [group[0].example.place for group in groups]
+        return Samples(trees, places, encodings.pictures)
+
+    def _fitting(
+        self, example: Example, limit: int, found: Encodings, index: dict[str, int]
+    ) -> tuple[Said | None, bool]:
+        """(the longest beginning of whole exchanges that fits, whether it is the whole)"""
+        kept: Sequence[Turn] = example.turns
+        while True:
+            encoded = self.encode(kept)
+            if len(encoded.input_ids) <= limit:
+                break
+            # What an only-last example is about stands at its end: it cannot lose that.
+            shorter = None if example.only_last else _without_last(kept)
+            if shorter is None:
+                return None, False
+            kept = shorter
+        pictures = [part for turn in kept for part in turn.parts if isinstance(part, Picture)]
+        for picture in pictures:
+            if picture.sha256 not in index:
+                index[picture.sha256] = len(found.pictures)
+                found.pictures.append(picture)
+        images = tuple(index[picture.sha256] for picture in pictures)
+        return _said(example, encoded, images), len(kept) == len(example.turns)
+
+    def encode(self, turns: Sequence[Turn]) -> Encoded:
+        """As the engine does for a question, with the answers in it.
+
+        Raises ModelError where the template fails or the model sees no pictures, ImageError
+        where a stock model's processor has to look at a picture that cannot be decoded.
+        """
+        loaded: Any = self.reader
+        pictures = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
+        if pictures and not loaded.vision:
+            raise ModelError(f"it shows a picture, and {loaded.name} reads text only")
+        marks: Sequence[Sequence[int] | str]
+        if loaded.kind == "stock":
+            marks, _ = picture_inputs(loaded, pictures, {}, lambda: False)
+        else:
+            marks = [self._prefix(picture) for picture in pictures]
+        return encode_chat(
+            loaded.tokenizer,
+            turns,
+            image_tokens=marks,
+            picture_mark=getattr(loaded.processor, "image_token", None),
+        )
+
+    def _prefix(self, picture: Picture) -> list[int]:
+        processor: Any = self.reader.processor
+        return [processor.image_token_id] * processor.image_tokens(picture.width, picture.height)
+
+
+def _without_last(turns: Sequence[Turn]) -> Sequence[Turn] | None:
+    """The turns without their last exchange (from a user's turn on); None where none would be left."""
+    starts = [number for number, turn in enumerate(turns) if turn.role == "user"]
+    if len(starts) < 2:
+        return None
+    kept = turns[: starts[-1]]
+    return kept if any(turn.role == "assistant" for turn in kept) else None
+
+
+def _said(example: Example, encoded: Encoded, images: tuple[int, ...]) -> Said:
+    tokens, mask = encoded.input_ids, list(encoded.answer_mask)
+    if example.only_last:
+        last = len(mask) - 1 - mask[::-1].index(True) if True in mask else 0
+        start = last
+        while start and mask[start - 1]:
+            start -= 1
+        mask = [asked and start <= at <= last for at, asked in enumerate(mask)]
+    following = zip(tokens[1:], mask[1:], strict=True)
+    labels = [token if asked else IGNORED for token, asked in following] + [IGNORED]
+    start, length = encoded.images[-1] if encoded.images else (0, 0)
+    # Nothing may be learned inside of what is shared: an answer before the last picture is not.
+    shared = start + length
+    if any(label != IGNORED for label in labels[: max(shared - 1, 0)]):
+        shared = 0
+    trained = sum(label != IGNORED for label in labels)
+    return Said(example, tokens, labels, images, shared, trained)
+
+
+def _groups(said: Sequence[Said], limit: int, *, share: bool) -> list[list[Said]]:
+    """Examples that begin alike up to their last picture, as many together as fit; all others alone."""
+    alike: dict[tuple[object, ...], list[Said]] = {}
+    for number, one in enumerate(said):
+        begins = tuple(one.tokens[: one.shared])
+        key = (one.images, begins) if share and one.shared else (number,)
+        alike.setdefault(key, []).append(one)
+    groups: list[list[Said]] = []
+    for members in alike.values():
+        group: list[Said] = []
+        length = 0
+        for one in members:
+            own = len(one.tokens) - one.shared
+            if group and (length + own > limit or len(group) == MOST_BRANCHES):
+                groups.append(group)
+                group = []
+            length = len(one.tokens) if not group else length + own
+            group.append(one)
+        groups.append(group)
+    return groups
+
+
+def _tree(group: Sequence[Said], length_weight: float, weight: float) -> Tree:
+    first = group[0]
+    trunk = first.shared if len(group) > 1 else 0
+    branches = [
+        Branch(
+            one.tokens[trunk:],
+            one.labels[trunk:],
+            weight * one.example.weight * one.trained**-length_weight,
+            one.example.kind,
+        )
+        for one in group
+    ]
+    return Tree(first.tokens[:trunk], first.images, branches)
+
+
+def _weight(tree: Tree) -> float:
+    return sum(
+        branch.weight * sum(label != IGNORED for label in branch.labels) for branch in tree.branches
+    )

@@ -1,0 +1,169 @@
+"""From data and a recipe to all that a run needs but the weights: tokens, samples, choices made."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import torch
+
+from mmchat.data import read_data
+from mmchat.data.types import Dataset, Example, Problem
+from mmchat.errors import DataError, RecipeError
+from mmchat.model import quantization as nf4
+from mmchat.model.checkpoint import tensors
+from mmchat.model.loading import context_length, processor_of
+from mmchat.model.pictures import PixelCache
+from mmchat.model.planning import Plan, plan_load
+from mmchat.settings import Quantization
+from mmchat.training.examples import Encodings, ExampleEncoder, Samples
+from mmchat.training.replay import MOST_SCENES, has_replay, replay_data
+from mmchat.training.tuning import Facts, Tuning, resolve
+
+LONGEST = 4096
+"""Tokens of a conversation, where the recipe says nothing and the base could take more."""
+HELD_OUT_SAMPLES = 256
+"""Of the held-out part, so many are looked at while training goes on."""
+
+
+@dataclass
+class Reader:
+    """A base without its weights: what encoding takes."""
+
+    name: str
+    kind: Any
+    processor: Any
+    tokenizer: Any
+    vision: bool
+    pixels: PixelCache = field(default_factory=PixelCache)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything of a run but the weights."""
+
+    recipe: Tuning
+    """With nothing left to choose."""
+    plan: Plan
+    """How the base is loaded."""
+    reader: Reader
+    train: Samples
+    held_out: Samples
+    replay: Samples | None
+    held_out_examples: list[Example]
+    problems: list[Problem]
+    """Examples that were read and cannot be trained on."""
+    shortened: int
+    parameters: int
+    """Of the base."""
+
+    @property
+    def row_tokens(self) -> int:
+        return max(stage.row_tokens for stage in self.recipe.stages)
+
+
+def prepare(
+    recipe: Tuning,
+    train: Dataset,
+    held_out: Sequence[Example],
+    *,
+    allow_bad: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Prepared:
+    """Reads `train` and `held_out` as the base reads them, and chooses what `recipe` leaves open.
+
+    Raises ModelError where the base cannot be loaded, DataError where more than 1 % of the
+    examples cannot be trained on, RecipeError for a recipe that does not fit the base.
+    """
+    plan = plan_load(recipe.model, quantization=_form(recipe))
+    processor, tokenizer = processor_of(plan)
+    reader = Reader(plan.name, plan.kind, processor, tokenizer, plan.kind != "text")
+    encoder = ExampleEncoder(reader)
+    context = context_length(plan.config, tokenizer)
+    given = [stage.row_tokens for stage in recipe.stages if stage.row_tokens]
+    limit = min(given, default=min(context, LONGEST))
+    say(f"reading {len(train.examples) + len(held_out)} conversations as {plan.name} does")
+    encoded = encoder.encodings(train.examples, limit)
+    asked = encoder.encodings(held_out, limit)
+    problems = encoded.problems + asked.problems
+    _check_bad(problems, len(train.examples) + len(held_out), allow_bad)
+    if not encoded.said:
+        raise DataError(f"{train.source} holds nothing to learn from: look at `mmchat data inspect`.")
+    parameters = sum(tensor.elements for tensor in tensors(plan.folder))
+    own = encoder.samples(encoded, limit, 0.0)
+    facts = Facts(
+        samples=len(own.trees),
+        longest=max(encoded.longest, asked.longest),
+        context=context,
+        hidden=int(plan.config.get_text_config().hidden_size),
+        parameters=parameters,
+        cuda=plan.device.type == "cuda",
+        four_bit=nf4.works(plan.device),
+        has_projector=plan.kind == "visual_prefix",
+        replay=has_replay(plan.folder),
+    )
+    chosen = resolve(recipe, facts)
+    chosen = msgspec.structs.replace(chosen, base_hash=plan.weights_hash)
+    if _form(chosen) != _form(recipe):
+        plan = plan_load(recipe.model, quantization=_form(chosen))
+    first = chosen.stages[0]
+    rows = min(stage.row_tokens for stage in chosen.stages)
+    own = encoder.samples(encoded, rows, first.length_weight)
+    replay = _replay(chosen, plan, encoder, own, rows, say)
+    return Prepared(
+        recipe=chosen,
+        plan=plan,
+        reader=reader,
+        train=own,
+        held_out=_first(encoder.samples(asked, rows, first.length_weight)),
+        replay=replay,
+        held_out_examples=list(held_out),
+        problems=problems,
+        shortened=encoded.shortened + asked.shortened,
+        parameters=parameters,
+    )
+
+
+def _form(recipe: Tuning) -> Quantization:
+    """How the base is kept while it is trained."""
+    methods = {stage.method for stage in recipe.stages}
+    if "qlora" in methods:
+        return "4bit"
+    fast = nf4.compute_dtype(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return "bf16" if fast is torch.bfloat16 and "full" not in methods else "fp32"
+
+
+def _check_bad(problems: Sequence[Problem], whole: int, allow_bad: bool) -> None:
+    if not problems or allow_bad or len(problems) <= 0.01 * whole:
+        return
+    shown = "; ".join(f"{problem.place}: {problem.why}" for problem in problems[:3])
+    raise DataError(
+        f"{len(problems)} of {whole} conversations cannot be trained on ({shown}): mend them, or leave "
+        "them out with --allow-bad."
+    )
+
+
+def _replay(
+    recipe: Tuning, plan: Plan, encoder: ExampleEncoder, own: Samples, rows: int, say: Callable[[str], None]
+) -> Samples | None:
+    """Old material of the base, one sample of it weighing as much as one of the new."""
+    if not recipe.data.replay:
+        return None
+    if not has_replay(plan.folder):
+        raise RecipeError(
+            f"data.replay = {recipe.data.replay}, and {plan.name} brings no old material of its own: set "
+            "it to 0, and add answers that were good before to the data."
+        )
+    stage = recipe.stages[0]
+    wanted = sum(s.steps * s.batch for s in recipe.stages) * recipe.data.replay
+    say("drawing old material, so that what the base knows is not forgotten")
+    data = read_data(replay_data(plan.folder, min(int(wanted), MOST_SCENES)))
+    encoded: Encodings = encoder.encodings(data.examples, rows)
+    plain = encoder.samples(encoded, rows, stage.length_weight)
+    scale = own.mean_weight / max(plain.mean_weight, 1e-9)
+    return encoder.samples(encoded, rows, stage.length_weight, scale)
+
+
+def _first(samples: Samples) -> Samples:
+    """The first ones: what is looked at while training goes on."""
+    return Samples(samples.trees[:HELD_OUT_SAMPLES], samples.places[:HELD_OUT_SAMPLES], samples.pictures)

@@ -1,0 +1,297 @@
+"""Which weights of a loaded base train, and the adapter that they become.
+
+LoRA stands on the linear layers of the text model's blocks and nowhere else (`lm_head` only where
+it is asked for): it is asserted. What trains is kept in float32, whatever the base is in.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mmchat.errors import RecipeError
+from mmchat.model.adapters import (
+    LORA,
+    LORA_WEIGHTS,
+    PROJECTOR,
+    VISION_TOWER,
+    Base,
+    Card,
+    write_card,
+)
+from mmchat.model.loading import LoadedModel
+from mmchat.model.quantization import import_bitsandbytes, is_four_bit, part_of, text_blocks
+from mmchat.training.tuning import LORA_METHODS, LoraTable, Tuning, TuningStage
+
+ADAPTER_NAME = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class PartRow:
+    """One line of the table of what trains. `parameters` are weights, packed ones counted singly."""
+
+    part: str
+    parameters: int
+    trainable: int
+    dtype: str
+    four_bit: bool
+
+
+class Trainable:
+    """The weights of a base that train, by the names that they have in a checkpoint."""
+
+    def __init__(self, loaded: LoadedModel, recipe: Tuning) -> None:
+        """Puts LoRA on where a stage of `recipe` wants it.
+
+        Raises RecipeError where `lora.targets` names no layer, or a stage wants what the base has not.
+        """
+        self.loaded = loaded
+        self.model: Any = loaded.model
+        self.recipe = recipe
+        self.blocks, _ = text_blocks(self.model)
+        methods = {stage.method for stage in recipe.stages}
+        self.has_lora = not methods.isdisjoint(LORA_METHODS)
+        if self.has_lora:
+            self._put_on_lora(recipe.lora)
+        self.tower_names = self._tower_names(max(stage.vision_blocks for stage in recipe.stages))
+        if any(stage.projector for stage in recipe.stages) and self.projector is not None:
+            self.projector.float()
+        for name, parameter in self.model.named_parameters():
+            if name in self.tower_names or ("full" in methods and self._is_text(name)):
+                parameter.data = parameter.data.float()
+
+    @property
+    def projector(self) -> nn.Module | None:
+        """The base's projector, if it is one of ours."""
+        inner = getattr(self.model, "model", None)
+        found = getattr(inner, "multi_modal_projector", None)
+        return found if self.loaded.kind == "visual_prefix" else None
+
+    def begin(self, stage: TuningStage) -> list[dict[str, Any]]:
+        """Lets exactly what the stage trains have gradients; -> its groups, each with `lr` and `names`.
+
+        Matrices decay, vectors do not. Raises RecipeError where nothing would train.
+        """
+        self.model.requires_grad_(False)
+        groups: list[dict[str, Any]] = []
+        for part, rate in (
+            ("lora", stage.learning_rate if stage.method in LORA_METHODS else 0.0),
+            ("text", stage.learning_rate if stage.method == "full" else 0.0),
+            ("projector", stage.projector_learning_rate if stage.projector else 0.0),
+            ("vision", stage.vision_learning_rate if stage.vision_blocks else 0.0),
+        ):
+            if not rate:
+                continue
+            named = [
+                (n, p) for n, p in self.model.named_parameters() if self._part(n, stage) == part
+            ]
+            for decayed in (True, False):
+                chosen = [(n, p) for n, p in named if (p.ndim > 1) == decayed]
+                if not chosen:
+                    continue
+                for _, parameter in chosen:
+                    parameter.requires_grad_(True)
+                groups.append(
+                    {
+                        "params": [p for _, p in chosen],
+                        "names": [n for n, _ in chosen],
+                        "lr": rate,
+                        "rate": rate,
+                        "weight_decay": stage.weight_decay if decayed else 0.0,
+                    }
+                )
+        if not groups:
+            raise RecipeError(
+                f"Stage {stage.name} would train nothing: name a method, or projector."
+            )
+        self._assert_confined(stage)
+        return groups
+
+    def named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every weight that any stage trains, in the model's order."""
+        for name, parameter in self.model.named_parameters():
+            if any(self._part(name, stage) for stage in self.recipe.stages):
+                yield name, parameter
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the model."""
+        return {name: parameter.detach() for name, parameter in self.named()}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The reverse of `state`; raises ValueError where names or shapes differ."""
+        places = dict(self.named())
+        if places.keys() != tensors.keys():
+            raise ValueError(f"{len(places.keys() ^ tensors.keys())} names of weights differ")
+        with torch.no_grad():
+            for name, parameter in places.items():
+                if parameter.shape != tensors[name].shape:
+                    raise ValueError(f"{name} has another size")
+                parameter.copy_(tensors[name])
+
+    def table(self) -> list[PartRow]:
+        """Part by part: parameters, those that train now, dtype, whether it is 4-bit."""
+        rows: dict[str, list[Any]] = {}
+        for name, parameter in self.model.named_parameters():
+            part = "LoRA" if ".lora_" in name else str(part_of(name, self.blocks))
+            row = rows.setdefault(part, [0, 0, set(), False])
+            packed = type(parameter).__name__ == "Params4bit"
+            row[0] += parameter.numel() * (2 if packed else 1)
+            row[1] += parameter.numel() if parameter.requires_grad else 0
+            row[2].add("nf4" if packed else str(parameter.dtype).removeprefix("torch."))
+            row[3] |= packed
+        return [
+            PartRow(part, count, trains, "+".join(sorted(types)), packed)
+            for part, (count, trains, types, packed) in rows.items()
+        ]
+
+    def save_adapter(self, folder: Path, name: str, figures: dict[str, float]) -> None:
+        """Writes the adapter's folder (design: adapter.toml, projector, lora/, vision tower)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = []
+        if any(stage.projector for stage in self.recipe.stages) and self.projector is not None:
+            save_file(_plain(self.projector.state_dict()), folder / PROJECTOR)
+            trained.append("projector")
+        if self.tower_names:
+            tower = {
+                n.partition("vision_tower.")[2]: p.detach()
+                for n, p in self.model.named_parameters()
+                if n in self.tower_names
+            }
+            save_file(_plain(tower), folder / VISION_TOWER)
+            trained.append("vision_tower")
+        if self.has_lora:
+            self._save_lora(folder / LORA)
+            trained.append("lora")
+        kind = (
+            str(getattr(self.model.config, "projector_type", "")) if "projector" in trained else ""
+        )
+        base = Base(self.loaded.name, self.loaded.weights_hash)
+        write_card(folder, Card(name, base, kind, tuple(trained), figures))
+
+    def _put_on_lora(self, table: LoraTable) -> None:
+        import_bitsandbytes_quietly()
+        from peft import LoraConfig, inject_adapter_in_model
+
+        names = self._linear_names(table)
+        blocks = re.escape(self.blocks)
+        pattern = rf"{blocks}\.\d+\..*\b({'|'.join(sorted(names))})"
+        if table.head:
+            pattern = rf"({pattern}|lm_head)"
+        self.config = LoraConfig(
+            r=table.rank,
+            lora_alpha=table.alpha,
+            lora_dropout=table.dropout,
+            use_rslora=table.rslora,
+            use_dora=table.dora,
+            target_modules=pattern,
+            task_type="CAUSAL_LM",
+        )
+        inject_adapter_in_model(self.config, self.model, ADAPTER_NAME)
+        for name, parameter in self.model.named_parameters():
+            if ".lora_" in name:
+                parameter.data = parameter.data.float()
+
+    def _linear_names(self, table: LoraTable) -> set[str]:
+        """The last words of the names of the linear layers that LoRA goes onto."""
+        found = {
+            path.rpartition(".")[2]
+            for path, module in self.model.named_modules()
+            if path.startswith(self.blocks + ".") and _is_linear(module)
+        }
+        if unknown := set(table.targets) - found:
+            raise RecipeError(
+                f"lora.targets names {', '.join(sorted(unknown))}, and the linear layers of "
+                f"{self.loaded.name} are called {', '.join(sorted(found))}: take some of those, or none "
+                "for all."
+            )
+        return set(table.targets) or found
+
+    def _tower_names(self, blocks: int) -> frozenset[str]:
+        """The parameters of the vision encoder's last `blocks` blocks and of the norm behind them."""
+        if not blocks:
+            return frozenset()
+        tower = getattr(getattr(self.model, "model", None), "vision_tower", None)
+        lists = [
+            (path, module)
+            for path, module in (tower.named_modules() if tower is not None else ())
+            if isinstance(module, nn.ModuleList) and len(module) > 0
+        ]
+        if not lists or self.loaded.kind != "visual_prefix":
+            raise RecipeError(
+                f"vision_blocks = {blocks}, and {self.loaded.name} has no vision encoder of blocks that "
+                "can train: set it to 0."
+            )
+        path, found = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
+        if blocks > len(found):
+            raise RecipeError(
+                f"vision_blocks = {blocks}, and the vision encoder of {self.loaded.name} has "
+                f"{len(found)} of them: lower it."
+            )
+        last = tuple(f"{path}.{len(found) - 1 - number}." for number in range(blocks))
+        return frozenset(
+            f"model.vision_tower.{name}"
+            for name, _ in tower.named_parameters()
+            if name.startswith(last)
+        )
+
+    def _is_text(self, name: str) -> bool:
+        return part_of(name, self.blocks) in ("text blocks", "lm_head", "other")
+
+    def _part(self, name: str, stage: TuningStage) -> str:
+        """What of the stage the parameter belongs to; "" where it does not train in it."""
+        if ".lora_" in name:
+            return "lora" if stage.method in LORA_METHODS else ""
+        if name in self.tower_names:
+            return "vision" if stage.vision_blocks else ""
+        part = part_of(name, self.blocks)
+        if part == "projector":
+            return "projector" if stage.projector and self.projector is not None else ""
+        return "text" if stage.method == "full" and self._is_text(name) else ""
+
+    def _assert_confined(self, stage: TuningStage) -> None:
+        """LoRA stands on text blocks only, and nothing trains that the stage does not name."""
+        for name, parameter in self.model.named_parameters():
+            if ".lora_" in name:
+                inside = name.startswith(self.blocks + ".")
+                assert inside or (self.recipe.lora.head and name.startswith("lm_head.")), name
+            assert parameter.requires_grad == bool(self._part(name, stage)), name
+
+    def _save_lora(self, folder: Path) -> None:
+        from peft.utils import get_peft_model_state_dict
+
+        folder.mkdir(parents=True, exist_ok=True)
+        state = get_peft_model_state_dict(
+            self.model, state_dict=self._lora_state(), adapter_name=ADAPTER_NAME
+        )
+        # The names that stock peft gives and looks for.
+        prefixed = {f"base_model.model.{key}": value for key, value in state.items()}
+        save_file(_plain(prefixed), folder / LORA_WEIGHTS)
+        self.config.base_model_name_or_path = self.loaded.name
+        self.config.save_pretrained(str(folder))
+
+    def _lora_state(self) -> dict[str, Tensor]:
+        # Never state_dict() of the model: on a CPU bitsandbytes repacks all 4-bit weights for it.
+        return {n: p.detach() for n, p in self.model.named_parameters() if ".lora_" in n}
+
+
+def import_bitsandbytes_quietly() -> None:
+    """Before peft does, which would let it fetch code; without it there is just no 4-bit."""
+    try:
+        import_bitsandbytes()
+    except (ImportError, OSError, RuntimeError):
+        return
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D) or is_four_bit(module)
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}

@@ -1,0 +1,291 @@
+"""The recipe of an adapter: what is trained on which base, on what, how.
+
+Read and checked before torch is imported. A value of 0, "" or "auto" is chosen when the data
+and the base are known (`resolve`), and what was chosen is written beside the adapter.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from mmchat.errors import RecipeError
+from mmchat.training.recipe import Table, parse, read_tables
+
+Method = Literal["auto", "projector", "lora", "qlora", "full"]
+OptimizerName = Literal["auto", "adamw", "adamw8bit", "muon"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
+LORA_METHODS = ("lora", "qlora")
+
+FEW_SAMPLES_STEPS = 240
+"""The least number of steps: a few dozen pictures are seen some ten times."""
+MOST_STEPS = 4000
+EPOCHS = 3.0
+LARGE = 400_000_000
+"""Parameters from which on the base stays 4-bit while it is trained."""
+
+
+class DataTable(Table, frozen=True):
+    """What is learned from."""
+
+    source: str = ""
+    """Where it lies; "history" for the person's own rated and corrected answers."""
+    sha256: str = ""
+    """Over texts and pictures, filled in when it was read."""
+    held_out: float = 0.15
+    """Share of the pictures that are kept for measuring, where the data has no such part itself."""
+    replay: float = -1.0
+    """Share of each step's samples that are old material, against forgetting: -1 takes
+    what the base offers, 0 none."""
+    answers: tuple[Literal["good", "corrected"], ...] = ("good", "corrected")
+    """Of one's own history."""
+
+    def __post_init__(self) -> None:
+        require("data.held_out", self.held_out, 0 < self.held_out < 1, "above 0 and below 1")
+        require(
+            "data.replay",
+            self.replay,
+            self.replay == -1 or 0 <= self.replay < 1,
+            "-1 or from 0 to below 1",
+        )
+
+
+class LoraTable(Table, frozen=True):
+    """Low-rank changes of the text model's linear layers (Hu et al. 2021, "LoRA"), by peft."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    """The change is scaled by alpha / rank (with rslora: / sqrt(rank))."""
+    dropout: float = 0.0
+    rslora: bool = False
+    """Kalajdzievski 2023, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA"."""
+    dora: bool = False
+    """Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation"."""
+    targets: tuple[str, ...] = ()
+    """Names of linear layers such as "q_proj"; none means all of the text model's blocks."""
+    head: bool = False
+    """`lm_head` too: never unless it is asked for."""
+
+    def __post_init__(self) -> None:
+        require("lora.rank", self.rank, self.rank >= 1, "at least 1")
+        require("lora.alpha", self.alpha, 0 < self.alpha < math.inf, "a number above 0")
+        require("lora.dropout", self.dropout, 0 <= self.dropout < 1, "from 0 to below 1")
+
+
+class TuningStage(Table, frozen=True):
+    """One stretch of training."""
+
+    name: str = "adapter"
+    method: Method = "auto"
+    """`projector`: alignment, nothing else trains. `lora`, `qlora` (on a 4-bit base), `full`."""
+    projector: bool = True
+    """Whether the projector trains as well, where the base has one of ours."""
+    vision_blocks: int = 0
+    """How many of the vision encoder's last blocks train."""
+    steps: int = 0
+    epochs: float = 0.0
+    """Instead of steps: how often every sample is seen."""
+    batch: int = 16
+    """Samples a step, over all processes: a sample is a picture with what is said about it."""
+    row_tokens: int = 0
+    """Length of a packed row; the longest conversation that is learned from."""
+    micro_rows: int = 0
+    """Rows that are computed at once; fewer take less memory and give the same step."""
+    learning_rate: float = 0.0
+    """Of LoRA, or of the whole text model with `full`."""
+    projector_learning_rate: float = 0.0
+    vision_learning_rate: float = 0.0
+    optimizer: OptimizerName = "auto"
+    schedule: Schedule = "cosine"
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises from 0."""
+    decay: float = 0.3
+    """With the schedule `wsd`: share of the steps, the last ones, in which it falls to 0."""
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    length_weight: float = 0.5
+    """An answer's loss is divided by (its tokens) ** this: 0 counts every token the same, 1
+    every answer."""
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    checkpoint_every: int = 0
+    evaluate_every: int = 0
+
+    def __post_init__(self) -> None:
+        at = f"stage {self.name}: "
+        for field in (
+            "vision_blocks",
+            "steps",
+            "row_tokens",
+            "micro_rows",
+            "checkpoint_every",
+            "evaluate_every",
+        ):
+            value = getattr(self, field)
+            require(at + field, value, value >= 0, "0 or more")
+        for field in ("epochs", "weight_decay", "length_weight"):
+            value = getattr(self, field)
+            require(at + field, value, 0 <= value < math.inf, "0 or a number above it")
+        for field in ("learning_rate", "projector_learning_rate", "vision_learning_rate"):
+            value = getattr(self, field)
+            require(at + field, value, 0 <= value < math.inf, "0 (chosen) or a number above it")
+        require(at + "batch", self.batch, self.batch >= 1, "at least 1")
+        require(at + "clip", self.clip, 0 < self.clip < math.inf, "a number above 0")
+        require(at + "warmup", self.warmup, 0 <= self.warmup < 1, "from 0 to below 1")
+        require(at + "decay", self.decay, 0 <= self.decay <= 1, "from 0 to 1")
+
+
+class Tuning(Table, frozen=True):
+    """A whole recipe."""
+
+    name: str = ""
+    """Of the adapter that comes out."""
+    model: str = ""
+    """The base; empty is the settings' model."""
+    base_hash: str = ""
+    """Of the base's weights, filled in when it was found."""
+    seed: int = 1
+    data: DataTable = DataTable()
+    lora: LoraTable = LoraTable()
+    stages: tuple[TuningStage, ...] = (TuningStage(),)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the figures are told too."""
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if not names or len(names) != len(set(names)):
+            raise RecipeError(
+                f"The recipe's stages are named {', '.join(names) or 'not at all'}: it needs one or "
+                "more, each with a name of its own, for a run goes on by them."
+            )
+        methods = {stage.method for stage in self.stages}
+        if "full" in methods and len(methods) > 1 and methods - {"full", "projector"}:
+            raise RecipeError(
+                "A recipe trains the whole text model (full) or low-rank changes of it (lora, qlora), "
+                "not both: make two recipes."
+            )
+        if {"lora", "qlora"} <= methods:
+            raise RecipeError(
+                "The base is either 4-bit while it is trained (qlora) or not (lora): take one of them "
+                "for all stages."
+            )
+
+
+def require(field: str, value: object, holds: bool, wanted: str) -> None:
+    """Raises RecipeError unless `holds`."""
+    if not holds:
+        raise RecipeError(f"{field} = {value!r} cannot be used, it has to be {wanted}.")
+
+
+def read_tuning(file: Path | None, overrides: Sequence[str] = ()) -> Tuning:
+    """Reads `file` (none: all defaults); each of `overrides` is `key=value` (`stages.0.batch=8`).
+
+    `lora.rank=8` and the like are whole paths; a key of a stage alone (`batch=8`) means every stage.
+    Raises RecipeError for what cannot be read, an unknown key (with the nearest known one) or a
+    value that cannot be used.
+    """
+    tables = read_tables(file) if file is not None else {}
+    tables.setdefault("stages", [{}])
+    spread = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if key.strip() in TuningStage.__struct_fields__ and key.strip() != "name" and equals:
+            spread += [f"stages.{n}.{key.strip()}={value}" for n in range(len(tables["stages"]))]
+        else:
+            spread.append(override)
+    return parse(tables, Tuning, str(file) if file is not None else "", spread)
+
+
+def tuning_hash(recipe: Tuning) -> str:
+    """sha256 of the recipe's content, hexadecimal."""
+    return hashlib.sha256(msgspec.json.encode(recipe, order="sorted")).hexdigest()
+
+
+def to_tables(recipe: Tuning) -> dict[str, Any]:
+    """The recipe as TOML takes it."""
+    tables: dict[str, Any] = msgspec.to_builtins(recipe)
+    return tables
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What has to be known of data and base to choose what the recipe leaves open."""
+
+    samples: int
+    """Of the training part."""
+    longest: int
+    """Tokens of the longest sample."""
+    context: int
+    """Tokens that the base can take."""
+    hidden: int
+    """Width of the text model."""
+    parameters: int
+    cuda: bool
+    four_bit: bool
+    """Whether the base can be 4-bit on this machine."""
+    has_projector: bool
+    replay: bool
+    """Whether the base brings old material."""
+
+
+def resolve(recipe: Tuning, facts: Facts) -> Tuning:
+    """The recipe with nothing left to choose."""
+    replay = recipe.data.replay
+    if replay < 0:
+        replay = 0.5 if facts.replay else 0.0
+    data = msgspec.structs.replace(recipe.data, replay=replay)
+    stages = tuple(_resolve_stage(stage, facts, replay) for stage in recipe.stages)
+    return msgspec.structs.replace(recipe, data=data, stages=stages)
+
+
+def _resolve_stage(stage: TuningStage, facts: Facts, replay: float) -> TuningStage:
+    chosen: dict[str, Any] = {}
+    method = stage.method
+    if method == "auto":
+        method = "qlora" if facts.four_bit and (facts.cuda or facts.parameters > LARGE) else "lora"
+        chosen["method"] = method
+    if not facts.has_projector:
+        if method == "projector":
+            raise RecipeError(
+                f"Stage {stage.name} trains the projector, and the base has none of ours: take lora or "
+                "qlora."
+            )
+        chosen["projector"] = False
+    elif method == "projector":
+        chosen["projector"] = True
+    own = max(1, round(stage.batch * (1 - replay)))
+    if not stage.steps:
+        epochs = stage.epochs or EPOCHS
+        steps = math.ceil(facts.samples * epochs / own)
+        chosen["steps"] = steps if stage.epochs else min(max(steps, FEW_SAMPLES_STEPS), MOST_STEPS)
+    if not stage.row_tokens:
+        # Room for several samples a row: rows that are nearly full waste least.
+        room = max(512, 64 * math.ceil(facts.longest / 64))
+        chosen["row_tokens"] = min(room, facts.context)
+    elif stage.row_tokens > facts.context:
+        raise RecipeError(
+            f"Stage {stage.name}: row_tokens = {stage.row_tokens} is more than the base's context of "
+            f"{facts.context}: lower it."
+        )
+    steps = chosen.get("steps", stage.steps)
+    # Small models want larger steps: 2e-4 is what LoRA takes at 4,096.
+    rate = 2e-4 * math.sqrt(4096 / max(facts.hidden, 64))
+    if not stage.learning_rate:
+        chosen["learning_rate"] = rate if method != "full" else rate / 10
+    if not stage.projector_learning_rate:
+        chosen["projector_learning_rate"] = rate if method == "projector" else rate / 2
+    if not stage.vision_learning_rate:
+        chosen["vision_learning_rate"] = rate / 10
+    if stage.optimizer == "auto":
+        large = facts.cuda and facts.parameters > LARGE
+        chosen["optimizer"] = "adamw8bit" if large else "adamw"
+    if not stage.checkpoint_every:
+        chosen["checkpoint_every"] = max(10, min(200, steps // 5))
+    if not stage.evaluate_every:
+        chosen["evaluate_every"] = max(10, math.ceil(steps / 8))
+    return msgspec.structs.replace(stage, **chosen)
