@@ -10,7 +10,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,9 @@ Quantization = Literal["auto", "4bit", "bf16", "fp32"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 # Variables that are no settings: a home, a server's key, another backend for tests.
-_OTHER_VARIABLES = frozenset({"MMCHAT_HOME", "MMCHAT_ENGINE_TOKEN", "MMCHAT_ENGINE_BACKEND"})
+_OTHER_VARIABLES = frozenset(
+    {"MMCHAT_HOME", "MMCHAT_RUNTIME", "MMCHAT_ENGINE_TOKEN", "MMCHAT_ENGINE_BACKEND"}
+)
 
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
@@ -228,8 +230,15 @@ class Paths:
 def paths() -> Paths:
     """Where this person's files are; nothing is created.
 
-    Raises SettingsError where MMCHAT_HOME names nobody's folder.
+    MMCHAT_RUNTIME is another runtime folder, for an engine beside the person's own. Raises
+    SettingsError where MMCHAT_HOME names nobody's folder.
     """
+    found = _home()
+    runtime = os.environ.get("MMCHAT_RUNTIME")
+    return replace(found, runtime=Path(runtime).absolute()) if runtime else found
+
+
+def _home() -> Paths:
     home = os.environ.get("MMCHAT_HOME")
     if home:
         try:

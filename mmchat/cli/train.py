@@ -1,29 +1,45 @@
-"""`mmchat train`: from a recipe and data to a model."""
+"""`mmchat train`: from data to an adapter, or from a recipe to a base."""
 
+import sys
 from pathlib import Path
 
 import click
 
-from mmchat.cli.output import note, say
+from mmchat.cli.output import note, say, say_json
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", required=False, type=click.Path(path_type=Path))
+@click.option("--name", metavar="NAME", default="", help="What the adapter is to be called.")
+@click.option("--model", metavar="M", default="", help="The base; else the settings' model.")
+@click.option(
+    "--from-history", is_flag=True, help="Learn from your own rated and corrected answers."
+)
+@click.option(
+    "--rating",
+    "ratings",
+    type=click.Choice(["good", "corrected"]),
+    multiple=True,
+    help="With --from-history: only these answers.",
+)
+@click.option("--since", metavar="DATE", default="", help="With --from-history: from that day on.")
+@click.option(
+    "--conversation",
+    "conversations",
+    type=int,
+    multiple=True,
+    metavar="ID",
+    help="With --from-history: only these conversations.",
+)
+@click.option(
+    "--tag", "tags", multiple=True, metavar="T", help="With --from-history: only what is tagged so."
+)
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
-    required=True,
     metavar="FILE",
-    help="What is trained, and how.",
+    help="What is trained, and how; without one, good defaults.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="Where the model, its checkpoints and its losses go.",
-)
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in DIR, if any.")
 @click.option(
     "--set",
     "overrides",
@@ -31,22 +47,101 @@ from mmchat.cli.output import note, say
     metavar="KEY=VALUE",
     help="Another value for a key of the recipe.",
 )
-def train(data: Path, recipe: Path, out: Path, resume: bool, overrides: tuple[str, ...]) -> None:
-    """Train a model on DATA, a folder with train/ and held-out/.
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+@click.option("--restart", is_flag=True, help="Begin again, whatever was begun under this name.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and load no weights.")
+@click.option("--allow-bad", is_flag=True, help="Go on though more than 1 % of the data is bad.")
+@click.option("--no-measure", is_flag=True, help="Do not measure before and after.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="With a recipe that has a [base]: where that new model goes.",
+)
+def train(
+    data: Path | None,
+    name: str,
+    model: str,
+    from_history: bool,
+    ratings: tuple[str, ...],
+    since: str,
+    conversations: tuple[int, ...],
+    tags: tuple[str, ...],
+    recipe: Path | None,
+    overrides: tuple[str, ...],
+    resume: bool,
+    restart: bool,
+    dry_run: bool,
+    allow_bad: bool,
+    no_measure: bool,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """Train an adapter on DATA: pictures with texts, or folders of pictures, or conversations.
 
-    It can be stopped at any moment (Ctrl-C, kill); --resume goes on.
+    `mmchat data inspect DATA` says what is recognised. Part of the pictures is held out, and
+    answers about them are counted before and after. Ctrl-C saves; --resume goes on.
 
     \b
-    Example:
-      mmchat train build/scenes --recipe adapters/scenes/recipe.toml --out build/scenes/model --resume
+    Examples:
+      mmchat train my-photos/ --name birds
+      mmchat train --from-history --name mine --dry-run
     """
     for key in overrides:
         if "=" not in key:
             raise click.UsageError(f"--set takes KEY=VALUE, not {key!r}.")
-    from mmchat.training.recipe import read_recipe
+    if data is not None and from_history:
+        raise click.UsageError("DATA or --from-history, not both.")
+    if (ratings or since or conversations or tags) and not from_history:
+        raise click.UsageError("--rating, --since, --conversation and --tag need --from-history.")
+    if resume and restart:
+        raise click.UsageError("--resume or --restart, not both.")
+    from mmchat.training.recipe import read_recipe, read_tables
 
-    read_recipe(recipe, overrides)  # a mistake is told before torch is imported
-    from mmchat.training.run import train as run
+    if recipe is not None and "base" in read_tables(recipe):
+        if data is None or out is None:
+            raise click.UsageError("A recipe with a [base] takes DATA and --out DIR.")
+        read_recipe(recipe, overrides)  # a mistake is told before torch is imported
+        from mmchat.training.run import train as run_base
 
-    made = run(data, recipe, out, resume=resume, overrides=overrides, say=note)
-    say(str(made))
+        say(str(run_base(data, recipe, out, resume=resume, overrides=overrides, say=note)))
+        return
+    if out is not None:
+        raise click.UsageError("--out goes with a recipe that has a [base]; an adapter has a --name.")
+    if data is None and not from_history and not resume:
+        raise click.UsageError("Name DATA, or take --from-history.")
+    from mmchat.cli.training_job import Job, Wish, plan_of, say_plan
+    from mmchat.cli.training_panel import watch
+
+    wish = Wish(
+        data=data,
+        name=name,
+        model=model,
+        recipe=recipe,
+        overrides=overrides,
+        ratings=ratings,
+        since=since,
+        conversations=conversations,
+        tags=tags,
+        from_history=from_history,
+        resume=resume,
+        restart=restart,
+        allow_bad=allow_bad,
+        measure=not no_measure,
+    )
+    if dry_run:
+        plan = plan_of(wish, note)
+        say_json(plan) if as_json else say_plan(plan)
+        return
+    with watch(as_json) as watcher:
+        status = Job(wish, watcher).run()
+    if status.state == "paused":
+        note(status.said)
+        sys.exit(130)
+    if as_json:
+        from mmchat.cli.training_job import status_json
+
+        say_json(status_json(status))
+    else:
+        say(status.said)

@@ -188,7 +188,7 @@ def _prepared(
     image_tokens = 0
     if pictures:
         of_pictures = torch.isin(
-            ids, torch.tensor(_image_token_ids(loaded.processor), device=loaded.device)
+            ids, torch.tensor(image_token_ids(loaded.processor), device=loaded.device)
         )
         image_tokens = int(of_pictures.sum())
         kinds = token_kinds(loaded.processor)
@@ -197,7 +197,7 @@ def _prepared(
     return PreparedPrompt(ids, model_inputs, spans, image_tokens, dropped, keys)
 
 
-def _image_token_ids(processor: Any) -> list[int]:
+def image_token_ids(processor: Any) -> list[int]:
     """The ids whose embeddings are replaced by a picture's features."""
     ids: list[int] = list(getattr(processor, "image_token_ids", None) or [])
     return ids or [int(processor.image_token_id)]

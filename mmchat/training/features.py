@@ -36,10 +36,10 @@ class FeatureCache:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._dtype: torch.dtype = loaded.model.model.vision_tower.dtype
+        self.dtype: torch.dtype = loaded.model.model.vision_tower.dtype
         about = (
             loaded.weights_hash,
-            str(self._dtype),
+            str(self.dtype),
             loaded.processor.image_processor.to_json_string(),
         )
         self.folder = (
@@ -55,7 +55,7 @@ class FeatureCache:
 
     def bytes_a_picture(self) -> int:
         encoder = self._loaded.model.model.encoder
-        return int(encoder.grid**2 * encoder.width * self._dtype.itemsize)
+        return int(encoder.grid**2 * encoder.width * self.dtype.itemsize)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
     def fill(self, pictures: Sequence[Picture], tell: Tell = lambda done, of: None) -> int:
@@ -69,31 +69,12 @@ class FeatureCache:
         for start in range(0, len(missing), ENCODED_AT_ONCE):
             some = missing[start : start + ENCODED_AT_ONCE]
             pixels = torch.cat([pixel_values(self._loaded.processor, picture) for picture in some])
-            pixels = pixels.to(self._loaded.device, self._dtype)
+            pixels = pixels.to(self._loaded.device, self.dtype)
             features = self._loaded.model.encode_images(pixels)
             for picture, one in zip(some, features, strict=True):
                 self._write(self.file(picture), _to_numpy(one))
             tell(start + len(some), len(missing))
         return len(missing)
-
-    def read(self, pictures: Sequence[Picture]) -> Tensor:
-        """(pictures, patches, vision_width) in the encoder's dtype; all have been filled in.
-
-        Raises DataError where one has gone or is damaged.
-        """
-        return torch.stack([self._one(picture) for picture in pictures])
-
-    def _one(self, picture: Picture) -> Tensor:
-        file = self.file(picture)
-        try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-            copied = torch.from_numpy(np.array(array))
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{file} is damaged or was removed while it was in use ({error}): remove it, and go on "
-                "with --resume."
-            ) from error
-        return copied.view(self._dtype) if copied.dtype != self._dtype else copied
 
     def _write(self, file: Path, array: NDArray[Any]) -> None:
         temporary = file.with_suffix(f".{os.getpid()}.partial")
@@ -104,6 +85,33 @@ class FeatureCache:
                 temporary.replace(file)
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+class FeatureReader:
+    """Reads what was filled in; small enough for a worker process."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.folder = folder
+        self.dtype = dtype
+
+    def read(self, pictures: Sequence[Picture]) -> Tensor:
+        """(pictures, patches, vision_width) in the encoder's dtype; all have been filled in.
+
+        Raises DataError where one has gone or is damaged.
+        """
+        return torch.stack([self._one(picture) for picture in pictures])
+
+    def _one(self, picture: Picture) -> Tensor:
+        file = self.folder / f"{picture.sha256}.npy"
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+            copied = torch.from_numpy(np.array(array))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{file} is damaged or was removed while it was in use ({error}): remove it, and go on "
+                "with --resume."
+            ) from error
+        return copied.view(self.dtype) if copied.dtype != self.dtype else copied
 
 
 def pixel_values(processor: Any, picture: Picture) -> Tensor:

@@ -101,6 +101,11 @@ class Steps:
         seconds = time.monotonic() - began
         return StepFigures(loss, norm, seconds, given.tokens, given.samples, given.waited)
 
+    @property
+    def suspicious(self) -> bool:
+        """Whether the last steps were far above: no checkpoint is to be made of them."""
+        return self._watch.suspicious
+
     def _fail(self, given: StepInput, what: str) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from mmchat.model.prompt import image_token_ids
+from mmchat.model.stock import token_kinds
 from mmchat.model.visual_prefix import scale_logits
 from mmchat.training.packing import IGNORED, Batch
 
@@ -162,9 +164,11 @@ class PackedLoss(nn.Module):
 class StockLoss(nn.Module):
     """The same for a stock image-text-to-text model, which takes its own inputs: one row at a time."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, processor: Any) -> None:
         super().__init__()
         self.model = model
+        self._kinds = token_kinds(processor)
+        self._image_tokens = image_token_ids(processor)
 
     def forward(self, batch: Batch, inputs: dict[str, Tensor] | None) -> Tensor:
         return self.judged(batch, inputs)[0]
@@ -174,11 +178,15 @@ class StockLoss(nn.Module):
         if len(batch.input_ids) != 1:
             raise ValueError(f"{len(batch.input_ids)} rows, and a stock model takes one")
         asked = batch.labels[0] != IGNORED
+        inputs = dict(inputs or {})
+        if inputs and self._kinds is not None:
+            places = torch.tensor(self._image_tokens, device=batch.input_ids.device)
+            inputs[self._kinds] = torch.isin(batch.input_ids, places).long()
         logits = self.model(
             input_ids=batch.input_ids,
             logits_to_keep=asked.nonzero().flatten(),
             use_cache=False,
-            **(inputs or {}),
+            **inputs,
         ).logits[0]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         labels, weights = batch.labels[0][asked], batch.weights[0][asked].to(logits.dtype)

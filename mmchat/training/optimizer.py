@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmchat.errors import RecipeError
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose step is made orthogonal by a Newton-Schulz iteration.
@@ -22,7 +24,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[Any],
         lr: float,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
@@ -100,6 +102,35 @@ def build_optimizers(
             matrices.values(), learning_rate, weight_decay=weight_decay, compute_dtype=compute_dtype
         )
         optimizers.insert(0, muon)
+    return optimizers
+
+
+def build_tuning_optimizers(
+    groups: Iterable[dict[str, Any]], name: str, compute_dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
+    """The optimizers over `groups` (params, lr, rate, weight_decay), as `Trainable.begin` gives them.
+
+    `adamw`; `adamw8bit` keeps its moments in 8 bits by bitsandbytes (Dettmers et al. 2022, "8-bit
+    Optimizers via Block-wise Quantization"); `muon` takes the matrices, and AdamW all else.
+    Raises RecipeError where the 8-bit one cannot work here.
+    """
+    chosen = [{key: value for key, value in g.items() if key != "names"} for g in groups]
+    if name == "adamw8bit":
+        import bitsandbytes  # imported before, by our careful import
+
+        try:
+            return [bitsandbytes.optim.AdamW8bit(chosen, betas=(0.9, 0.999))]
+        except (AttributeError, NotImplementedError, RuntimeError) as error:
+            raise RecipeError(
+                f"The optimizer adamw8bit does not work here ({error}): take adamw."
+            ) from error
+    matrices = [g for g in chosen if name == "muon" and all(p.ndim == 2 for p in g["params"])]
+    others = [g for g in chosen if not any(g is matrix for matrix in matrices)]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(Muon(matrices, matrices[0]["lr"], compute_dtype=compute_dtype))
+    if others:
+        optimizers.append(torch.optim.AdamW(others, betas=(0.9, 0.999)))
     return optimizers
 
 

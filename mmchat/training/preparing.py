@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 import torch
 
-from mmchat.data import read_data
 from mmchat.data.types import Dataset, Example, Problem
 from mmchat.errors import DataError, RecipeError
 from mmchat.model import quantization as nf4
@@ -22,7 +21,7 @@ from mmchat.training.tuning import Facts, Tuning, resolve
 
 LONGEST = 4096
 """Tokens of a conversation, where the recipe says nothing and the base could take more."""
-HELD_OUT_SAMPLES = 256
+HELD_OUT_SAMPLES = 128
 """Of the held-out part, so many are looked at while training goes on."""
 
 
@@ -88,7 +87,9 @@ def prepare(
     problems = encoded.problems + asked.problems
     _check_bad(problems, len(train.examples) + len(held_out), allow_bad)
     if not encoded.said:
-        raise DataError(f"{train.source} holds nothing to learn from: look at `mmchat data inspect`.")
+        raise DataError(
+            f"{train.source} holds nothing to learn from: look at `mmchat data inspect`."
+        )
     parameters = sum(tensor.elements for tensor in tensors(plan.folder))
     own = encoder.samples(encoded, limit, 0.0)
     facts = Facts(
@@ -144,7 +145,12 @@ def _check_bad(problems: Sequence[Problem], whole: int, allow_bad: bool) -> None
 
 
 def _replay(
-    recipe: Tuning, plan: Plan, encoder: ExampleEncoder, own: Samples, rows: int, say: Callable[[str], None]
+    recipe: Tuning,
+    plan: Plan,
+    encoder: ExampleEncoder,
+    own: Samples,
+    rows: int,
+    say: Callable[[str], None],
 ) -> Samples | None:
     """Old material of the base, one sample of it weighing as much as one of the new."""
     if not recipe.data.replay:
@@ -157,6 +163,8 @@ def _replay(
     stage = recipe.stages[0]
     wanted = sum(s.steps * s.batch for s in recipe.stages) * recipe.data.replay
     say("drawing old material, so that what the base knows is not forgotten")
+    from mmchat.data import read_data
+
     data = read_data(replay_data(plan.folder, min(int(wanted), MOST_SCENES)))
     encoded: Encodings = encoder.encodings(data.examples, rows)
     plain = encoder.samples(encoded, rows, stage.length_weight)
@@ -166,4 +174,6 @@ def _replay(
 
 def _first(samples: Samples) -> Samples:
     """The first ones: what is looked at while training goes on."""
-    return Samples(samples.trees[:HELD_OUT_SAMPLES], samples.places[:HELD_OUT_SAMPLES], samples.pictures)
+    return Samples(
+        samples.trees[:HELD_OUT_SAMPLES], samples.places[:HELD_OUT_SAMPLES], samples.pictures
+    )

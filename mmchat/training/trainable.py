@@ -173,6 +173,12 @@ class Trainable:
         base = Base(self.loaded.name, self.loaded.weights_hash)
         write_card(folder, Card(name, base, kind, tuple(trained), figures))
 
+    def save_model(self, folder: Path) -> None:
+        """Writes the whole model in bfloat16, as `mmchat models add` takes it: after `full`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.to(torch.bfloat16).save_pretrained(folder)
+        (self.loaded.processor or self.loaded.tokenizer).save_pretrained(folder)
+
     def _put_on_lora(self, table: LoraTable) -> None:
         import_bitsandbytes_quietly()
         from peft import LoraConfig, inject_adapter_in_model
@@ -215,7 +221,7 @@ class Trainable:
         """The parameters of the vision encoder's last `blocks` blocks and of the norm behind them."""
         if not blocks:
             return frozenset()
-        tower = getattr(getattr(self.model, "model", None), "vision_tower", None)
+        tower: Any = getattr(getattr(self.model, "model", None), "vision_tower", None)
         lists = [
             (path, module)
             for path, module in (tower.named_modules() if tower is not None else ())

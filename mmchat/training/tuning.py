@@ -29,6 +29,12 @@ LARGE = 400_000_000
 """Parameters from which on the base stays 4-bit while it is trained."""
 
 
+def require(field: str, value: object, holds: bool, wanted: str) -> None:
+    """Raises RecipeError unless `holds`."""
+    if not holds:
+        raise RecipeError(f"{field} = {value!r} cannot be used, it has to be {wanted}.")
+
+
 class DataTable(Table, frozen=True):
     """What is learned from."""
 
@@ -174,12 +180,6 @@ class Tuning(Table, frozen=True):
                 "The base is either 4-bit while it is trained (qlora) or not (lora): take one of them "
                 "for all stages."
             )
-
-
-def require(field: str, value: object, holds: bool, wanted: str) -> None:
-    """Raises RecipeError unless `holds`."""
-    if not holds:
-        raise RecipeError(f"{field} = {value!r} cannot be used, it has to be {wanted}.")
 
 
 def read_tuning(file: Path | None, overrides: Sequence[str] = ()) -> Tuning:

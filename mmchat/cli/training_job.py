@@ -1,0 +1,445 @@
+"""What `mmchat train` does: read, choose, train, measure, keep."""
+
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from mmchat.cli.training_panel import Watcher
+from mmchat.data import read_splits, split
+from mmchat.data.snapshot import has_snapshot, load_snapshot, save_snapshot
+from mmchat.data.types import Dataset, Example
+from mmchat.errors import DataError, MmchatError, RecipeError
+from mmchat.model.adapters import CARD, is_name, read_card, write_card
+from mmchat.settings import builtin_adapters, load_settings, paths, private_dir
+from mmchat.training.progress import Row, RunFolder, Status, run_folder, writing
+from mmchat.training.tuning import LARGE, Tuning, read_tuning
+
+if TYPE_CHECKING:
+    from mmchat.training.preparing import Prepared
+
+HISTORY = "history"
+OLD_SKILLS_PER_TYPE = 30
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the person typed."""
+
+    data: Path | None
+    name: str
+    model: str
+    recipe: Path | None
+    overrides: tuple[str, ...]
+    ratings: tuple[str, ...]
+    since: str
+    conversations: tuple[int, ...]
+    tags: tuple[str, ...]
+    from_history: bool
+    resume: bool
+    restart: bool
+    allow_bad: bool
+    measure: bool
+
+    def arguments(self, name: str) -> tuple[str, ...]:
+        """What goes on with the run: the arguments of `mmchat`."""
+        return ("train", "--resume", "--name", name)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is learned from, and what is kept for measuring."""
+
+    train: Dataset
+    held_out: list[Example]
+
+    @property
+    def sha256(self) -> str:
+        return self.train.sha256
+
+
+class Job:
+    """One `mmchat train`, on this process; of several processes the first one writes and tells."""
+
+    def __init__(self, wish: Wish, watcher: Watcher) -> None:
+        self.wish = wish
+        self.watcher = watcher
+        self.main = os.environ.get("RANK", "0") == "0"
+        self.recipe, self.folder = _recipe_of(wish)
+        self.status = Status(
+            name=self.recipe.name,
+            model=self.recipe.model,
+            state="preparing",
+            said="reading the data",
+            started=time.time(),
+            command=wish.arguments(self.recipe.name),
+        )
+
+    def run(self) -> Status:
+        """All of it; the last status. Raises MmchatError for what can be mended, told in the run too."""
+        if not self.main:
+            return self._work()
+        _check_begun(self.folder, self.wish)
+        with self.folder.working():
+            if not self.wish.resume:
+                _clear(self.folder.folder)
+            try:
+                return self._work()
+            except MmchatError as error:
+                self._tell(state="failed", said=str(error))
+                raise
+            except KeyboardInterrupt:
+                self._tell(state="paused", said=_how_to_go_on(self.recipe.name))
+                raise
+
+    def _work(self) -> Status:
+        self._tell()
+        material = read_material(self.wish, self.recipe, self.folder)
+        from mmchat.training.preparing import prepare
+        from mmchat.training.tune import Paused, Tune
+
+        prepared = prepare(
+            with_data(self.recipe, material, self.wish),
+            material.train,
+            material.held_out,
+            allow_bad=self.wish.allow_bad,
+            say=lambda words: self._tell(said=words),
+        )
+        for line in notes_of(material, prepared):
+            self.watcher.say(line)
+        tune = Tune(
+            prepared,
+            material.sha256,
+            self.folder,
+            self.status,
+            say=self.watcher.say,
+            show=self.watcher.show,
+        )
+        try:
+            made = tune.run()
+        except Paused:
+            self.status = tune.status
+            self._tell(state="paused", said=_how_to_go_on(self.recipe.name))
+            return self.status
+        self.status = tune.status
+        if not self.main:
+            return self.status
+        large = prepared.parameters > LARGE
+        del tune  # its weights: the engines of measuring need the room
+        if made.name == "model":
+            said = f"The model is ready: mmchat models add {made}"
+            self._tell(state="finished", said=said)
+            return self.status
+        rows = self._measure(prepared, material, made, large=large) if self.wish.measure else []
+        kept = keep(made, self.recipe.name, rows)
+        said = finished_words(self.recipe.name, rows, kept)
+        self._tell(state="finished", said=said, rows=tuple(rows), adapter=self.recipe.name)
+        return self.status
+
+    def _measure(
+        self, prepared: "Prepared", material: Material, made: Path, *, large: bool
+    ) -> list[Row]:
+        from mmchat.cli.measuring import HELD_OUT, OLD_SKILLS, Asked, measure
+        from mmchat.training.replay import has_replay, old_skills
+
+        self._tell(state="measuring", said="measuring before and after")
+        asked = []
+        if material.held_out:
+            held_out = self.folder.folder / "held-out"
+            shutil.rmtree(held_out, ignore_errors=True)
+            save_snapshot(msgspec_dataset(material), held_out)
+            asked.append(Asked(HELD_OUT, held_out))
+        if has_replay(prepared.plan.folder):
+            asked.append(Asked(OLD_SKILLS, old_skills(prepared.plan.folder, OLD_SKILLS_PER_TYPE)))
+        if not asked:
+            return []
+        return measure(
+            prepared.plan.name,
+            made,
+            asked,
+            together=not large,
+            tell=lambda words: self._tell(said=words),
+        )
+
+    def _tell(self, **changes: Any) -> None:
+        self.status = msgspec.structs.replace(self.status, **changes)
+        if self.main:
+            self.folder.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.tell(self.status)
+            self.watcher.show(self.status, self.folder.metrics())
+
+
+def msgspec_dataset(material: Material) -> Dataset:
+    """The held-out part as a dataset of its own."""
+    return Dataset("held-out part", material.train.source, material.held_out, (), material.sha256)
+
+
+def read_material(wish: Wish, recipe: Tuning, folder: RunFolder) -> Material:
+    """Reads the data of the wish, or on a resume of the run; raises DataError and HistoryError."""
+    source = recipe.data.source
+    if wish.from_history or source == HISTORY:
+        snapshot = folder.folder / "data"
+        if has_snapshot(snapshot):
+            whole = load_snapshot(snapshot)
+        else:
+            whole = _from_history(wish, recipe)
+            if not wish_is_dry(folder):
+                save_snapshot(whole, snapshot)
+        return _divided(whole, recipe)
+    path = wish.data if wish.data is not None else Path(source)
+    train, held_out = read_splits(path, allow_bad=wish.allow_bad)
+    if held_out is not None:
+        return Material(train, list(held_out.examples))
+    return _divided(train, recipe)
+
+
+def wish_is_dry(folder: RunFolder) -> bool:
+    """Whether nobody works on the run: then nothing is written into it."""
+    return not folder.is_running()
+
+
+def _divided(whole: Dataset, recipe: Tuning) -> Material:
+    train, held_out = split(whole.examples, recipe.data.held_out, recipe.seed)
+    if not train:
+        raise DataError(f"{whole.source} holds nothing to learn from: look at `mmchat data inspect`.")
+    return Material(msgspec_free(whole, train), held_out)
+
+
+def msgspec_free(whole: Dataset, train: list[Example]) -> Dataset:
+    """`whole` with only the examples of its training part; its hash stays that of all."""
+    return Dataset(whole.form, whole.source, train, whole.problems, whole.sha256)
+
+
+def _from_history(wish: Wish, recipe: Tuning) -> Dataset:
+    from mmchat.data.from_history import read_history
+
+    found = read_history(
+        paths().history_db,
+        ratings=wish.ratings or recipe.data.answers,
+        since=wish.since or None,
+        conversations=wish.conversations,
+        tags=wish.tags,
+    )
+    if not found.examples:
+        raise DataError(
+            "There is nothing to learn from in your history yet: rate answers as good or correct them in "
+            "the chat (F1 shows the keys), then train."
+        )
+    return found
+
+
+def with_data(recipe: Tuning, material: Material, wish: Wish) -> Tuning:
+    """The recipe that says what it was made from."""
+    source = HISTORY if wish.from_history else str(wish.data.absolute()) if wish.data else ""
+    data = msgspec.structs.replace(
+        recipe.data, source=source or recipe.data.source, sha256=material.sha256
+    )
+    return msgspec.structs.replace(recipe, data=data)
+
+
+def notes_of(material: Material, prepared: "Prepared") -> list[str]:
+    """What the person should know of the data before it is learned from."""
+    lines = []
+    problems = [*material.train.problems, *prepared.problems]
+    lines += [f"left out: {problem.place}: {problem.why}" for problem in problems[:5]]
+    if len(problems) > 5:
+        lines.append(f"and {len(problems) - 5} more were left out: see mmchat data inspect")
+    if prepared.shortened:
+        lines.append(
+            f"{prepared.shortened} conversations were too long, and lost their last exchanges"
+        )
+    if not material.held_out:
+        lines.append("There are too few different pictures to hold some out: nothing is measured on them.")
+    return lines
+
+
+def keep(made: Path, name: str, rows: list[Row]) -> Path | None:
+    """Moves the finished adapter to the person's own; -> where one of that name went, if there was one."""
+    with writing(paths().adapters):
+        figures = {}
+        for row in rows:
+            key = row.what.replace(" ", "_").replace("-", "_")
+            figures |= {f"{key}_before": row.before, f"{key}_after": row.after, f"{key}_n": row.n}
+        card = read_card(made)
+        write_card(made, msgspec.structs.replace(card, name=name, figures=figures))
+        (made / "README.md").write_text(card_text(name, card.base.id, rows), encoding="utf-8")
+        home = private_dir(paths().adapters)
+        target, before = home / name, None
+        if target.exists():
+            before = home / f"{name}-before"
+            shutil.rmtree(before, ignore_errors=True)
+            target.rename(before)
+            if (before / CARD).is_file():
+                old = read_card(before)
+                write_card(before, msgspec.structs.replace(old, name=before.name))
+        made.rename(target)
+    return before
+
+
+def card_text(name: str, base: str, rows: list[Row]) -> str:
+    """The adapter's card."""
+    lines = [f"# {name}", "", f"An adapter for `{base}`, made by `mmchat train` (recipe.toml)."]
+    if rows:
+        lines += ["", "| right answers | n | without it | with it |", "|---|---:|---:|---:|"]
+        lines += [
+            f"| {row.what} | {row.n} | {_share(row.before, row.before_interval)} | "
+            f"{_share(row.after, row.after_interval)} |"
+            for row in rows
+        ]
+        lines += ["", "Exact match, with Wilson's 95 % intervals, asked through the 4-bit engine."]
+    return "\n".join(lines) + "\n"
+
+
+def _share(share: float, interval: tuple[float, float]) -> str:
+    return f"{share:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
+
+def finished_words(name: str, rows: list[Row], before: Path | None) -> str:
+    """One or two sentences at the end."""
+    figures = "; ".join(
+        f"{row.what} {row.before:.1%} → {row.after:.1%} (n = {row.n})" for row in rows
+    )
+    kept = f" The adapter of that name before is kept as {before.name}." if before else ""
+    return (
+        f"{name} is ready{': ' + figures if figures else ''}. Use it: mmchat adapters use {name}, or "
+        f"/adapter {name} in the chat.{kept}"
+    )
+
+
+def _how_to_go_on(name: str) -> str:
+    return f"Saved. Go on: mmchat train --resume --name {name}"
+
+
+def _recipe_of(wish: Wish) -> tuple[Tuning, RunFolder]:
+    """The recipe with its name and base, and where its run lies."""
+    settings = load_settings()
+    if wish.resume:
+        name = _name(wish.name or _default_name(wish), settings.model.name)
+        folder = run_folder(name)
+        file = folder.folder / "recipe.toml"
+        if not file.is_file():
+            raise RecipeError(
+                f"There is no run {name} to go on with: leave --resume out, or name another (--name)."
+            )
+        return read_tuning(file, wish.overrides), folder
+    recipe = read_tuning(wish.recipe, wish.overrides)
+    name = _name(wish.name or recipe.name or _default_name(wish), settings.model.name)
+    model = wish.model or recipe.model or settings.model.name
+    return msgspec.structs.replace(recipe, name=name, model=model), run_folder(name)
+
+
+def _default_name(wish: Wish) -> str:
+    if wish.data is None:
+        return "mine"
+    word = wish.data.absolute()
+    stem = word.stem if word.is_file() else word.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "mine"
+
+
+def _name(name: str, model: str) -> str:
+    if not is_name(name):
+        raise RecipeError(
+            f"{name!r} cannot be an adapter's name: take letters, digits, - and _ (--name birds)."
+        )
+    if (builtin_adapters() / name).is_dir():
+        raise RecipeError(f"{name} comes with mmchat: give your adapter another --name.")
+    return name
+
+
+def _check_begun(folder: RunFolder, wish: Wish) -> None:
+    """Raises RecipeError where a run of that name was begun and not finished."""
+    status = folder.status()
+    if status is None or wish.resume or wish.restart or status.state == "finished":
+        return
+    if not any((folder.folder / "checkpoints").glob("step-*")) and not folder.is_running():
+        return  # it never came to a first checkpoint: nothing would be lost
+    raise RecipeError(
+        f"A run {folder.folder.name} was begun and is not finished: go on with --resume, begin again "
+        "with --restart, or give this one another --name."
+    )
+
+
+def _clear(folder: Path) -> None:
+    """Everything of an earlier run but its lock."""
+    with writing(folder):
+        for path in folder.iterdir():
+            if path.name == "lock":
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def plan_of(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
+    """What a run would do, without loading weights."""
+    recipe, folder = _recipe_of(wish)
+    material = read_material(wish, recipe, folder)
+    from mmchat.training.planning import plan
+    from mmchat.training.preparing import prepare
+
+    prepared = prepare(
+        with_data(recipe, material, wish),
+        material.train,
+        material.held_out,
+        allow_bad=wish.allow_bad,
+        say=say,
+    )
+    kinds = [example.kind for example in (*material.train.examples, *material.held_out)]
+    return {
+        "name": recipe.name,
+        "model": recipe.model,
+        "form": material.train.form,
+        "examples": len(kinds),
+        "pictures": len({p.sha256 for e in material.train.examples for p in e.pictures}),
+        "corrected": kinds.count("corrected") if material.train.form == "your own history" else 0,
+        "good": kinds.count("good") if material.train.form == "your own history" else 0,
+        "problems": len(material.train.problems) + len(prepared.problems),
+        "held_out": len(material.held_out),
+        **plan(prepared),
+    }
+
+
+def say_plan(plan: dict[str, Any]) -> None:
+    """The plan for people."""
+    from mmchat.cli.output import say, say_table, size
+
+    rows = [
+        ("data", f"{plan['form']}: {plan['examples']:,} conversations, {plan['pictures']:,} pictures"),
+        ("held out", f"{plan['held_out']:,} conversations"),
+        ("left out", f"{plan['problems']:,}"),
+        ("tokens", f"{plan['tokens']:,} to learn from once, {plan['step_tokens']:,.0f} a step"),
+        ("old material", f"{plan['replay']:.0%} of each step"),
+        *(
+            (
+                f"stage {stage['name']}",
+                f"{stage['method']}, {stage['steps']:,} steps of {stage['batch']} samples "
+                f"({stage['epochs']:.1f} times all), learning rate {stage['learning_rate']:.1e}",
+            )
+            for stage in plan["stages"]
+        ),
+        ("trains", f"{plan['trainable_parameters']:,} of {plan['parameters']:,} parameters"),
+        ("memory", f"about {size(plan['memory_bytes'])}"),
+        ("time", f"about {_duration(plan['seconds'])}, and measuring after it"),
+    ]
+    say_table(rows)
+    say(f"Nothing was changed. Without --dry-run it begins, as {plan['name']} for {plan['model']}.")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{math.ceil(seconds)} seconds"
+    return f"{math.ceil(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def status_json(status: Status) -> dict[str, Any]:
+    """For `--json`."""
+    found: dict[str, Any] = msgspec.to_builtins(status)
+    return found

@@ -1,0 +1,129 @@
+"""What a run will take: samples, tokens, steps, weights that train, memory and time, before any weight is loaded."""
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmchat.model.planning import auto_class
+from mmchat.model.quantization import part_of, text_blocks
+from mmchat.training.preparing import Prepared
+from mmchat.training.tuning import LORA_METHODS, TuningStage
+
+TRAINED_PASSES = {"projector": 2.0, "lora": 2.0, "qlora": 2.0, "full": 3.0}
+"""Forward passes' worth of work of a step: LoRA's backward needs no gradients of the base's weights."""
+EFFICIENCY = 0.35
+"""Of a large matrix product's speed, what a step reaches: small matrices, attention, softmax."""
+
+
+def plan(prepared: Prepared) -> dict[str, Any]:
+    """The plan as one object; times in seconds, memory in bytes."""
+    recipe, train = prepared.recipe, prepared.train
+    skeleton = _skeleton(prepared)
+    text = _text_parameters(skeleton)
+    speed = _speed(prepared.plan.dtype, prepared.plan.device)
+    mean = train.tokens / max(len(train.trees), 1)
+    seconds = 0.0
+    stages = []
+    for stage in recipe.stages:
+        own = _own_samples(stage, recipe.data.replay)
+        tokens = own * mean + (stage.batch - own) * _replay_mean(prepared)
+        # A row is computed whole, with what stands empty at its end.
+        rows = max(1.0, -(-tokens // (0.9 * stage.row_tokens)))
+        work = 2 * text * rows * stage.row_tokens * (1 + TRAINED_PASSES.get(stage.method, 2.0))
+        seconds += stage.steps * work / (speed * EFFICIENCY)
+        stages.append(
+            {
+                "name": stage.name,
+                "method": stage.method,
+                "steps": stage.steps,
+                "batch": stage.batch,
+                "row_tokens": stage.row_tokens,
+                "epochs": stage.steps * own / max(len(train.trees), 1),
+                "learning_rate": stage.learning_rate,
+                "optimizer": stage.optimizer,
+            }
+        )
+    first = recipe.stages[0]
+    own = _own_samples(first, recipe.data.replay)
+    return {
+        "tokens": train.tokens,
+        "step_tokens": own * mean + (first.batch - own) * _replay_mean(prepared),
+        "steps": sum(stage.steps for stage in recipe.stages),
+        "epochs": sum(float(str(stage["epochs"])) for stage in stages),
+        "parameters": prepared.parameters,
+        "trainable_parameters": max(_trainable(prepared, s, skeleton) for s in recipe.stages),
+        "memory_bytes": _memory(prepared, skeleton),
+        "seconds": seconds,
+        "stages": stages,
+        "replay": recipe.data.replay,
+        "shortened": prepared.shortened,
+        "quantization": prepared.plan.form,
+        "device": prepared.plan.device.type,
+    }
+
+
+def _own_samples(stage: TuningStage, replay: float) -> int:
+    return max(1, stage.batch - round(stage.batch * replay))
+
+
+def _replay_mean(prepared: Prepared) -> float:
+    replay = prepared.replay
+    return replay.tokens / max(len(replay.trees), 1) if replay is not None else 0.0
+
+
+def _skeleton(prepared: Prepared) -> nn.Module:
+    """The base without weights, on the meta device."""
+    if prepared.plan.skeleton is not None:
+        return prepared.plan.skeleton
+    with torch.device("meta"):
+        model: nn.Module = auto_class(prepared.plan.kind).from_config(prepared.plan.config)
+    return model
+
+
+def _text_parameters(skeleton: nn.Module) -> int:
+    """Parameters that every token goes through."""
+    blocks, _ = text_blocks(skeleton)
+    head = skeleton.get_output_embeddings()
+    inside = sum(p.numel() for n, p in skeleton.named_parameters() if n.startswith(blocks + "."))
+    return inside + (head.weight.numel() if head is not None else 0)
+
+
+def _trainable(prepared: Prepared, stage: TuningStage, skeleton: nn.Module) -> int:
+    blocks, _ = text_blocks(skeleton)
+    count = 0
+    if stage.method in LORA_METHODS:
+        table = prepared.recipe.lora
+        for path, module in skeleton.named_modules():
+            name = path.rpartition(".")[2]
+            wanted = not table.targets or name in table.targets
+            if path.startswith(blocks + ".") and isinstance(module, nn.Linear) and wanted:
+                count += table.rank * (module.in_features + module.out_features)
+                count += module.out_features if table.dora else 0
+    for name, parameter in skeleton.named_parameters():
+        part = part_of(name, blocks)
+        own = prepared.plan.kind == "visual_prefix"
+        if (part == "projector" and stage.projector and own) or (
+            stage.method == "full" and part in ("text blocks", "lm_head", "other")
+        ):
+            count += parameter.numel()
+    return count
+
+
+def _memory(prepared: Prepared, skeleton: nn.Module) -> int:
+    raise NotImplementedError
+
+
+def _speed(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations a second of a matrix product here, measured for a moment."""
+    side = 1024 if device.type == "cpu" else 4096
+    matrix = torch.ones(side, side, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(4):
+        began = time.perf_counter()
+        matrix @ matrix
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best

@@ -1,0 +1,186 @@
+"""A run's status as the words that people read, in a terminal and in the app. Free of torch.
+
+What comes from a model or a data set is cleaned here: a line of these can be shown as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len, set_cell_size
+
+from mmchat.sanitize import clean
+from mmchat.training.progress import Row, SampleAnswer, State, Status
+
+WORKING: tuple[State, ...] = ("preparing", "training", "measuring")
+
+GAP = 3
+"""Cells between things that stand side by side."""
+
+TableRow = tuple[str, str, str, str]
+"""What was measured, n, before, after."""
+TABLE_HEADER: TableRow = ("", "n", "before", "after")
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """Foreign text, clean, in one line of at most `limit` characters."""
+    text = clean(text[: limit * 4], keep_newlines=False)
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def fraction(status: Status) -> float:
+    """How much of the training is done, from 0 to 1."""
+    if status.state in ("measuring", "finished"):
+        return 1.0
+    return min(max(status.step / status.steps, 0.0), 1.0) if status.steps > 0 else 0.0
+
+
+def percent(status: Status) -> str:
+    """`43 %`; 100 only when all is done."""
+    return f"{int(fraction(status) * 100)} %"
+
+
+def heading(status: Status) -> str:
+    """`training on scenes`: what the run is at."""
+    doing = {
+        "preparing": "preparing to train on",
+        "training": "training on",
+        "measuring": "measuring on",
+        "paused": "paused, on",
+        "finished": "trained on",
+        "failed": "failed, on",
+    }[status.state]
+    return f"{doing} {one_line(status.model, 60)}" if status.model else doing.rpartition(" ")[0]
+
+
+def where(status: Status) -> list[str]:
+    """`adapter`, `step 104 of 240` and `about 3 minutes left`, as far as they are known."""
+    if status.state == "preparing" or status.steps <= 0:
+        return []
+    stage = one_line(status.stage, 30)
+    found = [*([stage] if stage else []), f"step {status.step:,} of {status.steps:,}"]
+    if status.state == "training" and status.seconds_left is not None:
+        found.append(f"about {duration(status.seconds_left)} left")
+    return found
+
+
+def figures(status: Status) -> list[str]:
+    """The figures that are known, each with its unit, the weightiest first."""
+    found = []
+    if status.loss is not None:
+        found.append(f"loss {loss(status.loss)}")
+    if status.held_out_loss is not None:
+        found.append(f"held-out {loss(status.held_out_loss)}")
+    for value, unit in (
+        (status.tokens_per_second, "tokens/s"),
+        (status.samples_per_second, "samples/s"),
+    ):
+        if value is not None:
+            found.append(f"{value:,.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}")
+    if status.memory_bytes > 0:
+        found.append(memory(status.memory_bytes))
+    if status.learning_rate is not None:
+        found.append("rate " + f"{status.learning_rate:.1e}".replace("e-0", "e-"))
+    if status.state == "training" and status.step:
+        found.append(f"{status.waiting * 100:.0f} % waiting for data")
+    return found
+
+
+def loss(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """`40 seconds`, `3 minutes`, `1 hour 20 minutes`."""
+    if seconds < 90:
+        return _count(max(round(seconds), 1), "second")
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return _count(minutes, "minute")
+    hours, rest = divmod(minutes, 60)
+    if hours >= 48:
+        return _count(round(hours / 24), "day")
+    return _count(hours, "hour") + (f" {_count(rest, 'minute')}" if rest else "")
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
+
+
+def memory(count: int) -> str:
+    """`812 MB`, `3.4 GB`."""
+    return f"{count / 1e9:.1f} GB" if count >= 999_500_000 else f"{count / 1e6:.0f} MB"
+
+
+def table(rows: Sequence[Row]) -> list[TableRow]:
+    """Before and after with their intervals, without a header."""
+    return [
+        (
+            one_line(row.what, 40),
+            f"{row.n:,}",
+            _share(row.before, row.before_interval),
+            _share(row.after, row.after_interval),
+        )
+        for row in rows
+    ]
+
+
+def _share(share: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{share * 100:5.1f} % ({low * 100:.1f} to {high * 100:.1f})"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A sample answer, clean, each part one line."""
+
+    right: bool
+    question: str
+    parts: tuple[str, ...]
+    """What was given; where that is wrong: what was wanted, and what was said."""
+
+
+def answer(sample: SampleAnswer) -> Answer:
+    given = one_line(sample.given) or "nothing"
+    right = is_right(sample)
+    parts = (given,) if right else (f"wanted {one_line(sample.wanted)}", f"said {given}")
+    return Answer(right, one_line(sample.question), parts)
+
+
+def is_right(sample: SampleAnswer) -> bool:
+    """Whether what was given is what was wanted, capitals, space and a last point aside."""
+
+    def plain(text: str) -> str:
+        return " ".join(text.casefold().split()).rstrip(" .!")
+
+    return plain(sample.given) == plain(sample.wanted)
+
+
+def sentence(status: Status) -> str:
+    """What there is to say, and what a person can do: never empty for a run that stands still."""
+    said = one_line(status.said, 600)
+    if status.state == "paused":
+        return said or "It is paused; its last checkpoint is whole."
+    if status.state == "failed":
+        return said or "It failed without a word."
+    if status.state == "finished" and not said:
+        return f"The adapter {one_line(status.adapter or status.name, 100)} is ready."
+    return said
+
+
+def cut(text: str, width: int) -> str:
+    """`text` in at most `width` cells."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, max(width - 1, 0)).rstrip() + ("…" if width > 0 else "")
+
+
+def wrapped(parts: Sequence[str], width: int) -> list[str]:
+    """Parts side by side as long as there is room; none is broken."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and cell_len(lines[-1]) + GAP + cell_len(part) <= width:
+            lines[-1] += " " * GAP + part
+        else:
+            lines.append(cut(part, width))
+    return lines

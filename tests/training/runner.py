@@ -1,0 +1,62 @@
+"""A run in a process of its own: `python -m tests.training.runner BASE RUN [--kill-after N] [--set k=v]`.
+
+Killed after a step it is killed as hard as can be; several of them under torchrun share one run.
+"""
+
+import argparse
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmchat.training.loop import Steps
+from mmchat.training.preparing import prepare
+from mmchat.training.progress import RunFolder, Status
+from mmchat.training.tune import Paused, Tune
+from mmchat.training.tuning import read_tuning
+from tests.training.tuned import dataset, examples
+
+STEPS = 12
+RECIPE = (
+    f"steps={STEPS}", "batch=4", "row_tokens=96", "checkpoint_every=1", "evaluate_every=6",
+    "learning_rate=1e-2", "projector_learning_rate=1e-2", "lora.dropout=0.1", "data.replay=0",
+    "stages.0.method=lora",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("base")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--kill-after", type=int, default=0)
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.run.mkdir(parents=True, exist_ok=True)
+    recipe = read_tuning(None, [*RECIPE, f"model={options.base}", "name=t", *options.overrides])
+    data = dataset(10)
+    prepared = prepare(recipe, data, examples(3))
+    folder = RunFolder(options.run)
+    tune = Tune(prepared, data.sha256, folder, Status("t", options.base, "preparing"))
+    done = Steps.step
+    world = os.environ.get("WORLD_SIZE", "1")
+    assert str(tune.accelerator.num_processes) == world, "the processes did not find each other"
+
+    def step(self: Steps, *given: Any) -> Any:
+        if options.kill_after and tune.done == options.kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done(self, *given)
+
+    Steps.step = step  # type: ignore[method-assign]
+    try:
+        tune.run()
+    except Paused:
+        print("paused")
+    if tune.main:
+        print(f"processes {tune.accelerator.num_processes}")
+
+
+if __name__ == "__main__":
+    main()
