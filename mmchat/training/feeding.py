@@ -13,6 +13,9 @@ from mmchat.training.examples import Samples
 from mmchat.training.loop import RowInput, StepInput
 from mmchat.training.packing import Row, Tree, collate
 
+Shown = tuple[Tree, Sequence[Picture]]
+"""A tree, and the pictures that its `images` index."""
+
 
 class Order:
     """Which sample stands at a position: each once within every pass, in an order of its own."""
@@ -45,28 +48,48 @@ class Rows:
         self.packs = packs
         self.fixed = fixed
 
-    def __call__(self, trees: Sequence[tuple[Tree, Sequence[Picture]]]) -> list[RowInput]:
-        """`trees` with the pictures that their `images` index."""
+    def __call__(self, trees: Sequence[Shown]) -> list[RowInput]:
         # The longest first: rows end up fuller (first fit decreasing, Johnson 1973).
-        rows: list[tuple[Row, list[Picture]]] = []
-        for tree, pictures in sorted(trees, key=lambda pair: len(pair[0]), reverse=True):
-            found = next((row for row in rows if self.packs and row[0].fits(tree)), None)
-            if found is None:
-                found = (Row(self.row_tokens), [])
-                rows.append(found)
-            found[0].add(tree)
-            found[1].extend(pictures[image] for image in tree.images)
-        if not rows:
-            return []
-        longest = max(row.length for row, _ in rows)
-        capacity = self.row_tokens if self.fixed else min(self.row_tokens, -(-longest // 16) * 16)
+        ordered = sorted(trees, key=lambda pair: len(pair[0]), reverse=True)
         if not self.packs:
-            return [self._input(row, shown, row.length) for row, shown in rows]
-        return [self._input(row, shown, capacity) for row, shown in rows]
+            return [self._input([pair], len(pair[0])) for pair in ordered]
+        rows: list[list[Shown]] = []
+        for pair in ordered:
+            found = next(
+                (row for row in rows if _length(row) + len(pair[0]) <= self.row_tokens), None
+            )
+            if found is None:
+                rows.append(found := [])
+            found.append(pair)
+        if self.fixed:
+            return [self._input(row, self.row_tokens) for row in rows]
+        # So many rows it has to be; all about equally long, less is computed for nothing.
+        rows = _levelled(ordered, len(rows), self.row_tokens) or rows
+        longest = max(map(_length, rows), default=0)
+        return [self._input(row, min(self.row_tokens, -(-longest // 16) * 16)) for row in rows]
 
-    def _input(self, row: Row, pictures: Sequence[Picture], capacity: int) -> RowInput:
+    def _input(self, shown: Sequence[Shown], capacity: int) -> RowInput:
+        row = Row(capacity)
+        for tree, _ in shown:
+            row.add(tree)
+        pictures = [pictures[image] for tree, pictures in shown for image in tree.images]
         batch = collate([row], capacity, self.pad_id)
         return RowInput(batch, self.feed(pictures) if pictures else None)
+
+
+def _length(row: Sequence[Shown]) -> int:
+    return sum(len(tree) for tree, _ in row)
+
+
+def _levelled(ordered: Sequence[Shown], count: int, capacity: int) -> list[list[Shown]] | None:
+    """`count` rows of about one length, each tree into the emptiest (Graham 1969); None where one overflows."""
+    rows: list[list[Shown]] = [[] for _ in range(count)]
+    lengths = [0] * count
+    for pair in ordered:
+        emptiest = lengths.index(min(lengths))
+        rows[emptiest].append(pair)
+        lengths[emptiest] += len(pair[0])
+    return rows if max(lengths, default=0) <= capacity else None
 
 
 class StepFeed(Dataset[Any]):
@@ -104,7 +127,7 @@ class StepFeed(Dataset[Any]):
             return error
 
     def _step(self, step: int) -> StepInput:
-        trees: list[tuple[Tree, Sequence[Picture]]] = []
+        trees: list[Shown] = []
         places: list[str] = []
         for source, share, order in zip(self.sources, self.shares, self.orders, strict=False):
             for position in range(step * share, (step + 1) * share):

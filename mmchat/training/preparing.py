@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import torch
 
+from mmchat.data import read_data
 from mmchat.data.types import Dataset, Example, Problem
 from mmchat.errors import DataError, RecipeError
 from mmchat.model import quantization as nf4
@@ -163,8 +164,6 @@ def _replay(
     stage = recipe.stages[0]
     wanted = sum(s.steps * s.batch for s in recipe.stages) * recipe.data.replay
     say("drawing old material, so that what the base knows is not forgotten")
-    from mmchat.data import read_data
-
     data = read_data(replay_data(plan.folder, min(int(wanted), MOST_SCENES)))
     encoded: Encodings = encoder.encodings(data.examples, rows)
     plain = encoder.samples(encoded, rows, stage.length_weight)

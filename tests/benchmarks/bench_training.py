@@ -1,0 +1,163 @@
+"""Training on the built-in base, two ways side by side: features cached or not, rows packed or not.
+
+    python -m tests.benchmarks.bench_training
+
+Both ways do the same steps on the same samples in turn; CPU seconds of this process, medians.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from mmchat.data.types import Dataset, Example, Turn
+from mmchat.model.loading import LoadedModel, load_planned
+from mmchat.training.features import FeatureCache, FeatureReader, pixel_values
+from mmchat.training.feeding import Rows, StepFeed
+from mmchat.training.loop import StepInput, Steps
+from mmchat.training.objectives import PackedLoss
+from mmchat.training.optimizer import build_tuning_optimizers
+from mmchat.training.preparing import Prepared, prepare
+from mmchat.training.trainable import Trainable
+from mmchat.training.tuning import read_tuning
+from tests.training.tuned import picture
+
+SAMPLES, BATCH = 64, 16
+
+
+def material() -> Dataset:
+    """Conversations of mixed lengths, from a few words to a page, each about its own picture."""
+    rng = np.random.default_rng(1)
+    made = []
+    for number in range(SAMPLES):
+        words = int(np.exp(rng.uniform(np.log(2), np.log(200))))
+        answer = "I see " + "a red star and " * (words // 4) + "a moon."
+        turns = (Turn("user", (picture(number), "what is here?")), Turn("assistant", (answer,)))
+        made.append(Example(turns, "", f"sample {number}"))
+    return Dataset("made", "here", made, (), "0" * 64)
+
+
+class Way:
+    """One way to do the steps of an epoch."""
+
+    def __init__(
+        self, loaded: LoadedModel, prepared: Prepared, method: str, feed: Any, **rows: Any
+    ):
+        stage = msgspec.structs.replace(prepared.recipe.stages[0], method=method)
+        recipe = msgspec.structs.replace(prepared.recipe, stages=(stage,))
+        self.trainable = Trainable(loaded, recipe) if method == "projector" else None
+        trainable = self.trainable or prepared_lora(loaded, recipe)
+        self.groups = trainable.begin(stage)
+        self.trainable, self.stage = trainable, stage
+        made = Rows(stage.row_tokens, 0, feed, fixed=False, **rows)
+        self.feed = StepFeed(prepared.train, None, made, batch=BATCH, replay_share=0, seed=1)
+        self.steps = Steps(
+            Accelerator(cpu=True),
+            PackedLoss(loaded.model),
+            build_tuning_optimizers(self.groups, "adamw"),
+            [p for group in self.groups for p in group["params"]],
+            clip=1.0,
+            micro_rows=0,
+            say=print,
+        )
+
+    def epoch(self) -> tuple[float, int]:
+        """(CPU seconds, tokens)"""
+        self.trainable.begin(self.stage)
+        began = time.process_time()
+        tokens = 0
+        for number in range(SAMPLES // BATCH):
+            given = self.feed[number]
+            assert isinstance(given, StepInput), given
+            tokens += given.tokens
+            self.steps.step(given, 0.0, "step")
+        return time.process_time() - began, tokens
+
+
+def prepared_lora(loaded: LoadedModel, recipe: Any) -> Trainable:
+    return Trainable(loaded, recipe)
+
+
+def padded(rows: Rows) -> Callable[[Any], Any]:
+    """One sample a row, every row as long as the longest of its step: what packing is measured against."""
+
+    def make(trees: Any) -> Any:
+        longest = max(len(tree) for tree, _ in trees)
+        kept, rows.row_tokens, rows.fixed = rows.row_tokens, longest, True
+        rows.packs = True
+        try:
+            return [row for tree in trees for row in rows([tree])]
+        finally:
+            rows.row_tokens = kept
+
+    return make
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    recipe = read_tuning(None, ["model=scenes", "name=bench", "data.replay=0", "row_tokens=512"])
+    data = material()
+    prepared = prepare(recipe, data, [])
+    loaded = load_planned(prepared.plan, lambda stage, fraction: None)
+    pictures = prepared.train.pictures
+    cache = FeatureCache(loaded)
+    cache.fill(pictures)
+    cached = FeatureReader(cache.folder, cache.dtype).read
+
+    def encoded(shown: Any) -> torch.Tensor:
+        with torch.no_grad():
+            pixels = torch.cat([pixel_values(loaded.processor, one) for one in shown])
+            features: torch.Tensor = loaded.model.encode_images(pixels)
+        return features
+
+    ways = {
+        "projector, features cached": Way(loaded, prepared, "projector", cached, packs=True),
+        "projector, encoded each time": Way(loaded, prepared, "projector", encoded, packs=True),
+    }
+    _compare("an epoch", ways, rounds)
+    packed = Way(loaded, prepared, "lora", cached, packs=True)
+    alone = Way.__new__(Way)
+    alone.__dict__.update(packed.__dict__)
+    alone.feed = StepFeed(
+        prepared.train,
+        None,
+        padded(Rows(packed.stage.row_tokens, 0, cached, packs=True, fixed=True)),  # type: ignore[arg-type]
+        batch=BATCH,
+        replay_share=0,
+        seed=1,
+    )
+    _compare("tokens", {"LoRA, packed": packed, "LoRA, padded": alone}, rounds)
+
+
+def _compare(what: str, ways: dict[str, Way], rounds: int) -> None:
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    tokens = 0
+    for _ in range(rounds):
+        for name, way in ways.items():
+            took, tokens = way.epoch()
+            seconds[name].append(took)
+    print(f"\n{what}: {SAMPLES} samples, {tokens:,} tokens, {rounds} rounds, one thread")
+    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    for name, median in medians.items():
+        print(f"  {name:32} {median:7.2f} CPU s   {tokens / median:8.0f} tokens/s")
+    first, second = medians.values()
+    print(f"  {second / first:.2f} times as fast")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as home:
+        import os
+
+        os.environ["MMCHAT_HOME"] = str(Path(home))
+        main()
