@@ -17,7 +17,7 @@ from mmchat.model.pictures import PixelCache
 from mmchat.model.planning import Plan, plan_load
 from mmchat.settings import Quantization
 from mmchat.training.examples import Encodings, ExampleEncoder, Samples
-from mmchat.training.replay import MOST_SCENES, has_replay, replay_data
+from mmchat.training.replay import has_replay, replay_data
 from mmchat.training.tuning import Facts, Tuning, resolve
 
 LONGEST = 4096
@@ -162,9 +162,10 @@ def _replay(
             "it to 0, and add answers that were good before to the data."
         )
     stage = recipe.stages[0]
-    wanted = sum(s.steps * s.batch for s in recipe.stages) * recipe.data.replay
+    # Each is seen about twice.
+    wanted = sum(s.steps * s.batch for s in recipe.stages) * recipe.data.replay / 2
     say("drawing old material, so that what the base knows is not forgotten")
-    data = read_data(replay_data(plan.folder, min(int(wanted), MOST_SCENES)))
+    data = read_data(replay_data(plan.folder, int(wanted)))
     encoded: Encodings = encoder.encodings(data.examples, rows)
     plain = encoder.samples(encoded, rows, stage.length_weight)
     scale = own.mean_weight / max(plain.mean_weight, 1e-9)

@@ -17,7 +17,7 @@ from mmchat.settings import builtin_adapters, paths, private_dir
 from mmchat.training.progress import writing
 
 SCRIPT = "draw.py"
-MOST_SCENES = 2048
+MOST_SCENES = 1024
 _SEED, _ASKED_SEED = "11", "12"
 
 
@@ -28,9 +28,9 @@ def has_replay(model_folder: Path) -> bool:
 
 
 def replay_data(model_folder: Path, pictures: int) -> Path:
-    """A prepared folder of at least `pictures` drawn pictures with dialogs, at most `MOST_SCENES`."""
-    # A power of two, so that runs of about the same length share a drawing.
-    count = min(1 << max(pictures - 1, 255).bit_length(), MOST_SCENES)
+    """A prepared folder of about `pictures` drawn pictures with dialogs, at most `MOST_SCENES`."""
+    # A power of two, so that runs of about the same length share a drawing and its features.
+    count = min(1 << max(pictures, 256).bit_length() - 1, MOST_SCENES)
     return _drawn(model_folder, ["--split", "replay", "--seed", _SEED, "--scenes", str(count)])
 
 

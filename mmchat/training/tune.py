@@ -390,11 +390,13 @@ class Tune:
                 "again with --restart."
             )
         names = [stage.name for stage in self.recipe.stages]
-        if state.get("stage") not in names or state.get("recipe") != tuning_hash(self.recipe):
+        if state.get("stage") not in names:
             raise RecipeError(
-                f"The recipe of the run {self.recipe.name} has changed since its last checkpoint: restore "
-                "it, or begin again with --restart."
+                f"The run {self.recipe.name} was in stage {state.get('stage')}, which the recipe has not: "
+                "restore it, or begin again with --restart."
             )
+        if state.get("recipe") != tuning_hash(self.recipe):
+            self.say("The recipe has changed since the last checkpoint: going on with the new one.")
         try:
             self.trainable.load_state(
                 {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
