@@ -15,7 +15,7 @@ import pytest
 import mmchat
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = {"torch", "transformers", "PIL", "peft", "bitsandbytes", "accelerate"}
+HEAVY = {"torch", "transformers", "PIL", "peft", "bitsandbytes", "accelerate", "pyarrow"}
 
 
 def heavy_after(script: str) -> list[str]:
@@ -38,6 +38,8 @@ def heavy_after(script: str) -> list[str]:
         "mmchat.cli.ask",
         "mmchat.client",
         "mmchat.client.engine_client",
+        "mmchat.data",
+        "mmchat.data.from_history",
         "mmchat.engine.process",
         "mmchat.history",
         "mmchat.images",
@@ -63,6 +65,7 @@ def test_importing_loads_nothing_heavy(module: str) -> None:
         ["models", "list"],
         ["adapters", "list"],
         ["engine", "status"],
+        ["data", "--help"],
         ["train", "--help"],
         ["evaluate", "--help"],
         ["doctor", "--help"],
@@ -78,7 +81,8 @@ def test_commands_that_answer_at_once_load_nothing_heavy(arguments: list[str]) -
 
 def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {_normal(re.split(r"[<>=!~\[; ]", line)[0]) for line in project["dependencies"]}
+    lines = project["dependencies"] + project["optional-dependencies"]["datasets"]
+    declared = {_normal(re.split(r"[<>=!~\[; ]", line)[0]) for line in lines}
     distributions = packages_distributions()
     for file in sorted((ROOT / "mmchat").rglob("*.py")):
         for name in _imported(file) - set(sys.stdlib_module_names) - {"mmchat"}:

@@ -1,19 +1,34 @@
-"""`mmchat adapters`: what changes a base model, listed, shown and chosen."""
+"""`mmchat adapters`: what changes a base model, listed, shown, chosen, renamed and removed."""
 
 import asyncio
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
+from mmchat.cli.adapter_files import export, import_, merge
 from mmchat.cli.output import say, say_json, say_table, size
 from mmchat.client import EngineClient
-from mmchat.model.adapters import Adapter, check_adapter, find_adapter, list_adapters, read_card
+from mmchat.errors import MmchatError
+from mmchat.model.adapters import (
+    NONE,
+    Adapter,
+    Figure,
+    check_adapter,
+    find_adapter,
+    list_adapters,
+    own_adapter,
+    read_card,
+    remove_adapter,
+    rename_adapter,
+)
 from mmchat.settings import Settings, load_settings
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-NONE = "none"
+_README_SHOWN = 20_000
 
 
 @click.group()
@@ -61,30 +76,72 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @_json
 def show(name: str, as_json: bool) -> None:
-    """One adapter: its base, what was trained, its measured figures.
+    """One adapter: its base and whether it is here, what was trained, its figures, files and card.
 
     \b
     Example:
       mmchat adapters show digits
     """
+    from mmchat.model.fitting import find_base
+
     folder = find_adapter(name)
     one = next((one for one in list_adapters() if one.folder == folder), None)
     found = one or Adapter(folder.name, folder, "folder", read_card(folder))
+    here = find_base(found.card.base) if found.card else None
+    files = _files(folder)
     if as_json:
-        say_json(_object(found))
+        here_name = here[0] if here else None
+        say_json({**_object(found), "base_here": here_name, "files": files})
         return
-    rows = [("adapter", found.name), ("folder", str(folder)), ("on disk", size(_bytes(folder)))]
+    rows = [("adapter", found.name), ("folder", str(folder)), ("from", found.origin)]
     if found.card:
         card = found.card
         rows += [
             ("base", f"{card.base.id} ({card.base.hash[:12]})"),
+            ("base here", f"yes, as {here[0]}" if here else "no: `mmchat models add` brings it"),
             ("trained", ", ".join(card.trained)),
             ("projector", card.projector),
-            *((key, f"{value:g}") for key, value in card.figures.items()),
+            *((key, _figure(value)) for key, value in card.figures.items()),
         ]
     if found.problem:
         rows.append(("problem", found.problem))
-    say_table(rows)
+    say_table([row for row in rows if row[1]])
+    say()
+    say_table([(file, size(count)) for file, count in files.items()], ("FILE", "SIZE"))
+    if readme := _readme(folder):
+        say(f"\n{readme}")
+
+
+def _figure(value: float | Figure) -> str:
+    """`0.93 (n = 60, 95 % from 0.84 to 0.97)`"""
+    if not isinstance(value, Figure):
+        return f"{value:g}"
+    about = [f"n = {value.n:,}"] if value.n else []
+    if value.interval is not None:
+        low, high = value.interval
+        about.append(f"95 % from {low:.3g} to {high:.3g}")
+    return f"{value.value:.3g}" + (f" ({', '.join(about)})" if about else "")
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """The bytes of each file, by its name in the folder."""
+    return {
+        file.relative_to(folder).as_posix(): file.stat().st_size
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def _readme(folder: Path) -> str:
+    file = folder / "README.md"
+    try:
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            text = stream.read(_README_SHOWN + 1)
+    except OSError:
+        return ""
+    if len(text) > _README_SHOWN:
+        text = f"{text[:_README_SHOWN]} …\n(the whole of it: {file})"
+    return text.strip()
 
 
 @adapters.command()
@@ -112,6 +169,62 @@ def use(name: str) -> None:
     say(f"In use: {what} ({file}{'; the engine has switched' if told else ''})")
 
 
+@adapters.command()
+@click.argument("old")
+@click.argument("new")
+def rename(old: str, new: str) -> None:
+    """Give one of your adapters another name; settings.toml and the engine follow.
+
+    \b
+    Example:
+      mmchat adapters rename birds garden-birds
+    """
+    before = own_adapter(old)
+    folder = rename_adapter(old, new)
+    followed = _follow(before, new)
+    say(f"Renamed: {before.name} is {new} now ({folder}{followed})")
+
+
+@adapters.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove(name: str, yes: bool) -> None:
+    """Remove one of your adapters with all its files; settings that name it name none then.
+
+    \b
+    Example:
+      mmchat adapters remove birds
+    """
+    folder = own_adapter(name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("Without a terminal to ask on, give --yes.")
+        if not click.confirm(f"Remove {folder.name} and all its files ({folder})?", err=True):
+            return
+    remove_adapter(name)
+    followed = _follow(folder, "")
+    say(f"Removed: {folder.name} ({folder}{followed})")
+
+
+for command in (merge, export, import_):
+    adapters.add_command(command)
+
+
+def _follow(before: Path, now: str) -> str:
+    """What named the adapter in the folder `before` names `now`; -> that, as the end of a sentence."""
+    from mmchat.cli.settings_file import file_value, set_value
+
+    names = (before.name, str(before))
+    changed = []
+    if file_value("model", "adapter") in names:
+        changed.append(f"{set_value('model', 'adapter', now)} follows")
+    # Whoever runs the engine is told by it soon enough; the files are what counts here.
+    with contextlib.suppress(MmchatError):
+        if asyncio.run(_tell_engine(load_settings(), now, names)):
+            changed.append("the engine has switched")
+    return "".join(f"; {one}" for one in changed)
+
+
 def _fitting(name: str, model: str) -> Path:
     """The adapter's folder. Raises AdapterError unless it was trained on the weights of `model`."""
     from mmchat.model.catalogue import resolve_model
@@ -120,14 +233,17 @@ def _fitting(name: str, model: str) -> Path:
     return check_adapter(name, model, weights_hash(resolve_model(model)))
 
 
-async def _tell_engine(settings: Settings, adapter: str) -> bool:
-    """Whether an engine runs that holds the settings' model, and has switched."""
+async def _tell_engine(settings: Settings, adapter: str, instead: tuple[str, ...] = ()) -> bool:
+    """Whether an engine runs that has switched: it holds the settings' model, or `instead` is on."""
     if settings.engine.url:
         return False
     client = EngineClient(settings)
     try:
         status = await client.status()
-        if status is None or status.state != "ready" or status.model != settings.model.name:
+        if status is None or status.state != "ready":
+            return False
+        wrong = status.adapter not in instead if instead else status.model != settings.model.name
+        if wrong:
             return False
         await client.use_adapter(adapter)
         return True
@@ -144,7 +260,3 @@ def _object(one: Adapter) -> dict[str, Any]:
         "origin": one.origin,
         "problem": one.problem,
     }
-
-
-def _bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -9,7 +9,7 @@ import click
 
 from mmchat.cli.output import say, say_json, say_table, size
 from mmchat.history import History, Message
-from mmchat.tui.formatting import clock, notes, picture_label, title
+from mmchat.tui.formatting import RATINGS, author, clock, notes, picture_label, tag_words, title
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _limit = click.option(
@@ -29,25 +29,38 @@ def history() -> None:
 
 @history.command("list")
 @_limit
+@click.option("--tag", metavar="TAG", help="Only those that have this tag.")
 @_json
-def list_(limit: int, as_json: bool) -> None:
+def list_(limit: int, tag: str | None, as_json: bool) -> None:
     """The newest conversations; as JSON one a line.
 
     \b
     Example:
       mmchat history list --limit 5
+      mmchat history list --tag birds
     """
     with History.open() as opened:
-        found = opened.conversations(limit)
+        found = opened.conversations(limit, tag=tag)
     if as_json:
         for one in found:
             say_json(asdict(one))
         return
     if not found:
-        say("There is no conversation yet. Begin one: mmchat")
+        if tag is None:
+            say("There is no conversation yet. Begin one: mmchat")
+        else:
+            say("No conversation has this tag: /tag in the app gives one.")
         return
     now = time.time()
-    rows = [(str(one.id), clock(one.updated, now), str(one.messages), title(one)) for one in found]
+    rows = [
+        (
+            str(one.id),
+            clock(one.updated, now),
+            str(one.messages),
+            f"{title(one)} {tag_words(one.tags)}".rstrip(),
+        )
+        for one in found
+    ]
     say_table(rows, ("ID", "LAST", "MESSAGES", "TITLE"))
 
 
@@ -70,7 +83,8 @@ def show(conversation_id: int, as_json: bool) -> None:
         say_json(whole)
         return
     now = time.time()
-    say(f"{title(conversation)} (conversation {conversation.id})")
+    tags = f"  {tag_words(conversation.tags)}" if conversation.tags else ""
+    say(f"{title(conversation)} (conversation {conversation.id}){tags}")
     if conversation.system:
         say(f"\nsystem\n{_indented(conversation.system)}")
     for message in branch:
@@ -84,11 +98,10 @@ def show(conversation_id: int, as_json: bool) -> None:
 
 
 def _headline(message: Message) -> str:
-    if message.role == "user":
-        return "you"
     origin = message.origin
-    parts = (origin.model, origin.adapter) if origin else ()
-    return " · ".join(["mmchat", *(part for part in parts if part)])
+    made_by = (origin.model, origin.adapter) if origin else ()
+    rating = RATINGS[message.rating] if message.rating else ""
+    return " · ".join(part for part in (author(message), *made_by, rating) if part)
 
 
 def _indented(text: str) -> str:
@@ -166,13 +179,20 @@ def stats(as_json: bool) -> None:
     if as_json:
         say_json(figures)
         return
-    models = ", ".join(f"{name} ({count})" for name, count in figures["models"].items())
+    models, tags = (
+        ", ".join(f"{name} ({count})" for name, count in figures[what].items())
+        for what in ("models", "tags")
+    )
+    counts = ((f"{figures[what]:,}", what) for what in ("good", "bad", "corrected"))
+    opinions = ", ".join(f"{count} {what}" for count, what in counts)
     say_table(
         [
             ("conversations", f"{figures['conversations']:,}"),
             ("messages", f"{figures['messages']:,}"),
             ("pictures", f"{figures['images']:,} ({size(figures['image_bytes'])})"),
             ("answers by", models or "none"),
+            ("opinions", opinions),
+            ("tags", tags or "none"),
             ("file", f"{figures['file']} ({size(figures['file_bytes'])})"),
         ]
     )

@@ -23,6 +23,7 @@ COMMANDS = {
     "history": "mmchat.cli.history:history",
     "models": "mmchat.cli.models:models",
     "adapters": "mmchat.cli.adapters:adapters",
+    "data": "mmchat.cli.data:data",
     "train": "mmchat.cli.train:train",
     "evaluate": "mmchat.cli.evaluate:evaluate",
     "engine": "mmchat.cli.engine:engine",

@@ -12,6 +12,17 @@ from mmchat.errors import SettingsError
 from mmchat.settings import load_settings, paths, private_dir
 
 
+def file_value(section: str, key: str) -> Any:
+    """What the person's settings.toml says of `[section] key`, whatever is stronger; None for nothing.
+
+    Raises SettingsError where the file is wrong.
+    """
+    load_settings()
+    file = paths().settings_file
+    tables: dict[str, Any] = tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
+    return tables.get(section, {}).get(key)
+
+
 def set_value(section: str, key: str, value: Any) -> Path:
     """Writes `[section] key = value` into the person's settings.toml and returns its path.
 

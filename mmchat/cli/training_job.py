@@ -154,7 +154,7 @@ class Job:
         if material.held_out:
             held_out = self.folder.folder / "held-out"
             shutil.rmtree(held_out, ignore_errors=True)
-            save_snapshot(msgspec_dataset(material), held_out)
+            save_snapshot(held_out_dataset(material), held_out)
             asked.append(Asked(HELD_OUT, held_out))
         if has_replay(prepared.plan.folder):
             asked.append(Asked(OLD_SKILLS, old_skills(prepared.plan.folder, OLD_SKILLS_PER_TYPE)))
@@ -176,7 +176,7 @@ class Job:
             self.watcher.show(self.status, self.folder.metrics())
 
 
-def msgspec_dataset(material: Material) -> Dataset:
+def held_out_dataset(material: Material) -> Dataset:
     """The held-out part as a dataset of its own."""
     return Dataset("held-out part", material.train.source, material.held_out, (), material.sha256)
 
@@ -190,7 +190,7 @@ def read_material(wish: Wish, recipe: Tuning, folder: RunFolder) -> Material:
             whole = load_snapshot(snapshot)
         else:
             whole = _from_history(wish, recipe)
-            if not wish_is_dry(folder):
+            if not is_idle(folder):
                 save_snapshot(whole, snapshot)
         return _divided(whole, recipe)
     path = wish.data if wish.data is not None else Path(source)
@@ -200,7 +200,7 @@ def read_material(wish: Wish, recipe: Tuning, folder: RunFolder) -> Material:
     return _divided(train, recipe)
 
 
-def wish_is_dry(folder: RunFolder) -> bool:
+def is_idle(folder: RunFolder) -> bool:
     """Whether nobody works on the run: then nothing is written into it."""
     return not folder.is_running()
 
@@ -208,11 +208,13 @@ def wish_is_dry(folder: RunFolder) -> bool:
 def _divided(whole: Dataset, recipe: Tuning) -> Material:
     train, held_out = split(whole.examples, recipe.data.held_out, recipe.seed)
     if not train:
-        raise DataError(f"{whole.source} holds nothing to learn from: look at `mmchat data inspect`.")
-    return Material(msgspec_free(whole, train), held_out)
+        raise DataError(
+            f"{whole.source} holds nothing to learn from: look at `mmchat data inspect`."
+        )
+    return Material(without_held_out(whole, train), held_out)
 
 
-def msgspec_free(whole: Dataset, train: list[Example]) -> Dataset:
+def without_held_out(whole: Dataset, train: list[Example]) -> Dataset:
     """`whole` with only the examples of its training part; its hash stays that of all."""
     return Dataset(whole.form, whole.source, train, whole.problems, whole.sha256)
 
@@ -256,14 +258,16 @@ def notes_of(material: Material, prepared: "Prepared") -> list[str]:
             f"{prepared.shortened} conversations were too long, and lost their last exchanges"
         )
     if not material.held_out:
-        lines.append("There are too few different pictures to hold some out: nothing is measured on them.")
+        lines.append(
+            "There are too few different pictures to hold some out: nothing is measured on them."
+        )
     return lines
 
 
 def keep(made: Path, name: str, rows: list[Row]) -> Path | None:
     """Moves the finished adapter to the person's own; -> where one of that name went, if there was one."""
     with writing(paths().adapters):
-        figures = {}
+        figures: dict[str, float] = {}
         for row in rows:
             key = row.what.replace(" ", "_").replace("-", "_")
             figures |= {f"{key}_before": row.before, f"{key}_after": row.after, f"{key}_n": row.n}
@@ -367,10 +371,10 @@ def _check_begun(folder: RunFolder, wish: Wish) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Everything of an earlier run but its lock."""
+    """Everything of an earlier run but its lock, and the log that the app began for this one."""
     with writing(folder):
         for path in folder.iterdir():
-            if path.name == "lock":
+            if path.name in ("lock", "log"):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -392,13 +396,14 @@ def plan_of(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
         allow_bad=wish.allow_bad,
         say=say,
     )
-    kinds = [example.kind for example in (*material.train.examples, *material.held_out)]
+    whole = [*material.train.examples, *material.held_out]
+    kinds = [example.kind for example in whole]
     return {
         "name": recipe.name,
         "model": recipe.model,
         "form": material.train.form,
         "examples": len(kinds),
-        "pictures": len({p.sha256 for e in material.train.examples for p in e.pictures}),
+        "pictures": len({p.sha256 for e in whole for p in e.pictures}),
         "corrected": kinds.count("corrected") if material.train.form == "your own history" else 0,
         "good": kinds.count("good") if material.train.form == "your own history" else 0,
         "problems": len(material.train.problems) + len(prepared.problems),
@@ -409,28 +414,29 @@ def plan_of(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
 
 def say_plan(plan: dict[str, Any]) -> None:
     """The plan for people."""
-    from mmchat.cli.output import say, say_table, size
+    from mmchat.cli.output import say, say_table
 
     rows = [
-        ("data", f"{plan['form']}: {plan['examples']:,} conversations, {plan['pictures']:,} pictures"),
+        (
+            "data",
+            f"{plan['form']}: {plan['examples']:,} conversations, {plan['pictures']:,} pictures",
+        ),
         ("held out", f"{plan['held_out']:,} conversations"),
         ("left out", f"{plan['problems']:,}"),
         ("tokens", f"{plan['tokens']:,} to learn from once, {plan['step_tokens']:,.0f} a step"),
         ("old material", f"{plan['replay']:.0%} of each step"),
-        *(
-            (
-                f"stage {stage['name']}",
-                f"{stage['method']}, {stage['steps']:,} steps of {stage['batch']} samples "
-                f"({stage['epochs']:.1f} times all), learning rate {stage['learning_rate']:.1e}",
-            )
-            for stage in plan["stages"]
-        ),
+        *((f"stage {stage['name']}", _stage_words(stage)) for stage in plan["stages"]),
         ("trains", f"{plan['trainable_parameters']:,} of {plan['parameters']:,} parameters"),
-        ("memory", f"about {size(plan['memory_bytes'])}"),
         ("time", f"about {_duration(plan['seconds'])}, and measuring after it"),
     ]
     say_table(rows)
     say(f"Nothing was changed. Without --dry-run it begins, as {plan['name']} for {plan['model']}.")
+
+
+def _stage_words(stage: dict[str, Any]) -> str:
+    times = f"{stage['epochs']:.1f} times all"
+    steps = f"{stage['method']}, {stage['steps']:,} steps of {stage['batch']} samples ({times})"
+    return f"{steps}, learning rate {stage['learning_rate']:.1e}"
 
 
 def _duration(seconds: float) -> str:

@@ -13,9 +13,8 @@ from mmchat.client.protocol import (
     Started,
     Turn,
     Waiting,
-    marks_of_nothing,
-    place_pictures,
 )
+from mmchat.marks import marks_of_nothing, place_pictures
 
 if TYPE_CHECKING:
     from mmchat.client.engine_client import EngineClient

@@ -8,8 +8,6 @@ The events of one answer come in this order, where `*` is none or many:
     Waiting* Loading* Started Delta* Done
 """
 
-import re
-from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -79,6 +77,9 @@ class Started(Struct, frozen=True, tag=True):
     dropped_turns: int
     """Oldest turns left out because the conversation exceeds the context."""
     context_length: int
+    adapter: str = ""
+    adapter_hash: str = ""
+    """Of what answers, for an answer that is stopped on the way has no `Done`."""
 
 
 class Delta(Struct, frozen=True, tag=True):
@@ -157,37 +158,3 @@ class EngineStatus(Struct, frozen=True):
     waiting: int = 0
     """Requests in line behind the one that is being answered."""
     log_file: str = ""
-
-
-_MARK = re.compile(r"\[([1-9][0-9]{0,5})\]")
-
-
-def marks_of_nothing(text: str, pictures: int) -> list[int]:
-    """The numbers of the marks in `text` that none of so many pictures has, each once."""
-    return sorted({int(mark[1]) for mark in _MARK.finditer(text) if int(mark[1]) > pictures})
-
-
-def place_pictures(text: str, images: Sequence[ImagePart]) -> tuple[str | ImagePart, ...]:
-    """The parts of a turn: `[1]` in `text` is replaced by picture 1, and so on.
-
-    The first mark of each number wins; a later one, or the mark of a picture
-    that is not there, stays text. Pictures without a mark stand before the
-    text, in order.
-
-    >>> cat, dog = ImagePart("c"), ImagePart("d")
-    >>> place_pictures("is [2] a dog?", [cat, dog]) == (cat, "is ", dog, " a dog?")
-    True
-    """
-    placed: set[int] = set()
-    parts: list[str | ImagePart] = []
-    done = 0
-    for mark in _MARK.finditer(text):
-        number = int(mark[1]) - 1
-        if number >= len(images) or number in placed:
-            continue
-        placed.add(number)
-        parts += [text[done : mark.start()], images[number]]
-        done = mark.end()
-    parts.append(text[done:])
-    before = [image for number, image in enumerate(images) if number not in placed]
-    return (*before, *(part for part in parts if part != ""))

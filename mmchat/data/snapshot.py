@@ -1,7 +1,7 @@
 """Examples as a folder of their own: what was learned from stays, whatever happens to its source.
 
-    FOLDER/examples.jsonl     one `Example` a line, its pictures by sha256
-    FOLDER/pictures/SHA256    the original bytes
+FOLDER/examples.jsonl     one `Example` a line, its pictures by sha256
+FOLDER/pictures/SHA256    the original bytes
 """
 
 import os

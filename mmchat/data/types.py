@@ -1,7 +1,7 @@
 """What every reader of data gives: conversations about pictures, and what could not be read."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,13 +24,17 @@ class Picture:
     """For people to read: the file's name, or how the data calls it."""
     file: Path | None = None
     held: bytes | None = field(default=None, repr=False, compare=False)
-    """The bytes themselves, of a picture that has no file of its own (data URL, parquet, history)."""
+    """The bytes themselves, of a picture that has no file of its own (data URL, parquet)."""
+    source: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
+    """Reads the bytes of one that lies in another file; it can be pickled, and raises DataError."""
 
     @property
     def data(self) -> bytes:
         """The original bytes. Raises DataError where the file changed or went since it was read."""
         if self.held is not None:
             return self.held
+        if self.source is not None:
+            return self.source()
         assert self.file is not None
         try:
             data = self.file.read_bytes()
@@ -83,6 +87,8 @@ class Problem:
     place: str
     """File and line."""
     why: str
+    about: Literal["", "missing", "broken"] = ""
+    """Whether it is a picture that is not there, or one that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)

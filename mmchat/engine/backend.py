@@ -44,10 +44,15 @@ class Backend(Protocol):
         """
 
     def is_current(self) -> bool:
-        """Whether the files of what is loaded are still those that were read."""
+        """Whether the files of the model that is loaded are still those that were read."""
+
+    def adapter_is_current(self) -> bool:
+        """Whether those of the adapter that is on are; true where none is."""
 
     def use_adapter(self, adapter: str) -> None:
         """Switch to another adapter of the loaded base; "" is the base's own projector.
+
+        The same one again reads its files anew where they have changed.
 
         Raises:
             AdapterError: `status` then says which adapter is on.
@@ -113,6 +118,9 @@ class TorchBackend:
     def is_current(self) -> bool:
         return self._loaded is None or self._loaded.is_current()
 
+    def adapter_is_current(self) -> bool:
+        return self._loaded is None or self._loaded.adapter_is_current()
+
     def use_adapter(self, adapter: str) -> None:
         if self._loaded is None:
             raise EngineError(_NOTHING_LOADED)
@@ -177,6 +185,8 @@ class TorchBackend:
             cached_tokens=0,
             dropped_turns=prompt.dropped_turns,
             context_length=loaded.context_length,
+            adapter=loaded.adapter,
+            adapter_hash=loaded.adapter_hash,
         )
         yield started
         prepared = time.perf_counter()
@@ -228,7 +238,7 @@ class TorchBackend:
         if loaded.kind == "visual_prefix":
             return VisualPrefixRunner(
                 loaded.model,
-                weights_hash=loaded.weights_hash,
+                vision_hash=lambda: loaded.vision_hash,
                 vision=self._vision,
                 compute_dtype=loaded.compute_dtype,
             )

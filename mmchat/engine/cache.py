@@ -9,8 +9,8 @@ class VisionCache:
     """Features of the pictures seen last, up to `limit` bytes; the longest unused goes first.
 
     A key is (sha256 of the picture's bytes, hash of the weights that read it).
-    Features are those before projection, so that switching adapters never reads
-    a picture again.
+    Features are those before projection, so that switching adapters reads a
+    picture again only where one of them has tensors of the vision tower.
     """
 
     def __init__(self, limit: int = 256 * 1024 * 1024) -> None:

@@ -262,13 +262,14 @@ class VisualPrefixRunner(TransformersRunner):
         self,
         model: Any,
         *,
-        weights_hash: str,
+        vision_hash: Callable[[], str],
         vision: VisionCache,
         chunk: int = PREFILL_CHUNK,
         compute_dtype: torch.dtype | None = None,
     ) -> None:
+        """`vision_hash` names the weights that read a picture now: an adapter may change them."""
         super().__init__(model, chunk=chunk, compute_dtype=compute_dtype)
-        self._weights_hash = weights_hash
+        self._vision_hash = vision_hash
         self._vision = vision
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
@@ -292,11 +293,12 @@ class VisualPrefixRunner(TransformersRunner):
 
     def _features(self, prompt: Prompt, index: int) -> Tensor:
         sha256 = prompt.images[index].sha256
-        features = self._vision.get(sha256, self._weights_hash)
+        weights = self._vision_hash()
+        features = self._vision.get(sha256, weights)
         if features is None:
             pixels = self._to_device({"pixels": prompt.model_inputs["pixel_values"]})["pixels"]
             features = self.model.encode_images(pixels[index : index + 1])
-            self._vision.put(sha256, self._weights_hash, features)
+            self._vision.put(sha256, weights, features)
         return features
 
 

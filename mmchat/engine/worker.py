@@ -254,8 +254,11 @@ class Worker:
         backend = self._ready_backend()
         loaded = self._loaded
         if loaded is not None and self._fits(choice, loaded) and backend.is_current():
-            if choice.adapter is not None and choice.adapter != loaded.adapter:
-                self._use_adapter(backend, loaded, choice.adapter)
+            worn = loaded.adapter or ""
+            asked = worn if choice.adapter is None else choice.adapter
+            # One that was trained on since is read again, without its base.
+            if asked != worn or not backend.adapter_is_current():
+                self._use_adapter(backend, loaded, asked)
             return
         # What is not asked for is kept from before, but an adapter belongs to its model.
         before = loaded or self._default

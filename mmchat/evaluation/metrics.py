@@ -130,6 +130,18 @@ def is_things_right(answer: str, wanted: str) -> bool:
     return said is not None and there is not None and things(said) == things(there)
 
 
+def normalised_match(answer: str, wanted: str) -> bool:
+    """Whether the two are the same words, as SQuAD compares them (Rajpurkar et al. 2016): without
+    case, punctuation, the articles a, an and the, and spare white space."""
+    return _plain_words(answer) == _plain_words(wanted)
+
+
+def _plain_words(text: str) -> list[str]:
+    text = unicodedata.normalize("NFC", text).casefold()
+    text = "".join(c for c in text if not unicodedata.category(c).startswith("P"))
+    return [word for word in text.split() if word not in ("a", "an", "the")]
+
+
 @dataclass(frozen=True, slots=True)
 class Wording:
     """How near the captions' words are to those wanted."""

@@ -11,35 +11,43 @@ The last message is the person's. A message's content is a text, or a list of pa
 no part names a picture, all stand before the first text of the person.
 """
 
+import functools
 import hashlib
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 from msgspec import Struct
 
 from mmchat.client import ImagePart, Turn
 from mmchat.errors import DataError
-from mmchat.images import MAX_BYTES
+from mmchat.images import MAX_BYTES, parse_picture
 from mmchat.images.headers import SUPPORTED, Refusal, read_header
 
 QUESTIONS, ABOUT = "questions.jsonl", "data.json"
+LEAST_TOKENS = 96
+"""Long enough for every answer that an evaluation folder wants."""
 
 
-class _Text(Struct, frozen=True, tag_field="type", tag="text"):
+class Text(Struct, frozen=True, tag_field="type", tag="text"):
+    """A piece of a message."""
+
     text: str
 
 
-class _Image(Struct, frozen=True, tag_field="type", tag="image"):
-    pass
+class Mark(Struct, frozen=True, tag_field="type", tag="image"):
+    """The place of the next picture."""
 
 
-class _Message(Struct, frozen=True):
+class Message(Struct, frozen=True):
+    """A turn of a question; what is no list is one text."""
+
     role: Literal["system", "user", "assistant"]
-    content: str | list[_Text | _Image]
+    content: str | list[Text | Mark]
 
 
 class Question(Struct, frozen=True):
@@ -47,13 +55,35 @@ class Question(Struct, frozen=True):
 
     id: str
     type: str
-    messages: list[_Message]
+    messages: list[Message]
     answer: str
     images: list[str] = []
     group: str = ""
     """The kind of question within its type, where the data says it."""
     choice: str = ""
     """What the right answer chooses within its group, where the data says it."""
+
+    @property
+    def text(self) -> str:
+        """The words of the last message."""
+        content = self.messages[-1].content if self.messages else ""
+        if isinstance(content, str):
+            return content
+        return "".join(part.text for part in content if isinstance(part, Text))
+
+
+class Shown(Protocol):
+    """A picture of a question: `mmchat.data.types.Picture`, or a file of an evaluation folder."""
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def mime(self) -> str: ...
+
+    @property
+    def data(self) -> bytes:
+        """Raises DataError where it changed since it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +92,41 @@ class _File:
     sha256: str
     mime: str
 
+    @property
+    def data(self) -> bytes:
+        found = _read(self.path, f"The picture {self.path}")
+        if hashlib.sha256(found).hexdigest() != self.sha256:
+            raise DataError(f"The picture {self.path} changed while it was in use: start again.")
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """An evaluation folder that was read and checked; the pictures' bytes stay on the disk."""
+    """Questions that were read and checked; the pictures' bytes stay where they are."""
 
-    folder: Path
+    source: str
+    """The folder or file that they are from."""
     questions: tuple[Question, ...]
     sha256: str
-    """Of questions.jsonl and of every picture."""
+    """Of the data: every text and every picture."""
+    key: str
+    """Of the data too, the questions' ids among it: what kept answers are kept by."""
     about: dict[str, str | int]
     """The plain facts of data.json; empty where there is none."""
-    _files: dict[str, _File]
+    shown: Mapping[str, Shown]
+    """Every picture by the name that `Question.images` has for it."""
+    left_out: tuple[str, ...] = ()
+    """What of the data cannot be used: place and why."""
+    max_tokens: int = LEAST_TOKENS
+    """Where an answer is cut."""
 
-    def turns(self, question: Question) -> list[Turn]:
+    def turns(self, question: Question, blank: bool = False) -> list[Turn]:
         """The conversation as the engine is asked with it, the pictures' bytes in it.
 
-        Raises DataError where a picture has changed since the folder was read.
+        blank: grey pictures of the same size stand for them. Raises DataError where a picture
+        has changed since it was read, and with `blank` ImageError where it cannot be decoded.
         """
-        pictures = [self._picture(name) for name in question.images]
+        pictures = [self._picture(name, blank) for name in question.images]
         marked = any(isinstance(m.content, list) and _marks(m) for m in question.messages)
         turns = []
         for message in question.messages:
@@ -88,17 +134,29 @@ class Questions:
             parts: list[str | ImagePart] = []
             if not marked and message.role == "user":
                 parts, pictures = [*pictures], []
-            for part in [_Text(content)] if isinstance(content, str) else content:
-                parts.append(part.text if isinstance(part, _Text) else pictures.pop(0))
+            for part in [Text(content)] if isinstance(content, str) else content:
+                parts.append(part.text if isinstance(part, Text) else pictures.pop(0))
             turns.append(Turn(message.role, tuple(parts)))
         return turns
 
-    def _picture(self, name: str) -> ImagePart:
-        file = self._files[name]
-        data = _read(file.path, f"The picture {file.path}")
-        if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise DataError(f"The picture {file.path} changed while it was in use: start again.")
-        return ImagePart(file.sha256, file.mime, data)
+    def _picture(self, name: str, blank: bool) -> ImagePart:
+        picture = self.shown[name]
+        data = picture.data
+        if blank:
+            size = parse_picture(data, name)
+            data = grey(size.width, size.height)
+            return ImagePart(hashlib.sha256(data).hexdigest(), "image/png", data)
+        return ImagePart(picture.sha256, picture.mime, data)
+
+
+@functools.lru_cache(maxsize=16)
+def grey(width: int, height: int) -> bytes:
+    """A PNG of nothing but medium grey."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("L", (width, height), 128).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def read_questions(folder: Path) -> Questions:
@@ -135,9 +193,9 @@ def read_questions(folder: Path) -> Questions:
     digest = hashlib.sha256(raw)
     for name in sorted(files):
         digest.update(f"\0{name}\0{files[name].sha256}".encode())
-    return Questions(
-        folder, tuple(questions.values()), digest.hexdigest(), _about(folder / ABOUT), files
-    )
+    sha256 = digest.hexdigest()
+    about = _about(folder / ABOUT)
+    return Questions(str(folder), tuple(questions.values()), sha256, sha256, about, files)
 
 
 def at_most(questions: Sequence[Question], limit: int) -> list[Question]:
@@ -151,8 +209,8 @@ def at_most(questions: Sequence[Question], limit: int) -> list[Question]:
     return kept
 
 
-def _marks(message: _Message) -> int:
-    return sum(isinstance(part, _Image) for part in message.content)
+def _marks(message: Message) -> int:
+    return sum(isinstance(part, Mark) for part in message.content)
 
 
 def _fault(question: Question, known: dict[str, Question]) -> str:

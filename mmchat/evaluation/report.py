@@ -71,6 +71,34 @@ class Subject:
     data: str
     data_sha256: str
     about: dict[str, str | int]
+    blank: bool = False
+    """Whether grey pictures stood for the real ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One question and what became of it."""
+
+    id: str
+    type: str
+    question: str
+    """The words of the last message."""
+    wanted: str
+    given: str
+    right: bool
+    """By the exact match of its type."""
+    images: tuple[str, ...] = ()
+    """As `Questions.shown` names them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "type": self.type,
+            "question": self.question,
+            "wanted": self.wanted,
+            "given": self.given,
+            "right": self.right,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +110,13 @@ class Report:
     reused: int
     """How many of the answers an earlier run had already got."""
     answers_file: str
+    outcomes: tuple[Outcome, ...]
+    """Of every question, in the order of the data."""
+
+    @property
+    def total(self) -> Share:
+        """Right answers of all: the same as `exact_match`."""
+        return self.exact_match
 
     @property
     def exact_match(self) -> Share:
@@ -132,15 +167,15 @@ class Report:
         """The table of a model's card, which reads well on a terminal too."""
         rows = [_row(one) for one in self.types]
         every = self.exact_match
-        mean = ["mean over types", "", _percent(self.mean_exact_match), "", "", ""]
-        rows += [mean, ["all questions", str(every.n), *_figures(every), "", ""]]
-        said = [*_table(_HEADER, rows), ""]
+        mean = ["mean over types", "", percent(self.mean_exact_match), "", "", ""]
+        rows += [mean, ["all questions", str(every.n), *figures(every), "", ""]]
+        said = [*table(_HEADER, rows), ""]
         if any(one.above_most_frequent for one in self.types):
             said.append(f"\\* exact match is above it by more than {100 * MARGIN:.0f} points.")
         for one in self.types:
             if one.things_right is not None:
                 said.append(
-                    f"{_cell(one.name)}: every object right {_whole(one.things_right)}"
+                    f"{cell(one.name)}: every object right {_whole(one.things_right)}"
                     + (
                         f", BLEU {one.wording.bleu:.1f}, ROUGE-L {one.wording.rouge_l:.3f}"
                         if one.wording
@@ -168,11 +203,33 @@ class Report:
             )
         who += [word for word in (subject.quantization, subject.device) if word]
         facts = [f"{name} {subject.about[name]}" for name in _FACTS if name in subject.about]
-        return _cell(
+        return cell(
             f"By `mmchat evaluate`: {', '.join(who)}; greedy; data {subject.data_sha256[:12]}"
             + (f" ({', '.join(facts)})" if facts else "")
             + "; intervals are 95 % (Wilson)."
         )
+
+
+def make_report(
+    subject: Subject, pairs: Sequence[tuple[Question, str]], reused: int, answers_file: str
+) -> Report:
+    """The figures of at least one question and its answer."""
+    by_type: dict[str, list[tuple[Question, str]]] = {}
+    for question, said in pairs:
+        by_type.setdefault(question.type, []).append((question, said))
+    return Report(
+        subject,
+        tuple(report_type(name, of_type) for name, of_type in by_type.items()),
+        reused,
+        answers_file,
+        tuple(_outcome(question, said) for question, said in pairs),
+    )
+
+
+def _outcome(question: Question, said: str) -> Outcome:
+    right = metrics.is_right(said, question.answer, is_caption(question))
+    images = tuple(question.images)
+    return Outcome(question.id, question.type, question.text, question.answer, said, right, images)
 
 
 def report_type(name: str, asked: Sequence[tuple[Question, str]]) -> TypeReport:
@@ -214,13 +271,13 @@ _HEADER = (
 
 def _row(one: TypeReport) -> list[str]:
     # What a control must not have, and every other evaluation should.
-    frequent = _percent(one.most_frequent) + (" *" if one.above_most_frequent else "")
-    figures = _figures(one.exact_match)
-    declined = _percent(one.declined.share)
-    return [_cell(one.name), str(one.exact_match.n), *figures, frequent, declined]
+    frequent = percent(one.most_frequent) + (" *" if one.above_most_frequent else "")
+    declined = percent(one.declined.share)
+    right = figures(one.exact_match)
+    return [cell(one.name), str(one.exact_match.n), *right, frequent, declined]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table with even columns, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
@@ -240,23 +297,23 @@ def _share(one: Share, name: str) -> dict[str, Any]:
     return {"n": one.n, name: one.share, "interval": list(one.interval)}
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _figures(one: Share) -> tuple[str, str]:
+def figures(one: Share) -> tuple[str, str]:
     low, high = one.interval
-    return _percent(one.share), f"{100 * low:.1f}–{100 * high:.1f} %"
+    return percent(one.share), f"{100 * low:.1f}–{100 * high:.1f} %"
 
 
 def _whole(one: Share) -> str:
-    return f"{' ('.join(_figures(one))}; n = {one.n})"
+    return f"{' ('.join(figures(one))}; n = {one.n})"
 
 
 def _shown(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Foreign text in one line of Markdown that it cannot break."""
     return clean(text, keep_newlines=False).replace("|", "\\|")

@@ -1,63 +1,118 @@
-"""Asks every question of a folder through the engine, and counts the right answers."""
+"""Asks every question of some data through the engine, and counts the right answers."""
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 import mmchat
 from mmchat.client import Delta, Done, EngineClient, Options, Turn
-from mmchat.errors import AdapterError, EngineError, ImageError, ModelError
+from mmchat.data.types import Dataset
+from mmchat.errors import AdapterError, DataError, EngineError, ImageError, ModelError
 from mmchat.evaluation.answers import Answers, Identity
-from mmchat.evaluation.questions import Question, Questions, at_most, read_questions
-from mmchat.evaluation.report import Report, Subject, report_type
+from mmchat.evaluation.questions import Question, Questions, at_most
+from mmchat.evaluation.reading import read
+from mmchat.evaluation.report import Report, Subject, make_report
 from mmchat.settings import Settings
 
 Progress = Callable[[str, float], None]
 """What goes on, and which part of it is done, from 0 to 1."""
 
-OPTIONS = Options(max_tokens=96)
-"""Greedy, and long enough for every answer that the data wants."""
+NONE = "none"
+"""The adapter of that name is none: the bare base."""
+PARALLEL = 3
+"""Questions that are under way at once."""
 
 
 def evaluate(
-    data: Path,
+    data: Path | Dataset | Questions,
     settings: Settings,
     *,
     model: str = "",
     adapter: str = "",
     limit: int = 0,
+    blank: bool = False,
+    parallel: int = PARALLEL,
     progress: Progress = lambda text, fraction: None,
 ) -> Report:
-    """Asks the questions of the folder `data` one after another.
+    """Asks the questions of `data`: an evaluation folder, or data in any other form.
 
-    model, adapter: empty is the settings' choice. limit: at most so many
-    questions of each type; 0 is all.
+    model, adapter: empty is the settings' choice; the adapter "none" is the bare base. limit: at
+    most so many questions of each type; 0 is all. blank: a control, which asks only what has
+    pictures, and shows grey ones of the same size in their place. parallel: so many questions are
+    under way at once; the local engine answers one after another, the next being ready.
 
     Every answer is kept as it comes: what stops the evaluation (EngineError, an
     interrupt) does not lose them, and the next run asks only what is missing.
     Raises DataError, EngineError and SettingsError.
     """
-    return asyncio.run(_evaluate(data, settings, model, adapter, limit, progress))
+    if adapter == NONE:
+        adapter = ""
+        bare = msgspec.structs.replace(settings.model, adapter="")
+        settings = msgspec.structs.replace(settings, model=bare)
+    elif adapter and settings.engine.url:
+        raise EngineError(
+            "A remote server's adapter cannot be chosen from here: name a model of the server that "
+            "has it (--model), or unset engine.url."
+        )
+    asking = _Asking(settings, model, adapter, blank, max(parallel, 1), progress)
+    return asyncio.run(asking.report(data, limit))
 
 
-async def _evaluate(
-    data: Path, settings: Settings, model: str, adapter: str, limit: int, progress: Progress
-) -> Report:
-    progress("Reading the questions", 0.0)
-    asked = read_questions(data)
-    questions = at_most(asked.questions, limit)
-    async with contextlib.aclosing(EngineClient(settings)) as client:
-        subject = await _subject(client, asked, model, adapter, progress)
-        with Answers(_identity(subject)) as answers:
-            found = dict(answers.known)
-            new = [question for question in questions if question.id not in found]
-            for number, question in enumerate(new):
-                progress(f"Question {number + 1} of {len(new)}", number / len(new))
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """Who is asked, and how."""
+
+    settings: Settings
+    model: str
+    adapter: str
+    blank: bool
+    parallel: int
+    progress: Progress
+
+    async def report(self, data: Path | Dataset | Questions, limit: int) -> Report:
+        self.progress("Reading the questions", 0.0)
+        asked = read(data)
+        questions = at_most([q for q in asked.questions if q.images or not self.blank], limit)
+        if not questions:
+            raise DataError(
+                f"{asked.source} has no question about a picture: ask it without the control."
+            )
+        async with contextlib.aclosing(EngineClient(self.settings)) as client:
+            subject = await self._subject(client, asked)
+            with Answers(_identity(subject, asked)) as answers:
+                found = dict(answers.known)
+                new = [question for question in questions if question.id not in found]
+                await self._ask_all(client, asked, new, subject, answers, found)
+        pairs = [(question, found[question.id]) for question in questions]
+        return make_report(subject, pairs, len(questions) - len(new), str(answers.file))
+
+    async def _ask_all(
+        self,
+        client: EngineClient,
+        asked: Questions,
+        new: Sequence[Question],
+        subject: Subject,
+        answers: Answers,
+        found: dict[str, str],
+    ) -> None:
+        """Puts every answer into `answers` and `found`; where one fails, the others end too."""
+        waiting, options = iter(new), _options(asked)
+        done = 0
+
+        def tell() -> None:
+            if done < len(new):
+                self.progress(f"Question {done + 1} of {len(new)}", done / len(new))
+
+        async def ask_on() -> None:
+            nonlocal done
+            for question in waiting:  # of all who ask: each takes the next
                 try:
-                    said = await _ask(client, asked.turns(question), subject)
+                    turns = await asyncio.to_thread(asked.turns, question, self.blank)
+                    said = await _ask(client, turns, options, subject)
                 except (EngineError, ModelError, AdapterError, ImageError) as error:
                     kept = "; what was answered is kept, and the same command goes on from there"
                     raise EngineError(
@@ -66,20 +121,50 @@ async def _evaluate(
                     ) from error
                 answers.add(question.id, said)
                 found[question.id] = said
-    by_type: dict[str, list[tuple[Question, str]]] = {}
-    for question in questions:
-        by_type.setdefault(question.type, []).append((question, found[question.id]))
-    return Report(
-        subject,
-        tuple(report_type(name, pairs) for name, pairs in by_type.items()),
-        len(questions) - len(new),
-        str(answers.file),
-    )
+                done += 1
+                tell()
+
+        tell()
+        tasks = [asyncio.create_task(ask_on()) for _ in range(min(self.parallel, len(new)))]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _subject(self, client: EngineClient, asked: Questions) -> Subject:
+        """Loads the model, and says what it is."""
+        async with contextlib.aclosing(client.load(self.model, self.adapter)) as steps:
+            async for step in steps:
+                self.progress(f"Loading {step.model}: {step.stage}", step.fraction)
+        status = await client.status()
+        if status is None:
+            raise EngineError("The engine ended after it had loaded the model: start again.")
+        return Subject(
+            model=status.model,
+            weights_hash=status.weights_hash,
+            adapter=status.adapter,
+            adapter_hash=status.adapter_hash,
+            quantization=status.quantization,
+            compute_dtype=status.compute_dtype,
+            device=status.device,
+            data=asked.source,
+            data_sha256=asked.sha256,
+            about={**asked.about, "control": "grey pictures"} if self.blank else asked.about,
+            blank=self.blank,
+        )
 
 
-async def _ask(client: EngineClient, turns: Sequence[Turn], subject: Subject) -> str:
+def _options(asked: Questions) -> Options:
+    return Options(max_tokens=asked.max_tokens)  # greedy
+
+
+async def _ask(
+    client: EngineClient, turns: Sequence[Turn], options: Options, subject: Subject
+) -> str:
     said: list[str] = []
-    async with contextlib.aclosing(client.chat(turns, OPTIONS)) as events:
+    async with contextlib.aclosing(client.chat(turns, options)) as events:
         async for event in events:
             if isinstance(event, Delta):
                 said.append(event.text)
@@ -105,37 +190,9 @@ def _check_answerer(done: Done, subject: Subject) -> None:
         )
 
 
-async def _subject(
-    client: EngineClient,
-    asked: Questions,
-    model: str,
-    adapter: str,
-    progress: Progress,
-) -> Subject:
-    """Loads the model, and says what it is."""
-    async with contextlib.aclosing(client.load(model, adapter)) as steps:
-        async for step in steps:
-            progress(f"Loading {step.model}: {step.stage}", step.fraction)
-    status = await client.status()
-    if status is None:
-        raise EngineError("The engine ended after it had loaded the model: start again.")
-    return Subject(
-        model=status.model,
-        weights_hash=status.weights_hash,
-        adapter=status.adapter,
-        adapter_hash=status.adapter_hash,
-        quantization=status.quantization,
-        compute_dtype=status.compute_dtype,
-        device=status.device,
-        data=str(asked.folder),
-        data_sha256=asked.sha256,
-        about=asked.about,
-    )
-
-
-def _identity(subject: Subject) -> Identity:
+def _identity(subject: Subject, asked: Questions) -> Identity:
     return Identity(
-        data=subject.data_sha256,
+        data=f"{asked.key} grey" if subject.blank else asked.key,
         model=subject.model,
         weights=subject.weights_hash,
         adapter=subject.adapter,
@@ -143,6 +200,6 @@ def _identity(subject: Subject) -> Identity:
         quantization=subject.quantization,
         compute_dtype=subject.compute_dtype,
         device=subject.device,
-        options=msgspec.json.encode(OPTIONS).decode(),
+        options=msgspec.json.encode(_options(asked)).decode(),
         version=mmchat.__version__,
     )

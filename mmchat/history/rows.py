@@ -15,7 +15,9 @@ SELECT c.id, c.title, c.created, c.updated, c.system, c.head_id,
   (SELECT count(*) FROM message m WHERE m.conversation_id = c.id) AS messages,
   coalesce(CASE h.state WHEN 'streaming'
     THEN (SELECT substr(k.text, 1, 200) FROM chunk k WHERE k.message_id = h.id AND k.number = 0)
-    ELSE substr(h.text, 1, 200) END, '') AS last_text
+    ELSE substr(h.text, 1, 200) END, '') AS last_text,
+  (SELECT json_group_array(name) FROM
+    (SELECT name FROM tag WHERE conversation_id = c.id ORDER BY name)) AS tags
 FROM conversation c LEFT JOIN message h ON h.id = c.head_id
 """
 
@@ -25,8 +27,10 @@ SELECT m.id, m.conversation_id, m.parent_id, m.role, m.text, m.created, m.state,
      AND s.parent_id IS m.parent_id AND s.id <= m.id) AS sibling,
   (SELECT count(*) FROM message s WHERE s.conversation_id = m.conversation_id
      AND s.parent_id IS m.parent_id) AS siblings,
+  r.rating, r.rated, k.corrects,
   {", ".join(f"o.{column} AS {column}" for column in ORIGIN_COLUMNS)}
 FROM message m LEFT JOIN origin o ON o.message_id = m.id
+  LEFT JOIN rating r ON r.message_id = m.id LEFT JOIN correction k ON k.message_id = m.id
 """
 
 BRANCH = """
@@ -43,7 +47,8 @@ def conversations(
     connection: sqlite3.Connection, rest: str, values: Iterable[object]
 ) -> list[Conversation]:
     """The conversations (alias `c`) that `rest`, a WHERE or ORDER BY, chooses."""
-    return [Conversation(**row) for row in connection.execute(_CONVERSATIONS + rest, tuple(values))]
+    found = connection.execute(_CONVERSATIONS + rest, tuple(values))
+    return [Conversation(**{**dict(row), "tags": tuple(json.loads(row["tags"]))}) for row in found]
 
 
 def conversation(connection: sqlite3.Connection, conversation_id: int) -> Conversation:
@@ -84,6 +89,9 @@ def messages(
             origin=_origin(row),
             sibling=row["sibling"],
             siblings=row["siblings"],
+            rating=row["rating"],
+            rated=row["rated"],
+            corrects=row["corrects"],
         )
         for row in rows
     ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-VERSION = 1
+VERSION = 2
 APPLICATION_ID = 0x6D6D6368  # "mmch": tells our files from other programs' databases
 
 # Ids are never used twice (AUTOINCREMENT): a window that still shows a deleted
@@ -154,9 +154,42 @@ _FIRST = (
     "PRAGMA user_version = 1",
 )
 
+# Few messages have one: tables of their own leave every other row as it was.
+_SECOND = (
+    """
+    CREATE TABLE rating (
+      message_id INTEGER PRIMARY KEY REFERENCES message(id) ON DELETE CASCADE,
+      rating TEXT NOT NULL CHECK (rating IN ('good', 'bad')),
+      rated REAL NOT NULL
+    ) STRICT
+    """,
+    # An answer that the person wrote, and the message in whose place it stands.
+    """
+    CREATE TABLE correction (
+      message_id INTEGER PRIMARY KEY REFERENCES message(id) ON DELETE CASCADE,
+      corrects INTEGER NOT NULL REFERENCES message(id) ON DELETE CASCADE
+    ) STRICT
+    """,
+    "CREATE INDEX correction_corrects ON correction(corrects)",
+    """
+    CREATE TABLE tag (
+      conversation_id INTEGER NOT NULL REFERENCES conversation(id) ON DELETE CASCADE,
+      name TEXT NOT NULL,
+      PRIMARY KEY (conversation_id, name)
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE INDEX tag_name ON tag(name)",
+    "PRAGMA user_version = 2",
+)
+
 
 def _first(db: "Database") -> None:
     for statement in _FIRST:
+        db.execute(statement)
+
+
+def _second(db: "Database") -> None:
+    for statement in _SECOND:
         db.execute(statement)
 
 
@@ -174,6 +207,7 @@ def migrate(connection: sqlite3.Connection) -> None:
     migrations = Migrations("mmchat.history")
 
     migrations(name="1 conversations, messages, pictures, search")(_first)
+    migrations(name="2 ratings, corrections, tags")(_second)
 
     database = Database(connection, recursive_triggers=False, execute_plugins=False)
     connection.execute("BEGIN IMMEDIATE")

@@ -29,13 +29,15 @@ from mmchat.history import lock, pictures, rows, writing
 from mmchat.history.answer import Answer, fold_abandoned, put_origin
 from mmchat.history.database import Database
 from mmchat.history.faults import MissingError, told
+from mmchat.history.figures import figures
+from mmchat.history.opinions import Opinions, tag_name
 from mmchat.history.search import search
 from mmchat.history.text import storable
 from mmchat.history.types import Conversation, Hit, Message, Origin, Role, State, StoredImage
 from mmchat.history.writing import HEAD, Parent
 
 
-class History:
+class History(Opinions):
     """Everything said and shown; open it once a window, close it at the end.
 
     Any thread may call any method: they take turns. Methods raise HistoryError
@@ -45,7 +47,7 @@ class History:
 
     def __init__(self, database: Database) -> None:
         """For `open`, which prepares the file."""
-        self._database = database
+        super().__init__(database)
         self._writer: lock.WriterLock | None = None
         self._answers: set[Answer] = set()
 
@@ -67,6 +69,11 @@ class History:
         with contextlib.suppress(HistoryError):
             history._clear_abandoned()
         return history
+
+    @property
+    def file(self) -> Path:
+        """Where it lies."""
+        return self._database.path
 
     def close(self) -> None:
         """End what still streams as interrupted, and let go of the file."""
@@ -101,13 +108,23 @@ class History:
                 connection, writing.add_conversation(connection, title, system)
             )
 
-    def conversations(self, limit: int = 200, before: float | None = None) -> list[Conversation]:
-        """The newest `limit`; `before`, the last one's `updated`, asks for the next ones."""
+    def conversations(
+        self, limit: int = 200, before: float | None = None, tag: str | None = None
+    ) -> list[Conversation]:
+        """The newest `limit`; `before`, the last one's `updated`, asks for the next ones.
+
+        With a `tag`, those that have it.
+        """
+        where = "c.updated < ?"
+        values: list[object] = [float("inf") if before is None else before]
+        if tag is not None:
+            where += " AND c.id IN (SELECT conversation_id FROM tag WHERE name = ?)"
+            values.append(tag_name(tag))
         with self._database.read() as connection:
             return rows.conversations(
                 connection,
-                "WHERE c.updated < ? ORDER BY c.updated DESC, c.id DESC LIMIT ?",
-                (float("inf") if before is None else before, limit),
+                f"WHERE {where} ORDER BY c.updated DESC, c.id DESC LIMIT ?",
+                (*values, limit),
             )
 
     def conversation(self, conversation_id: int) -> Conversation:
@@ -230,9 +247,10 @@ class History:
         with told(self._database.path), self._database.write() as connection:
             if conversation_id is None:
                 conversation_id = writing.add_conversation(connection, "", system)
-            said = writing.add_message(connection, conversation_id, parent_id, "user", text=text)
+            # First the pictures: one that is newer than its last message counts as unsent.
             for image, data in images:
                 pictures.put(connection, image, data)
+            said = writing.add_message(connection, conversation_id, parent_id, "user", text=text)
             pictures.attach(connection, said, [image.sha256 for image, _ in images])
             begun = self._begin(connection, conversation_id, said, origin)
             message = self._read(connection, said)
@@ -247,6 +265,12 @@ class History:
         with self._database.read() as connection:
             head_id = rows.conversation(connection, conversation_id).head_id
             return rows.messages(connection, rows.BRANCH, (head_id,), self._is_gone)
+
+    def path_to(self, message_id: int) -> list[Message]:
+        """From the first message to this one, whichever branch is shown."""
+        with self._database.read() as connection:
+            self._read(connection, message_id)
+            return rows.messages(connection, rows.BRANCH, (message_id,), self._is_gone)
 
     def siblings(self, message_id: int) -> list[Message]:
         """The messages that answer the same parent, this one among them, the oldest first."""
@@ -269,34 +293,9 @@ class History:
     def stats(self) -> dict[str, Any]:
         """Counts and sizes (bytes): what `history stats` prints."""
         with self._database.read() as connection:
-            row = connection.execute(
-                """
-                SELECT (SELECT count(*) FROM conversation) AS conversations,
-                  (SELECT count(*) FROM message) AS messages,
-                  (SELECT count(*) FROM message WHERE role = 'assistant') AS answers,
-                  (SELECT count(*) FROM image) AS images,
-                  (SELECT coalesce(sum(size), 0) FROM image) AS image_bytes,
-                  (SELECT min(created) FROM conversation) AS first,
-                  (SELECT user_version FROM pragma_user_version) AS version
-                """
-            ).fetchone()
-            models = connection.execute(
-                "SELECT model, count(*) FROM origin GROUP BY model ORDER BY count(*) DESC, model"
-            )
-            return {
-                **dict(row),
-                "models": dict(map(tuple, models)),
-                "file": str(self._database.path),
-                "file_bytes": self._database.path.stat().st_size,
-            }
+            return figures(connection, self._database.path)
 
     # Within a transaction
-
-    def _read(self, connection: sqlite3.Connection, message_id: int) -> Message:
-        return rows.message(connection, message_id, self._is_gone)
-
-    def _is_gone(self, writer: str) -> bool:
-        return lock.writer_is_gone(self._database.path, writer)
 
     def _begin(
         self,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 Role = Literal["user", "assistant"]
 State = Literal["complete", "streaming", "stopped", "interrupted", "failed", "length"]
+Rating = Literal["good", "bad"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Conversation:
     """How many messages it holds, over all branches."""
     last_text: str
     """The beginning (200 characters) of the head's text."""
+    tags: tuple[str, ...] = ()
+    """By the alphabet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of the tree; nothing changes it once its state is final."""
+    """One message of the tree; once its state is final, nothing changes it but its rating."""
 
     id: int
     conversation_id: int
@@ -84,6 +87,38 @@ class Message:
     """Which of its siblings it is, from 1, the oldest first."""
     siblings: int
     """How many messages answer the same parent, this one among them."""
+    rating: Rating | None = None
+    """What the person thinks of an answer."""
+    rated: float | None = None
+    """When they said so."""
+    corrects: int | None = None
+    """Of an answer that the person wrote: the message in whose place it stands."""
+
+    @property
+    def by_person(self) -> bool:
+        """Whether the person wrote it: a message of theirs, or their correction of an answer."""
+        return self.role == "user" or self.corrects is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """An answer that the person approved, and the conversation that led to it (lessons.py)."""
+
+    kind: Literal["corrected", "good"]
+    when: float
+    """When the person wrote it or rated it."""
+    conversation: Conversation
+    messages: tuple[Message, ...]
+    """What is learned from, the answer last: not always a branch as it is shown."""
+
+    @property
+    def answer(self) -> Message:
+        return self.messages[-1]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the answer says what it was to say, and was not cut by an accident."""
+        return self.answer.state in ("complete", "stopped") and bool(self.answer.text.strip())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Adapters: folders that change what a base model knows, and nothing else.
 
-    NAME/adapter.toml            what it is: name, base, projector, figures
-    NAME/projector.safetensors   the projector's tensors, if it was trained
-    NAME/lora/                   a stock peft adapter, if there is one
+    NAME/adapter.toml               what it is: name, base, projector, figures
+    NAME/projector.safetensors      the projector's tensors, if it was trained
+    NAME/vision_tower.safetensors   tensors of the vision encoder, if some were trained
+    NAME/lora/                      a stock peft adapter, if there is one
 
 An adapter names its base by the hash of its weights and is refused on any
 other. Weights are safetensors only. Nothing here needs torch; `applying` puts an adapter on.
@@ -10,11 +11,14 @@ other. Weights are safetensors only. Nothing here needs torch; `applying` puts a
 
 import contextlib
 import hashlib
+import os
 import re
 import shutil
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -23,7 +27,11 @@ from mmchat.model.checkpoint import read_header
 from mmchat.settings import builtin_adapters, named_folder, paths
 
 CARD, PROJECTOR, LORA = "adapter.toml", "projector.safetensors", "lora"
-LORA_WEIGHTS = "adapter_model.safetensors"
+VISION_TOWER = "vision_tower.safetensors"
+LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+NONE = "none"
+"""What stands for no adapter where a name is typed; no adapter can be called so."""
+_CARD_LIMIT = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -35,6 +43,16 @@ class Base(msgspec.Struct, frozen=True):
     """`weights_hash` of its folder."""
 
 
+class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A measured share or mean, of how many, and how sure."""
+
+    value: float
+    n: int = 0
+    """Of how many it was measured; 0 where that is not known."""
+    interval: tuple[float, float] | None = None
+    """95 %, lowest and highest."""
+
+
 class Card(msgspec.Struct, frozen=True):
     """adapter.toml. Further tables in it are left alone."""
 
@@ -43,8 +61,8 @@ class Card(msgspec.Struct, frozen=True):
     projector: str = ""
     """The kind of projector, as `projector_type` of the base's configuration."""
     trained: tuple[str, ...] = ()
-    """What was trained: "projector", "lora"."""
-    figures: dict[str, float] = {}
+    """What was trained: "projector", "lora", "vision_tower"."""
+    figures: Mapping[str, float | Figure] = {}
     """Measured figures by name, such as the share of right answers."""
 
 
@@ -66,9 +84,15 @@ def list_adapters() -> list[Adapter]:
     for root, origin in ((builtin_adapters(), "built in"), (paths().adapters, "yours")):
         with contextlib.suppress(OSError):
             for folder in sorted(root.iterdir()):
-                if _has_card(folder):
+                # One with a dot is being written or removed.
+                if not folder.name.startswith(".") and _has_card(folder):
                     found.setdefault(folder.name, _describe(folder.name, folder, origin))
     return sorted(found.values(), key=lambda adapter: adapter.name.lower())
+
+
+def is_name(name: str) -> bool:
+    """Whether an adapter of this person's can be called so."""
+    return _NAME.fullmatch(name) is not None and name != NONE
 
 
 def find_adapter(name: str) -> Path:
@@ -79,7 +103,7 @@ def find_adapter(name: str) -> Path:
     if name.startswith(("/", ".", "~")) or Path(name).is_absolute():
         folder = named_folder(name) or Path(name)
     else:
-        if not _NAME.fullmatch(name):
+        if not is_name(name):
             raise AdapterError(
                 f"{name!r} is no adapter's name: see `mmchat adapters list`, or give a folder as "
                 "./FOLDER."
@@ -97,6 +121,8 @@ def read_card(folder: Path) -> Card:
     """The checked adapter.toml of a folder; raises AdapterError."""
     file = folder / CARD
     try:
+        if file.stat().st_size > _CARD_LIMIT:
+            raise ValueError("it is larger than 1 MB")
         return msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), Card)
     except FileNotFoundError:
         raise AdapterError(
@@ -136,16 +162,14 @@ def check_adapter(name: str, model: str, weights_hash: str, projector: str = "")
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Writes adapter.toml."""
-    import tomli_w
-
-    (folder / CARD).write_text(tomli_w.dumps(msgspec.to_builtins(card)), encoding="utf-8")
+    """Writes adapter.toml, the whole new file or none of it. Raises OSError where it cannot."""
+    _write_tables(folder, msgspec.to_builtins(card))
 
 
 def adapter_hash(folder: Path) -> str:
     """sha256 over an adapter's weights and what tells how they are applied."""
     digest = hashlib.sha256()
-    for file in (*adapter_weights(folder), folder / LORA / "adapter_config.json"):
+    for file in (*adapter_weights(folder), folder / LORA / LORA_CONFIG):
         if file.is_file():
             digest.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
             with file.open("rb") as stream:
@@ -154,25 +178,97 @@ def adapter_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def remove_adapter(name: str) -> Path:
-    """Removes one of the person's own adapters with all its files; -> its folder.
+def rename_adapter(old: str, new: str) -> Path:
+    """Gives one of the person's own adapters another name; -> its folder.
+
+    The folder's new name is one step that happens or does not; the card follows. Raises AdapterError
+    where `old` is not one's own, `new` is no name or is taken, or the files cannot be changed: then
+    all is as before.
+    """
+    folder = own_adapter(old)
+    target = free_folder(new)
+    try:
+        whole = tomllib.loads((folder / CARD).read_text(encoding="utf-8"))
+        written = _prepare_tables(folder, {**whole, "name": new})
+        try:
+            folder.rename(target)
+        except OSError:
+            written.unlink(missing_ok=True)
+            raise
+        (target / written.name).replace(target / CARD)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AdapterError(
+            f"{folder} cannot be renamed ({reason}): mend its {CARD} or its permissions."
+        ) from error
+    return target
+
+
+def free_folder(name: str) -> Path:
+    """Where a new adapter `name` of this person's would lie. Raises AdapterError where it cannot."""
+    if not is_name(name):
+        raise AdapterError(
+            f"{name!r} is no name for an adapter: take letters, digits, . _ and -, beginning with a "
+            f"letter or a digit, and not {NONE}."
+        )
+    folder = paths().adapters / name
+    if folder.exists() or folder.is_symlink() or _has_card(builtin_adapters() / name):
+        raise AdapterError(f"There is an adapter {name} already: choose another name.")
+    return folder
+
+
+def own_adapter(name: str) -> Path:
+    """The folder of one of the person's own adapters.
 
     Raises AdapterError where it is built in, given as a path, or not there.
     """
     folder = find_adapter(name)
     if folder.parent != paths().adapters.absolute():
         raise AdapterError(
-            f"{folder} is not in {paths().adapters}, and is left alone: remove the folder yourself "
-            "if it is yours."
+            f"{folder} is not in {paths().adapters}, and is left alone: remove or rename the folder "
+            "yourself if it is yours."
         )
+    return folder
+
+
+def remove_adapter(name: str) -> Path:
+    """Removes one of the person's own adapters with all its files; -> its folder.
+
+    Raises AdapterError where it is built in, given as a path, or not there.
+    """
+    folder = own_adapter(name)
     try:
-        shutil.rmtree(folder)
+        if folder.is_symlink():
+            folder.unlink()  # what it leads to stays where it is
+        else:
+            shutil.rmtree(folder)
     except OSError as error:
         raise AdapterError(
             f"{folder} cannot be removed whole ({error.strerror}): look at its permissions, then "
             "remove it again."
         ) from error
     return folder
+
+
+def _write_tables(folder: Path, tables: dict[str, Any]) -> None:
+    _prepare_tables(folder, tables).replace(folder / CARD)
+
+
+def _prepare_tables(folder: Path, tables: dict[str, Any]) -> Path:
+    """A file beside the card that holds `tables`, to be renamed to it."""
+    import tomli_w
+
+    file = folder / f".{CARD}.{os.getpid()}"
+    try:
+        file.touch(mode=0o600)
+        with file.open("wb") as stream:
+            tomli_w.dump(tables, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    return file
 
 
 def _has_card(folder: Path) -> bool:
@@ -193,7 +289,8 @@ def _describe(name: str, folder: Path, origin: str) -> Adapter:
 
 def adapter_weights(folder: Path) -> list[Path]:
     """The weights of an adapter, each a whole safetensors file; raises AdapterError."""
-    found = [f for f in (folder / PROJECTOR, folder / LORA / LORA_WEIGHTS) if f.is_file()]
+    places = (folder / PROJECTOR, folder / VISION_TOWER, folder / LORA / LORA_WEIGHTS)
+    found = [file for file in places if file.is_file()]
     if (folder / LORA).is_dir() and folder / LORA / LORA_WEIGHTS not in found:
         raise AdapterError(
             f"{folder / LORA} holds no {LORA_WEIGHTS}, and other forms (.bin, .pt) can run any "
@@ -201,8 +298,8 @@ def adapter_weights(folder: Path) -> list[Path]:
         )
     if not found:
         raise AdapterError(
-            f"{folder} holds no weights ({PROJECTOR} or {LORA}/{LORA_WEIGHTS}): make the adapter "
-            "again."
+            f"{folder} holds no weights ({PROJECTOR}, {VISION_TOWER} or {LORA}/{LORA_WEIGHTS}): make "
+            "the adapter again."
         )
     for file in found:
         try:

@@ -1,15 +1,26 @@
 """Putting an adapter onto a loaded base, and taking it off exactly."""
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from mmchat.errors import AdapterError
-from mmchat.model.adapters import LORA, PROJECTOR, adapter_hash, check_adapter
+from mmchat.model.adapters import (
+    LORA,
+    PROJECTOR,
+    VISION_TOWER,
+    adapter_hash,
+    check_adapter,
+    find_adapter,
+)
 from mmchat.model.checkpoint import file_stamps
-from mmchat.model.lora import put_on_lora, read_shapes, read_tensors, take_off_lora
-from mmchat.model.quantization import part_of, text_blocks
+from mmchat.model.lora import read_lora, read_tensors
+from mmchat.model.lora_file import read_shapes
+from mmchat.model.quantization import Part, part_of, text_blocks
+from mmchat.model.ready import ReadyAdapter, Worn
 
 if TYPE_CHECKING:
     from mmchat.model.loading import LoadedModel
@@ -18,56 +29,93 @@ if TYPE_CHECKING:
 def apply_adapter(loaded: "LoadedModel", name: str) -> None:
     """Puts the adapter `name` onto the loaded base, in place of any other; "" takes it off.
 
-    Raises AdapterError where it cannot be found, read, trusted, or belongs to
-    another base. What was there before then stays, unless the files turn out
-    not to fit while they are put on: then the base stands alone.
+    Projector, tower and LoRA switch together. One that was on before is put on again from memory,
+    as long as its files are the same. Raises AdapterError where it cannot be found, read, trusted,
+    or belongs to another base: what was there before stays.
     """
     if not name:
-        _take_off(loaded)
+        _wear(loaded, None)
+        loaded.adapter = loaded.adapter_hash = ""
+        loaded.adapter_files = {}
         return
+    folder = find_adapter(name)
+    stamps = file_stamps(folder, folder / LORA)
+    adapter = loaded.ready.get(folder, stamps)
+    if adapter is None:
+        adapter = read_adapter(loaded, name)
+        loaded.ready.put(adapter)
+    _wear(loaded, adapter)
+    loaded.adapter, loaded.adapter_hash = name, adapter.digest
+    loaded.adapter_files = adapter.stamps
+
+
+def read_adapter(
+    loaded: "LoadedModel", name: str, lora_dtype: torch.dtype | None = None
+) -> ReadyAdapter:
+    """The adapter `name`, found fit for the loaded base and ready to be put on; none of the base changes.
+
+    LoRA is in `lora_dtype`, by default what the base computes in. Raises AdapterError as
+    `apply_adapter` does.
+    """
     kind = getattr(loaded.model.config, "projector_type", "")
     folder = check_adapter(name, loaded.name, loaded.weights_hash, kind)
     stamps = file_stamps(folder, folder / LORA)
     digest = adapter_hash(folder)
-    _take_off(loaded)
-    try:
+    # Plain tensors, also where the caller is in inference mode: a gradient may be wanted of them.
+    with torch.inference_mode(False), torch.no_grad():
+        swaps: list[tuple[Tensor, Tensor]] = []
+        tower = folder / VISION_TOWER
         if (folder / PROJECTOR).is_file():
-            _put_on_projector(loaded, folder / PROJECTOR)
+            swaps += _swaps(loaded, folder / PROJECTOR, "projector")
+        if tower.is_file():
+            swaps += _swaps(loaded, tower, "vision tower")
+        lora = []
         if (folder / LORA).is_dir():
-            put_on_lora(loaded.model, loaded.name, folder / LORA)
-    except BaseException:
-        _take_off(loaded)
-        raise
-    loaded.adapter, loaded.adapter_hash, loaded.adapter_files = name, digest, stamps
+            dtype = lora_dtype or loaded.compute_dtype
+            lora = read_lora(loaded.model, loaded.name, folder / LORA, dtype)
+    tower_digest = hashlib.sha256(tower.read_bytes()).hexdigest() if tower.is_file() else ""
+    if file_stamps(folder, folder / LORA) != stamps:
+        raise AdapterError(f"{folder} was changed while it was read: choose it again.")
+    return ReadyAdapter(folder, stamps, digest, tower_digest, swaps, lora)
 
 
-def _projector(loaded: "LoadedModel") -> Any:
+def _wear(loaded: "LoadedModel", adapter: ReadyAdapter | None) -> None:
+    if loaded.worn is not None:
+        if loaded.worn.adapter is adapter:
+            return
+        loaded.worn.take_off()
+    loaded.worn = None if adapter is None else Worn.put_on(adapter)
+
+
+def _swaps(loaded: "LoadedModel", file: Path, part: Part) -> list[tuple[Tensor, Tensor]]:
+    """(place in the base, tensor of the file): of a projector all of them, of the tower some."""
+    places = _state(loaded, part)
+    # By the header first: a file for a larger model is never read into memory.
+    shapes = read_shapes(file)
+    fits = all(
+        name in places and tuple(places[name].shape) == shape for name, shape in shapes.items()
+    )
+    if not fits or not shapes or (part == "projector" and shapes.keys() != places.keys()):
+        raise AdapterError(
+            f"{file} does not fit the {part} of {loaded.name}: the adapter is for another model."
+        )
+    return [
+        # A copy where nothing had to be converted: the file stays mapped otherwise.
+        (places[name], tensor.to(places[name].device, places[name].dtype, copy=True))
+        for name, tensor in read_tensors(file).items()
+    ]
+
+
+def _state(loaded: "LoadedModel", part: Part) -> dict[str, Any]:
+    """The parameters and buffers of a part of the base themselves, by their names inside of it.
+
+    An adapter that is on has its tensors in them; they are places, and their numbers are not asked.
+    """
     blocks, _ = text_blocks(loaded.model)
     for path, module in loaded.model.named_modules():
-        if path and part_of(path, blocks) == "projector":
-            return module
+        if path and part_of(path, blocks) == part:
+            state: dict[str, Any] = module.state_dict(keep_vars=True)
+            return state
     raise AdapterError(
-        f"{loaded.name} has no projector that an adapter could replace: choose another adapter."
+        f"{loaded.name} has no {part} that an adapter could replace: choose another adapter."
     )
-
-
-def _put_on_projector(loaded: "LoadedModel", file: Path) -> None:
-    projector = _projector(loaded)
-    loaded.base_projector = {key: t.detach().clone() for key, t in projector.state_dict().items()}
-    # By the header first: a file for a larger model is never read into memory.
-    if read_shapes(file) != {key: tuple(t.shape) for key, t in loaded.base_projector.items()}:
-        raise AdapterError(
-            f"{file} does not fit the projector of {loaded.name}: the adapter is for another model."
-        )
-    with torch.no_grad():
-        projector.load_state_dict(read_tensors(file))
-
-
-def _take_off(loaded: "LoadedModel") -> None:
-    """The base's own projector and layers again, exactly."""
-    if loaded.base_projector is not None:
-        _projector(loaded).load_state_dict(loaded.base_projector)
-        loaded.base_projector = None
-    take_off_lora(loaded.model)
-    loaded.adapter = loaded.adapter_hash = ""
-    loaded.adapter_files = {}

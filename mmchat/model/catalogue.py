@@ -190,8 +190,8 @@ def _folder(name: str) -> Path:
     return folder
 
 
-def add_folder(folder: Path) -> Installed:
-    """Makes the model in `folder` known by the folder's name; nothing is copied.
+def add_folder(folder: Path, name: str = "") -> Installed:
+    """Makes the model in `folder` known by `name`, by default the folder's; nothing is copied.
 
     Raises ModelError where the folder holds no model that could be loaded, or
     its name is taken.
@@ -199,13 +199,20 @@ def add_folder(folder: Path) -> Installed:
     folder = _folder(str(folder)).resolve()
     read_config(folder)
     tensors(folder)
-    name = folder.name
+    name = name or folder.name
+    require_free(name, folder)
+    _write_registered({**_registered(), name: str(folder)})
+    return _describe(name, folder, "folder")
+
+
+def require_free(name: str, folder: Path) -> None:
+    """Raises ModelError where a folder cannot be known by `name`: it is no name, or another's."""
+    if not name.strip() or name.startswith((".", "~")) or "/" in name or os.sep in name:
+        raise ModelError(f"{name!r} is no name for a model: choose one without a path in it.")
     registered = _registered()
     taken = {built.name for built in _builtin()} | set(registered)
     if name in taken and registered.get(name) != str(folder):
         raise ModelError(f"There is a model {name} already: rename the folder, or remove that one.")
-    _write_registered({**registered, name: str(folder)})
-    return _describe(name, folder, "folder")
 
 
 def remove_model(name: str) -> Path:

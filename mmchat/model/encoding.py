@@ -13,7 +13,17 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from mmchat.errors import ModelError
-from mmchat.model.template import PICTURE, TEXT, ChatTemplate, Item, Message, Piece
+from mmchat.model.template import (
+    PICTURE,
+    TEXT,
+    Answer,
+    ChatTemplate,
+    Item,
+    Message,
+    Piece,
+    Trim,
+)
+from mmchat.model.tokenizing import TextTokenizer, Token, core, name_of
 
 
 class ChatTurn(Protocol):
@@ -30,13 +40,20 @@ class Encoded:
     """A conversation as tokens.
 
     `answer_mask` is True on what the model has to produce: each answer and the
-    token that ends it. `images` are the spans (start, length) of the pictures'
-    placeholder tokens, in order.
+    token that ends it. Before the first of them stands, token by token, what
+    the same conversation up to there is with a generation prompt. `images` are the
+    spans (start, length) of the pictures' placeholder tokens, in order.
+
+    `unasked` are the turns whose answers the mask leaves out: asked there, the
+    model has to produce something else than is written here. Qwen3 writes a last answer
+    behind a thought and an earlier one without; templates without an end token
+    end only the last. Such an answer is learned from `turns[: number + 1]`.
     """
 
     input_ids: list[int]
     answer_mask: list[bool]
     images: list[tuple[int, int]]
+    unasked: tuple[int, ...] = ()
 
 
 def encode_chat(
@@ -50,7 +67,14 @@ def encode_chat(
     """Encodes `turns` with the tokenizer's chat template.
 
     People's words (of every role) can never form a special or added token,
-    and tokenize as they would in the stock rendering otherwise.
+    and tokenize as they would in the stock rendering otherwise, with one
+    exception: no token lies over the beginning of an answer, as a newline of the template
+    and one of the answer may form, for the model is asked to begin there.
+
+    A last answer that the template does not end is ended: by what would follow
+    it up to the next control token (GLM), else by the tokenizer's EOS. A thought that the
+    generation prompt opens and the template does not write (DeepSeek R1, QwQ)
+    stands closed before the last answer.
 
     `image_tokens` holds, for each picture in order, its placeholder tokens, or
     the text that a stock processor writes for it (special tokens in it count).
@@ -87,15 +111,11 @@ def answer_end(tokenizer: Any) -> int | None:
 def _template_of(tokenizer: Any) -> str:
     if not tokenizer.chat_template:
         raise ModelError(
-            f"{_name_of(tokenizer)} has no chat template, so mmchat does not know how to talk to "
+            f"{name_of(tokenizer)} has no chat template, so mmchat does not know how to talk to "
             "it: choose a chat or instruct model, or put a chat_template.jinja into its folder."
         )
     template: str = tokenizer.get_chat_template()
     return template
-
-
-def _name_of(tokenizer: Any) -> str:
-    return str(getattr(tokenizer, "name_or_path", "") or "This model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,23 +132,10 @@ class _Encoder:
     """Writes a rendered conversation and tokenizes it."""
 
     def __init__(self, tokenizer: Any, template: str) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise ModelError(
-                f"{_name_of(tokenizer)} has no tokenizer.json: convert its tokenizer to one first."
-            )
-        # A file may ask for truncation; a conversation is cut by turns, never by tokens.
-        backend.no_truncation()
-        backend.no_padding()
-        self._backend = backend
-        self._template = ChatTemplate(tokenizer, template, _name_of(tokenizer))
-        added: dict[int, Any] = tokenizer.added_tokens_decoder
-        self._added = {i: str(token.content) for i, token in added.items()}
-        # Added tokens of white space (runs of blanks or newlines) are ordinary text.
-        self._controls = {
-            i for i, text in self._added.items() if text.replace("\u2581", " ").strip()
-        } | set(tokenizer.all_special_ids)
-        self._unknown: int | None = tokenizer.unk_token_id
+        self._tokens = TextTokenizer(tokenizer)
+        added = self._tokens.added
+        controls = [added[i] for i in sorted(self._tokens.controls) if added.get(i)]
+        self._template = ChatTemplate(tokenizer, template, name_of(tokenizer), controls)
         bos: str | None = tokenizer.bos_token
         # Which tokenizers begin by themselves with BOS is asked, not read from a flag.
         begins = bos is not None and tokenizer.encode("")[:1] == [tokenizer.bos_token_id]
@@ -141,7 +148,7 @@ class _Encoder:
         mark: str | None,
         add_generation_prompt: bool,
     ) -> Encoded:
-        shape, texts, answers, pictures = _shape_of(turns)
+        shape, texts, pictures = _shape_of(turns)
         if pictures != len(image_tokens):
             raise ValueError(f"{pictures} pictures, but tokens of {len(image_tokens)}")
         written = [
@@ -150,116 +157,88 @@ class _Encoder:
         if mark is None and image_tokens and not isinstance(image_tokens[0], str):
             mark = written[0]
         rendering = self._template.render(shape, mark, add_generation_prompt)
-        text, regions = _write(rendering.pieces, texts, written)
-        if self._bos and not text.startswith(self._bos):
-            text = self._bos + text
-            regions = [_Region(0, len(self._bos), "literal")] + [
-                _Region(r.start + len(self._bos), r.end + len(self._bos), r.kind, r.index)
-                for r in regions
-            ]
-        tokens = self._tokenize(text, [r for r in regions if r.kind == TEXT])
-        asked = self._asked(text, regions, answers, rendering.answer_start, tokens)
-        return _join(tokens, asked, regions, image_tokens)
+        text, regions = _write(rendering.pieces, texts, written, self._bos)
+        people = [(r.start, r.end) for r in regions if r.kind == TEXT]
+        places = [_place(regions, answer) for answer in rendering.answers]
+        edges = [edge for place in places for edge in place.edges]
+        tokens = self._tokens.tokens(text, people, edges)
+        asked = [
+            stretch
+            for place, answer in zip(places, rendering.answers, strict=True)
+            if answer.asked
+            for stretch in self._asked(text, place, tokens)
+        ]
+        unasked = tuple(answer.turn for answer in rendering.answers if not answer.asked)
+        return _join(tokens, asked, regions, image_tokens, unasked)
 
     def _stand_in(self, tokens: Sequence[int]) -> str:
         for token in tokens:
-            if token in self._added:
-                return self._added[token]
+            if token in self._tokens.added:
+                return self._tokens.added[token]
         raise ValueError("a picture's tokens hold no added token of the tokenizer")
 
-    def _tokenize(self, text: str, people: list[_Region]) -> list[tuple[int, int, int]]:
-        """(id, start, end) of each token of `text`; none of `people`'s forms a control token.
-
-        Where one would, the text is cut inside it and the two sides are tokenized apart.
-        """
-        starts = [region.start for region in people]
-        cuts: set[int] = set()
-        while True:
-            tokens = self._tokenize_cut(text, sorted(cuts))
-            forged = False
-            for token, start, end in tokens:
-                if token not in self._controls:
-                    continue
-                left, right = _core(text, start, end)
-                person = _overlap(people, starts, left, right)
-                if person is None or self._is_unknown(token, text[left:right]):
-                    continue
-                forged = True
-                # Inside the token, and where a person wrote, so that it cannot form again.
-                cut = max(left + 1, person.start)
-                if cut < right:
-                    cuts.add(cut)
-                else:
-                    text = text[:left] + "\ufffd" * (right - left) + text[right:]
-            if not forged:
-                return tokens
-
-    def _is_unknown(self, token: int, words: str) -> bool:
-        """Words that the vocabulary cannot spell are no forgery of the unknown token."""
-        return words == "\ufffd" or (token == self._unknown and words != self._added.get(token))
-
-    def _tokenize_cut(self, text: str, cuts: list[int]) -> list[tuple[int, int, int]]:
-        self._backend.encode_special_tokens = False
-        tokens: list[tuple[int, int, int]] = []
-        for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
-            stretch = text[start:end]
-            encoding = self._backend.encode(
-                "\n" + stretch if start else stretch, add_special_tokens=False
-            )
-            shift = start
-            ids, offsets = encoding.ids, encoding.offsets
-            if start:
-                # Some tokenizers put a blank before the first word of a string: a newline takes
-                # that place, and is left out again.
-                if any(a < 1 < b for a, b in offsets):
-                    encoding = self._backend.encode(stretch, add_special_tokens=False)
-                    ids, offsets = encoding.ids, encoding.offsets
-                else:
-                    kept = [(i, o) for i, o in zip(ids, offsets, strict=True) if o[0] >= 1]
-                    ids, offsets = [i for i, _ in kept], [o for _, o in kept]
-                    shift = start - 1
-            tokens += [(i, a + shift, b + shift) for i, (a, b) in zip(ids, offsets, strict=True)]
-        return tokens
-
-    def _asked(
-        self,
-        text: str,
-        regions: list[_Region],
-        answers: set[int],
-        answer_start: str,
-        tokens: list[tuple[int, int, int]],
-    ) -> list[tuple[int, int]]:
-        """The stretches of characters that the model has to produce."""
-        ends = [end for token, _, end in tokens if token in self._controls]
-        asked: list[tuple[int, int]] = []
-        for number, region in enumerate(regions):
-            if region.kind != TEXT or region.index not in answers:
-                continue
-            start, end = region.start, region.end
-            before = regions[number - 1] if number else None
-            if before is not None and before.kind == "literal" and answer_start:
-                words = text[before.start : before.end]
-                if words.startswith(answer_start):
-                    start = before.start + len(answer_start)
-            after = regions[number + 1] if number + 1 < len(regions) else None
-            if after is not None and after.kind == "literal":
-                at = bisect.bisect_right(ends, after.start)
-                if at < len(ends) and ends[at] <= after.end:
-                    end = ends[at]
-            asked.append((start, end))
-        return asked
+    def _asked(self, text: str, place: "_Place", tokens: Sequence[Token]) -> list[tuple[int, int]]:
+        """The stretches of an answer with the token that ends it."""
+        if place.after is None:
+            return place.stretches
+        *before, (start, end) = place.stretches
+        for token, left, right in tokens[bisect.bisect_right(tokens, end, key=_stop) :]:
+            inner, _ = core(text, left, right)
+            if inner >= place.after.end:
+                break
+            if token in self._tokens.controls and inner >= end:
+                return [*before, (start, right)]
+        return place.stretches
 
 
 _encoder = lru_cache(maxsize=4)(_Encoder)
 
 
+def _stop(token: Token) -> int:
+    return token[2]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An answer in the written conversation.
+
+    `stretches` (start, end) are what the model produces of it, up to the control token in
+    `after`, where that is not None; `edges` are where tokens have to end.
+    """
+
+    stretches: list[tuple[int, int]]
+    after: _Region | None
+    edges: list[int]
+
+
+def _place(regions: Sequence[_Region], answer: Answer) -> _Place:
+    own = regions[answer.first : answer.last + 1]
+    stretches: list[tuple[int, int]] = []
+    for number, region in enumerate(own):
+        # What joins two texts is the model's; what the template writes around a picture is not.
+        beside = [own[at].kind for at in (number - 1, number + 1) if 0 <= at < len(own)]
+        if region.kind == TEXT or (region.kind == "literal" and beside == [TEXT, TEXT]):
+            stretches.append((region.start, region.end))
+    edges: list[int] = []
+    if own[0].kind == TEXT:
+        before = regions[answer.first - 1] if answer.first else None
+        if before is not None and before.kind == "literal":
+            stretches[0] = (before.start + answer.prompted, own[0].end)
+        edges.append(stretches[0][0])
+    if own[-1].kind != TEXT:
+        return _Place(stretches, None, edges)
+    after = regions[answer.last + 1] if answer.ended else None
+    if after is None:
+        edges.append(own[-1].end)
+    return _Place(stretches, after, edges)
+
+
 def _shape_of(
     turns: Sequence[ChatTurn],
-) -> tuple[tuple[Message, ...], list[str], set[int], int]:
-    """(the shape, the texts, which of them are answers, how many pictures)."""
+) -> tuple[tuple[Message, ...], list[str], int]:
+    """(the shape, the texts, how many pictures)"""
     shape: list[Message] = []
     texts: list[str] = []
-    answers: set[int] = set()
     pictures = 0
     for turn in turns:
         items: list[Item] = []
@@ -275,20 +254,23 @@ def _shape_of(
         if not items:
             items.append((TEXT, len(texts)))
             texts.append("")
-        if turn.role == "assistant":
-            answers.update(
-                item[1] for item in items if item[0] == TEXT and not isinstance(item, str)
-            )
         shape.append((turn.role, tuple(items)))
-    return tuple(shape), texts, answers, pictures
+    return tuple(shape), texts, pictures
+
+
+_TRIMMED: dict[Trim, str | None] = {"": "", "lines": "\n", "all": None}
 
 
 def _write(
-    pieces: Sequence[Piece], texts: Sequence[str], pictures: Sequence[str]
+    pieces: Sequence[Piece], texts: Sequence[str], pictures: Sequence[str], bos: str | None
 ) -> tuple[str, list[_Region]]:
+    """(the conversation, where each piece is in it); it begins with `bos`, if that is given."""
     words: list[str] = []
     regions: list[_Region] = []
     at = 0
+    if bos and not (pieces and pieces[0].kind == "literal" and pieces[0].text.startswith(bos)):
+        words.append(bos)
+        at = len(bos)
     for piece in pieces:
         if piece.kind == "literal":
             word = piece.text
@@ -297,39 +279,21 @@ def _write(
         else:
             # A lone surrogate is no text: no tokenizer takes it.
             word = texts[piece.index].encode("utf-8", "replace").decode("utf-8")
-            word = word.lstrip() if piece.strip_left else word
-            word = word.rstrip() if piece.strip_right else word
+            # None takes all white space, "" nothing.
+            word = word.lstrip(_TRIMMED[piece.left])
+            word = word.rstrip(_TRIMMED[piece.right])
         regions.append(_Region(at, at + len(word), piece.kind, piece.index))
         words.append(word)
         at += len(word)
     return "".join(words), regions
 
 
-def _core(text: str, start: int, end: int) -> tuple[int, int]:
-    """The span without the white space that some added tokens take in at their sides."""
-    inner = text[start:end]
-    left = len(inner) - len(inner.lstrip())
-    return (start + left, start + len(inner.rstrip())) if inner.strip() else (start, end)
-
-
-def _overlap(
-    regions: Sequence[_Region], starts: Sequence[int], start: int, end: int
-) -> _Region | None:
-    """The first region that shares a character with start..end."""
-    at = max(bisect.bisect_right(starts, start) - 1, 0)
-    for region in regions[at:]:
-        if region.start >= end:
-            return None
-        if region.end > start and region.end > region.start:
-            return region
-    return None
-
-
 def _join(
-    tokens: Sequence[tuple[int, int, int]],
+    tokens: Sequence[Token],
     asked: Sequence[tuple[int, int]],
     regions: Sequence[_Region],
     image_tokens: Sequence[Sequence[int] | str],
+    unasked: tuple[int, ...],
 ) -> Encoded:
     pictures = [region for region in regions if region.kind == PICTURE]
     ids: list[int] = []
@@ -358,5 +322,5 @@ def _join(
                 mask += [False] * len(wanted)
             continue
         ids.append(token)
-        mask.append(answer < len(asked) and asked[answer][0] < last)
-    return Encoded(ids, mask, spans)
+        mask.append(answer < len(asked) and asked[answer][0] <= start)
+    return Encoded(ids, mask, spans, unasked)

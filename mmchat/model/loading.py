@@ -26,6 +26,7 @@ from mmchat.model.planning import (
     reason,
 )
 from mmchat.model.quantization import PartReport
+from mmchat.model.ready import ReadyCache, Worn
 from mmchat.model.stock import load_processor
 from mmchat.settings import Device, Quantization
 
@@ -61,9 +62,11 @@ class LoadedModel:
     adapter_hash: str = ""
     files: FileStamps = field(default_factory=dict, repr=False)
     adapter_files: FileStamps = field(default_factory=dict, repr=False)
-    """What the files were when they were read; `is_current` compares."""
-    base_projector: dict[str, torch.Tensor] | None = field(default=None, repr=False)
-    """The base's own projector while an adapter's stands in its place."""
+    """What the files were when they were read; `is_current` and `adapter_is_current` compare."""
+    worn: Worn | None = field(default=None, repr=False)
+    """The adapter that is on."""
+    ready: ReadyCache = field(default_factory=ReadyCache, repr=False)
+    """Those that were on before, too."""
     pixels: PixelCache = field(default_factory=PixelCache, repr=False)
     """Pictures of earlier turns, of models whose picture inputs are small."""
 
@@ -72,12 +75,20 @@ class LoadedModel:
         """What the weights take."""
         return sum(part.bytes for part in self.parts)
 
+    @property
+    def vision_hash(self) -> str:
+        """Of all that a picture's features depend on: the base's weights, an adapter's tower."""
+        tower = self.worn.adapter.tower_digest if self.worn is not None else ""
+        return f"{self.weights_hash}+{tower}" if tower else self.weights_hash
+
     def is_current(self) -> bool:
-        """Whether the files on the disk are still those that were loaded, the adapter's too."""
-        adapter = {Path(name).parent for name in self.adapter_files}
-        return (
-            file_stamps(self.folder) == self.files and file_stamps(*adapter) == self.adapter_files
-        )
+        """Whether the base's files on the disk are still those that were loaded."""
+        return file_stamps(self.folder) == self.files
+
+    def adapter_is_current(self) -> bool:
+        """Whether those of the adapter that is on are; true where none is."""
+        folders = {Path(name).parent for name in self.adapter_files}
+        return file_stamps(*folders) == self.adapter_files
 
 
 def load_model(
@@ -140,7 +151,7 @@ def _load_weights(plan: Plan, tell: Progress) -> nn.Module:
     with foreign(plan.name):
         if plan.skeleton is not None:
             options["quantization_config"] = nf4.bitsandbytes_config(plan.skeleton, plan.dtype)
-        with _told("quantizing" if plan.form == "4bit" else "reading", tell):
+        with told_progress("quantizing" if plan.form == "4bit" else "reading", tell):
             model, info = auto_class(plan.kind).from_pretrained(
                 plan.folder,
                 config=plan.config,
@@ -165,7 +176,7 @@ def _load_weights(plan: Plan, tell: Progress) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _told(stage: str, tell: Progress) -> Iterator[None]:
+def told_progress(stage: str, tell: Progress) -> Iterator[None]:
     """Turns transformers' own progress bar over the tensors into calls of `tell`."""
     from transformers.utils import logging
 

@@ -59,7 +59,8 @@ class VisualPrefixModel(VisualPrefixPreTrainedModel, LlavaModel):
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """(images, 3, side, side) -> features (images, patches, vision_width), before projection.
 
-        They depend on the picture and the tower only: an adapter never changes them.
+        They depend on the picture and the tower only: an adapter changes them where it has tensors
+        of the tower, and never by its projector.
         """
         layer = cast(int, self.config.vision_feature_layer)
         return self.encoder.features(self.vision_tower, pixel_values, layer)

@@ -10,6 +10,7 @@ idea is the tree attention mask of Miao et al. 2024, "SpecInfer".
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -194,3 +195,15 @@ def tree_mask(tree_of: NDArray[np.int32], branch_of: NDArray[np.int32]) -> NDArr
     key = branch_of[:, None, :]
     visible: NDArray[np.bool_] = causal & same_tree & ((key == -1) | (key == branch_of[:, :, None]))
     return visible
+
+
+def packs(text_config: Any) -> bool:
+    """Whether conversations can share a row: where attention alone connects tokens.
+
+    A recurrent layer carries its state over a row, and no mask stops it.
+    """
+    kinds = set(getattr(text_config, "layer_types", None) or ())
+    return kinds <= {"full_attention", "sliding_attention"} and not any(
+        hasattr(text_config, name)
+        for name in ("ssm_cfg", "mamba_d_state", "state_size", "linear_conv_kernel_dim")
+    )

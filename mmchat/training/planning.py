@@ -1,4 +1,4 @@
-"""What a run will take: samples, tokens, steps, weights that train, memory and time, before any weight is loaded."""
+"""What a run will take: samples, tokens, steps, weights that train and time, before any weight is loaded."""
 
 import time
 from typing import Any
@@ -18,7 +18,7 @@ EFFICIENCY = 0.35
 
 
 def plan(prepared: Prepared) -> dict[str, Any]:
-    """The plan as one object; times in seconds, memory in bytes."""
+    """The plan as one object; times in seconds."""
     recipe, train = prepared.recipe, prepared.train
     skeleton = _skeleton(prepared)
     text = _text_parameters(skeleton)
@@ -54,7 +54,6 @@ def plan(prepared: Prepared) -> dict[str, Any]:
         "epochs": sum(float(str(stage["epochs"])) for stage in stages),
         "parameters": prepared.parameters,
         "trainable_parameters": max(_trainable(prepared, s, skeleton) for s in recipe.stages),
-        "memory_bytes": _memory(prepared, skeleton),
         "seconds": seconds,
         "stages": stages,
         "replay": recipe.data.replay,
@@ -109,10 +108,6 @@ def _trainable(prepared: Prepared, stage: TuningStage, skeleton: nn.Module) -> i
         ):
             count += parameter.numel()
     return count
-
-
-def _memory(prepared: Prepared, skeleton: nn.Module) -> int:
-    return 0
 
 
 def _speed(dtype: torch.dtype, device: torch.device) -> float:

@@ -4,14 +4,12 @@ import contextlib
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import psutil
 import tomli_w
 import torch
 from accelerate import Accelerator
@@ -31,6 +29,8 @@ from mmchat.training.feeding import Rows, StepFeed
 from mmchat.training.loop import StepFigures, StepInput, Steps, schedule_factor, together
 from mmchat.training.objectives import AnswerScores, PackedLoss, StockLoss
 from mmchat.training.optimizer import build_tuning_optimizers
+from mmchat.training.pace import Pace, memory_of, stage_lines
+from mmchat.training.packing import packs
 from mmchat.training.plot import plot_losses
 from mmchat.training.preparing import Prepared
 from mmchat.training.progress import KEEP, RunFolder, SampleAnswer, Status, writing
@@ -121,6 +121,9 @@ class Tune:
 
     def _run_stage(self, stage: TuningStage) -> None:
         groups = self.trainable.begin(stage)
+        if self.main:
+            for line in stage_lines(stage, self.loaded, self.trainable):
+                self.say(line)
         optimizers = build_tuning_optimizers(groups, stage.optimizer, self.loaded.compute_dtype)
         try:
             restore_optimizers(optimizers, self.restored)
@@ -144,7 +147,7 @@ class Tune:
             say=self.say,
         )
         judge = self.accelerator.unwrap_model(loss)
-        pace = _Pace(stage.steps - self.step + sum(s.steps for s in self._later()))
+        pace = Pace(stage.steps - self.step + sum(s.steps for s in self._later()))
         if self.step == 0:
             self._evaluate(stage, judge)
         self._train_mode(stage)
@@ -317,7 +320,7 @@ class Tune:
             self._show()
 
     def _tell(
-        self, stage: TuningStage, figures: StepFigures, factor: float, pace: "_Pace", *, last: bool
+        self, stage: TuningStage, figures: StepFigures, factor: float, pace: Pace, *, last: bool
     ) -> None:
         if not self.main:
             return
@@ -346,7 +349,7 @@ class Tune:
             learning_rate=line["learning_rate"],
             tokens_per_second=pace.tokens_per_second,
             samples_per_second=pace.samples_per_second,
-            memory_bytes=_memory(self.device),
+            memory_bytes=memory_of(self.device),
             waiting=pace.waiting,
             seconds_left=pace.seconds_left,
         )
@@ -461,53 +464,6 @@ class Tune:
                 signal.signal(number, handler)
 
 
-class _Pace:
-    """How fast it goes, over the last steps."""
-
-    KEPT = 20
-
-    def __init__(self, left: int) -> None:
-        self._left = left
-        self._last: deque[StepFigures] = deque(maxlen=self.KEPT)
-
-    def add(self, figures: StepFigures) -> None:
-        self._left -= 1
-        self._last.append(figures)
-
-    @property
-    def _seconds(self) -> float:
-        return max(sum(one.seconds + one.waited for one in self._last), 1e-9)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return sum(one.tokens for one in self._last) / self._seconds
-
-    @property
-    def samples_per_second(self) -> float:
-        return sum(one.samples for one in self._last) / self._seconds
-
-    @property
-    def waiting(self) -> float:
-        """The share of time in which the model waited for data."""
-        return sum(one.waited for one in self._last) / self._seconds
-
-    @property
-    def seconds_left(self) -> float:
-        return self._left * self._seconds / max(len(self._last), 1)
-
-
-def packs(text_config: Any) -> bool:
-    """Whether conversations can share a row: where attention alone connects tokens.
-
-    A recurrent layer carries its state over a row, and no mask stops it.
-    """
-    kinds = set(getattr(text_config, "layer_types", None) or ())
-    return kinds <= {"full_attention", "sliding_attention"} and not any(
-        hasattr(text_config, name)
-        for name in ("ssm_cfg", "mamba_d_state", "state_size", "linear_conv_kernel_dim")
-    )
-
-
 @contextlib.contextmanager
 def _same_bits(device: torch.device) -> Iterator[None]:
     """On a CPU every operation gives the same bits at every start: what resuming is held to."""
@@ -517,10 +473,3 @@ def _same_bits(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes that the process takes where it computes."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)

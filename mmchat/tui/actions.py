@@ -8,7 +8,7 @@ reached in every way. `ChatApp.perform` and the chat screen carry them out.
 from dataclasses import dataclass
 from typing import Literal
 
-Argument = Literal["", "path", "model", "adapter", "text"]
+Argument = Literal["", "path", "data", "model", "adapter", "adapters", "text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,16 @@ ACTIONS: tuple[Action, ...] = (
     Action("regenerate", "Answer again", "ctrl+r"),
     Action("previous-answer", "The answer before, of several", "alt+left"),
     Action("next-answer", "The next answer, of several", "alt+right"),
+    Action("good", "This answer is good", "f6,alt+up"),
+    Action("bad", "This answer is bad", "f7,alt+down"),
+    Action("correct", "Correct this answer", "ctrl+g"),
+    Action("tag", "Tag this conversation", "ctrl+l", "text", "NAME"),
     Action("copy", "Copy the last answer", "ctrl+y"),
     Action("model", "Choose the model", "f3", "model", "NAME"),
     Action("adapter", "Choose the adapter", "f4", "adapter", "NAME"),
+    Action("compare", "Compare two adapters", "", "adapters", "A B"),
     Action("system", "Set the system prompt", "f5", "text", "TEXT"),
+    Action("train", "Train an adapter", "f9", "data", "FOLDER"),
     Action("theme", "Dark or light", "ctrl+t"),
     Action("help", "Keys and commands", "f1"),
     Action("quit", "Leave", "ctrl+q"),

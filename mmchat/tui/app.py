@@ -21,11 +21,15 @@ from mmchat.settings import Settings
 from mmchat.tui.actions import ACTIONS, BY_ID, key_label
 from mmchat.tui.asking import Asker
 from mmchat.tui.news import News
+from mmchat.tui.runs import Runs, Seen, mark_seen, notice
 from mmchat.tui.screens.chat import ChatScreen
 from mmchat.tui.session import Session
+from mmchat.tui.widgets.status import StatusLine
 
 LEAVE_SECONDS = 5.0
 """How long an app without a terminal may take to end."""
+LOOK_EVERY = 2.0
+"""Seconds between looks at what is being trained."""
 
 
 class Happened(Post):
@@ -66,6 +70,8 @@ class ChatApp(App[None]):
         self._restore = contextlib.ExitStack()
         self.asker = Asker(self.history, settings, lambda news: self.post_message(Happened(news)))
         self.session = Session(self.history, self.asker)
+        self.runs = Runs()
+        self._runs_changed = asyncio.Event()
         try:
             self._start = None if new else self._first(conversation)
         except Exception:
@@ -83,11 +89,32 @@ class ChatApp(App[None]):
         await self.push_screen(ChatScreen(self._start))
         self.run_worker(self.asker.run(), name="asker", group="asker")
         self.call_after_refresh(self.asker.load)  # what is seen comes first
+        self.run_worker(self._watch_training(self.chat.status), name="training", group="training")
 
     async def on_unmount(self) -> None:
         await self.asker.close()
         await asyncio.to_thread(self.history.close)
         self._restore.close()
+
+    async def _watch_training(self, line: StatusLine) -> None:
+        """A run goes on without us: what it is at stands in the chat's last line."""
+        while True:
+            self._runs_changed.clear()
+            line.show_training(notice(await asyncio.to_thread(self.runs.first)))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._runs_changed.wait(), LOOK_EVERY)
+
+    def look_at_runs(self) -> None:
+        """Something has happened to a run."""
+        self._runs_changed.set()
+
+    def saw(self, seen: Seen) -> None:
+        """The person has looked at a run that has ended: it is no news any more."""
+        self.run_worker(self._saw(seen), group="saw")
+
+    async def _saw(self, seen: Seen) -> None:
+        await asyncio.to_thread(mark_seen, seen)
+        self.look_at_runs()
 
     def _end_on_signals(self) -> None:
         """A closed terminal or a friendly kill ends as Quit does: with every answer kept.
@@ -119,7 +146,8 @@ class ChatApp(App[None]):
         self.asker.use(model, adapter)
 
     def on_happened(self, event: Happened) -> None:
-        self.chat.hear(event.news)
+        if self.is_running:  # else the screen is gone
+            self.chat.hear(event.news)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The palette: the actions, and nothing that cannot be reached otherwise."""

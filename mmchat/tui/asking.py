@@ -25,7 +25,7 @@ from mmchat.settings import Settings, paths
 from mmchat.tui.formatting import with_log
 from mmchat.tui.news import Changed, Ended, Ending, Grew, Live, LoadEnded, LoadGoes, News, Phase
 from mmchat.tui.origins import options, wanted, with_figures, with_prompt
-from mmchat.tui.turns import TOO_LONG, path_to, turns
+from mmchat.tui.turns import TOO_LONG, turns
 
 if TYPE_CHECKING:
     from mmchat.client import EngineClient
@@ -38,6 +38,8 @@ class _Load:
     """A wish in the line: have the model of the settings ready."""
 
     settings: Settings
+    quiet: bool = False
+    """It is there already, and hardly takes a moment."""
 
 
 class Asker:
@@ -77,19 +79,24 @@ class Asker:
         self.settings = msgspec.structs.replace(self.settings, model=wanted)
         self.load()
 
-    def load(self) -> None:
+    def load(self, quiet: bool = False) -> None:
         """Have the model loaded before the first question needs it."""
         if not self.remote:
-            self._line.append(_Load(self.settings))
+            self._line.append(_Load(self.settings, quiet))
             self._news.set()
 
-    def origin(self) -> Origin:
+    def origin(self, settings: Settings | None = None) -> Origin:
         """What an answer is begun with that is asked now."""
-        return wanted(self.settings)
+        return wanted(settings or self.settings)
 
-    def ask(self, answer: Answer, question: Message, origin: Origin) -> None:
-        """Put a question in the line, whose answer is begun in the history."""
-        live = Live(answer, question.conversation_id, question.id, origin)
+    def ask(
+        self, answer: Answer, question: Message, origin: Origin, settings: Settings | None = None
+    ) -> None:
+        """Put a question in the line, whose answer is begun in the history.
+
+        With `settings` of its own it is asked with those, and nothing else is.
+        """
+        live = Live(answer, question.conversation_id, question.id, origin, settings)
         self.live[live.id] = live
         self._line.append(live)
         self._news.set()
@@ -173,7 +180,8 @@ class Asker:
         if any(isinstance(later, _Load) for later in self._line):
             return  # the person has chosen again since
         try:
-            self._post(LoadGoes(job.settings.model.name, "starting the engine", 0.0))
+            if not job.quiet:
+                self._post(LoadGoes(job.settings.model.name, "starting the engine", 0.0))
             client = await self._connected(job.settings)
             async with aclosing(client.load()) as progress:
                 async for step in progress:
@@ -196,7 +204,7 @@ class Asker:
             await self._end(live, ending or ("stopped", ""))
 
     async def _asked(self, live: Live) -> Ending:
-        settings = self.settings
+        settings = live.settings or self.settings
         done: Done | None = None
         try:
             self._set_phase(live, "waiting")
@@ -223,7 +231,7 @@ class Asker:
 
     def _turns(self, live: Live) -> list[Any]:
         conversation = self._history.conversation(live.conversation_id)
-        branch = path_to(self._history, live.conversation_id, live.parent_id)
+        branch = self._history.path_to(live.parent_id)
         return turns(branch, conversation.system, self._history.image_data)
 
     async def _take(self, live: Live, event: Event) -> None:

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+NONE = "none"
+"""What is typed for the base without an adapter."""
+
 
 def choices(kind: str) -> Sequence[tuple[str, str]]:
-    """(name, a few words) of each "model" or "adapter" on this machine.
+    """(name, a few words) of each "model" or "adapter" on this machine; "adapters" has none, too.
 
     Reads files; call it in a thread.
     """
@@ -17,10 +20,11 @@ def choices(kind: str) -> Sequence[tuple[str, str]]:
         ]
     from mmchat.model.adapters import list_adapters
 
-    return [
+    found = [
         (one.name, one.problem or (f"for {one.card.base.id} · {one.origin}" if one.card else ""))
         for one in list_adapters()
     ]
+    return found if kind == "adapter" else [(NONE, "the base's own projector"), *found]
 
 
 def _count(parameters: int) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmchat.sanitize import clean
@@ -11,10 +11,12 @@ from mmchat.tui.commands import matching
 from mmchat.tui.pasted import at_home
 
 SHOWN = 50
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+"""Files that hold conversations about pictures, to learn from."""
 _SCANNED = 5_000
 
 Choices = Callable[[str], Sequence[tuple[str, str]]]
-"""Given "model" or "adapter": names with a few words about each."""
+"""Given "model", "adapter" or "adapters": names with a few words about each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +73,41 @@ def _for_command(
     start = len(word) + 2
     if action is None or not action.argument:
         return []
+    if action.argument == "data":
+        found = data_paths(argument, start, end)
+        if argument.endswith("/"):  # Enter takes it as it stands
+            here = Suggestion("./", "this folder", start, end, argument, submit=True)
+            found.insert(0, here)
+        return found
     if action.argument == "path":
         return _paths(argument, start, end, suffixes, whole=True)
     if action.argument in ("model", "adapter"):
-        wanted = argument.lower()
-        return [
-            Suggestion(clean(name, False), clean(detail, False), start, end, name, submit=True)
-            for name, detail in choices(action.argument)
-            if wanted in name.lower() and _plain(name)
-        ][:SHOWN]
+        return _names(choices(action.argument), argument, start, end)
+    if action.argument == "adapters":
+        last = argument.rpartition(" ")[2]
+        return _names(choices(action.argument), last, start + len(argument) - len(last), end)
     return []
+
+
+def _names(known: Sequence[tuple[str, str]], typed: str, start: int, end: int) -> list[Suggestion]:
+    wanted = typed.lower()
+    return [
+        Suggestion(clean(name, False), clean(detail, False), start, end, name, submit=True)
+        for name, detail in known
+        if wanted in name.lower() and _plain(name)
+    ][:SHOWN]
+
+
+def data_paths(typed: str, start: int = 0, end: int | None = None) -> list[Suggestion]:
+    """Folders and data files that begin as `typed` does, which is what text[start:end] holds."""
+    whole = start + len(typed) if end is None else end
+    return [
+        one
+        if one.attach is None
+        else replace(one, attach=None, insert=str(one.attach), submit=True)
+        for one in _paths(typed, start, whole, DATA_SUFFIXES, whole=True)
+        if one.attach is None or _plain(str(one.attach))
+    ]
 
 
 def _paths(

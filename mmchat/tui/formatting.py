@@ -24,6 +24,21 @@ def title(conversation: Conversation | None) -> str:
     return (one_line(conversation.title) if conversation else "") or UNTITLED
 
 
+def tag_words(tags: Iterable[str]) -> str:
+    """`#birds #kites`."""
+    return " ".join(f"#{one_line(tag, 40)}" for tag in tags)
+
+
+RATINGS = {"good": "▲ good", "bad": "▼ bad"}
+
+
+def author(message: Message) -> str:
+    """Who wrote a message: `you`, `mmchat`, or the person in mmchat's place."""
+    if message.role == "user":
+        return "you"
+    return "mmchat, corrected by you" if message.by_person else "mmchat"
+
+
 def group(updated: float, now: float) -> str:
     """The heading that a conversation stands under."""
     days = (date.fromtimestamp(now) - date.fromtimestamp(updated)).days
@@ -72,12 +87,27 @@ def model_name(name: str) -> str:
     return Path(name).name if name.startswith(("/", "~", ".")) else name
 
 
+def worn(origin: Origin | None) -> str:
+    """`birds 3fa2c1d`: the adapter of an answer and the beginning of its hash; empty for none."""
+    if origin is None or not origin.adapter:
+        return ""
+    name = one_line(model_name(origin.adapter), 24)
+    return f"{name} {origin.adapter_hash[:7]}".strip()
+
+
 def speed(origin: Origin | None) -> str:
     """`41 tok/s`, or nothing."""
     rate = origin.tokens_per_second if origin else None
     if not rate or rate <= 0:
         return ""
     return f"{rate:.0f} tok/s" if rate >= 10 else f"{rate:.1f} tok/s"
+
+
+def made(origin: Origin | None, compared: bool = False) -> str:
+    """`birds 3fa2c1d · 41 tok/s`: how an answer was made; of one that is compared, by what."""
+    if compared:
+        return worn(origin) or "no adapter"
+    return " · ".join(part for part in (worn(origin), speed(origin)) if part)
 
 
 def tokens(origin: Origin | None, context: int, *, short: bool = False) -> str:

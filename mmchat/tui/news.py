@@ -5,6 +5,7 @@ from typing import Literal
 
 from mmchat.client.protocol import EngineStatus
 from mmchat.history import Answer, Message, Origin
+from mmchat.settings import Settings
 
 Phase = Literal["queued", "waiting", "loading", "reading", "writing"]
 Ending = tuple[Literal["complete", "length", "stopped", "failed"], str]
@@ -19,6 +20,8 @@ class Live:
     conversation_id: int
     parent_id: int
     origin: Origin
+    settings: Settings | None = None
+    """What it is asked with; None is whatever holds when its turn comes."""
     phase: Phase = "queued"
     place: int = 0
     """In the engine's line, while `phase` is waiting."""

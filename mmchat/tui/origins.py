@@ -2,9 +2,17 @@
 
 from typing import Any
 
+import msgspec
+
 from mmchat.client.protocol import Done, Options, Started
 from mmchat.history import Origin
 from mmchat.settings import Settings
+
+
+def with_adapter(settings: Settings, adapter: str) -> Settings:
+    """The settings with another adapter; "" is none."""
+    model = msgspec.structs.replace(settings.model, adapter=adapter)
+    return msgspec.structs.replace(settings, model=model)
 
 
 def wanted(settings: Settings) -> Origin:
@@ -38,7 +46,8 @@ def with_prompt(origin: Origin, started: Started) -> Origin:
         parameters["context_length"] = started.context_length
     return Origin(
         model=origin.model,
-        adapter=origin.adapter,
+        adapter=started.adapter or origin.adapter,
+        adapter_hash=started.adapter_hash,
         parameters=parameters,
         prompt_tokens=started.prompt_tokens,
         image_tokens=started.image_tokens,

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Sequence
 
+from mmchat.errors import HistoryError
 from mmchat.history import Conversation, History, Message, StoredImage
 from mmchat.images import Picture
 from mmchat.tui.asking import Asker
 from mmchat.tui.news import Live
+from mmchat.tui.origins import with_adapter
 
 
 class Session:
@@ -89,6 +91,33 @@ class Session:
         )
         self.asker.ask(answer, question, origin)
         return answer.begun
+
+    async def compare(self, question: Message, first: str, second: str) -> tuple[Message, Message]:
+        """Ask for `question` with two adapters, one after the other: two new siblings.
+
+        What later questions are asked with stays as it is.
+        """
+        begun: list[Message] = []
+        try:
+            for adapter in (first, second):
+                settings = with_adapter(self.asker.settings, adapter)
+                origin = self.asker.origin(settings)
+                answer = await asyncio.to_thread(
+                    self.history.begin_answer,
+                    question.conversation_id,
+                    parent_id=question.id,
+                    origin=origin,
+                )
+                self.asker.ask(answer, question, origin, settings)
+                begun.append(answer.begun)
+        except HistoryError:
+            for one in begun:  # one answer alone compares nothing
+                if (live := self.asker.live.get(one.id)) is not None:
+                    self.asker.stop(live)
+            raise
+        self.asker.load(quiet=True)  # the adapter that was on before is on again
+        # The first one has a sibling by now.
+        return await asyncio.to_thread(self.history.message, begun[0].id), begun[1]
 
     async def move(self, message: Message, step: int) -> list[Message] | None:
         """Show the sibling before or after: the new branch; None where there is none."""

@@ -11,22 +11,77 @@ from tests.evaluation.folders import line, write
 pytestmark = pytest.mark.usefixtures("shared_engine")
 
 
-def test_the_figures_as_a_table_a_file_and_json(mmchat: Run, tmp_path: Path) -> None:
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
     questions = [
         line("1", "say red", "red", images=("pictures/1.png",)),
         line("2", "say blue", "green", images=("pictures/1.png",)),
         line("3", "say two", "two", kind="count", images=("pictures/2.png",)),
     ]
-    data = write(tmp_path / "data", questions)
+    return write(tmp_path / "data", questions)
+
+
+def test_the_figures_as_a_table_a_file_and_json(mmchat: Run, data: Path, tmp_path: Path) -> None:
     done = mmchat("evaluate", str(data), "--markdown", "table.md")
     assert (done.returncode, done.stderr) == (0, "")
     assert "| colour" in done.stdout and "50.0 %" in done.stdout
-    assert (tmp_path / "table.md").read_text(encoding="utf-8").strip() == done.stdout.strip()
+    assert "The wrong answer:\n" in done.stdout
+    table = (tmp_path / "table.md").read_text(encoding="utf-8").strip()
+    assert table == done.stdout.split("\nThe wrong answer")[0].strip()
     found = json.loads(mmchat("evaluate", str(data), "--json").stdout)
     assert found["overall"]["n"] == 3
+    assert [one["given"] for one in found["worst"]] == ["blue "]
     one = json.loads(mmchat("evaluate", str(data), "--json", "--limit", "1").stdout)
     assert one["overall"]["n"] == 2
 
 
+def test_two_adapters_and_the_control_side_by_side(mmchat: Run, data: Path) -> None:
+    done = mmchat("evaluate", str(data), "--adapter", "birds", "--against", "none", "--blank")
+    assert done.returncode == 0, done.stderr
+    assert "birds" in done.stdout and "no adapter" in done.stdout and "grey pictures" in done.stdout
+    options = ("--adapter", "birds", "--against", "none", "--blank", "--json", "--parallel", "1")
+    found = json.loads(mmchat("evaluate", str(data), *options).stdout)
+    row = found["against"]["rows"][0]
+    assert (row["n"], row["first"], row["second"], row["p"]) == (3, 2 / 3, 2 / 3, 1)
+    assert found["blank"]["rows"][0]["difference"] == 0
+    assert (found["adapter"], found["against"]["second"]) == ("birds", "no adapter")
+
+
+def test_a_folder_with_everything(mmchat: Run, tmp_path: Path) -> None:
+    questions = [
+        line(
+            str(n), f"say {'cat' if n % 3 else 'dog'}", "cat" if n % 2 else "dog", images=("a.png",)
+        )
+        for n in range(6)
+    ]
+    data = write(tmp_path / "data", questions)
+    done = mmchat("evaluate", str(data), "--out", "report", "--html", "page.html")
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "report"
+    assert {file.name for file in out.iterdir()} == {
+        "report.json",
+        "report.md",
+        "worst.html",
+        "confusion.png",
+    }
+    made = json.loads((out / "report.json").read_text())
+    assert len(made["outcomes"]) == 6
+    assert (out / "worst.html").read_text() == (tmp_path / "page.html").read_text()
+    assert "macro" in (out / "report.md").read_text()
+
+
+def test_data_of_any_form(mmchat: Run, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "say hi"}, {"role": "assistant", "content": "hi"}]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    found = json.loads(mmchat("evaluate", "chats.jsonl", "--json").stdout)
+    assert (found["overall"]["n"], found["overall"]["exact_match"]) == (1, 1)
+    assert list(found["types"]) == ["answers"]
+
+
 def test_data_that_is_not_there_is_one_sentence(mmchat: Run) -> None:
     assert "nowhere" in sentence(mmchat("evaluate", "nowhere"))
+
+
+def test_what_cannot_be_written_is_one_sentence(mmchat: Run, data: Path) -> None:
+    told = sentence(mmchat("evaluate", str(data), "--html", "no/such/folder.html"))
+    assert "no/such/folder.html cannot be written" in told

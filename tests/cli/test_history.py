@@ -70,3 +70,51 @@ def test_delete_asks_for_all_or_takes_none(mmchat: Run, ids: list[int]) -> None:
 def test_stats(mmchat: Run, ids: list[int]) -> None:
     assert json.loads(mmchat("history", "stats", "--json").stdout)["messages"] == 3
     assert "history.db" in mmchat("history", "stats").stdout
+
+
+@pytest.fixture
+def judged(ids: list[int]) -> list[int]:
+    """The first conversation with a bad answer, its correction, and two tags."""
+    with History.open() as history:
+        answer = history.branch(ids[0])[1].id
+        history.rate(answer, "bad")
+        history.rate(history.correct(answer, "A black kite.").id, "good")
+        history.tag(ids[0], "birds")
+        history.tag(ids[0], "kites")
+    return ids
+
+
+def test_opinions_are_shown(mmchat: Run, judged: list[int]) -> None:
+    shown = mmchat("history", "show", str(judged[0])).stdout
+    assert shown.splitlines()[0].endswith(f"(conversation {judged[0]})  #birds #kites")
+    assert "\nmmchat, corrected by you · ▲ good · " in shown
+    assert "  A black kite." in shown
+    whole = json.loads(mmchat("history", "show", str(judged[0]), "--json").stdout)
+    assert whole["tags"] == ["birds", "kites"]
+    corrected = whole["messages"][1]
+    assert (corrected["rating"], corrected["corrects"]) == ("good", 2)
+    with History.open() as history:
+        history.set_head(judged[0], 2)
+    assert "\nmmchat · scenes · ▼ bad · " in mmchat("history", "show", str(judged[0])).stdout
+
+
+def test_list_by_tag(mmchat: Run, judged: list[int]) -> None:
+    lines = mmchat("history", "list").stdout.splitlines()
+    assert lines[1].endswith("what bird is it? #birds #kites")
+    assert len(lines) == 3
+    tagged = mmchat("history", "list", "--tag", "#Birds", "--json").stdout.splitlines()
+    assert [json.loads(line)["id"] for line in tagged] == [judged[0]]
+    assert mmchat("history", "list", "--tag", "absent").stdout.startswith(
+        "No conversation has this tag"
+    )
+    assert "A tag is one word" in sentence(mmchat("history", "list", "--tag", "two words"))
+
+
+def test_stats_count_opinions(mmchat: Run, judged: list[int]) -> None:
+    stats = json.loads(mmchat("history", "stats", "--json").stdout)
+    assert (stats["good"], stats["bad"], stats["corrected"]) == (1, 1, 1)
+    assert stats["tags"] == {"birds": 1, "kites": 1}
+    lines = mmchat("history", "stats").stdout.splitlines()
+    rows = dict(line.split(None, 1) for line in lines)
+    assert rows["opinions"] == "1 good, 1 bad, 1 corrected"
+    assert rows["tags"] == "birds (1), kites (1)"

@@ -14,7 +14,9 @@ from tests.cli.conftest import MMCHAT, Run, every_command, sentence
 COMMANDS = every_command(root, "mmchat")
 PROMISED = """
     mmchat, ask, history list, history show, history search, history delete, models list,
-    models show, models add, models remove, adapters list, adapters show, adapters use, train,
+    models show, models add, models remove, adapters list, adapters show, adapters use,
+    adapters rename, adapters remove, adapters merge, adapters export, adapters import, train,
+    data inspect,
     evaluate, engine start, engine stop, engine status, engine serve, doctor
 """
 
@@ -33,7 +35,7 @@ def test_every_promised_command_is_there() -> None:
 
 def test_whatever_prints_data_prints_json_too() -> None:
     without = {"history delete", "models add", "models remove", "adapters use"}
-    without |= {"engine stop", "engine serve", "train"}
+    without |= {"adapters rename", "adapters remove", "engine stop", "engine serve", "train"}
     for path, command in COMMANDS:
         name = " ".join(path[1:])
         options = {option for one in command.params for option in one.opts}

@@ -63,7 +63,7 @@ def test_dry_run_says_what_would_be_done_and_changes_nothing(
     assert plan["name"] == "my-photos" and plan["examples"] == plan["pictures"] == 12
     assert plan["held_out"] >= 2 and plan["trainable_parameters"] > 1000
     assert plan["steps"] == plan["stages"][0]["steps"] > 0
-    assert plan["memory_bytes"] > 0 and plan["seconds"] > 0
+    assert plan["seconds"] > 0
     assert not (home / "runs").exists() and not (home / "adapters").exists()
 
 

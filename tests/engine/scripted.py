@@ -176,6 +176,9 @@ class ScriptedBackend:
     def is_current(self) -> bool:
         return self._status.weights_hash == _weights_hash(self._status.model)
 
+    def adapter_is_current(self) -> bool:
+        return True
+
     def use_adapter(self, adapter: str) -> None:
         if adapter == "broken":
             raise AdapterError("The adapter broken does not fit this model.")
@@ -195,7 +198,8 @@ class ScriptedBackend:
         assert all(part.data is not None for part in pictures)
         command = _text(turns[-1])
         prompt = sum(len(_text(turn).split()) for turn in turns) + 4 * len(pictures)
-        yield Started(prompt, 4 * len(pictures), 0, 0, 1024)
+        on = self._status
+        yield Started(prompt, 4 * len(pictures), 0, 0, 1024, on.adapter, on.adapter_hash)
         tokens = 0
         finish: FinishReason = "stop"
         try:

@@ -382,14 +382,22 @@ def test_switching_adapters_changes_the_answer_and_never_reads_a_picture_again(
     assert read == [1, 1]
 
 
-def test_an_adapter_that_was_trained_on_is_noticed(seeing: TorchBackend, adapter: Path) -> None:
+def test_an_adapter_that_was_trained_on_is_noticed_and_read_again_without_its_base(
+    seeing: TorchBackend, adapter: Path
+) -> None:
+    loaded = seeing._loaded
     seeing.use_adapter(str(adapter))
-    assert seeing.is_current()
+    assert seeing.is_current() and seeing.adapter_is_current()
+    before, first = answer(seeing, part(), "hello", max_tokens=12)
     file = adapter / "projector.safetensors"
-    save_file({name: value * 2 for name, value in load_file(file).items()}, file)
-    assert not seeing.is_current()
+    save_file({name: value * -2 for name, value in load_file(file).items()}, file)
+    assert seeing.is_current() and not seeing.adapter_is_current()
+    seeing.use_adapter(str(adapter))
+    assert seeing.adapter_is_current() and seeing._loaded is loaded
+    after, second = answer(seeing, part(), "hello", max_tokens=12)
+    assert after != before and first.adapter_hash != second.adapter_hash
     seeing.use_adapter("")
-    assert seeing.is_current()
+    assert seeing.adapter_is_current()
 
 
 def test_an_unknown_adapter_changes_nothing(seeing: TorchBackend) -> None:

@@ -101,7 +101,7 @@ def assert_close(mine: tuple[list[int], Tensor], reference: tuple[list[int], Ten
 
 
 def visual_prefix_runner(model: Any, **options: Any) -> VisualPrefixRunner:
-    return VisualPrefixRunner(model, weights_hash="w", vision=VisionCache(), **options)
+    return VisualPrefixRunner(model, vision_hash=lambda: "w", vision=VisionCache(), **options)
 
 
 @pytest.mark.parametrize("name", TEXT_NAMES)

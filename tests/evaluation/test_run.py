@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.errors import EngineError
+from mmchat.data.types import Dataset, Example, Picture
+from mmchat.data.types import Turn as TrueTurn
+from mmchat.errors import DataError, EngineError
 from mmchat.evaluation.metrics import Share
-from mmchat.evaluation.questions import Question
+from mmchat.evaluation.questions import Question, grey
+from mmchat.evaluation.reading import questions_of
 from mmchat.evaluation.report import TypeReport, report_type
 from mmchat.evaluation.run import evaluate
-from mmchat.settings import load_settings
+from mmchat.images import decode
+from mmchat.settings import load_settings, paths
+from tests.client.asking import png
 from tests.engine.scripted import answers
 from tests.evaluation.folders import line, write
 
@@ -95,9 +100,9 @@ def test_an_engine_that_fails_stops_with_its_sentence_and_keeps_the_answers(
     lines = [line("1", "say It is red.", "It is red."), line("2", "oom", "x")]
     folder = write(tmp_path / "data", [*lines, line("3", "say yes", "yes")])
     with pytest.raises(EngineError, match=r"question 2 was not answered.*is kept.*memory"):
-        evaluate(folder, load_settings(), model=model)
+        evaluate(folder, load_settings(), model=model, parallel=1)
     with pytest.raises(EngineError, match="question 2 was not answered"):
-        evaluate(folder, load_settings(), model=model)
+        evaluate(folder, load_settings(), model=model, parallel=1)
     assert [one["text"] for one in answers()] == ["say It is red.", "oom", "oom"]
 
 
@@ -150,3 +155,123 @@ def test_a_types_name_cannot_break_the_table() -> None:
     asked = [(Question("1", "a|b\n\x1b[31m", [], "x"), "x")]
     found = report_type("a|b\n\x1b[31m", asked)
     assert found.exact_match == Share(1, 1)
+
+
+def picture(grey: int = 0) -> Picture:
+    data = png(grey)
+    return Picture(hashlib.sha256(data).hexdigest(), "image/png", 2, 2, f"{grey}.png", held=data)
+
+
+def example(*said: str | tuple[str | Picture, ...], kind: str = "", **more: bool) -> Example:
+    """Turns of the person and of the model, one after another."""
+    turns = [
+        TrueTurn("assistant" if number % 2 else "user", (one,) if isinstance(one, str) else one)
+        for number, one in enumerate(said)
+    ]
+    return Example(tuple(turns), kind, "data.json, line 1", **more)
+
+
+def dataset(*examples: Example) -> Dataset:
+    return Dataset("some form", "data.json", examples, (), "0" * 64)
+
+
+@pytest.mark.usefixtures("scripted_engine")
+def test_every_answer_of_a_dataset_is_a_question_after_the_true_turns(model: str) -> None:
+    shown = picture()
+    data = dataset(
+        example((shown, "say red"), "blue", "echo-turns", "?", kind="colour"),
+        example("say one", "one", "say two", "two", only_last=True),
+    )
+    report = evaluate(data, load_settings(), model=model)
+    first, second, third = report.outcomes
+    assert (first.id, first.type, first.wanted, first.given) == (
+        "data.json, line 1#1",
+        "colour",
+        "blue",
+        "red ",
+    )
+    assert second.given.splitlines() == [
+        f"user=<{shown.sha256[:8]}>say red",
+        "assistant=blue",
+        "user=echo-turns",
+    ]
+    assert (third.id, third.type, third.right) == ("data.json, line 1#3~2", "answers", True)
+    assert (report.total.hits, report.total.n) == (1, 3)
+    assert {one.name: one.exact_match.n for one in report.types} == {"colour": 2, "answers": 1}
+    assert evaluate(data, load_settings(), model=model).reused == 3
+
+
+@pytest.mark.usefixtures("scripted_engine")
+def test_data_of_another_form_is_recognised_and_its_held_out_part_asked(
+    tmp_path: Path, model: str
+) -> None:
+    line_ = '{"messages": [{"role": "user", "content": "say %s"}, {"role": "assistant", "content": "a"}]}'
+    (tmp_path / "train.jsonl").write_text("".join(f"{line_ % n}\n" for n in range(5)))
+    (tmp_path / "test.jsonl").write_text(f"{line_ % 'a'}\n{line_ % 'b'}\n")
+    folder = tmp_path / "chats"
+    folder.mkdir()
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").rename(folder / f"{name}.jsonl")
+    report = evaluate(folder, load_settings(), model=model)
+    assert [one.given.strip() for one in report.outcomes] == ["a", "b"]
+    assert report.total == Share(1, 2)
+
+
+def test_a_long_wanted_answer_has_room() -> None:
+    assert questions_of(dataset(example("a", "b"))).max_tokens == 96
+    assert questions_of(dataset(example("a", "b" * 600), example("a", "b"))).max_tokens == 300
+    assert questions_of(dataset(example("a", "b" * 9000))).max_tokens == 1024
+
+
+def test_a_dataset_without_an_answer_is_a_sentence() -> None:
+    with pytest.raises(DataError, match=r"data.json holds no question with an answer"):
+        evaluate(dataset(), load_settings())
+
+
+@pytest.mark.usefixtures("scripted_engine")
+def test_none_is_the_bare_base_whatever_the_settings_say(model: str, tmp_path: Path) -> None:
+    data = dataset(example("say a", "a"))
+    settings = load_settings({"model.name": model, "model.adapter": "mine"})
+    assert evaluate(data, settings).subject.adapter == "mine"
+    assert evaluate(data, settings, adapter="none").subject.adapter == ""
+    folder = tmp_path / "birds"
+    folder.mkdir()
+    assert evaluate(data, settings, adapter=str(folder)).subject.adapter == str(folder)
+
+
+def test_a_remote_servers_adapter_cannot_be_chosen() -> None:
+    settings = load_settings({"engine.url": "http://127.0.0.1:9/v1"})
+    with pytest.raises(EngineError, match="adapter cannot be chosen"):
+        evaluate(dataset(example("a", "b")), settings, adapter="birds")
+
+
+@pytest.mark.usefixtures("scripted_engine")
+def test_the_control_shows_grey_pictures_of_the_same_size(tmp_path: Path, model: str) -> None:
+    lines = [line("1", "echo-images", "x", images=("a.png",)), line("2", "say hi", "hi")]
+    folder = write(tmp_path / "data", lines)
+    report = evaluate(folder, load_settings(), model=model, blank=True)
+    (only,) = report.outcomes
+    assert only.given == f"1 pictures: {hashlib.sha256(grey(2, 2)).hexdigest()} "
+    assert decode(grey(2, 2)).getpixel((1, 1)) == (128, 128, 128)
+    assert (report.subject.blank, report.reused) == (True, 0)
+    assert evaluate(folder, load_settings(), model=model).reused == 0
+    assert evaluate(folder, load_settings(), model=model, blank=True).reused == 1
+
+
+@pytest.mark.usefixtures("scripted_engine")
+@pytest.mark.parametrize("parallel", [1, 4, 64])
+def test_however_many_are_under_way_the_report_is_the_same(model: str, parallel: int) -> None:
+    data = dataset(*(example(f"say {n}", str(n % 3)) for n in range(9)))
+    report = evaluate(data, load_settings(), model=model, parallel=parallel)
+    assert [one.given.strip() for one in report.outcomes] == [str(n) for n in range(9)]
+    assert report.total == Share(3, 9)
+
+
+@pytest.mark.usefixtures("scripted_engine")
+def test_a_failure_among_several_keeps_what_was_answered(tmp_path: Path, model: str) -> None:
+    lines = [line(str(n), f"say {n}", str(n)) for n in range(6)]
+    folder = write(tmp_path / "data", [*lines, line("x", "oom", "x")])
+    with pytest.raises(EngineError, match=r"question x was not answered.*memory"):
+        evaluate(folder, load_settings(), model=model, parallel=3)
+    kept = list(paths().cache.rglob("answers.jsonl"))
+    assert len(kept) == 1 and len(kept[0].read_text().splitlines()) >= 4

@@ -60,6 +60,14 @@ def check(history: History, lines: list[list[str]]) -> None:
                 chunks[int(values[0])] = int(values[1]) + 1
             case "done":
                 done[int(values[0])] = (int(values[1]), values[2])
+            case "good":
+                assert history.message(int(values[0])).rating == "good"
+            case "corrected":
+                correction = history.message(int(values[1]))
+                assert correction.corrects == int(values[0])
+                assert correction.text == f"not {values[0]}"
+            case "tagged":
+                assert values[1] in history.conversation(int(values[0])).tags
     for message_id in begun:
         message = history.message(message_id)
         written = message.text.count(":")

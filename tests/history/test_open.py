@@ -103,7 +103,10 @@ def test_the_migrations_say_what_was_applied(path: Path) -> None:
         for name in ("user_version", "application_id", "journal_mode", "auto_vacuum")
     }
     connection.close()
-    assert applied == [("mmchat.history", "1 conversations, messages, pictures, search")]
+    assert applied == [
+        ("mmchat.history", "1 conversations, messages, pictures, search"),
+        ("mmchat.history", "2 ratings, corrections, tags"),
+    ]
     assert pragmas == {
         "user_version": schema.VERSION,
         "application_id": schema.APPLICATION_ID,

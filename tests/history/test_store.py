@@ -263,6 +263,13 @@ def test_a_question_is_kept_with_its_answer_or_not_at_all(history: History) -> N
     assert history.image_data(picture.sha256) == b"red"
     assert [one.id for one in history.branch(conversation.id)] == [said.id, answer.id]
     assert history.message(answer.id).state == "streaming"
+    twice, _ = history.say(None, "and here?", images=[(picture, b"red")], origin=Origin("m"))
+    history.delete(said.conversation_id)
+    assert history.image_data(picture.sha256) == b"red"
+    history.delete(twice.conversation_id)
+    assert history.stats()["images"] == 0
+    said, answer = history.say(None, "what is it?", images=[(picture, b"red")], origin=Origin("m"))
+    conversation = history.conversation(said.conversation_id)
     before = history.stats()
     with history._database.write() as connection:
         connection.execute(

@@ -5,6 +5,9 @@ begun ID            an answer began
 chunk ID N          chunks 0..N of answer ID are safe
 done ID N STATE     answer ID ended with N chunks
 said ID             a message of the person is safe, with its picture
+good ID             a rating of answer ID is safe
+corrected ID BY     message BY is safe, which corrects answer ID
+tagged ID NAME      the tag NAME of conversation ID is safe
 """
 
 import hashlib
@@ -45,6 +48,12 @@ def main(path: Path, seed: int) -> None:
             say("chunk", answer.id, number)
         state = answer.finish(rng.choice(["complete", "stopped", "length"])).state
         say("done", answer.id, length, state)
+        history.rate(answer.id, "good")
+        say("good", answer.id)
+        corrected = history.correct(answer.id, f"not {answer.id}")
+        say("corrected", answer.id, corrected.id)
+        history.tag(conversation, f"tag-{answer.id}")
+        say("tagged", conversation, f"tag-{answer.id}")
 
 
 if __name__ == "__main__":

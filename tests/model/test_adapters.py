@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,18 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from mmchat.errors import AdapterError, ModelError
 from mmchat.model import adapters
-from mmchat.model.adapters import Base, Card
 from mmchat.model.applying import apply_adapter
 from mmchat.model.catalogue import resolve_model
 from mmchat.model.loading import LoadedModel, load_model
-from mmchat.model.prompt import build_prompt
-from mmchat.settings import paths, private_dir
-from tests.model.tiny import Turn, shown
+from tests.model.adapting import change, logits, make
 
 # peft, as it wraps the model that a test trains, asks it for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-
-TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 
 
 @pytest.fixture(scope="module", params=["4bit", "fp32"])
@@ -36,48 +30,6 @@ def model(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> 
 def base(model: LoadedModel) -> Iterator[LoadedModel]:
     yield model
     apply_adapter(model, "")
-
-
-def logits(model: LoadedModel) -> torch.Tensor:
-    prompt = build_prompt(model, [Turn("user", (shown(0), "what is it?"))], 8)
-    with torch.no_grad():
-        out: torch.Tensor = model.model(input_ids=prompt.input_ids, **prompt.model_inputs).logits
-    return out
-
-
-def make(
-    base: LoadedModel, name: str, *, projector: bool = True, lora: bool = False, hash_: str = ""
-) -> Path:
-    """Writes an adapter of random weights into the person's folder."""
-    folder = private_dir(paths().adapters) / name
-    folder.mkdir()
-    trained = tuple(w for w, there in (("projector", projector), ("lora", lora)) if there)
-    card = Card(name, Base("tiny", hash_ or base.weights_hash), "shuffle_mlp", trained, {"n": 1.0})
-    adapters.write_card(folder, card)
-    torch.manual_seed(len(name))
-    if projector:
-        state = base.model.model.multi_modal_projector.state_dict()
-        save_file(
-            {key: torch.randn(t.shape) * 0.3 for key, t in state.items()},
-            folder / adapters.PROJECTOR,
-        )
-    if lora:
-        save_lora(base.folder, folder / adapters.LORA)
-    return folder
-
-
-def save_lora(base: Path, folder: Path, **options: Any) -> None:
-    """What peft itself saves of a trained LoRA, from the fp32 base."""
-    from peft import LoraConfig, get_peft_model
-
-    whole = load_model(str(base), quantization="fp32", device="cpu").model
-    wrapped = get_peft_model(
-        whole, LoraConfig(r=4, lora_alpha=8, **{"target_modules": TARGETS, **options})
-    )
-    for key, parameter in wrapped.named_parameters():
-        if "lora_" in key:
-            torch.nn.init.normal_(parameter, std=0.2)
-    wrapped.save_pretrained(folder)
 
 
 def test_a_projector_is_put_on_and_taken_off_exactly(base: LoadedModel) -> None:
@@ -114,31 +66,6 @@ def test_one_adapter_replaces_another(base: LoadedModel) -> None:
     assert torch.equal(logits(base), alone) and base.adapter_hash == digest
 
 
-PATTERNS = {
-    "use_rslora": True,
-    "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6},
-    "alpha_pattern": {"self_attn.v_proj": 3, "v_proj": 30, "layers.1.mlp.up_proj": 16},
-    "layers_to_transform": [1],
-    "target_modules": ["q_proj", "v_proj", "up_proj"],
-    "exclude_modules": r".*(vision|projector).*",
-}
-
-
-@pytest.mark.parametrize("options", [{}, PATTERNS])
-def test_lora_gives_what_peft_gives(base: LoadedModel, options: dict[str, Any]) -> None:
-    if base.quantization == "4bit":
-        pytest.skip("peft's own loading is the reference on the fp32 weights")
-    from peft import PeftModel
-
-    folder = make(base, "same", projector=False, lora=True)
-    save_lora(base.folder, folder / adapters.LORA, **options)
-    apply_adapter(base, "same")
-    ours = logits(base)
-    reference = load_model(str(base.folder), quantization="fp32", device="cpu")
-    reference.model = PeftModel.from_pretrained(reference.model, folder / adapters.LORA)
-    torch.testing.assert_close(ours, logits(reference), atol=1e-5, rtol=1e-5)
-
-
 def test_load_model_takes_an_adapter(base: LoadedModel) -> None:
     make(base, "start")
     apply_adapter(base, "start")
@@ -150,11 +77,12 @@ def test_load_model_takes_an_adapter(base: LoadedModel) -> None:
 
 
 def refused(base: LoadedModel, name: str) -> str:
-    before, layers = logits(base), module_names(base)
+    """The sentence; whatever was on before stays on."""
+    before, layers, worn = logits(base), module_names(base), base.adapter
     with pytest.raises(AdapterError) as caught:
         apply_adapter(base, name)
     assert torch.equal(logits(base), before) and "\n" not in str(caught.value)
-    assert module_names(base) == layers
+    assert module_names(base) == layers and base.adapter == worn
     return str(caught.value)
 
 
@@ -162,20 +90,22 @@ def module_names(base: LoadedModel) -> list[tuple[str, type]]:
     return [(name, type(module)) for name, module in base.model.named_modules()]
 
 
-def change(folder: Path, **fields: Any) -> None:
-    """Writes fields into the adapter_config.json of an adapter."""
-    file = folder / "lora" / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
-
-
-def test_one_that_breaks_half_way_leaves_nothing_and_the_next_goes_on(base: LoadedModel) -> None:
+def test_one_that_does_not_fit_leaves_the_one_before_on(base: LoadedModel) -> None:
     good, bad = make(base, "right", lora=True), make(base, "half", lora=True)
-    # Its scale is used when the layers before it are on already.
-    change(bad, alpha_pattern={"v_proj": "large"})
-    assert "does not fit" in refused(base, "half")
-    assert not hasattr(base.model, "peft_config")
     apply_adapter(base, good.name)
-    assert base.adapter == "right"
+    change(bad, alpha_pattern={"v_proj": "large"})
+    assert "cannot be used" in refused(base, "half")
+    change(bad, alpha_pattern={})
+    weights = bad / "lora" / "adapter_model.safetensors"
+    whole = load_file(weights)
+    wide = {key: t[:, :1].clone() if "lora_A" in key else t for key, t in whole.items()}
+    save_file(wide, weights)  # its projector alone would fit
+    assert "does not fit" in refused(base, "half")
+    save_file({key: t * float("nan") for key, t in whole.items()}, weights)
+    assert "not finite" in refused(base, "half")
+    save_file(whole, weights)
+    apply_adapter(base, "half")
+    assert base.adapter == "half"
 
 
 def test_the_weights_say_which_layers_change(base: LoadedModel) -> None:
@@ -201,7 +131,9 @@ def test_foreign_expressions_and_ranks_are_not_believed(base: LoadedModel) -> No
     # A file of a few megabytes whose ranks would make layers of gigabytes.
     change(folder, r=10**6, rank_pattern={})
     weights = folder / "lora" / "adapter_model.safetensors"
-    thin = {key: t.new_zeros(10**6 if "lora_A" in key else 1, 1) for key, t in load(weights)}
+    thin = {
+        key: t.new_zeros((10**6, 1) if "lora_A" in key else (1, 10**6)) for key, t in load(weights)
+    }
     save_file(dict(list(thin.items())[:2]), weights)
     assert "does not fit" in refused(base, "hostile")
 
@@ -210,7 +142,7 @@ def load(file: Path) -> list[tuple[str, torch.Tensor]]:
     return list(load_file(file).items())
 
 
-@pytest.mark.parametrize("place", ["model.vision_tower", "lm_head", "model.multi_modal_projector"])
+@pytest.mark.parametrize("place", ["model.vision_tower", "lm_heads", "model.multi_modal_projector"])
 def test_weights_outside_of_the_text_model_are_refused(base: LoadedModel, place: str) -> None:
     folder = make(base, "outside", projector=False, lora=True)
     weights = folder / "lora" / "adapter_model.safetensors"
@@ -229,6 +161,22 @@ def test_a_projector_of_other_sizes_is_refused_unread(
     assert "does not fit the projector" in refused(base, "wide")
 
 
+def test_tensors_of_the_tower_that_it_has_not_are_refused_unread(
+    base: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(base, "tower", projector=False, tower=True)
+    file = folder / adapters.VISION_TOWER
+    whole = load_file(file)
+    monkeypatch.setattr("mmchat.model.lora.load_file", None)
+    for wrong in (
+        {"blocks.7.fc1.weight": torch.zeros(1)},
+        {key: t[:1].clone() for key, t in whole.items()},
+        {},
+    ):
+        save_file(wrong, file)
+        assert "does not fit the vision tower" in refused(base, "tower")
+
+
 def test_an_adapter_of_another_base_is_refused(base: LoadedModel) -> None:
     make(base, "foreign", hash_="f" * 64)
     message = refused(base, "foreign")
@@ -244,22 +192,35 @@ def test_damaged_and_unsafe_adapters_are_refused(base: LoadedModel) -> None:
     save_file(dict(list(whole.items())[:-1]), weights)
     assert "does not hold what" in refused(base, "broken")
     save_file({key: t[:1].clone() for key, t in whole.items()}, weights)
-    assert "does not fit" in refused(base, "broken")
+    assert "does not hold what" in refused(base, "broken")
+    save_file({**whole, "base_model.model.lm_head.weight": torch.zeros(1)}, weights)
+    assert "no LoRA of a linear layer" in refused(base, "broken")
     save_file(whole, weights)
     settings = json.loads(config.read_text())
     for fields, words in (
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"peft_type": "PREFIX_TUNING"}, "cannot be used"),
-        ({"peft_type": "UNHEARD"}, "cannot be used"),
+        ({"peft_type": "PREFIX_TUNING"}, "no LoRA adapter"),
+        ({"peft_type": "UNHEARD"}, "no LoRA adapter"),
         ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication"),
         ({"target_parameters": ["q_proj.weight"]}, "target_parameters"),
-        ({"r": -1}, "does not hold what"),
-        ({"lora_dropout": "much"}, "does not fit"),
+        ({"r": -1}, "cannot be used"),
+        ({"lora_alpha": 10**400}, "cannot be used"),
+        ({"lora_alpha": float("nan")}, "cannot be used"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"use_dora": True}, "does not hold what"),
+        ({"lora_bias": True}, "does not hold what"),
     ):
         config.write_text(json.dumps({**settings, **fields}))
         assert words in refused(base, "broken")
-    config.write_text(json.dumps({"peft_type": "PREFIX_TUNING"}))
-    assert "no LoRA adapter" in refused(base, "broken")
+    for text, words in (("[" * 100_000, "cannot be used"), ("{}", "cannot be used")):
+        config.write_text(text)
+        assert words in refused(base, "broken")
+    config.write_text(json.dumps(settings))
+    file = adapters.CARD
+    (folder / file).write_text("#" * 2_000_000)
+    assert "larger than 1 MB" in refused(base, "broken")
+    adapters.write_card(folder, adapters.Card("broken", adapters.Base("tiny", base.weights_hash)))
     weights.rename(weights.with_suffix(".bin"))
     assert "never loaded" in refused(base, "broken")
     shutil.rmtree(folder / "lora")
@@ -279,8 +240,9 @@ def test_a_type_that_is_none_is_refused(base: LoadedModel) -> None:
     folder = make(base, "typed")
     file = folder / adapters.PROJECTOR
     raw = file.read_bytes()
-    file.write_bytes(raw.replace(b'"F32"', b'"F99"'))
-    assert "cannot be read" in refused(base, "typed")
+    for name in (b'"F99"', b'"I32"'):
+        file.write_bytes(raw.replace(b'"F32"', name))
+        assert "cannot be read" in refused(base, "typed")
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-that-name/x", "/" + "x" * 5000, "./\0"])

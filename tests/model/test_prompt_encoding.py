@@ -8,18 +8,11 @@ from transformers import PreTrainedTokenizerFast
 from mmchat.errors import ModelError
 from mmchat.model.encoding import Encoded, answer_end, encode_chat
 from tests.model import tiny
-from tests.model.templates import FAMILIES, Family
+from tests.model.templates import FAMILIES, tokenizer_of
 from tests.model.tiny import Shown, Turn
 
 PICTURE = Shown("0" * 64, None)
 EXCHANGE = [Turn("user", ("What colour is it?",)), Turn("assistant", ("It is red.",))]
-
-
-def tokenizer_of(family: Family) -> PreTrainedTokenizerFast:
-    names = {"image_token": "<image>"} if "<image>" in family.specials else {}
-    return tiny.tokenizer(
-        family.template, ["<pad>", *family.specials], eos=family.eos, bos=family.bos, **names
-    )
 
 
 TOKENIZERS = {name: tokenizer_of(family) for name, family in FAMILIES.items()}
@@ -38,7 +31,7 @@ def produced(tokenizer: PreTrainedTokenizerFast, encoded: Encoded) -> list[str]:
     return [tokenizer.decode(stretch) for stretch in stretches]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_tokens_are_those_of_the_stock_rendering(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     turns = [*EXCHANGE, Turn("user", ("and how big?",))]
@@ -61,42 +54,18 @@ def test_tokens_are_those_of_the_stock_rendering(name: str) -> None:
     assert ours.input_ids in stock
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_mask_is_what_the_model_has_to_produce(name: str) -> None:
-    tokenizer, family = TOKENIZERS[name], FAMILIES[name]
-    turns = [*EXCHANGE, Turn("user", ("and now?",)), Turn("assistant", ("It is red.",))]
-    first, last = produced(tokenizer, encode_chat(tokenizer, turns))
-    assert first == family.produced
-    if name == "qwen3":
-        # Its template gives the last answer an empty thought, which the generation prompt lacks.
-        assert last == "<think>\n\n</think>\n\n" + family.produced
-    elif name == "glm4":
-        assert last == "It is red."  # nothing follows the last answer
-    else:
-        assert last == family.produced
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_conversation_goes_on_from_its_own_prefix(name: str) -> None:
-    tokenizer = TOKENIZERS[name]
-    short = encode_chat(tokenizer, EXCHANGE[:1], add_generation_prompt=True).input_ids
-    whole = encode_chat(tokenizer, EXCHANGE).input_ids
-    if name != "qwen3":
-        assert whole[: len(short)] == short
-
-
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_a_system_prompt_is_always_said(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     turns = [Turn("system", ("Be brief.",)), *EXCHANGE]
     text = tokenizer.decode(encode_chat(tokenizer, turns).input_ids)
-    if name == "pixtral":
+    if name == "phi3":
         # It passes over a role that it does not know, so the words go into the first turn.
-        assert "[INST]Be brief.\n\nWhat colour" in text
+        assert "<|user|> Be brief.\n\nWhat colour" in text
     assert text.count("Be brief.") == 1 and text.index("Be brief.") < text.index("What colour")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_bos_stands_once(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     encoded = encode_chat(tokenizer, EXCHANGE)
@@ -121,7 +90,7 @@ def test_a_tokenizer_that_adds_bos_by_itself_is_heeded() -> None:
 
 
 def test_a_broken_row_of_roles_is_joined_for_a_strict_template() -> None:
-    tokenizer = TOKENIZERS["gemma"]
+    tokenizer = TOKENIZERS["gemma2"]
     turns = [Turn("user", ("one",)), Turn("user", ("two",))]
     text = tokenizer.decode(encode_chat(tokenizer, turns).input_ids)
     assert "one\n\ntwo" in text
@@ -135,11 +104,10 @@ def test_a_template_that_trims_trims_people_too() -> None:
     assert "  hello \n" in kept.decode(encode_chat(kept, [Turn("user", ("  hello \n",))]).input_ids)
 
 
-@pytest.mark.parametrize("name", ["chatml", "vicuna", "smolvlm", "llama3", "pixtral"])
+@pytest.mark.parametrize("name", ["chatml", "llava", "smolvlm", "llama3", "mistral_v7"])
 def test_pictures_stand_where_they_were_put(name: str) -> None:
-    tokenizer, family = TOKENIZERS[name], FAMILIES[name]
-    token = next((t for t in family.specials if t in {"<image>", "[IMG]"}), family.specials[-1])
-    mark = tokenizer.convert_tokens_to_ids(token)
+    tokenizer = TOKENIZERS[name]
+    mark = tokenizer.convert_tokens_to_ids(FAMILIES[name].image)
     turns = [
         Turn("user", ("one ", PICTURE, " two", PICTURE, PICTURE)),
         Turn("assistant", ("It is red.",)),
@@ -165,9 +133,8 @@ def test_the_end_of_an_answer_is_found() -> None:
     for name, family in FAMILIES.items():
         tokenizer = TOKENIZERS[name]
         end = answer_end(tokenizer)
-        if name != "glm4":
-            assert end is not None
-            assert family.produced.endswith(tokenizer.convert_ids_to_tokens(end))
+        assert end is not None
+        assert family.produced("a", last=True).endswith(tokenizer.convert_ids_to_tokens(end))
 
 
 def test_a_missing_template_is_told() -> None:
@@ -227,10 +194,7 @@ def _conversations(name: str) -> st.SearchStrategy[list[Turn]]:
 
 def _check(name: str, turns: list[Turn], lengths: list[int]) -> None:
     tokenizer = TOKENIZERS[name]
-    token = next(
-        t for t in FAMILIES[name].specials if t in {"<image>", "[IMG]", "<start_of_image>"}
-    )
-    mark = tokenizer.convert_tokens_to_ids(token)
+    mark = tokenizer.convert_tokens_to_ids(FAMILIES[name].image)
     pictures = sum(isinstance(part, Shown) for turn in turns for part in turn.parts)
     tokens = [[mark] * lengths[i % len(lengths)] for i in range(pictures)]
     encoded = encode_chat(tokenizer, turns, image_tokens=tokens, add_generation_prompt=True)
@@ -258,7 +222,7 @@ def _check(name: str, turns: list[Turn], lengths: list[int]) -> None:
                 at = text.index(word, at) + len(word)
 
 
-SEEING = ["chatml", "vicuna", "smolvlm", "gemma", "pixtral"]
+SEEING = ["chatml", "llava", "smolvlm", "gemma3", "mistral_v7"]
 
 
 @pytest.mark.parametrize("name", SEEING)

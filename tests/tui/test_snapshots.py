@@ -12,12 +12,13 @@ import pytest
 from textual.pilot import Pilot
 
 from mmchat.client.protocol import EngineStatus
-from mmchat.history import History, Origin
+from mmchat.history import History, Origin, Rating
 from mmchat.images import read_picture
 from mmchat.settings import load_settings
 from mmchat.tui.app import ChatApp
 from mmchat.tui.asking import Asker
 from mmchat.tui.news import LoadEnded
+from mmchat.tui.screens.correct import CorrectScreen, EditInput
 from mmchat.tui.screens.dialogs import ConfirmScreen, LinesScreen
 from mmchat.tui.screens.search import SearchScreen
 from mmchat.tui.widgets.input import LinesInput
@@ -123,6 +124,31 @@ async def _system_asked(pilot: Pilot[None]) -> None:
     await pilot.pause()
 
 
+def _judge(last: Rating) -> None:
+    """The first answer is corrected, the last one rated; the conversations have tags."""
+    with History.open() as history:
+        history.correct(4, "A red disc.\n\nIts edge is *not* drawn.")
+        said = history.add_message(3, "user", "And the ground?")
+        answer = history.add_message(
+            3, "assistant", "It is white.", parent_id=said.id, origin=history.message(4).origin
+        )
+        history.rate(answer.id, last)
+        history.set_tags(3, ["shapes", "red"])
+        history.tag(2, "a-tag-that-is-longer-than-all")
+        history.tag(1, "invoices")
+
+
+async def _correction_asked(pilot: Pilot[None]) -> None:
+    await _settled(pilot)
+    await pilot.press("ctrl+g")
+    await until(pilot, lambda: isinstance(pilot.app.screen, CorrectScreen))
+    box = pilot.app.screen.query_one(EditInput)
+    box.cursor_blink = False
+    await pilot.press("enter", *"Like a coin.")
+    pilot.app.screen._tell("The disk is full: history.db could not grow.")  # type: ignore[attr-defined]
+    await pilot.pause()
+
+
 async def _delete_asked(pilot: Pilot[None]) -> None:
     await _settled(pilot)
     await pilot.press("f8")
@@ -175,6 +201,23 @@ def test_the_system_prompt(snap_compare: Compare, still: Path) -> None:
     with History.open() as history:
         history.set_system(3, "Answer in one sentence.\nName colours first.")
     assert snap_compare(_app(), terminal_size=(80, 24), run_before=_system_asked)
+
+
+def test_judged_answers_light(snap_compare: Compare, still: Path) -> None:
+    _fill(still)
+    _judge("good")
+    assert snap_compare(_app("textual-light"), terminal_size=(120, 35), run_before=_settled)
+
+
+def test_judged_answers_dark(snap_compare: Compare, still: Path) -> None:
+    _fill(still)
+    _judge("bad")
+    assert snap_compare(_app(), terminal_size=(80, 24), run_before=_settled)
+
+
+def test_the_correction(snap_compare: Compare, still: Path) -> None:
+    _fill(still)
+    assert snap_compare(_app(), terminal_size=(80, 24), run_before=_correction_asked)
 
 
 def test_delete_asks(snap_compare: Compare, still: Path) -> None:

@@ -18,7 +18,7 @@ from mmchat.tui.commands import UnknownCommandError, parse
 from mmchat.tui.formatting import model_label
 from mmchat.tui.news import Changed, Ended, Grew, LoadEnded, LoadGoes, News
 from mmchat.tui.pasted import leading
-from mmchat.tui.screens.deeds import Deeds
+from mmchat.tui.screens.comparing import Comparing
 from mmchat.tui.screens.stage import LISTED, Deed
 from mmchat.tui.widgets.composer import Composer
 from mmchat.tui.widgets.conversations import ConversationList, SearchLine
@@ -32,8 +32,8 @@ LOOK_EVERY = 2.0
 """Seconds between looks at what other windows did."""
 
 
-class ChatScreen(Deeds):
-    """The one screen; what its actions do stands in deeds.py."""
+class ChatScreen(Comparing):
+    """The one screen; what its actions do stands in deeds.py, judging.py and comparing.py."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         # Priority: the text area would take some of these keys for itself.
@@ -126,6 +126,7 @@ class ChatScreen(Deeds):
                 self._model_label = model_label(
                     made.model, made.adapter, made.quantization, made.device
                 )
+            await self.one_of_two_ended(news.message)
             await self.show_lines()
 
     # Sending

@@ -5,10 +5,10 @@ a deed for the line (stage.py), or None.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from textual import work
@@ -26,6 +26,9 @@ from mmchat.tui.screens.search import SearchScreen
 from mmchat.tui.screens.stage import Deed, Stage
 from mmchat.tui.widgets.conversations import ConversationList
 from mmchat.tui.widgets.message import MessageView
+
+if TYPE_CHECKING:
+    from mmchat.tui.screens.training import TrainingScreen
 
 DARK, LIGHT = "textual-dark", "textual-light"
 _OPENABLE = ("http", "https", "mailto")
@@ -166,8 +169,13 @@ class Deeds(Stage):
             return
         live = [one for one in self.app.session.live() if one.ending is None]
         if live:
-            self.app.asker.stop(live[0])
+            pair = self.transcript.pair
+            both = [one for one in live if one.id in pair] if live[0].id in pair else live[:1]
+            for one in reversed(both):  # the one that waits before the one that would make way
+                self.app.asker.stop(one)
             return
+        if self.transcript.pair:
+            self.put(self.transcript.collapse)
         self.composer.complain("")
         self.composer.input.focus()
 
@@ -316,6 +324,23 @@ class Deeds(Stage):
         await self.app.session.set_system(wanted)
         self.notify("The system prompt is set for this conversation.", timeout=3)
 
+    # Training
+
+    def do_train(self, path: str) -> None:
+        self._train(path)
+
+    @work(exclusive=True, group="dialog")
+    async def _train(self, path: str) -> None:
+        screen = await asyncio.to_thread(_training_screen)
+        self.app.push_screen(screen(self._wear, path))
+
+    def _wear(self, model: str | None, adapter: str, then: Callable[[], None]) -> None:
+        async def wear() -> None:
+            await self._use(model, adapter)
+            then()
+
+        self.put(wear)
+
     # The rest
 
     def do_theme(self, _: str) -> None:
@@ -349,3 +374,10 @@ class Deeds(Stage):
             views[at + step].focus()
         elif step > 0:
             self.composer.input.focus()
+
+
+def _training_screen() -> "type[TrainingScreen]":
+    # Loads what draws curves, which the first paint shall not wait for.
+    from mmchat.tui.screens.training import TrainingScreen
+
+    return TrainingScreen

@@ -108,10 +108,16 @@ class PickScreen(ModalScreen[str | None]):
     ]
 
     def __init__(
-        self, title: str, items: Sequence[tuple[str, str, str]], current: str, empty: str
+        self,
+        title: str,
+        items: Sequence[tuple[str, str, str]],
+        current: str,
+        empty: str,
+        keys: str = "Enter takes it, until mmchat ends   Esc leaves it as it was",
     ) -> None:
-        """`items` are (value, label, words about it)."""
+        """`items` are (value, label, words about it); `empty` stands there where none is left."""
         super().__init__()
+        self._keys = keys
         self._title, self._items, self._current, self._empty = title, items, current, empty
 
     def compose(self) -> ComposeResult:
@@ -149,9 +155,7 @@ class PickScreen(ModalScreen[str | None]):
             shown.add_option(Option(row, id=str(place)))
             if current or shown.highlighted is None:
                 shown.highlighted = shown.option_count - 1
-        self.query_one(".keys", Static).update(
-            "Enter takes it, until mmchat ends   Esc leaves it as it was" if kept else self._empty
-        )
+        self.query_one(".keys", Static).update(self._keys if kept else self._empty)
 
     def action_move(self, step: int) -> None:
         shown = self.query_one(OptionList)

@@ -10,7 +10,7 @@ from textual.screen import Screen
 
 from mmchat.errors import HistoryError
 from mmchat.history import Conversation, Message, MissingError
-from mmchat.tui.formatting import title
+from mmchat.tui.formatting import tag_words, title
 from mmchat.tui.widgets.composer import Composer
 from mmchat.tui.widgets.conversations import ConversationList
 from mmchat.tui.widgets.message import MessageView
@@ -122,8 +122,7 @@ class Stage(Screen[None]):
 
     async def show_lines(self) -> None:
         """The title line, the figures, the list: after every change."""
-        session = self.app.session
-        self.query_one(TitleLine).show(title(session.conversation), self._model_label)
+        self._show_title()
         answers = [one for one in self.transcript.branch if one.role == "assistant" and one.origin]
         origin = next((one.origin for one in reversed(answers) if one.state != "streaming"), None)
         known = origin.parameters.get("context_length") if origin else None
@@ -131,6 +130,11 @@ class Stage(Screen[None]):
         self.status.show_figures(origin, context)
         self._seen = await self._mark()
         await self.show_list()
+
+    def _show_title(self) -> None:
+        conversation = self.app.session.conversation
+        tags = tag_words(conversation.tags) if conversation else ""
+        self.query_one(TitleLine).show(title(conversation), self._model_label, tags)
 
     async def show_list(self) -> None:
         listed: list[Conversation] = await asyncio.to_thread(
@@ -155,6 +159,12 @@ class Stage(Screen[None]):
         row = await asyncio.to_thread(history.conversation, at)
         return (row.head_id, last.state, len(last.text), last.siblings)
 
+    async def _rated_anew(self) -> bool:
+        """Whether another window changed a rating of what is shown."""
+        at = self.app.session.conversation_id
+        ratings = await asyncio.to_thread(self.app.history.ratings, at) if at is not None else {}
+        return any(one.rating != ratings.get(one.id) for one in self.transcript.branch)
+
     def look_around(self) -> None:
         """Follow what other windows did: new conversations, new messages, deletions."""
         self.app.asker.end_again()
@@ -167,7 +177,11 @@ class Stage(Screen[None]):
         session = self.app.session
         try:
             at = session.conversation_id
-            if at is not None and not session.live() and self._seen != await self._mark():
+            if (
+                at is not None
+                and not session.live()
+                and (self._seen != await self._mark() or await self._rated_anew())
+            ):
                 await self.transcript.follow(await session.open(at), self.app.asker.live)
                 await self.show_lines()
                 return
@@ -176,6 +190,7 @@ class Stage(Screen[None]):
             self.notify("This conversation was deleted in another window.", markup=False)
             await self.show_new()
             return
+        self._show_title()
         await self.show_list()
 
     def target(self, wanted: Callable[[Message], bool]) -> Message | None:

@@ -13,9 +13,11 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from mmchat.history import Conversation
-from mmchat.tui.formatting import MUTED, grouped, title
+from mmchat.tui.formatting import MUTED, grouped, tag_words, title
 
 _MORE = "more"
+_WIDTH = 23
+"""Cells of a row at least, as chat.tcss has it, without the mark and the scroll bar."""
 
 
 class SearchLine(Static):
@@ -62,7 +64,10 @@ class ConversationList(Vertical):
     ) -> None:
         """Show the list; what is highlighted stays so, and an unchanged list is not touched."""
         groups = grouped(conversations, now)
-        shown = tuple((heading, [(c.id, c.title) for c in cs]) for heading, cs in groups), current
+        shown = (
+            tuple((heading, [(c.id, c.title, c.tags) for c in cs]) for heading, cs in groups),
+            current,
+        )
         if shown == self._shown:
             return
         self._shown = shown
@@ -96,6 +101,12 @@ class ConversationList(Vertical):
         mark = Content.styled("▌", "$primary") if current else Content(" ")
         # One line a conversation: the list cuts what is too long.
         name = Content.styled(title(conversation), "bold" if current else "")
+        if conversation.tags:
+            # Something of the tags stays to be seen, whatever the title's length.
+            tags = Content.styled(f" {tag_words(conversation.tags)}", MUTED)
+            room = max(_WIDTH // 2, _WIDTH - name.cell_length)
+            tags = tags.truncate(room, ellipsis=True)
+            name = name.truncate(_WIDTH - tags.cell_length, ellipsis=True) + tags
         return Option(Content.assemble(mark, name), id=str(conversation.id))
 
     def _highlighted(self) -> int | None:

@@ -17,7 +17,7 @@ from textual.widgets.markdown import MarkdownStream
 from mmchat.history import Message, StoredImage
 from mmchat.images import Picture
 from mmchat.sanitize import Cleaner, clean
-from mmchat.tui.formatting import clock, notes, picture_label, place, speed
+from mmchat.tui.formatting import RATINGS, author, clock, made, notes, picture_label, place
 from mmchat.tui.news import Live
 from mmchat.tui.turns import TOO_LONG
 from mmchat.tui.widgets.picture import PictureView
@@ -77,6 +77,7 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left", "sibling(-1)", "The answer before", id="message.previous"),
         Binding("right", "sibling(1)", "The next answer", id="message.next"),
+        Binding("enter", "keep", "Go on with this one of two", id="message.keep", show=False),
         Binding("up", "app.focus_previous", "Message before", show=False),
         Binding("down", "app.focus_next", "Next message", show=False),
     ]
@@ -96,13 +97,16 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
         load: Callable[[StoredImage], Picture],
         box: tuple[int, int],
         live: Live | None = None,
+        compared: bool = False,
     ) -> None:
+        """`compared`: it stands beside another answer to the same question."""
         super().__init__(classes=message.role)
         self.message = message
         self.live = live
         self._now = now
         self._load = load
         self._box = box
+        self._compared = compared
         self._cleaner = Cleaner()
         self._stream: MarkdownStream | None = None
         self._drawn = 0
@@ -110,9 +114,9 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
     def compose(self) -> ComposeResult:
         message = self.message
         with Horizontal(classes="head"):
-            who = "you" if message.role == "user" else "mmchat"
-            yield Static(who, markup=False, classes="who")
+            yield Static(author(message), markup=False, classes="who")
             yield Siblings()
+            yield Static("", markup=False, classes="rating")
             yield Static("", markup=False, classes="figures")
         if message.images:
             several = len(message.images) > 1
@@ -188,10 +192,14 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
         """Bring the head line and the line under the text up to date."""
         message, live = self.message, self.live
         self.query_one(Siblings).show(message)
-        figures = speed(message.origin) if message.role == "assistant" else ""
+        figures = made(message.origin, self._compared)
         if message.role == "user":
             figures = clock(message.created, self._now)
         self.query_one(".figures", Static).update(figures)
+        rating = self.query_one(".rating", Static)
+        rating.update(RATINGS[message.rating] if message.rating else "")
+        rating.display = message.rating is not None
+        rating.set_class(message.rating == "bad", "bad")
         note = self.query_one(".note", Static)
         text, kind = self._note(live, problem)
         note.update(text)
@@ -233,6 +241,10 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
 
     def action_sibling(self, step: int) -> None:
         self.post_message(self.SiblingWanted(self.message, step))
+
+    def action_keep(self) -> None:
+        if self._compared:
+            self.action_sibling(0)
 
     @on(Siblings.Moved)
     def _moved(self, event: Siblings.Moved) -> None:

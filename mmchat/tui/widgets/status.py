@@ -15,18 +15,25 @@ class TitleLine(Widget):
 
     def __init__(self, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self._title, self._model = "", ""
+        self._title, self._model, self._tags = "", "", ""
 
-    def show(self, title: str, model: str) -> None:
-        self._title, self._model = one_line(title), one_line(model)
-        self.refresh()
+    def show(self, title: str, model: str, tags: str = "") -> None:
+        shown = one_line(title), one_line(model), one_line(tags)
+        if shown != (self._title, self._model, self._tags):
+            self._title, self._model, self._tags = shown
+            self.refresh()
 
     def render(self) -> RenderResult:
         width = self.size.width
         model = one_line(self._model, max(width // 2, 1))
         room = max(width - len(model) - 2, 1)
+        tags = one_line(self._tags, room // 2) if self._tags else ""
+        room -= len(tags) + 2 if tags else 0
         return _ends(
-            Content.styled(_cut(self._title, room), "bold"),
+            Content.assemble(
+                (_cut(self._title, max(room, 1)), "bold"),
+                (f"  {tags}" if tags else "", MUTED),
+            ),
             Content.styled(model, MUTED),
             width,
         )
@@ -41,7 +48,7 @@ class StatusLine(Widget):
         self._origin: Origin | None = None
         self._window = 0
         self._problem = ""
-        self._quiet = ""
+        self._training = ""
 
     def show_loading(self, model: str, stage: str, fraction: float) -> None:
         self._loading, self._problem = (clean(model, False), clean(stage, False), fraction), ""
@@ -61,6 +68,12 @@ class StatusLine(Widget):
         self._origin, self._window = origin, context
         self.refresh()
 
+    def show_training(self, words: str) -> None:
+        """What is being trained; empty for nothing."""
+        if words != self._training:
+            self._training = words
+            self.refresh()
+
     @property
     def text(self) -> str:
         """What the line says, for whoever cannot see it."""
@@ -79,6 +92,10 @@ class StatusLine(Widget):
         if self._problem:
             return Content.styled(self._problem, "$text-error")
         right = Content.styled("F1 help  ctrl+p palette", MUTED)
+        if self._training:
+            # Beside it the keys give way before the figures do.
+            keys = "F1 help" if width < 100 else "F1 help  ctrl+p palette"
+            right = Content.assemble((self._training, "$text-primary"), (f"   {keys}", MUTED))
         left = self._left(width - len(right) - 2)
         return _ends(left, right, width)
 

@@ -11,6 +11,7 @@ from mmchat.history import Message, StoredImage
 from mmchat.images import Picture
 from mmchat.tui.news import Live
 from mmchat.tui.widgets.message import MessageView
+from mmchat.tui.widgets.pair import Pair
 from mmchat.tui.widgets.picture import Thumbnail
 
 PAGE = 30
@@ -43,11 +44,17 @@ class Transcript(VerticalScroll, can_focus=False):
         self._branch: list[Message] = []
         self._live: Mapping[int, Live] = {}
         self._first = 0
+        self._pair: tuple[int, ...] = ()
 
     @property
     def branch(self) -> Sequence[Message]:
         """What is shown, older messages that are not mounted yet among them."""
         return self._branch
+
+    @property
+    def pair(self) -> tuple[int, ...]:
+        """The two answers that are compared; the branch's last message is one of them."""
+        return self._pair
 
     def view(self, message_id: int) -> MessageView | None:
         """The widget of a message, if it is mounted."""
@@ -61,6 +68,7 @@ class Transcript(VerticalScroll, can_focus=False):
     ) -> None:
         """Show a conversation, its end or the message `at` in sight."""
         self._branch, self._live = list(branch), live
+        self._pair = ()
         self._first = max(0, len(self._branch) - PAGE)
         if at is not None:
             places = [place for place, message in enumerate(self._branch) if message.id == at]
@@ -97,11 +105,36 @@ class Transcript(VerticalScroll, can_focus=False):
 
     async def add(self, *messages: Message) -> None:
         """New messages at the end."""
+        await self.collapse()
         self._branch += messages
         if not self.children:
             await self.mount(self._earlier())
         await self.mount_all([self._make(message) for message in messages])
         self.anchor()
+
+    async def compare(self, first: Message, second: Message) -> None:
+        """Two answers to the last message beside each other; the second is the branch's."""
+        self._branch.append(second)
+        self._pair = (first.id, second.id)
+        await self.mount(Pair(*(self._make(one, compared=True) for one in (first, second))))
+        self.anchor()
+
+    def keep(self, message: Message) -> None:
+        """The other one of two is the branch's."""
+        self._branch[-1] = message
+
+    async def collapse(self) -> None:
+        """One answer again in the place of two: the branch's."""
+        if self._pair:
+            await self._unmount_pair()
+            await self.mount(self._make(self._branch[-1]))
+
+    async def _unmount_pair(self) -> None:
+        self._pair = ()
+        for pair in self.query(Pair):
+            for view in pair.query(MessageView):
+                await view.settle()
+            await pair.remove()
 
     async def cut(self, message_id: int) -> None:
         """Take away a message and all after it: another answer comes in its place."""
@@ -112,12 +145,16 @@ class Transcript(VerticalScroll, can_focus=False):
         await self._cut_from(self._place(message_id) + 1)
 
     def _place(self, message_id: int) -> int:
+        if message_id in self._pair:
+            return len(self._branch) - 1
         places = [place for place, message in enumerate(self._branch) if message.id == message_id]
         return places[0] if places else len(self._branch)
 
     async def _cut_from(self, place: int) -> None:
         gone = {message.id for message in self._branch[place:]}
         del self._branch[place:]
+        if gone.intersection(self._pair):
+            await self._unmount_pair()
         for view in self.query(MessageView):
             if view.message.id in gone:
                 await view.settle()
@@ -163,13 +200,14 @@ class Transcript(VerticalScroll, can_focus=False):
             columns = max(10, min(columns, (self.size.width or 76) // count - 4, 24))
         return columns, 7 if low else 12
 
-    def _make(self, message: Message) -> MessageView:
+    def _make(self, message: Message, compared: bool = False) -> MessageView:
         return MessageView(
             message,
             now=self._clock(),
             load=self._load,
             box=self._box(message),
             live=self._live.get(message.id),
+            compared=compared,
         )
 
     def _earlier(self) -> Earlier:

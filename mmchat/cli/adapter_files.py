@@ -1,0 +1,121 @@
+"""`mmchat adapters merge | export | import`: adapters that become a model, or a file, or come from one."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from mmchat.cli.output import Progress, note, say, say_json, say_table, size
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.option("--name", "model_name", default="", help="The model's name; by default the folder's.")
+@_json
+def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
+    """Make a model of an adapter and its base, for programs that know no adapters.
+
+    LoRA goes into the base's own weights, never into 4-bit ones; the model is then one of yours
+    (`mmchat models list`). Printed is how far its logits lie from those of the base with the
+    adapter on, both loaded in the same form.
+
+    \b
+    Example:
+      mmchat adapters merge digits --out ~/models/scenes-digits
+    """
+    from mmchat.model.merging import merge_adapter
+
+    progress = Progress()
+    try:
+        merged = merge_adapter(
+            name, out.expanduser(), model_name, lambda what, share: progress.show(what, share)
+        )
+    finally:
+        progress.clear()
+    model = merged.model
+    if as_json:
+        found = {"model": model.name, "folder": str(model.folder), "bytes": model.bytes}
+        found |= {"adapter": merged.card.name, "base": merged.base, "dtype": merged.dtype}
+        say_json({**found, "differences": [asdict(one) for one in merged.differences]})
+        return
+    say(
+        f"Merged: {merged.card.name} into {merged.base}, {size(model.bytes)} in {merged.dtype} "
+        f"({model.folder})"
+    )
+    rows = [
+        (
+            one.form,
+            one.dtype,
+            f"{one.greatest:.4f}" if not one.problem else "-",
+            f"{one.mean:.5f}" if not one.problem else "-",
+            f"{one.same_first:.1%}" if not one.problem else one.problem,
+        )
+        for one in merged.differences
+    ]
+    say("\nThe logits of the merged model beside those of its base with the adapter on:")
+    say_table(rows, ("LOADED", "COMPUTES IN", "GREATEST |Δ|", "MEAN |Δ|", "SAME NEXT TOKEN"))
+    say(f'\nUse it: mmchat ask --model {model.name} "…"')
+
+
+@click.command()
+@click.argument("name")
+@click.argument("file", metavar="FILE.zip", type=click.Path(path_type=Path))
+@_json
+def export(name: str, file: Path, as_json: bool) -> None:
+    """Write an adapter as one zip file: only its own files, the same bytes each time.
+
+    \b
+    Example:
+      mmchat adapters export digits digits.zip
+    """
+    from mmchat.model.exchange import export_adapter
+
+    done = export_adapter(name, file.expanduser())
+    _tell_left_out(done.left_out)
+    if as_json:
+        say_json({**asdict(done), "file": str(done.file)})
+    else:
+        say(f"Exported: {name} ({done.file}, {size(done.bytes)})")
+
+
+@click.command("import")
+@click.argument("source", metavar="FILE.zip|FOLDER", type=click.Path(path_type=Path))
+@click.option("--name", default="", help="What it is called here; by default as it calls itself.")
+@click.option("--base", default="", metavar="MODEL", help="The base of a stock peft LoRA.")
+@_json
+def import_(source: Path, name: str, base: str, as_json: bool) -> None:
+    """Take in an adapter from a zip file or a folder; it is trusted in nothing.
+
+    A LoRA folder of stock peft, which does not say on which weights it was trained, needs
+    --base MODEL.
+
+    \b
+    Examples:
+      mmchat adapters import birds.zip
+      mmchat adapters import ~/downloads/lora --base scenes --name birds
+    """
+    from mmchat.model.exchange import import_adapter
+
+    done = import_adapter(source.expanduser(), name, base)
+    _tell_left_out(done.left_out)
+    if not done.base:
+        card = done.card
+        note(
+            f"Its base is not on this machine yet: {card.base.id} with the weights "
+            f"{card.base.hash[:12]}."
+        )
+    if as_json:
+        say_json({"name": done.card.name, "folder": str(done.folder), "base": done.base or None})
+    else:
+        say(
+            f"Imported: {done.card.name} ({done.folder}). Use it: mmchat adapters use {done.card.name}"
+        )
+
+
+def _tell_left_out(names: tuple[str, ...]) -> None:
+    if names:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        note(f"Left out, for no adapter is made of it: {shown}")

@@ -1,0 +1,114 @@
+"""How long examples are for a model, as training will encode them; loads no weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmchat.data.types import Example
+from mmchat.errors import ImageError, ModelError
+
+MOST_COUNTED = 20_000
+MOST_DECODED = 500
+"""Examples of a model whose processor has to decode each picture to know its tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """Tokens of examples, longest possible ones included."""
+
+    model: str
+    context: int
+    """What the model can take."""
+    limit: int
+    """What training takes, where the recipe says nothing."""
+    lengths: list[int]
+    """Of each example that was counted."""
+    of_pictures: int
+    """Tokens of all their pictures."""
+    of: int
+    """How many examples there are; `lengths` are of some of them, evenly spread, where that is more."""
+    cut: int
+    """Of those counted, how many lose their last exchanges."""
+    too_long: int
+    """Of those counted, how many are left out, for their first exchange alone is too long."""
+    problems: list[tuple[str, str]]
+    """(place, why) of examples that the model cannot read."""
+
+    def quantile(self, share: float) -> int:
+        ordered = sorted(self.lengths)
+        return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+    def histogram(self, most: int = 10) -> list[tuple[int, int, int]]:
+        """(from, to, examples) by length, both ends included; bins of a round width."""
+        shortest, longest = min(self.lengths, default=0), max(self.lengths, default=0)
+        width = next(
+            size * 10**power
+            for power in range(12)
+            for size in (1, 2, 5)
+            if longest // (size * 10**power) - shortest // (size * 10**power) < most
+        )
+        first = shortest // width
+        bins = [0] * (longest // width - first + 1)
+        for length in self.lengths:
+            bins[length // width - first] += 1
+        return [
+            ((first + at) * width, (first + at + 1) * width - 1, count)
+            for at, count in enumerate(bins)
+        ]
+
+
+def count_tokens(
+    name: str, examples: Sequence[Example], tell: Callable[[float], None] = lambda done: None
+) -> TokenCount:
+    """The lengths of `examples` for the model `name`; `tell` is given the share that is done.
+
+    Raises ModelError where the model cannot be used.
+    """
+    from mmchat.model.loading import context_length, processor_of
+    from mmchat.model.planning import plan_load
+    from mmchat.training.examples import ExampleEncoder
+    from mmchat.training.preparing import LONGEST, Reader
+
+    plan = plan_load(name)
+    processor, tokenizer = processor_of(plan)
+    encoder = ExampleEncoder(
+        Reader(plan.name, plan.kind, processor, tokenizer, plan.kind != "text")
+    )
+    context = context_length(plan.config, tokenizer)
+    limit = min(context, LONGEST)
+    most = MOST_DECODED if plan.kind == "stock" else MOST_COUNTED
+    some = spread(examples, most)
+    lengths: list[int] = []
+    long: list[Example] = []
+    problems: list[tuple[str, str]] = []
+    of_pictures = 0
+    for number, example in enumerate(some):
+        tell(number / len(some))
+        try:
+            encoded: Any = encoder.encode(example.turns)
+        except (ImageError, ModelError) as error:
+            problems.append((example.place, str(error)))
+            continue
+        lengths.append(len(encoded.input_ids))
+        of_pictures += sum(length for _, length in encoded.images)
+        if lengths[-1] > limit:
+            long.append(example)
+    fitted = encoder.encodings(long, limit)
+    return TokenCount(
+        model=name,
+        context=context,
+        limit=limit,
+        lengths=lengths,
+        of_pictures=of_pictures,
+        of=len(examples),
+        cut=fitted.shortened,
+        too_long=len(long) - len(fitted.said),
+        problems=problems,
+    )
+
+
+def spread(examples: Sequence[Example], most: int) -> list[Example]:
+    """At most `most` of `examples`, evenly spread over them."""
+    if len(examples) <= most:
+        return list(examples)
+    return [examples[at * len(examples) // most] for at in range(most)]

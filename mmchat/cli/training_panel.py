@@ -1,0 +1,183 @@
+"""What `mmchat train` shows while it trains: one live panel on a terminal, plain lines elsewhere.
+
+Both go to stderr and are used in the same way:
+
+    with watch(as_json) as panel:
+        panel.say("a remark")
+        panel.show(status, metrics)
+
+Foreign text is cleaned and never read as markup.
+"""
+
+import atexit
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from mmchat.cli.output import note
+from mmchat.cli.training_view import draw, table_lines
+from mmchat.sanitize import clean
+from mmchat.training import words
+from mmchat.training.progress import Status
+
+Metrics = Sequence[Mapping[str, Any]]
+
+WIDEST, TALLEST = 100, 30
+DRAWN_EVERY = 0.1
+"""Seconds from one drawing to the next, at least."""
+SHARE = 0.02
+"""Of all time, at most about so much is spent on drawing."""
+
+
+class Watcher(Protocol):
+    """What shows how a run goes."""
+
+    def say(self, text: str) -> None:
+        """A remark of the run, which stays."""
+
+    def show(self, status: Status, metrics: Metrics) -> None:
+        """Where the run stands now; `metrics` are all lines so far."""
+
+    def close(self) -> None:
+        """Shows the last status and lets go of the terminal."""
+
+    def __enter__(self) -> "Watcher": ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def watch(as_json: bool = False) -> Watcher:
+    """The live panel where stderr is a terminal that can show it, else plain lines."""
+    plain = as_json or os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
+    encoding = (getattr(sys.stderr, "encoding", None) or "").lower().replace("-", "")
+    if plain or not sys.stderr.isatty() or not encoding.startswith("utf"):
+        return LogLines()
+    return TrainingPanel()
+
+
+class _Closing:
+    """Closes on leaving a `with`, however it is left."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class LogLines(_Closing):
+    """One line a logged step, and whatever the run says."""
+
+    def __init__(self) -> None:
+        self._logged = 0
+        self._said: tuple[str, str] = ("", "")
+
+    def __enter__(self) -> "LogLines":
+        return self
+
+    def say(self, text: str) -> None:
+        note(text)
+
+    def show(self, status: Status, metrics: Metrics) -> None:
+        said = (status.state, words.sentence(status))
+        if said != self._said:
+            self._said = said
+            note(": ".join(part for part in (words.heading(status), said[1]) if part))
+            if status.state == "finished":
+                for line in table_lines(status.rows, WIDEST):
+                    note(line)
+        if len(metrics) != self._logged:
+            self._logged = len(metrics)
+            told = words.where(status) or [words.heading(status)]
+            note("  ".join([*told, *words.figures(status)]))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class TrainingPanel(_Closing):
+    """One panel that is drawn again in its place.
+
+    Without a thread of its own: it is drawn where `show` is called, which a training loop does at
+    each step.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False, markup=False)
+        self._live: Live | None = None
+        self._size = (0, 0)
+        self._shown: tuple[Status, Metrics] | None = None
+        self._drawn: Status | None = None
+        self._next = 0.0
+
+    def __enter__(self) -> "TrainingPanel":
+        return self
+
+    def say(self, text: str) -> None:
+        self._console.print(Text(clean(text)))
+
+    def show(self, status: Status, metrics: Metrics) -> None:
+        self._shown = (status, metrics)
+        changed = self._drawn is None or self._drawn.state != status.state
+        if changed or time.monotonic() >= self._next:
+            self._draw()
+
+    def close(self) -> None:
+        if self._shown is not None and self._shown[0] is not self._drawn:
+            self._draw()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        atexit.unregister(self.close)
+
+    def _draw(self) -> None:
+        if self._shown is None:
+            return
+        began = time.monotonic()
+        status, metrics = self._shown
+        live = self._at_place()
+        width, height = self._size
+        lines = draw(status, metrics, min(width, WIDEST), min(height, TALLEST))
+        live.update(Text("\n").join(lines), refresh=True)
+        self._drawn = status
+        ended = time.monotonic()
+        self._next = ended + max(DRAWN_EVERY, (ended - began) / SHARE)
+
+    def _at_place(self) -> Live:
+        """The live display; after the window changed its size, on a clean screen.
+
+        What a terminal wraps anew cannot be found again and drawn over.
+        """
+        size = (self._console.size.width - 1, self._console.size.height - 1)
+        if self._live is not None and size != self._size:
+            self._live.stop()
+            self._live = None
+            self._console.clear()
+        self._size = size
+        if self._live is None:
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                redirect_stdout=sys.stdout.isatty(),  # else it is data, which stays data
+                vertical_overflow="crop",
+            )
+            atexit.register(self.close)  # whatever ends the program: the cursor comes back
+            self._live.start()
+        return self._live

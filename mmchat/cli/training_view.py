@@ -1,0 +1,156 @@
+"""The panel of `mmchat train` as lines of text; pure, so that it can be tested at any size."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.cells import cell_len, chop_cells, set_cell_size
+from rich.text import Text
+
+from mmchat.cli.curve import HELD_OUT, curve
+from mmchat.training import words
+from mmchat.training.curves import curves, smoothed, thinned
+from mmchat.training.progress import Row, SampleAnswer, Status
+from mmchat.training.words import GAP, cut, wrapped
+
+HIGHEST_CURVE, GOOD_CURVE, LOWEST_CURVE = 12, 7, 5
+HINT = "Ctrl-C saves a checkpoint and says how to go on."
+
+
+def draw(
+    status: Status, metrics: Sequence[Mapping[str, Any]], width: int, height: int
+) -> list[Text]:
+    """At most `height` lines of at most `width` cells.
+
+    Where there is no room for all, answers are left out, and the curve shrinks; then it goes, then
+    the figures. What the run says and the table stay longest. Nothing is cut in half.
+    """
+    top = _title(status, width)
+    sentence = words.sentence(status) or (HINT if status.state == "training" else "")
+    said = [Text(line, _tone(status)) for line in _folded(sentence, width)]
+    said = [Text(), *said] if said else []
+    room = height - len(top) - len(said)
+    parts = {"table": _table(status.rows, width), "figures": _figures(status, width)}
+    for name, lines in parts.items():
+        if len(lines) > room:
+            parts[name] = []
+        room -= len(parts[name])
+    spare = room - 2 - GOOD_CURVE
+    answers = _answers(status.samples, width, spare if spare > 2 else room - 2 - LOWEST_CURVE)
+    drawn = _curve(metrics, width, room - len(answers))
+    if not drawn:
+        answers = _answers(status.samples, width, room)
+    lines = [*top, *parts["figures"], *parts["table"], *drawn, *answers, *said]
+    return lines[: max(height, 1)]
+
+
+def table_lines(rows: Sequence[Row], width: int) -> list[str]:
+    """The table of before and after: in columns, or below each other where it is narrow."""
+    if not rows:
+        return []
+    table = [words.TABLE_HEADER, *words.table(rows)]
+    widths = [max(cell_len(row[n]) for row in table) for n in range(4)]
+    if sum(widths) + 3 * GAP <= width:
+        return [
+            (" " * GAP)
+            .join(
+                (
+                    set_cell_size(what, widths[0]),
+                    n.rjust(widths[1]),
+                    set_cell_size(before, widths[2]),
+                    after,
+                )
+            )
+            .rstrip()
+            for what, n, before, after in table
+        ]
+    lines = []
+    for what, n, before, after in table[1:]:
+        lines += [f"{what} (n = {n})", f"  before {before}", f"  after  {after}"]
+    return [cut(line, width) for line in lines]
+
+
+def _title(status: Status, width: int) -> list[Text]:
+    """The name, what is done and how far it is; the bar; the step."""
+    finished = status.state == "finished"
+    right = "" if finished else words.percent(status)
+    room = width - cell_len(right) - 1
+    line = Text().append(cut(words.one_line(status.name, 100), room), "bold")
+    about = words.heading(status)
+    if line.cell_len + 2 + cell_len(about) <= room:
+        line.append("  ").append(about, "dim")
+    line.append(" " * (width - line.cell_len - cell_len(right))).append(right, "bold")
+    if finished:
+        return [line]
+    done = int(words.fraction(status) * width)
+    bar = Text().append("━" * done, "cyan").append("━" * (width - done), "bright_black")
+    return [line, bar, *(Text(part, "bold") for part in wrapped(words.where(status), width))]
+
+
+def _tone(status: Status) -> str:
+    return {"failed": "red", "finished": "green", "paused": "yellow"}.get(status.state, "dim")
+
+
+def _figures(status: Status, width: int) -> list[Text]:
+    if status.state == "finished":
+        return []
+    return [Text(line) for line in wrapped(words.figures(status), width)]
+
+
+def _table(rows: Sequence[Row], width: int) -> list[Text]:
+    lines = [Text(line) for line in table_lines(rows, width)]
+    return [Text(), *lines] if lines else []
+
+
+def _curve(metrics: Sequence[Mapping[str, Any]], width: int, height: int) -> list[Text]:
+    """A blank line, a legend and the curve; nothing where it could not be read."""
+    if height < 2 + LOWEST_CURVE:
+        return []
+    shown = curves(metrics)
+    training = thinned(smoothed(shown.training, shown.logarithmic))
+    lines = curve(training, shown.held_out, width, min(height - 2, HIGHEST_CURVE))
+    if not lines:
+        return []
+    legend = Text().append("loss", "cyan")
+    held_out = f"   {HELD_OUT} held-out"
+    if shown.held_out and legend.cell_len + cell_len(held_out) <= width:
+        legend.append(held_out, "yellow")
+    made = [Text(), legend]
+    for line in lines[:-1]:
+        text = Text(line, "cyan")
+        text.highlight_words([HELD_OUT], "yellow")
+        text.stylize("bright_black", 0, max(line.find("┤"), line.find("│")) + 1)
+        made.append(text)
+    return [*made, Text(lines[-1], "bright_black")]
+
+
+def _answers(samples: Sequence[SampleAnswer], width: int, height: int) -> list[Text]:
+    """A heading and as many of the answers as there is room for, none of them in half."""
+    lines: list[Text] = []
+    for block in (_answer(sample, width) for sample in samples):
+        if 2 + len(lines) + len(block) > height:
+            break
+        lines += block
+    heading = Text(cut("what it answers now", width), "dim")
+    return [Text(), heading, *lines] if lines else []
+
+
+def _answer(sample: SampleAnswer, width: int) -> list[Text]:
+    """Right or wrong, the question, what was wanted and what was given: a line, or more of them."""
+    told = words.answer(sample)
+    line = Text().append("✓ " if told.right else "✗ ", "green" if told.right else "red")
+    together = ", ".join(told.parts)
+    if line.cell_len + cell_len(told.question) + GAP + cell_len(together) <= width:
+        return [line.append(told.question, "dim").append(" " * GAP).append(together)]
+    below = [Text("  " + part) for part in wrapped(told.parts, width - 2)]
+    return [line.append(cut(told.question, width - 2), "dim"), *below]
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """A sentence in lines, broken between words where that is possible."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and cell_len(lines[-1]) + 1 + cell_len(word) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines += chop_cells(word, max(width, 2))
+    return lines

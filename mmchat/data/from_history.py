@@ -1,0 +1,136 @@
+"""One's own history as data: the answers that the person corrected or rated as good.
+
+Each is one example, its context as the engine is asked with it
+(`mmchat.history.turns`), and is alone what is learned of it: the answers
+before it were not approved, or are examples themselves.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from mmchat.data.digest import of_examples
+from mmchat.data.types import Dataset, Example, Picture, Problem, Turn
+from mmchat.errors import DataError, HistoryError
+from mmchat.history import History, Lesson, StoredImage
+from mmchat.history.turns import Said, as_asked
+
+FORM = "your own history"
+RATINGS: tuple[Literal["good", "corrected"], ...] = ("good", "corrected")
+
+_CUT = {
+    "length": "it was cut at its limit",
+    "interrupted": "it was interrupted",
+    "failed": "it failed",
+}
+
+
+def read_history(
+    history: History | Path | None = None,
+    *,
+    ratings: Collection[str] = RATINGS,
+    since: float | str | None = None,
+    until: float | str | None = None,
+    conversations: Collection[int] = (),
+    tags: Collection[str] = (),
+) -> Dataset:
+    """The examples of a history, by default the person's own; none where nothing was approved.
+
+    `since` and `until` are about the moment of rating or correcting: seconds
+    since the epoch, until which is not included, or days and times as ISO 8601
+    writes them, where a day without a time is taken whole (`until="2026-03-01"`
+    includes that day). A conversation needs one of `tags`.
+
+    Raises:
+        HistoryError: the history cannot be read, or holds no such conversation.
+        DataError: a rating or a date is none, or no conversation has one of `tags`.
+    """
+    wanted = [rating for rating in RATINGS if rating in ratings]
+    if unknown := set(ratings) - set(wanted):
+        raise DataError(f"{min(unknown)} is nothing to learn from: choose {' or '.join(RATINGS)}.")
+    first, last = _moment(since), _moment(until, whole_day=True)
+    with ExitStack() as stack:
+        if not isinstance(history, History):
+            history = stack.enter_context(History.open(history))
+        for conversation_id in conversations:
+            history.conversation(conversation_id)
+        _require_tags(history, tags)
+        lessons = history.lessons(
+            ratings=wanted, since=first, until=last, conversations=conversations, tags=tags
+        )
+        file = history.file
+    examples: list[Example] = []
+    problems: list[Problem] = []
+    for lesson in lessons:
+        place = f"conversation {lesson.conversation.id}, message {lesson.answer.id}"
+        asked = as_asked(lesson.messages[:-1], lesson.conversation.system)
+        problem = _problem(lesson, asked)
+        if problem:
+            problems.append(Problem(place, problem))
+            continue
+        turns = (*_turns(asked, file), Turn("assistant", (lesson.answer.text,)))
+        examples.append(Example(turns, lesson.kind, place, only_last=True))
+    return Dataset(FORM, str(file), examples, problems, of_examples(examples))
+
+
+def _moment(said: float | str | None, whole_day: bool = False) -> float | None:
+    """`said` in seconds since the epoch; with `whole_day` the end of a day that has no time."""
+    if not isinstance(said, str):
+        return said
+    try:
+        moment = datetime.fromisoformat(said.strip())
+        day_alone = len(said.strip()) <= len("2026-03-01")
+        return (moment + timedelta(days=whole_day and day_alone)).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{said} is no date: write one such as 2026-03-01.") from error
+
+
+def _require_tags(history: History, tags: Collection[str]) -> None:
+    for name in tags:
+        if not history.conversations(limit=1, tag=name):
+            known = ", ".join(list(history.tags())[:20])
+            there = f"the tags are {known}" if known else "no conversation has a tag yet (/tag)"
+            raise DataError(f"No conversation has the tag {name}: {there}.")
+
+
+def _problem(lesson: Lesson, asked: Sequence[Said]) -> str:
+    """Why nothing can be learned from it; empty where something can."""
+    if not lesson.answer.text.strip():
+        return "The answer has no words: correct it."
+    if not lesson.whole:
+        why = _CUT[lesson.answer.state]
+        return f"The answer is good as far as it goes, and {why}: correct it to its end."
+    if not asked or asked[-1].role != "user":
+        return "There is no question before the answer."
+    return ""
+
+
+def _turns(asked: Iterable[Said], file: Path) -> list[Turn]:
+    def part(one: str | StoredImage) -> str | Picture:
+        if isinstance(one, str):
+            return one
+        source = _Stored(file, one.sha256, one.name)
+        return Picture(one.sha256, one.mime, one.width, one.height, one.name, source=source)
+
+    return [Turn(said.role, tuple(map(part, said.parts))) for said in asked]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """The bytes of a picture in the history, read when they are asked for, in any process."""
+
+    file: Path
+    sha256: str
+    name: str
+
+    def __call__(self) -> bytes:
+        try:
+            if not self.file.is_file():  # opening would begin another history there
+                raise HistoryError(f"The history {self.file} is gone.")
+            with History.open(self.file) as history:
+                return history.image_data(self.sha256)
+        except HistoryError as error:
+            raise DataError(f"The picture {self.name} cannot be read: {error}") from error

@@ -1,0 +1,308 @@
+"""Samples in tables: CSV, and Arrow's two kinds (parquet, saved `datasets` folders).
+
+Arrow is only imported where such data is read; it comes with `mmchat[datasets]`.
+Pictures in a table are not held: each is read again from its row when it is asked for.
+"""
+
+import bisect
+import csv
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from mmchat.data.pictures import Unusable, data_url_bytes, shown
+from mmchat.data.records import KNOWN_KEYS, Record
+from mmchat.data.types import Problem
+from mmchat.errors import DataError
+
+Batch = Any
+"""A pyarrow.RecordBatch; the library is not there for everybody."""
+_ROWS_AT_ONCE: Final = 16  # rows of pictures: a few dozen MB
+_MOST_JSON: Final = 100_000_000
+
+
+def csv_records(file: Path) -> tuple[list[str], Iterator[Record | Problem]]:
+    """(the columns' names, the rows); raises DataError, also while they are gone through."""
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        try:
+            columns = next(csv.reader(stream, delimiter=delimiter), [])
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{shown(file)} is no table in UTF-8 ({shown(error)}).") from error
+    return [name.strip().lower() for name in columns], _csv_rows(file, delimiter)
+
+
+def _csv_rows(file: Path, delimiter: str) -> Iterator[Record | Problem]:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        rows = csv.reader(stream, delimiter=delimiter)
+        columns = next(rows, [])
+        while True:
+            place = f"{shown(file)}, line {rows.line_num + 1}"
+            try:
+                cells = next(rows, None)
+            except csv.Error as error:
+                yield Problem(place, f"this is no row of a table ({shown(error)})")
+                continue
+            except UnicodeDecodeError as error:
+                raise DataError(f"{shown(file)} is no UTF-8 text: save it as UTF-8.") from error
+            if cells is None:
+                return
+            if len(cells) > len(columns):
+                yield Problem(
+                    place, f"it has {len(cells)} cells, and there are {len(columns)} columns"
+                )
+            elif cells:
+                row = dict(zip(columns, map(_cell, cells), strict=False))
+                yield Record(place, row, file.parent)
+
+
+def _cell(text: str) -> object:
+    """A cell's value: `["a.png", "b.png"]` is a list, as `datasets` writes several file names."""
+    if text.startswith("[") and text.endswith("]") and len(text) < 65_536:
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            return value
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class InTable:
+    """Reads a picture that stands in a row of a parquet or Arrow file."""
+
+    file: Path
+    row: int
+    sha256: str
+
+    def __call__(self) -> bytes:
+        try:
+            with _LOCK:
+                batch, at = _opened(self.file, self.file.stat().st_mtime_ns).batch_with(self.row)
+                values = batch.slice(at, 1).to_pylist()
+        except DataError:
+            raise
+        except Exception as error:  # Arrow's are many, and all mean the same here
+            raise DataError(f"{self.file} cannot be read ({shown(error)}).") from error
+        waiting: list[object] = [values]
+        while waiting:
+            one = waiting.pop()
+            if isinstance(one, str) and one[:5].lower() == "data:":
+                with suppress(Unusable):
+                    one = data_url_bytes(one)
+            if isinstance(one, bytes) and hashlib.sha256(one).hexdigest() == self.sha256:
+                return one
+            if isinstance(one, list):
+                waiting += one
+            elif isinstance(one, dict):
+                waiting += one.values()
+        raise DataError(f"{self.file} changed while it was in use: start again.")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A parquet or Arrow file that can be gone through."""
+
+    file: Path
+    columns: list[str]
+    names: Mapping[str, Sequence[str]]
+    """By column, what the numbers of a label mean."""
+
+    def records(self) -> Iterator[Record | Problem]:
+        """The rows, in order; raises DataError where the file is damaged."""
+        file, row = self.file.absolute(), 0
+        try:
+            for batch in _reader(self.file).batches():
+                for values in _values(batch):
+                    place = f"{shown(self.file)}, row {row + 1}"
+                    if values is None:
+                        yield Problem(place, "a text in it is no UTF-8")
+                    else:
+                        keep = partial(InTable, file, row)
+                        yield Record(place, values, self.file.parent, keep, self.names)
+                    row += 1
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # as above
+            raise DataError(f"{shown(self.file)} is damaged ({shown(error)}).") from error
+
+
+def _values(batch: Batch) -> Iterator[dict[str, Any] | None]:
+    """The rows of a batch; None for one that holds broken text."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for at in range(batch.num_rows):
+            try:
+                yield batch.slice(at, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield None
+
+
+def open_table(file: Path) -> Table:
+    """A parquet file, or an Arrow file of a saved dataset; raises DataError."""
+    try:
+        schema = _reader(file).schema
+        names = _label_names(schema.metadata or {})
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # as above
+        raise DataError(f"{shown(file)} cannot be read ({shown(error)}).") from error
+    return Table(file, [name.strip().lower() for name in schema.names], names)
+
+
+def saved_files(folder: Path) -> list[Path]:
+    """The Arrow files of a folder that `Dataset.save_to_disk` wrote, in order; raises DataError."""
+    state = _json(folder / "state.json")
+    listed = state.get("_data_files")
+    if not isinstance(listed, list) or state.get("_indices_files"):
+        raise DataError(f"{shown(folder)} is no saved dataset of today's form: save it again.")
+    found = []
+    for one in listed:
+        name = one.get("filename") if isinstance(one, dict) else None
+        if not isinstance(name, str) or Path(name).name != name:
+            raise DataError(
+                f"{shown(folder / 'state.json')} names the file {shown(name)}: save it again."
+            )
+        found.append(folder / name)
+    return found
+
+
+def saved_splits(folder: Path) -> list[str]:
+    """The names in a folder that `DatasetDict.save_to_disk` wrote; raises DataError."""
+    splits = _json(folder / "dataset_dict.json").get("splits")
+    names = [one for one in splits if isinstance(one, str)] if isinstance(splits, list) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise DataError(f"{shown(folder / 'dataset_dict.json')} names no splits: save it again.")
+    return names
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > _MOST_JSON:
+            raise DataError(f"{shown(file)} is far too large for what it is: save it again.")
+        value = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{shown(file)} is broken ({shown(error)}): save it again.") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _label_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """By column, the names of a `ClassLabel`, as `datasets` writes them into the file itself."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return {
+            str(column).strip().lower(): [str(name) for name in feature["names"]]
+            for column, feature in features.items()
+            if isinstance(feature, dict) and isinstance(feature.get("names"), list)
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+class _Reader(Protocol):
+    schema: Any
+
+    def batches(self) -> Iterator[Batch]:
+        """Of the columns that are known, from the first row to the last."""
+
+    def batch_with(self, row: int) -> tuple[Batch, int]:
+        """(the batch in which the row is, its place there)"""
+
+
+class _Parquet:
+    """A parquet file; a row that follows the last one is at hand, another costs its row group."""
+
+    def __init__(self, file: Path) -> None:
+        import pyarrow.parquet as parquet
+
+        # Buffered: else whole columns of a row group are read, which may be gigabytes.
+        self._file = parquet.ParquetFile(str(file), buffer_size=1 << 20)
+        self.schema = self._file.schema_arrow
+        self._columns = _wanted(self.schema.names)
+        groups = range(self._file.num_row_groups)
+        self._rows = [self._file.metadata.row_group(group).num_rows for group in groups]
+        self._ahead: Iterator[tuple[int, Batch]] = iter(())
+        self._at: tuple[int, Batch] | None = None
+
+    def batches(self) -> Iterator[Batch]:
+        for _, batch in self._from(0):
+            yield batch
+
+    def batch_with(self, row: int) -> tuple[Batch, int]:
+        if self._at is None or row < self._at[0] or row - self._at[0] > 50 * _ROWS_AT_ONCE:
+            self._ahead, self._at = self._from(row), None
+        while self._at is None or row >= self._at[0] + self._at[1].num_rows:
+            self._at = next(self._ahead, None)
+            if self._at is None:
+                raise IndexError(f"it has no row {row + 1}")
+        return self._at[1], row - self._at[0]
+
+    def _from(self, row: int) -> Iterator[tuple[int, Batch]]:
+        """(number of its first row, batch), from the row group on in which `row` is."""
+        first = 0
+        for group, rows in enumerate(self._rows):
+            if first + rows > row:
+                at = first
+                for batch in self._file.iter_batches(
+                    _ROWS_AT_ONCE, row_groups=[group], columns=self._columns, use_threads=False
+                ):
+                    yield at, batch
+                    at += batch.num_rows
+            first += rows
+
+
+class _Arrow:
+    """An Arrow stream, mapped: each row is at hand."""
+
+    def __init__(self, file: Path) -> None:
+        import pyarrow as pa
+
+        reader = pa.ipc.open_stream(pa.memory_map(str(file)))
+        self.schema = reader.schema
+        columns = _wanted(self.schema.names)
+        self._batches = []
+        for batch in reader:
+            batch.validate(full=True)  # offsets of a foreign file may point anywhere
+            self._batches.append(batch.select(columns))
+        self._ends = list(accumulate(batch.num_rows for batch in self._batches))
+
+    def batches(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+                yield batch.slice(start, _ROWS_AT_ONCE)
+
+    def batch_with(self, row: int) -> tuple[Batch, int]:
+        number = bisect.bisect_right(self._ends, row)
+        batch = self._batches[number]
+        return batch, row - (self._ends[number] - batch.num_rows)
+
+
+_LOCK = threading.Lock()
+
+
+def _reader(file: Path) -> _Reader:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            f"{shown(file)} is read with pyarrow, which is not installed: pip install 'mmchat[datasets]'."
+        ) from error
+    return _Parquet(file) if file.suffix.lower() == ".parquet" else _Arrow(file)
+
+
+@lru_cache(maxsize=4)
+def _opened(file: Path, changed: int) -> _Reader:
+    return _reader(file)
+
+
+def _wanted(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name.strip().lower() in KNOWN_KEYS]

@@ -1,0 +1,131 @@
+"""Data in whatever form as questions: every answer in it is one that is asked for.
+
+What stands before the answer is asked with: the true turns, not what the model said to
+the questions before.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mmchat.data.digest import content
+from mmchat.data.types import Dataset, Example, Picture
+from mmchat.data.types import Turn as TrueTurn
+from mmchat.errors import DataError
+from mmchat.evaluation.questions import (
+    LEAST_TOKENS,
+    QUESTIONS,
+    Mark,
+    Message,
+    Question,
+    Questions,
+    Text,
+    read_questions,
+)
+
+NO_KIND = "answers"
+"""The type of questions whose data names none."""
+MOST_TOKENS = 1024
+"""Where an answer is cut, however long a wanted one is."""
+
+
+def read(data: Path | Dataset | Questions, *, allow_bad: bool = False) -> Questions:
+    """The questions of an evaluation folder, of data in any form, or of what was read before.
+
+    Of data that has a held-out part only that one is asked. allow_bad: whatever share of its
+    samples cannot be used, else at most 1 %. Raises DataError.
+    """
+    if isinstance(data, Questions):
+        return data
+    if isinstance(data, Dataset):
+        return questions_of(data)
+    if (data / QUESTIONS).is_file():
+        return read_questions(data)
+    return questions_of(_read_any(data, allow_bad))
+
+
+def _read_any(data: Path, allow_bad: bool) -> Dataset:
+    from mmchat.data.snapshot import has_snapshot, load_snapshot
+
+    if has_snapshot(data):
+        return load_snapshot(data)
+    from mmchat.data import read_splits
+
+    train, held_out = read_splits(data, allow_bad=allow_bad)
+    return held_out or train
+
+
+def questions_of(dataset: Dataset) -> Questions:
+    """Each answer of the examples that counts as one question, its pictures by their hash.
+
+    Raises DataError where there is none.
+    """
+    questions: dict[str, Question] = {}
+    shown: dict[str, Picture] = {}
+    taken: Counter[str] = Counter()
+    digest = hashlib.sha256()
+    for example in dataset.examples:
+        for number in _asked(example):
+            id_ = _new_id(f"{example.place}#{number}", questions, taken)
+            question = _question(example, number, id_)
+            questions[question.id] = question
+            digest.update(f"{question.id}\0{question.type}\0{number}\n".encode(errors="replace"))
+        digest.update(content(example) + b"\n")
+        shown |= {picture.sha256: picture for picture in example.pictures}
+    if not questions:
+        why = f" ({dataset.problems[0].why})" if dataset.problems else ""
+        raise DataError(
+            f"{dataset.source} holds no question with an answer{why}: "
+            "`mmchat data inspect` says what was recognised."
+        )
+    return Questions(
+        dataset.source,
+        tuple(questions.values()),
+        dataset.sha256,
+        digest.hexdigest(),
+        {"form": dataset.form},
+        shown,
+        tuple(f"{problem.place}: {problem.why}" for problem in dataset.problems),
+        _max_tokens(questions.values()),
+    )
+
+
+def _max_tokens(questions: Iterable[Question]) -> int:
+    """Room for the longest answer that is wanted: a token is hardly ever under two bytes of it."""
+    longest = max(len(question.answer.encode(errors="replace")) for question in questions)
+    return min(max(longest // 2, LEAST_TOKENS), MOST_TOKENS)
+
+
+def _asked(example: Example) -> Iterator[int]:
+    """The places of the answers that are asked for, each after a message of the person."""
+    turns = example.turns
+    last = len(turns) - 1
+    for number, turn in enumerate(turns):
+        counts = number == last or not example.only_last
+        if turn.role == "assistant" and counts and number and turns[number - 1].role == "user":
+            yield number
+
+
+def _question(example: Example, number: int, id_: str) -> Question:
+    before = example.turns[:number]
+    return Question(
+        id=id_,
+        type=example.kind.strip() or NO_KIND,
+        messages=[_message(turn) for turn in before],
+        answer=example.turns[number].text,
+        images=[p.sha256 for turn in before for p in turn.parts if isinstance(p, Picture)],
+    )
+
+
+def _message(turn: TrueTurn) -> Message:
+    return Message(turn.role, [Text(p) if isinstance(p, str) else Mark() for p in turn.parts])
+
+
+def _new_id(wanted: str, known: dict[str, Question], taken: Counter[str]) -> str:
+    """`wanted`, or with a number behind it where it is taken."""
+    found = wanted
+    while found in known:
+        taken[wanted] += 1
+        found = f"{wanted}~{taken[wanted] + 1}"
+    return found

@@ -1,0 +1,35 @@
+"""How much there is."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from mmchat.history import opinions
+
+
+def figures(connection: sqlite3.Connection, path: Path) -> dict[str, Any]:
+    """Counts and sizes (bytes): what `history stats` prints."""
+    row = connection.execute(
+        """
+        SELECT (SELECT count(*) FROM conversation) AS conversations,
+          (SELECT count(*) FROM message) AS messages,
+          (SELECT count(*) FROM message WHERE role = 'assistant') AS answers,
+          (SELECT count(*) FROM rating WHERE rating = 'good') AS good,
+          (SELECT count(*) FROM rating WHERE rating = 'bad') AS bad,
+          (SELECT count(*) FROM correction) AS corrected,
+          (SELECT count(*) FROM image) AS images,
+          (SELECT coalesce(sum(size), 0) FROM image) AS image_bytes,
+          (SELECT min(created) FROM conversation) AS first,
+          (SELECT user_version FROM pragma_user_version) AS version
+        """
+    ).fetchone()
+    models = connection.execute(
+        "SELECT model, count(*) FROM origin GROUP BY model ORDER BY count(*) DESC, model"
+    )
+    return {
+        **dict(row),
+        "tags": opinions.tags(connection),
+        "models": dict(map(tuple, models)),
+        "file": str(path),
+        "file_bytes": path.stat().st_size,
+    }

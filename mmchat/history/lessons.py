@@ -1,0 +1,121 @@
+"""What can be learned from a history: the answers that the person approved, with their context.
+
+An answer and its corrections are one matter, on which the person's last word
+counts: the newest correction that they did not rate as bad; where there is
+none, the answer itself, if it was rated as good. What is not the last word is
+never learned from, and wherever it stands in the context of a later answer,
+the last word stands in its place.
+
+An answer that was rated as bad and never corrected is in no context either.
+If the message after it shows a picture, the conversation begins anew there.
+Else that message probably speaks of what went before ("no, look at the
+tail"), so only the bad answer goes, and the two questions become one turn, as
+they do when an answer without a word is left out (turns.py).
+"""
+
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from mmchat.history import rows
+from mmchat.history.types import Conversation, Lesson, Message
+
+_OF_CONVERSATION = "m.conversation_id = ?"
+
+
+def lessons(
+    connection: sqlite3.Connection,
+    is_gone: Callable[[str], bool],
+    ratings: Collection[str],
+    since: float,
+    until: float,
+    conversations: Collection[int],
+    tags: Collection[str],
+) -> list[Lesson]:
+    """The lessons that are `good` or `corrected`, as `ratings` wants, conversation by conversation."""
+    found: list[Lesson] = []
+    for conversation in _with_opinions(connection):
+        if conversations and conversation.id not in conversations:
+            continue
+        if tags and not set(tags) & set(conversation.tags):
+            continue
+        messages = rows.messages(connection, _OF_CONVERSATION, (conversation.id,), is_gone)
+        found += (
+            lesson
+            for lesson in of_conversation(conversation, messages)
+            if _kinds(lesson.answer) & set(ratings) and since <= lesson.when < until
+        )
+    return found
+
+
+def _with_opinions(connection: sqlite3.Connection) -> list[Conversation]:
+    """The conversations that hold a rating or a correction, the oldest first."""
+    return rows.conversations(
+        connection,
+        "WHERE c.id IN (SELECT m.conversation_id FROM message m WHERE m.id IN"
+        " (SELECT message_id FROM rating UNION SELECT message_id FROM correction)) ORDER BY c.id",
+        (),
+    )
+
+
+def of_conversation(conversation: Conversation, messages: Sequence[Message]) -> Iterator[Lesson]:
+    """The lessons among all `messages` of a conversation, parents before children."""
+    by_id = {message.id: message for message in messages}
+    last_words = _last_words(messages)
+    for message in messages:
+        if message.role != "assistant" or message.rating == "bad":
+            continue
+        if last_words.get(message.id, message) is not message or not _kinds(message):
+            continue
+        when = message.created if message.corrects is not None else message.rated
+        assert when is not None  # what is neither has no kind
+        context = _context(_path(message, by_id), last_words)
+        yield Lesson(
+            "good" if message.corrects is None else "corrected",
+            when,
+            conversation,
+            (*context, message),
+        )
+
+
+def _kinds(message: Message) -> set[str]:
+    kinds = set() if message.corrects is None else {"corrected"}
+    return kinds | ({"good"} if message.rating == "good" else set())
+
+
+def _last_words(messages: Sequence[Message]) -> dict[int, Message]:
+    """For every answer that was corrected, and every correction: which of them counts.
+
+    Where all corrections are bad that is the answer itself, and a correction
+    points to it too.
+    """
+    root: dict[int, int] = {}
+    last: dict[int, Message] = {message.id: message for message in messages}
+    for message in messages:  # a correction is newer than what it corrects
+        if message.corrects is not None:
+            root[message.id] = root.get(message.corrects, message.corrects)
+            if message.rating != "bad":
+                last[root[message.id]] = message
+    corrected = set(root.values())
+    return {one: last[root.get(one, one)] for one in (*root, *corrected)}
+
+
+def _path(message: Message, by_id: dict[int, Message]) -> list[Message]:
+    """What was said before `message`, from the first message on."""
+    path: list[Message] = []
+    at = message.parent_id
+    while at is not None:
+        path.append(by_id[at])
+        at = path[-1].parent_id
+    return path[::-1]
+
+
+def _context(path: Sequence[Message], last_words: dict[int, Message]) -> list[Message]:
+    """`path` with the last words in place of others, and without bad answers."""
+    context = [last_words.get(message.id, message) for message in path]
+    for place in range(len(context) - 1, -1, -1):
+        if context[place].rating == "bad":
+            following = context[place + 1 : place + 2]
+            if following and following[0].images:
+                return context[place + 1 :]
+            del context[place]
+    return context

@@ -1,0 +1,206 @@
+"""What the person thinks: ratings, corrections, tags, and what can be learned from them."""
+
+import sqlite3
+import time
+import unicodedata
+from collections.abc import Collection, Iterable
+from typing import Literal
+
+from mmchat.errors import HistoryError
+from mmchat.history import lock, rows, writing
+from mmchat.history.database import Database
+from mmchat.history.lessons import lessons
+from mmchat.history.text import storable
+from mmchat.history.types import Conversation, Lesson, Message, Rating
+from mmchat.sanitize import clean
+
+_TAG_LENGTH = 40
+_JOINERS = str.maketrans("", "", "\u200c\u200d")  # parts of words and of emoji
+
+
+class Opinions:
+    """The part of `History` that keeps them; its methods raise what those of History do."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def rate(self, message_id: int, rating: Rating | None) -> Message:
+        """Keep what the person thinks of an answer; None takes it back.
+
+        Raises:
+            HistoryError: it is no answer, or still being written.
+        """
+        with self._database.write() as connection:
+            _rate(connection, self._read(connection, message_id), rating)
+            return self._read(connection, message_id)
+
+    def correct(self, message_id: int, text: str) -> Message:
+        """Keep `text` as what an answer should have been: the head now, a sibling of the answer.
+
+        The answer stays as it was. Where `text` is what it says already, nothing
+        is kept, and it is given back itself.
+
+        Raises:
+            HistoryError: it is no answer, or still being written, or `text` has no words.
+        """
+        with self._database.write() as connection:
+            message = self._read(connection, message_id)
+            return self._read(connection, _correct(connection, message, text))
+
+    def ratings(self, conversation_id: int) -> dict[int, Rating]:
+        """The ratings of a conversation by message, those that have one."""
+        with self._database.read() as connection:
+            rated = connection.execute(
+                "SELECT m.id, r.rating FROM message m JOIN rating r ON r.message_id = m.id"
+                " WHERE m.conversation_id = ?",
+                (conversation_id,),
+            )
+            return dict(map(tuple, rated))
+
+    def tag(self, conversation_id: int, name: str) -> Conversation:
+        """Give a conversation a tag: one word, kept in small letters.
+
+        Raises:
+            HistoryError: `name` is no word.
+        """
+        with self._database.write() as connection:
+            rows.conversation(connection, conversation_id)
+            connection.execute(
+                "INSERT OR IGNORE INTO tag (conversation_id, name) VALUES (?, ?)",
+                (conversation_id, tag_name(name)),
+            )
+            return rows.conversation(connection, conversation_id)
+
+    def untag(self, conversation_id: int, name: str) -> Conversation:
+        """Take a tag away; one that is not there is no mistake."""
+        with self._database.write() as connection:
+            connection.execute(
+                "DELETE FROM tag WHERE conversation_id = ? AND name = ?",
+                (conversation_id, tag_name(name)),
+            )
+            return rows.conversation(connection, conversation_id)
+
+    def set_tags(self, conversation_id: int, names: Iterable[str]) -> Conversation:
+        """Give a conversation these tags and no others; all of it or nothing."""
+        wanted = {tag_name(name) for name in names}
+        with self._database.write() as connection:
+            rows.conversation(connection, conversation_id)
+            connection.execute("DELETE FROM tag WHERE conversation_id = ?", (conversation_id,))
+            connection.executemany(
+                "INSERT INTO tag (conversation_id, name) VALUES (?, ?)",
+                ((conversation_id, name) for name in wanted),
+            )
+            return rows.conversation(connection, conversation_id)
+
+    def tags(self) -> dict[str, int]:
+        """How many conversations have each tag, the most used first."""
+        with self._database.read() as connection:
+            return tags(connection)
+
+    def lessons(
+        self,
+        *,
+        ratings: Collection[Literal["good", "corrected"]] = ("good", "corrected"),
+        since: float | None = None,
+        until: float | None = None,
+        conversations: Collection[int] = (),
+        tags: Collection[str] = (),
+    ) -> list[Lesson]:
+        """The answers that can be learned from, in the order of their conversations (lessons.py).
+
+        From `since` on and before `until` counts when an answer was rated or
+        corrected. `conversations` and `tags` (one of them is enough) are for all
+        where they are empty.
+
+        Raises:
+            HistoryError: a tag is no word.
+        """
+        with self._database.read() as connection:
+            return lessons(
+                connection,
+                self._is_gone,
+                ratings,
+                float("-inf") if since is None else since,
+                float("inf") if until is None else until,
+                conversations,
+                [tag_name(name) for name in tags],
+            )
+
+    # Within a transaction
+
+    def _read(self, connection: sqlite3.Connection, message_id: int) -> Message:
+        return rows.message(connection, message_id, self._is_gone)
+
+    def _is_gone(self, writer: str) -> bool:
+        return lock.writer_is_gone(self._database.path, writer)
+
+
+def _rate(connection: sqlite3.Connection, message: Message, rating: Rating | None) -> None:
+    """Raises HistoryError where it is no answer, or none yet."""
+    _require_answer(message)
+    if rating is None:
+        connection.execute("DELETE FROM rating WHERE message_id = ?", (message.id,))
+    else:
+        connection.execute(
+            "INSERT OR REPLACE INTO rating (message_id, rating, rated) VALUES (?, ?, ?)",
+            (message.id, rating, time.time()),
+        )
+
+
+def _correct(connection: sqlite3.Connection, message: Message, text: str) -> int:
+    """Add the person's answer beside `message`, the head from now on; returns its id.
+
+    The id is that of `message` where nothing is changed. Raises HistoryError
+    where it is no answer, or none yet, or where `text` says nothing.
+    """
+    _require_answer(message)
+    text = storable(text).strip("\r\n").rstrip()
+    if not text.strip():
+        raise HistoryError(
+            "A correction needs words, and this one has none: write what the answer should have "
+            "been, or rate it as bad."
+        )
+    if text == message.text.strip("\r\n").rstrip():
+        return message.id
+    corrected = writing.add_message(
+        connection, message.conversation_id, message.parent_id, "assistant", text=text
+    )
+    connection.execute(
+        "INSERT INTO correction (message_id, corrects) VALUES (?, ?)", (corrected, message.id)
+    )
+    return corrected
+
+
+def _require_answer(message: Message) -> None:
+    if message.role != "assistant":
+        raise HistoryError(
+            f"Message {message.id} is your own: only answers can be rated or corrected."
+        )
+    if message.state == "streaming":
+        raise HistoryError(
+            f"Answer {message.id} is still being written: stop it or wait for its end, then rate "
+            "or correct it."
+        )
+
+
+def tag_name(name: str) -> str:
+    """The form in which a tag is kept: one word in small letters, without a # before it.
+
+    Raises HistoryError for what is no word.
+    """
+    word = unicodedata.normalize("NFC", clean(name, keep_newlines=False).lstrip("# ").lower())
+    seen = word.translate(_JOINERS)
+    if not seen or len(word) > _TAG_LENGTH or not seen.isprintable() or set(word) & set(" ,;"):
+        raise HistoryError(
+            f"A tag is one word of up to {_TAG_LENGTH} letters, such as birds or red-kites: "
+            f"“{clean(name[:60], keep_newlines=False)}” is none."
+        )
+    return word
+
+
+def tags(connection: sqlite3.Connection) -> dict[str, int]:
+    """How many conversations have each tag, the most used first."""
+    rows = connection.execute(
+        "SELECT name, count(*) FROM tag GROUP BY name ORDER BY count(*) DESC, name"
+    )
+    return dict(map(tuple, rows))

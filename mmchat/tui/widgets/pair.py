@@ -1,0 +1,22 @@
+"""Two answers to the same question: side by side where there is room, else below each other."""
+
+from textual.app import ComposeResult
+from textual.containers import Container, Vertical
+from textual.widgets import Static
+
+from mmchat.tui.widgets.message import MessageView
+
+KEYS = "ctrl+↑ ctrl+↓ choose one, Enter goes on with it, Esc closes the other"
+
+
+class Pair(Vertical):
+    """Stands in the place of one answer while two are compared."""
+
+    def __init__(self, first: MessageView, second: MessageView) -> None:
+        super().__init__()
+        self._views = (first, second)
+
+    def compose(self) -> ComposeResult:
+        with Container(classes="two"):
+            yield from self._views
+        yield Static(KEYS, markup=False, classes="keys")

@@ -1,0 +1,274 @@
+"""The parts of the training screen that show a run: how far it is, its losses, its answers, its table."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from rich.cells import cell_len, set_cell_size
+from textual import events
+from textual.app import ComposeResult, RenderResult
+from textual.color import Color
+from textual.containers import Vertical
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import Static
+from textual_plotext import PlotextPlot
+
+from mmchat.training import words
+from mmchat.training.curves import Curves, Point, smoothed, thinned
+from mmchat.training.progress import Row, SampleAnswer
+from mmchat.training.words import GAP, cut, wrapped
+from mmchat.tui.formatting import MUTED, bar
+from mmchat.tui.runs import Seen
+from mmchat.tui.widgets.status import TitleLine
+
+DRAWN_POINTS = 400
+LOWEST_LOSSES, GOOD_LOSSES = 6, 8
+
+
+class Bar(Widget):
+    """A progress bar as wide as there is room."""
+
+    def __init__(self, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._fraction = 0.0
+
+    def show(self, fraction: float) -> None:
+        self._fraction = fraction
+        self.refresh()
+
+    def render(self) -> RenderResult:
+        done, left = bar(self._fraction, self.size.width)
+        return Content.assemble((done, "$primary"), (left, "$foreground 20%"))
+
+
+class Parts(Widget):
+    """Figures side by side, in as many lines as they need; none is broken."""
+
+    def __init__(self, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._parts: Sequence[str] = ()
+
+    def show(self, parts: Sequence[str]) -> None:
+        self.set_class(not parts, "empty")
+        if parts != self._parts:
+            self._parts = parts
+            self.refresh(layout=True)
+
+    def get_content_height(self, container: object, viewport: object, width: int) -> int:
+        return len(wrapped(self._parts, width))
+
+    def render(self) -> RenderResult:
+        return Content("\n".join(wrapped(self._parts, self.size.width)))
+
+
+class LossChart(PlotextPlot):
+    """Both losses over the steps, in the theme's colours."""
+
+    def __init__(self, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        # Ground, axes and labels have the widget's own colours; "auto" is black on some themes.
+        self.theme = "textual-clear"
+        self._curves = Curves()
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.app.theme_changed_signal.subscribe(self, lambda theme: self._plot_again())
+
+    def on_resize(self, event: events.Resize) -> None:
+        self._plot_again()
+
+    def show(self, curves: Curves) -> None:
+        if curves != self._curves:
+            self._curves = curves
+            self._plot_again()
+
+    def _plot_again(self) -> None:
+        if not self.is_mounted:
+            return
+        plt, shown = self.plt, self._curves
+        plt.clear_figure()
+        plt.xaxes(True, False)
+        plt.yaxes(True, False)
+
+        def scaled(loss: float) -> float:
+            # Plotext's own logarithmic axis writes exponents only.
+            return math.log10(loss) if shown.logarithmic else loss
+
+        training = thinned(smoothed(shown.training, shown.logarithmic), DRAWN_POINTS)
+        held_out = thinned(shown.held_out, DRAWN_POINTS)
+        for points, colour in ((training, "text-primary"), (held_out, "text-warning")):
+            if points:
+                steps, losses = zip(*points, strict=True)
+                plt.plot(
+                    steps, list(map(scaled, losses)), color=self._colour(colour), marker="braille"
+                )
+        if held_out:
+            steps, losses = zip(*held_out, strict=True)
+            plt.scatter(
+                steps, list(map(scaled, losses)), color=self._colour("text-warning"), marker="●"
+            )
+        if training or held_out:
+            self._label([*training, *held_out], scaled)
+        self.refresh()
+
+    def _label(self, points: Sequence[Point], scaled: Callable[[float], float]) -> None:
+        """Few labels that stand on whole steps and evenly on the losses' axis."""
+        steps = [step for step, _ in points]
+        marks = max(2, min(6, self.size.width // 16))
+        wanted = {
+            round(min(steps) + (max(steps) - min(steps)) * n / (marks - 1)) for n in range(marks)
+        }
+        self.plt.xticks(sorted(wanted), [f"{step:,}" for step in sorted(wanted)])
+        losses = [scaled(loss) for _, loss in points]
+        low, high = min(losses), max(losses)
+        marks = 3 if self.size.height < 14 else 5
+        places = (
+            [low + (high - low) * n / (marks - 1) for n in range(marks)] if high > low else [low]
+        )
+        values = [10.0**place if self._curves.logarithmic else place for place in places]
+        self.plt.yticks(places, [f"{value:.3g}" for value in values])
+
+    def _colour(self, name: str) -> int | tuple[int, int, int]:
+        colour = Color.parse(self.app.theme_variables[name])
+        # On an "ansi" theme the terminal's own colours, by their number.
+        return colour.ansi if colour.ansi is not None and colour.ansi >= 0 else colour.rgb
+
+
+class Answers(Widget):
+    """What the model says to held-out questions now: as many as there is room for, none in half."""
+
+    def __init__(self, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._samples: Sequence[SampleAnswer] = ()
+
+    def show(self, samples: Sequence[SampleAnswer]) -> None:
+        self.set_class(not samples, "empty")
+        if samples != self._samples:
+            self._samples = samples
+            self.refresh(layout=True)
+
+    def get_content_height(self, container: object, viewport: object, width: int) -> int:
+        return 1 + sum(len(self._block(sample, width)) for sample in self._samples)
+
+    def render(self) -> RenderResult:
+        width, height = self.size
+        lines = [Content.styled("what it answers now", MUTED)]
+        for block in (self._block(sample, width) for sample in self._samples):
+            if len(lines) + len(block) > height:
+                break
+            lines += block
+        return Content("\n").join(lines)
+
+    @staticmethod
+    def _block(sample: SampleAnswer, width: int) -> list[Content]:
+        told = words.answer(sample)
+        mark = ("✓ ", "$text-success") if told.right else ("✗ ", "$text-error")
+        together = ", ".join(told.parts)
+        if 2 + cell_len(told.question) + GAP + cell_len(together) <= width:
+            return [Content.assemble(mark, (told.question, MUTED), " " * GAP, together)]
+        first = Content.assemble(mark, (cut(told.question, width - 2), MUTED))
+        return [first, *(Content("  " + cut(part, width - 2)) for part in told.parts)]
+
+
+class Table(Static):
+    """Before and after, with intervals; below each other where it is narrow."""
+
+    def __init__(self, id: str | None = None) -> None:  # noqa: A002
+        super().__init__("", id=id, markup=False)
+        self._rows: Sequence[Row] = ()
+
+    def show(self, rows: Sequence[Row]) -> None:
+        self.display = bool(rows)
+        self._rows = rows
+        self._write()
+
+    def on_resize(self, event: events.Resize) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        table = [words.TABLE_HEADER, *words.table(self._rows)]
+        widths = [max(cell_len(row[n]) for row in table) for n in range(4)]
+        lines: list[Content] = []
+        if sum(widths) + 3 * GAP <= self.size.width:
+            for place, (what, n, before, after) in enumerate(table):
+                first = (
+                    set_cell_size(what, widths[0]) + " " * GAP + n.rjust(widths[1]) + " " * GAP,
+                    set_cell_size(before, widths[2] + GAP),
+                )
+                style = MUTED if place == 0 else ""
+                last = (after, MUTED if place == 0 else "bold")
+                lines.append(Content.assemble((first[0], style), (first[1], style), last))
+        else:
+            for what, n, before, after in table[1:]:
+                lines.append(Content(f"{what} (n = {n})"))
+                lines.append(Content.styled(f"  before {before}", MUTED))
+                lines.append(Content.assemble("  after  ", (after, "bold")))
+        self.update(Content("\n").join(lines))
+
+
+class Middle(Vertical):
+    """The losses and the answers: beside each other, or, where it is narrow, below each other."""
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="run-losses"):
+            yield Static("", id="run-legend", markup=False)
+            yield LossChart(id="run-chart")
+        yield Answers(id="run-answers")
+
+    def show(self, seen: Seen) -> None:
+        legend = [("loss", "$text-primary")]
+        if seen.curves.held_out:
+            legend.append(("   ● held-out", "$text-warning"))
+        self.query_one("#run-legend", Static).update(Content.assemble(*legend))
+        self.query_one(LossChart).show(seen.curves)
+        self.query_one(Answers).show(seen.status.samples)
+        drawn = bool(seen.curves.training or seen.curves.held_out)
+        self.query_one("#run-losses").set_class(not drawn, "empty")
+        self.share()
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.share()
+
+    def share(self) -> None:
+        """The curve wants some lines to be read; answers take what is left, whole ones only."""
+        losses, answers = self.query_one("#run-losses"), self.query_one(Answers)
+        room = self.size.height
+        losses.set_class(room < LOWEST_LOSSES, "crowded")
+        beside = self.styles.layout is not None and self.styles.layout.name == "horizontal"
+        drawn = not (losses.has_class("empty") or losses.has_class("crowded"))
+        left = room - GOOD_LOSSES - 1 if drawn and not beside else room
+        answers.styles.max_height = max(left, 0)
+        answers.set_class(left < 2, "crowded")
+
+
+class RunView(Vertical):
+    """One run, whatever it is at."""
+
+    def compose(self) -> ComposeResult:
+        yield TitleLine(id="run-name")
+        yield Bar(id="run-bar")
+        yield Parts(id="run-where")
+        yield Parts(id="run-figures")
+        yield Table(id="run-table")
+        yield Middle(id="run-middle")
+        yield Static("", id="run-said", markup=False)
+
+    def show(self, seen: Seen, said: str = "") -> None:
+        """Brings everything up to date; `said` stands in place of what the run says itself."""
+        status = seen.status
+        finished = status.state == "finished"
+        right = words.heading(status)
+        if not finished:
+            right += f" · {words.percent(status)}"
+        self.query_one("#run-name", TitleLine).show(words.one_line(status.name, 100), right)
+        self.query_one(Bar).show(words.fraction(status))
+        self.query_one(Bar).display = not finished
+        self.query_one("#run-where", Parts).show([] if finished else words.where(status))
+        self.query_one("#run-figures", Parts).show([] if finished else words.figures(status))
+        self.query_one(Table).show(status.rows)
+        self.query_one(Middle).show(seen)
+        self.set_class(not seen.works, "ended")
+        line = self.query_one("#run-said", Static)
+        line.update(said or words.sentence(status))
+        line.set_class(status.state == "failed" and not said, "error")
+        line.display = bool(said or words.sentence(status))

@@ -1,0 +1,299 @@
+"""The part of the training screen that begins a run: what to learn from, under which name."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.css.query import NoMatches
+from textual.message import Message
+from textual.widgets import Button, Input, OptionList, RadioButton, RadioSet, Static
+from textual.widgets.option_list import Option
+
+from mmchat.sanitize import clean
+from mmchat.training.words import duration, memory, one_line
+from mmchat.tui.completion import Suggestion, data_paths
+from mmchat.tui.formatting import MUTED
+from mmchat.tui.pasted import as_path
+from mmchat.tui.runs import Plan
+from mmchat.tui.widgets.status import TitleLine
+
+LOOKING = "Looking at what there is to learn from …"
+NO_FOLDER = "Type a folder with pictures, or a file of conversations about them."
+
+
+class PathInput(Input):
+    """One line for a path; up, down and tab steer the suggestions below it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("tab", "steer('tab')", "Take the suggestion", show=False),
+        Binding("down", "steer('down')", "Down", show=False),
+        Binding("up", "steer('up')", "Up", show=False),
+    ]
+
+    class Steered(Message):
+        def __init__(self, where: str) -> None:
+            super().__init__()
+            self.where = where
+
+    def action_steer(self, where: str) -> None:
+        self.post_message(self.Steered(where))
+
+
+class PathField(Vertical):
+    """A path and what could be meant by it."""
+
+    class Changed(Message):
+        """Another path stands there."""
+
+    class Left(Message):
+        """Tab or Enter, and nothing to take: on to the next field."""
+
+    def __init__(self, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._suggestions: Sequence[Suggestion] = ()
+        self._taken = ""
+
+    def compose(self) -> ComposeResult:
+        yield PathInput(placeholder="~/pictures/birds", compact=True, id="train-path")
+        yield OptionList(compact=True, markup=False)
+
+    def on_mount(self) -> None:
+        shown = self.query_one(OptionList)
+        shown.can_focus = shown.display = False
+
+    @property
+    def input(self) -> PathInput:
+        return self.query_one(PathInput)
+
+    @property
+    def path(self) -> Path | None:
+        """What is typed; None for nothing."""
+        typed = self.input.value.strip()
+        return as_path(typed) if typed else None
+
+    @on(Input.Changed)
+    def _changed(self, event: Input.Changed) -> None:
+        event.stop()
+        self.post_message(self.Changed())
+        if event.value and event.value != self._taken:
+            self._suggest(event.value)
+        else:
+            self._offer(())
+
+    @work(exclusive=True, group="suggest")
+    async def _suggest(self, typed: str) -> None:
+        found = await asyncio.to_thread(data_paths, typed)  # it may lie on a slow disk
+        with contextlib.suppress(NoMatches):  # the screen was left meanwhile
+            if self.input.value == typed:
+                self._offer(found)
+
+    def _offer(self, found: Sequence[Suggestion]) -> None:
+        self._suggestions = found
+        shown = self.query_one(OptionList)
+        shown.display = bool(found)
+        shown.clear_options()
+        shown.add_options(Option(Content(one.label)) for one in found)
+        if found:
+            shown.highlighted = 0
+
+    @on(PathInput.Steered)
+    def _steered(self, event: PathInput.Steered) -> None:
+        event.stop()
+        shown = self.query_one(OptionList)
+        if event.where == "down":
+            shown.action_cursor_down()
+        elif event.where == "up":
+            shown.action_cursor_up()
+        elif shown.highlighted is not None and self._suggestions:
+            self._take(self._suggestions[shown.highlighted])
+        else:
+            self.post_message(self.Left())
+
+    @on(Input.Submitted)
+    def _submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        self._offer(())
+        self.post_message(self.Left())
+
+    @on(OptionList.OptionSelected)
+    def _clicked(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        self.input.focus()
+        self._take(self._suggestions[event.option_index])
+
+    def _take(self, one: Suggestion) -> None:
+        if not one.insert.endswith("/"):
+            self._taken = one.insert
+        self.input.value = one.insert
+        self.input.cursor_position = len(one.insert)
+
+
+class SetupView(Vertical):
+    """Where a run is begun."""
+
+    class SourceChanged(Message):
+        """Something else is to be learned from."""
+
+    class StartWanted(Message):
+        pass
+
+    def __init__(self, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._proposed = ""
+        self.from_history = True
+
+    def compose(self) -> ComposeResult:
+        yield TitleLine(id="setup-title")
+        with Horizontal(classes="field"):
+            yield Static("learn from", classes="label", markup=False)
+            with RadioSet(id="train-source", compact=True):
+                yield RadioButton("my rated and corrected answers", value=True)
+                yield RadioButton("a folder or a file")
+        with Horizontal(classes="field", id="train-where"):
+            yield Static("where", classes="label", markup=False)
+            yield PathField()
+        with Horizontal(classes="field"):
+            yield Static("name", classes="label", markup=False)
+            yield Input(compact=True, id="train-name", max_length=100)
+        yield Static("", id="train-plan", markup=False)
+        yield Static("", id="train-complaint", markup=False)
+        with Horizontal(classes="buttons"):
+            yield Button("Start (Enter)", id="train-start", compact=True, variant="primary")
+
+    def on_mount(self) -> None:
+        self.query_one("#train-where").display = False
+        self.complain("")
+
+    # What was chosen
+
+    @property
+    def folder(self) -> Path | None:
+        """What was typed; None for one's own history, or for nothing."""
+        return None if self.from_history else self.query_one(PathField).path
+
+    @property
+    def adapter(self) -> str:
+        """The name that the adapter is to have."""
+        return self.query_one("#train-name", Input).value.strip()
+
+    def choose(self, path: str) -> None:
+        """A path that was typed in the chat."""
+        self.from_history = False
+        self.query_one("#train-where").display = True
+        self.query_one(PathField).input.value = clean(path, keep_newlines=False)
+        self.query(RadioButton).last().value = True
+
+    def propose(self, name: str) -> None:
+        """A name for the adapter, unless the person has written one."""
+        field = self.query_one("#train-name", Input)
+        if field.value in ("", self._proposed):
+            self._proposed = field.value = name
+
+    # What is told
+
+    def show_model(self, model: str) -> None:
+        self.query_one("#setup-title", TitleLine).show("Train an adapter", model)
+
+    def show_plan(self, plan: Plan | str) -> None:
+        """What would be learned; or a sentence in its place."""
+        line = self.query_one("#train-plan", Static)
+        if isinstance(plan, str):
+            line.update(Content.styled(clean(plan), MUTED))
+        else:
+            line.update(Content("\n").join(Content(part) for part in told(plan)))
+
+    def complain(self, sentence: str) -> None:
+        line = self.query_one("#train-complaint", Static)
+        line.update(one_line(sentence, 600))
+        line.display = bool(sentence)
+
+    # What was done
+
+    @on(RadioSet.Changed)
+    def _source(self, event: RadioSet.Changed) -> None:
+        event.stop()
+        if self.from_history == (event.index == 0):
+            return  # it was chosen by a command
+        self.from_history = event.index == 0
+        self.query_one("#train-where").display = not self.from_history
+        if not self.from_history:
+            self.query_one(PathField).input.focus()
+        self.post_message(self.SourceChanged())
+
+    @on(PathField.Changed)
+    def _path(self, event: PathField.Changed) -> None:
+        event.stop()
+        if not self.from_history:
+            self.post_message(self.SourceChanged())
+
+    @on(PathField.Left)
+    def _path_left(self, event: PathField.Left) -> None:
+        event.stop()
+        self.query_one("#train-name").focus()
+
+    @on(Input.Changed, "#train-name")
+    def _named(self, event: Input.Changed) -> None:
+        event.stop()
+        if event.value != self._proposed:
+            self.complain("")
+
+    @on(Input.Submitted, "#train-name")
+    @on(Button.Pressed, "#train-start")
+    def _start(self, event: Message) -> None:
+        event.stop()
+        self.post_message(self.StartWanted())
+
+
+def told(plan: Plan) -> list[str]:
+    """A plan in sentences."""
+    lines = [f"It would learn from {_counted(plan)}."]
+    if plan.form:
+        lines[0] = lines[0].rstrip(".") + f" ({one_line(plan.form, 60)})."
+    if plan.held_out:
+        lines.append(f"{plan.held_out:g} of them are kept back to measure what was learned.")
+    if plan.left_out:
+        what = (
+            "1 cannot be used and is"
+            if plan.left_out == 1
+            else f"{plan.left_out:,} cannot be used and are"
+        )
+        lines.append(f"{what} left out.")
+    if plan.replay:
+        lines.append(
+            f"{plan.replay * 100:.0f} % of what it sees is old material, against forgetting."
+        )
+    cost = [f"{plan.steps:,} steps"] if plan.steps else []
+    if plan.seconds:
+        cost.append(f"about {duration(plan.seconds)}")
+    if plan.memory_bytes:
+        cost.append(f"up to {memory(plan.memory_bytes)} of memory")
+    if plan.trainable_parameters:
+        cost.append(f"{plan.trainable_parameters:,} parameters")
+    if cost:
+        lines.append(f"That takes {', '.join(cost)}.")
+    return lines
+
+
+def _counted(plan: Plan) -> str:
+    parts = [
+        _number(plan.corrected, "corrected answer"),
+        _number(plan.good, "good answer"),
+    ]
+    answers = " and ".join(part for part in parts if part) or _number(plan.examples, "example")
+    pictures = _number(plan.pictures, "picture")
+    return (
+        f"{answers} about {pictures}" if answers and pictures else answers or pictures or "nothing"
+    )
+
+
+def _number(count: int | None, unit: str) -> str:
+    if not count:
+        return ""
+    return f"{count:,} {unit}" if count == 1 else f"{count:,} {unit}s"

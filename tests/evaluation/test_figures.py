@@ -1,0 +1,216 @@
+"""Classes, yes and no, texts and comparisons: by hand, and against other libraries."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sacrebleu.metrics import BLEU
+from sklearn.metrics import precision_recall_fscore_support
+
+from mmchat.errors import DataError
+from mmchat.evaluation.classes import DECLINED, ELSE, find_classes
+from mmchat.evaluation.comparing import compare
+from mmchat.evaluation.confusion import draw_confusion
+from mmchat.evaluation.figures import comparison_markdown, find_figures
+from mmchat.evaluation.metrics import Share, normalised_match
+from mmchat.evaluation.questions import Message, Question
+from mmchat.evaluation.report import Report, Subject, make_report
+from mmchat.evaluation.texts import bleu, find_texts
+from mmchat.evaluation.yes_no import find_yes_no, said_by_pope, said_strictly
+from mmchat.images import decode
+
+SUBJECT = Subject("m", "h", "", "", "4bit", "float32", "cpu", "data", "d" * 64, {})
+
+
+def report(pairs: list[tuple[str, str]], kinds: list[str] | None = None) -> Report:
+    """pairs: (wanted, given)"""
+    kinds = kinds or ["answers"] * len(pairs)
+    asked = [
+        (Question(str(n), kind, [Message("user", f"question {n}")], wanted), given)
+        for n, ((wanted, given), kind) in enumerate(zip(pairs, kinds, strict=True))
+    ]
+    return make_report(SUBJECT, asked, 0, "")
+
+
+def test_classes_by_hand() -> None:
+    pairs = [("Cat.", "cat")] * 3 + [("Cat.", "dog"), ("dog", "Dog!"), ("dog", "a cow")]
+    pairs += [("dog", "dog"), ("I can only talk about simple drawn scenes.", "dog")]
+    pairs += [("I can only talk about simple drawn scenes. Sorry", "x")]
+    (found,) = find_classes(report(pairs).outcomes)
+    assert found.labels == ("cat", "dog", DECLINED)
+    assert found.matrix.tolist() == [[3, 1, 0, 0], [0, 2, 0, 1], [0, 1, 0, 1]]
+    cat, dog, declined = found.by_class
+    assert (cat.precision, cat.recall) == (Share(3, 3), Share(3, 4))
+    assert (dog.precision, dog.recall) == (Share(2, 4), Share(2, 3))
+    assert (declined.precision, declined.recall, declined.f1.value) == (Share(0, 0), Share(0, 2), 0)
+    assert cat.f1.value == pytest.approx(6 / 7)
+    assert found.macro.f1.value == pytest.approx((6 / 7 + 4 / 7) / 3)
+    assert found.accuracy == Share(5, 9)
+    assert found.micro.precision.value == pytest.approx(5 / 7)
+    assert found.micro.recall.value == pytest.approx(5 / 9)
+    assert found.to_dict()["confusion"]["columns"][-1] == ELSE
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abcx")), min_size=9))
+def test_classes_are_those_of_scikit_learn(pairs: list[tuple[str, str]]) -> None:
+    found = find_classes(report(pairs).outcomes)
+    wanted, given_ = zip(*pairs, strict=True)
+    if len(set(wanted)) < 2:
+        assert found == ()
+        return
+    labels = sorted(set(wanted))
+    by_class = {one.label: one for one in found[0].by_class}
+    parts = precision_recall_fscore_support(wanted, given_, labels=labels, zero_division=0)
+    for place, label in enumerate(labels):
+        one = by_class[label]
+        mine = (one.precision.share, one.recall.share, one.f1.value, one.recall.n)
+        assert mine == pytest.approx(tuple(part[place] for part in parts))
+        assert one.f1.interval[0] <= one.f1.value + 1e-9
+        assert one.f1.value - 1e-9 <= one.f1.interval[1]
+    for average, name in ((found[0].macro, "macro"), (found[0].micro, "micro")):
+        theirs = precision_recall_fscore_support(
+            wanted, given_, labels=labels, average=name, zero_division=0
+        )[:3]
+        mine = (average.precision.value, average.recall.value, average.f1.value)
+        assert mine == pytest.approx(theirs)
+
+
+def test_what_counts_as_classes() -> None:
+    assert find_classes(report([("a", "a")] * 9).outcomes) == ()  # one answer
+    assert find_classes(report([(str(n), "") for n in range(9)]).outcomes) == ()  # texts
+    pairs = [(str(n % 2), "0") for n in range(8)] + [(f"text {n}", "?") for n in range(8)]
+    (found,) = find_classes(report(pairs, ["bit"] * 8 + ["text"] * 8).outcomes)
+    assert (found.name, found.labels) == ("bit", ("0", "1"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 14])
+def test_the_picture_stands_hostile_labels(count: int) -> None:
+    names = ["$\\frac{a}$", "漢字", "\x1b[31m" + "x" * 99, "_^"]
+    pairs = [(name, names[0]) for name in names for _ in range(3)] + [(names[1], "else")]
+    (one,) = find_classes(report(pairs).outcomes)
+    png = draw_confusion([one] * count)
+    assert png.startswith(b"\x89PNG")
+    assert len({pixel for _, pixel in decode(png, max_side=400).getcolors(1 << 20) or []}) > 20
+
+
+@pytest.mark.parametrize(
+    ("answer", "pope", "strict"),
+    [
+        ("Yes.", "yes", "yes"),
+        ("No, there is none.", "no", "no"),
+        ("yes", "yes", "yes"),
+        ("NO", "yes", "no"),  # POPE knows No, no and not
+        ("There is not. Yes.", "no", ""),
+        ("I see a dog. It is not red.", "yes", ""),
+        ("Nothing", "yes", ""),
+        ("No parking", "no", ""),
+        ("It isn't", "yes", ""),
+        ("", "yes", ""),
+        ("yes - two", "yes", "yes"),
+    ],
+)
+def test_the_two_parsers(answer: str, pope: str, strict: str) -> None:
+    assert (said_by_pope(answer), said_strictly(answer)) == (pope, strict)
+
+
+def test_yes_and_no_by_hand() -> None:
+    pairs = [("Yes.", "Yes.")] * 3 + [("Yes.", "No."), ("Yes.", "maybe")]
+    pairs += [("No.", "No.")] * 2 + [("No.", "Yes."), ("No.", "There is not."), ("No.", "hm")]
+    found = find_yes_no(report([*pairs, ("red", "yes")]).outcomes)
+    assert found is not None
+    assert (found.n, found.wanted_yes, found.unparsed) == (10, 5, Share(3, 10))
+    # POPE: yes to 4 of 5 and to 2 of 5.
+    assert (found.pope.accuracy, found.pope.yes_ratio) == (Share(7, 10), Share(6, 10))
+    assert (found.pope.precision, found.pope.recall) == (Share(4, 6), Share(4, 5))
+    assert found.pope.f1.value == pytest.approx(8 / 11)
+    assert (found.strict.accuracy, found.strict.yes_ratio) == (Share(5, 10), Share(4, 10))
+    assert (found.strict.precision, found.strict.recall) == (Share(3, 4), Share(3, 5))
+    assert found.strict.f1.value == pytest.approx(6 / 9)
+    assert find_yes_no(report([("red", "yes")]).outcomes) is None
+
+
+words = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), max_size=9).map(" ".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=6))
+def test_bleu_of_summed_counts_is_sacrebleus(pairs: list[tuple[str, str]]) -> None:
+    alone = BLEU(effective_order=True)
+    rows = []
+    for wanted, said in pairs:
+        one = alone.sentence_score(said, [wanted])
+        rows.append([one.sys_len, one.ref_len, *one.counts, *one.totals])
+    theirs = BLEU().corpus_score([said for _, said in pairs], [[want for want, _ in pairs]])
+    mine = bleu(np.array(rows, np.float64).sum(0)[None])[0]
+    assert mine == pytest.approx(theirs.score, abs=1e-6)
+
+
+def test_texts_by_hand() -> None:
+    pairs = [("i see a red star", "i see a star"), ("red", "red")]
+    found = find_texts(report(pairs).outcomes)
+    assert found is not None and found.n == 1
+    # 4 of the 4 words given are among the 5 wanted; 2 pairs of 3, of 4 wanted.
+    assert found.rouge["rouge1"].value == pytest.approx(8 / 9)
+    assert found.rouge["rouge2"].value == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+    assert found.rouge["rougeL"].value == pytest.approx(8 / 9)
+    assert "tok:13a" in found.bleu_signature
+    assert find_texts(report([("red", "red")]).outcomes) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted", "same"),
+    [
+        ("The cat, a dog!", "cat dog", True),
+        ("«Red»  STAR", "red star", True),
+        ("catdog", "cat dog", False),
+        ("", "the", True),
+        ("two", "2", False),
+    ],
+)
+def test_normalised_match_is_that_of_squad(answer: str, wanted: str, same: bool) -> None:
+    assert normalised_match(answer, wanted) is same
+
+
+def test_a_comparison_by_hand() -> None:
+    wanted = [f"a text of words {n}" for n in range(10)]
+    first = report([(w, w) for w in wanted[:8]] + [(w, "?") for w in wanted[8:]])
+    second = report([(w, "?") for w in wanted[:5]] + [(w, w) for w in wanted[5:]])
+    found = compare(first, second, ("A", "B"))
+    every = found.rows[0]
+    assert (every.n, every.first, every.second) == (10, 0.8, 0.5)
+    assert (every.only_first, every.only_second) == (5, 2)
+    assert every.p == 2 * (1 + 7 + 21) / 2**7
+    assert every.difference.value == pytest.approx(0.3)
+    low, high = every.difference.interval
+    assert low < 0.3 < high
+    rows: dict[str, Any] = {row.name: row for row in found.rows}
+    assert rows["ROUGE-L"].difference.value == pytest.approx(0.3)
+    assert rows["BLEU"].first > rows["BLEU"].second
+    table = comparison_markdown(found)
+    assert "A" in table.splitlines()[0] and "+30.0" in table
+    back = compare(second, first, ("B", "A"))
+    assert back.rows[0].p == every.p
+    assert back.rows[0].difference.value == pytest.approx(-0.3)
+    same = compare(first, first, ("A", "A"))
+    assert all(row.p == 1 and row.difference.interval == (0, 0) for row in same.rows)
+
+
+def test_a_comparison_needs_common_questions() -> None:
+    first = report([("a", "a")])
+    other = make_report(SUBJECT, [(Question("other", "t", [], "a"), "a")], 0, "")
+    with pytest.raises(DataError, match="no question in common"):
+        compare(first, other, ("A", "B"))
+
+
+def test_the_further_figures_as_text_and_json() -> None:
+    pairs = [("red", "red"), ("red", " Red.")] * 3 + [("blue", "red")] * 3
+    found = find_figures(report(pairs))
+    assert (found.verbatim, found.normalised) == (Share(3, 9), Share(6, 9))
+    text = found.to_markdown()
+    assert "Character for character: 33.3 %" in text and "| macro" in text
+    made = found.to_dict()
+    assert made["yes_no"] is None and made["texts"] is None
+    assert made["classes"][0]["accuracy"] == pytest.approx(6 / 9)

@@ -1,0 +1,255 @@
+"""What adapters can be made of, beside what stock peft computes: LoRA's kinds, the tower, the head."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mmchat.engine.backend import TorchBackend
+from mmchat.errors import AdapterError
+from mmchat.model import adapters
+from mmchat.model.applying import apply_adapter, read_adapter
+from mmchat.model.loading import LoadedModel, load_model
+from mmchat.model.lora import plain_weight
+from mmchat.model.quantization import import_bitsandbytes
+from mmchat.settings import paths
+from tests.model.adapting import LAST_BLOCK, logits, make, save_lora, with_peft
+
+# peft, as it wraps the model that a test trains, asks it for a property by its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+PATTERNS = {
+    "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6},
+    "alpha_pattern": {"self_attn.v_proj": 3, "v_proj": 30, "layers.1.mlp.up_proj": 16},
+    "layers_to_transform": [1],
+    "target_modules": ["q_proj", "v_proj", "up_proj"],
+    "exclude_modules": r".*(vision|projector).*",
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rslora": {"use_rslora": True, "r": 6},
+    "dora": {"use_dora": True},
+    "dora_rslora": {"use_dora": True, "use_rslora": True},
+    "patterns": {"use_rslora": True, **PATTERNS},
+}
+
+
+@pytest.fixture(scope="module", params=["4bit", "fp32"])
+def model(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> LoadedModel:
+    folder = str(checkpoint("visual_prefix"))
+    return load_model(folder, quantization=request.param, device="cpu")
+
+
+@pytest.fixture
+def base(model: LoadedModel) -> Iterator[LoadedModel]:
+    yield model
+    apply_adapter(model, "")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lora_gives_what_peft_gives_and_comes_off_exactly(base: LoadedModel, kind: str) -> None:
+    packs = getattr(import_bitsandbytes().functional, "has_avx512bf16", lambda: False)()
+    if "dora" in kind and base.quantization == "4bit" and packs:
+        pytest.skip("peft's DoRA reads weights here that bitsandbytes has packed in another form")
+    before = logits(base)
+    folder = make(base, kind, projector=False, lora=True, **KINDS[kind])
+    apply_adapter(base, kind)
+    ours = logits(base)
+    close = 5e-5 if base.compute_dtype == torch.float32 else 0.1
+    torch.testing.assert_close(ours, logits(with_peft(base, folder)), atol=close, rtol=close)
+    assert not torch.allclose(ours, before, atol=0.05)
+    apply_adapter(base, "")
+    assert torch.equal(logits(base), before)
+
+
+@pytest.mark.parametrize("kind", ["plain", "dora", "patterns"])
+def test_every_layer_gives_what_its_merged_weight_would(base: LoadedModel, kind: str) -> None:
+    make(base, f"layer-{kind}", projector=False, lora=True, **KINDS[kind])
+    close = 1e-4 if base.compute_dtype == torch.float32 else 0.1
+    for layer, delta in read_adapter(base, f"layer-{kind}").lora:
+        hidden = torch.randn(3, layer.in_features, dtype=base.compute_dtype)
+        whole = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+        whole.weight = torch.nn.Parameter(plain_weight(layer))
+        merged, _ = delta.merged(whole)
+        with torch.no_grad():
+            given = delta(layer, (hidden,), layer(hidden)).float()
+            torch.testing.assert_close(
+                given, hidden.float() @ merged.T, atol=close * 10, rtol=close * 10
+            )
+
+
+def test_a_bias_of_lora_is_added(base: LoadedModel) -> None:
+    folder = make(base, "biased", projector=False, lora=True)
+    weights = folder / adapters.LORA / adapters.LORA_WEIGHTS
+    apply_adapter(base, "biased")
+    without = logits(base)
+    state = load_file(weights)
+    for key in list(state):
+        if key.endswith("lora_B.weight"):
+            state[key.replace("weight", "bias")] = torch.full((len(state[key]),), 0.1)
+    save_file(state, weights)
+    config = folder / adapters.LORA / adapters.LORA_CONFIG
+    config.write_text(config.read_text().replace('"lora_bias": false', '"lora_bias": true'))
+    apply_adapter(base, "biased")
+    assert not torch.allclose(logits(base), without, atol=0.01)
+
+
+def test_tensors_of_the_tower_are_put_on_and_taken_off_exactly(base: LoadedModel) -> None:
+    before = logits(base)
+    own = {
+        name: (tensor.data_ptr(), tensor.clone())
+        for name, tensor in base.model.model.vision_tower.state_dict().items()
+    }
+    folder = make(base, "eyes", projector=False, tower=True)
+    assert adapters.read_card(folder).trained == ("vision_tower",)
+    apply_adapter(base, "eyes")
+    changed = logits(base)
+    assert not torch.allclose(changed, before, atol=0.01)
+    file = load_file(folder / adapters.VISION_TOWER)
+    for name, tensor in base.model.model.vision_tower.state_dict().items():
+        expected = file[name] if name.startswith(LAST_BLOCK) else own[name][1]
+        assert torch.equal(tensor, expected.to(tensor.dtype))
+    apply_adapter(base, "")
+    assert torch.equal(logits(base), before)
+    for name, tensor in base.model.model.vision_tower.state_dict().items():
+        assert (tensor.data_ptr(), True) == (own[name][0], torch.equal(tensor, own[name][1]))
+    whole = make(base, "whole", lora=True, tower=True)
+    alone = make(base, "alone", lora=True)
+    assert adapters.adapter_hash(whole) != adapters.adapter_hash(alone)
+
+
+def test_what_a_picture_gives_is_kept_by_the_tower_that_read_it(base: LoadedModel) -> None:
+    make(base, "eyes", projector=False, tower=True)
+    make(base, "words", lora=True)
+    own = base.vision_hash
+    apply_adapter(base, "words")
+    assert base.vision_hash == own == base.weights_hash
+    apply_adapter(base, "eyes")
+    assert base.vision_hash != own and base.vision_hash.startswith(own)
+    apply_adapter(base, "")
+    assert base.vision_hash == own
+
+
+def test_lora_on_the_head_is_taken_where_the_file_names_it(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    base = load_model(str(checkpoint("llama")), quantization="fp32", device="cpu")
+    folder = paths().adapters / "head"
+    folder.mkdir(parents=True)
+    adapters.write_card(folder, adapters.Card("head", adapters.Base("tiny", base.weights_hash)))
+    save_lora(base.folder, folder / adapters.LORA, target_modules=["lm_head", "q_proj"])
+    ids = torch.arange(5, 25)[None]
+    before = base.model(ids).logits
+    apply_adapter(base, "head")
+    reference = with_peft(base, folder).model(input_ids=ids).logits
+    torch.testing.assert_close(base.model(ids).logits, reference, atol=1e-5, rtol=1e-5)
+    apply_adapter(base, "")
+    assert torch.equal(base.model(ids).logits, before)
+
+
+def test_names_of_older_transformers_mean_the_same_layers(base: LoadedModel) -> None:
+    folder = make(base, "old", projector=False, lora=True)
+    apply_adapter(base, "old")
+    expected = logits(base)
+    weights = folder / adapters.LORA / adapters.LORA_WEIGHTS
+    state = load_file(weights)
+    now, then = "model.language_model.layers", "language_model.model.layers"
+    save_file({key.replace(now, then): tensor for key, tensor in state.items()}, weights)
+    apply_adapter(base, "old")
+    assert torch.equal(logits(base), expected)
+    both = {key.replace(now, then): tensor.clone() for key, tensor in state.items()} | state
+    save_file(both, weights)
+    with pytest.raises(AdapterError, match="names a layer twice"):
+        apply_adapter(base, "old")
+
+
+def test_an_adapter_that_was_on_comes_back_from_memory(
+    base: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make(base, "first", lora=True, tower=True)
+    make(base, "second", lora=True)
+    said = {}
+    for name in ("first", "second", ""):
+        apply_adapter(base, name)
+        said[name] = logits(base)
+    with monkeypatch.context() as patched:
+        patched.setattr("mmchat.model.applying.read_adapter", None)
+        for name in ("second", "first", "", "first", "first", "second", ""):
+            apply_adapter(base, name)
+            assert torch.equal(logits(base), said[name]) and base.adapter == name
+    apply_adapter(base, "first")
+    assert base.adapter_is_current()
+    file = first / adapters.PROJECTOR
+    save_file({key: tensor * 2 for key, tensor in load_file(file).items()}, file)
+    assert not base.adapter_is_current() and base.is_current()
+    apply_adapter(base, "first")
+    assert base.adapter_is_current() and not torch.equal(logits(base), said["first"])
+
+
+def test_the_longest_unused_is_forgotten_when_there_is_no_room(base: LoadedModel) -> None:
+    make(base, "one"), make(base, "two"), make(base, "three")
+    size = read_adapter(base, "one").nbytes
+    base.ready._limit = 2 * size
+    before = logits(base)
+    for name in ("one", "two", "one", "three"):
+        apply_adapter(base, name)
+    assert [folder.name for folder in base.ready._kept] == ["one", "three"]
+    base.ready._limit = 1
+    apply_adapter(base, "two")
+    assert [folder.name for folder in base.ready._kept] == ["two"]
+    apply_adapter(base, "")
+    assert torch.equal(logits(base), before)
+
+
+def test_gradients_flow_through_an_adapter_that_was_put_on_in_inference_mode(
+    base: LoadedModel,
+) -> None:
+    make(base, "mode", lora=True)
+    with torch.inference_mode():
+        apply_adapter(base, "mode")
+    ids = torch.arange(5, 9)[None]
+    embedded = base.model.get_input_embeddings()(ids).detach().requires_grad_()
+    base.model(inputs_embeds=embedded).logits.sum().backward()
+    assert embedded.grad is not None and bool(embedded.grad.abs().sum() > 0)
+
+
+def test_the_backend_looks_at_a_picture_again_only_where_the_tower_changes(
+    checkpoint: Callable[[str], Path], base: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmchat.client.protocol import Delta, Options
+    from tests.model.tiny import Turn, shown
+
+    if base.quantization == "fp32":
+        pytest.skip("one form is enough")
+    backend = TorchBackend()
+    backend.load(base.name, "", "fp32", "cpu", lambda stage, fraction: None)
+    make(base, "eyes", projector=False, tower=True)
+    make(base, "words", lora=True)
+    loaded = backend._loaded
+    assert loaded is not None
+    read: list[str] = []
+    encode = loaded.model.encode_images
+
+    def counted(pixels: torch.Tensor) -> torch.Tensor:
+        read.append(loaded.adapter)
+        features: torch.Tensor = encode(pixels)
+        return features
+
+    def answer() -> str:
+        turns = [Turn("user", (shown(0), "what is it?"))]
+        events = backend.generate(turns, Options(max_tokens=12), lambda: False)
+        return "".join(event.text for event in events if isinstance(event, Delta))
+
+    monkeypatch.setattr(loaded.model, "encode_images", counted)
+    said = {}
+    for name in ("", "words", "eyes"):
+        backend.use_adapter(name)
+        said[name] = answer()
+    assert read == ["", "eyes"] and len(set(said.values())) == 3
+    for name in ("eyes", "", "words"):
+        backend.use_adapter(name)
+        assert answer() == said[name]
+    assert read == ["", "eyes"]
