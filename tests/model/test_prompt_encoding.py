@@ -125,7 +125,8 @@ def test_pictures_stand_where_they_were_put(name: str) -> None:
         for a, b in zip(ends, [s for s, _ in encoded.images] + [None], strict=True)
     ]
     assert between[0].endswith("one ")
-    assert between[1] == " two" and between[2] == ""
+    # Llama's tokenizer puts a blank of its own behind a special token.
+    assert between[1].removeprefix(" ") in ("two", " two") and between[2] == ""
     assert "It is red." in between[3] and "three" in between[4]
 
 
@@ -208,7 +209,9 @@ def _check(name: str, turns: list[Turn], lengths: list[int]) -> None:
         Turn(t.role, tuple("x" if isinstance(p, str) and p else p for p in t.parts)) for t in turns
     ]
     plain = encode_chat(tokenizer, harmless, image_tokens=tokens, add_generation_prompt=True)
-    special = set(tokenizer.added_tokens_decoder)
+    # Gemma has added tokens of white space, which are ordinary text.
+    added = tokenizer.added_tokens_decoder.items()
+    special = {i for i, token in added if token.content.replace("\u2581", " ").strip()}
     assert [i for i in encoded.input_ids if i in special] == [
         i for i in plain.input_ids if i in special
     ]
@@ -217,7 +220,8 @@ def _check(name: str, turns: list[Turn], lengths: list[int]) -> None:
     for turn in turns:
         for part in turn.parts:
             if isinstance(part, str):
-                word = part.strip().encode("utf-8", "replace").decode()
+                # SentencePiece cannot tell its mark for a blank from a blank.
+                word = part.replace("\u2581", " ").strip().encode("utf-8", "replace").decode()
                 assert word in text[at:]
                 at = text.index(word, at) + len(word)
 
