@@ -1,6 +1,7 @@
 """`mmchat evaluate`: how often a model answers right, asked through the engine."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from mmchat.evaluation.comparing import Comparison
     from mmchat.evaluation.figures import Figures
     from mmchat.evaluation.questions import Questions
+    from mmchat.evaluation.reading import Part
     from mmchat.evaluation.report import Report
     from mmchat.evaluation.worst import Wrong
 
@@ -43,6 +45,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Questions under way at once.",
 )
+@click.option(
+    "--part",
+    type=click.Choice(["auto", "held-out", "train", "all"]),
+    default="auto",
+    help="Which part of DATA is asked; auto is the held-out one, where there is one.",
+)
 @click.option("--allow-bad", is_flag=True, help="Go on though more than 1 % of the data is bad.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
@@ -71,6 +79,7 @@ def evaluate(
     blank: bool,
     limit: int | None,
     parallel: int,
+    part: "Part",
     allow_bad: bool,
     as_json: bool,
     markdown: Path | None,
@@ -79,9 +88,10 @@ def evaluate(
 ) -> None:
     """Ask every question of DATA and count the right answers, by question type.
 
-    DATA is an evaluation folder, or data in any form that `mmchat data inspect` recognises; of
-    data that has a held-out part only that one is asked. Answers are kept as they come: the same
-    command, given again, asks only what is missing.
+    DATA is an evaluation folder, or data in any form that `mmchat data inspect` recognises. Of
+    data that has a held-out part only that one is asked; of data that the adapter was trained on,
+    what its training held out. Answers are kept as they come: the same command, given again, asks
+    only what is missing.
 
     \b
     Examples:
@@ -91,10 +101,15 @@ def evaluate(
     from mmchat.evaluation.comparing import compare
     from mmchat.evaluation.figures import find_figures
     from mmchat.evaluation.reading import read
+    from mmchat.evaluation.run import NONE
     from mmchat.evaluation.run import evaluate as run
     from mmchat.evaluation.worst import find_worst, worst_page
 
     settings = load_settings()
+    # The settings' adapter belongs to the settings' model.
+    answering = adapter or (settings.model.adapter if not model else "")
+    if against and against == (answering or NONE):
+        raise click.UsageError("--against is the adapter that answers: name another, or none.")
     progress = Progress()
 
     def ask(adapter: str, what: str = "", blank: bool = False) -> "Report":
@@ -116,7 +131,7 @@ def evaluate(
     compared: dict[str, Comparison] = {}
     try:
         progress.show("Reading the questions")
-        asked = read(data, allow_bad=allow_bad)
+        asked = read(data, part, adapters=(answering, against), allow_bad=allow_bad)
         report = ask(adapter)
         if against:
             other = others["against"] = ask(against, f"against {against}")
@@ -139,8 +154,7 @@ def evaluate(
     if as_json:
         say_json(made)
     else:
-        say(text)
-        _say_worst(worst)
+        _show(text, worst)
     if markdown is not None:
         _write(markdown, f"{text}\n")
     if html is not None or out is not None:
@@ -161,6 +175,12 @@ def _notes(asked: "Questions", reports: "list[Report]") -> None:
         note(
             f"{len(asked.left_out):,} samples of the data cannot be used and are left out, the "
             f"first: {asked.left_out[0]}"
+        )
+    unanswered = [one for one in reports[0].outcomes if one.unanswered]
+    if unanswered:
+        note(
+            f"{len(unanswered):,} questions could not be answered and count as wrong, the first: "
+            f"{unanswered[0].id}: {unanswered[0].unanswered}"
         )
     for report in reports:
         if report.reused:
@@ -184,7 +204,10 @@ def _made(
         **report.to_dict(),
         "figures": figures.to_dict(),
         **{name: comparison.to_dict() for name, comparison in compared.items()},
-        "worst": [{**one.outcome.to_dict(), "likeness": one.likeness} for one in worst],
+        "worst": [
+            one.outcome.to_dict() | {"rouge_l": one.words, "same_characters": one.characters}
+            for one in worst
+        ],
     }
 
 
@@ -194,12 +217,30 @@ def _outcomes(report: "Report", others: "dict[str, Report]") -> dict[str, Any]:
     return {name: [one.to_dict() for one in made.outcomes] for name, made in found.items()}
 
 
-def _say_worst(worst: "list[Wrong]") -> None:
+def _show(text: str, worst: "list[Wrong]") -> None:
+    """The tables and the worst answers: drawn on a terminal, as they are elsewhere."""
     from mmchat.evaluation.worst import worst_rows
 
+    title = f"The {len(worst)} worst answers:" if len(worst) > 1 else "The wrong answer:"
+    header = ("type", "question", "wanted", "given")
+    if not sys.stdout.isatty():
+        say(text)
+        if worst:
+            say(f"\n{title}")
+            say_table(worst_rows(worst), header=header)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    console.print(Markdown(text, hyperlinks=False))
     if worst:
-        say(f"\nThe {len(worst)} worst answers:" if len(worst) > 1 else "\nThe wrong answer:")
-        say_table(worst_rows(worst), header=("type", "question", "wanted", "given"))
+        table = Table(*header, title=title, title_justify="left", show_lines=True)
+        for row in worst_rows(worst):
+            table.add_row(*map(Text, row))  # as text: what is foreign is no markup
+        console.print(table)
 
 
 def _write_all(

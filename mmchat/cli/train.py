@@ -51,6 +51,12 @@ from mmchat.cli.output import note, say, say_json
 @click.option("--restart", is_flag=True, help="Begin again, whatever was begun under this name.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and load no weights.")
 @click.option("--allow-bad", is_flag=True, help="Go on though more than 1 % of the data is bad.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A folder that DATA may name pictures in, beside its own.",
+)
 @click.option("--no-measure", is_flag=True, help="Do not measure before and after.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
@@ -74,6 +80,7 @@ def train(
     restart: bool,
     dry_run: bool,
     allow_bad: bool,
+    images: Path | None,
     no_measure: bool,
     as_json: bool,
     out: Path | None,
@@ -108,7 +115,9 @@ def train(
         say(str(run_base(data, recipe, out, resume=resume, overrides=overrides, say=note)))
         return
     if out is not None:
-        raise click.UsageError("--out goes with a recipe that has a [base]; an adapter has a --name.")
+        raise click.UsageError(
+            "--out goes with a recipe that has a [base]; an adapter has a --name."
+        )
     if data is None and not from_history and not resume:
         raise click.UsageError("Name DATA, or take --from-history.")
     from mmchat.cli.training_job import Job, Wish, plan_of, say_plan
@@ -128,6 +137,7 @@ def train(
         resume=resume,
         restart=restart,
         allow_bad=allow_bad,
+        images=images,
         measure=not no_measure,
     )
     if dry_run:

@@ -46,6 +46,7 @@ class Wish:
     resume: bool
     restart: bool
     allow_bad: bool
+    images: Path | None
     measure: bool
 
     def arguments(self, name: str) -> tuple[str, ...]:
@@ -194,7 +195,8 @@ def read_material(wish: Wish, recipe: Tuning, folder: RunFolder) -> Material:
                 save_snapshot(whole, snapshot)
         return _divided(whole, recipe)
     path = wish.data if wish.data is not None else Path(source)
-    train, held_out = read_splits(path, allow_bad=wish.allow_bad)
+    images = wish.images or (Path(recipe.data.images) if recipe.data.images else None)
+    train, held_out = read_splits(path, allow_bad=wish.allow_bad, images=images)
     if held_out is not None:
         return Material(train, list(held_out.examples))
     return _divided(train, recipe)
@@ -241,7 +243,10 @@ def with_data(recipe: Tuning, material: Material, wish: Wish) -> Tuning:
     """The recipe that says what it was made from."""
     source = HISTORY if wish.from_history else str(wish.data.absolute()) if wish.data else ""
     data = msgspec.structs.replace(
-        recipe.data, source=source or recipe.data.source, sha256=material.sha256
+        recipe.data,
+        source=source or recipe.data.source,
+        images=str(wish.images.absolute()) if wish.images else recipe.data.images,
+        sha256=material.sha256,
     )
     return msgspec.structs.replace(recipe, data=data)
 

@@ -124,6 +124,8 @@ def _of_folder(folder: Path, pictures: Pictures, *, ask_sides: bool, side: Side 
                 )
             return [part]
     files, below = _listed(folder)
+    if found_in_files := _of_files(folder, files, pictures, side, ask_sides=ask_sides):
+        return found_in_files
     if ask_sides:
         sides = {name: side for name in below if (side := _side(name))}
         # A train alone may be one of several classes: a vehicle.
@@ -133,8 +135,6 @@ def _of_folder(folder: Path, pictures: Pictures, *, ask_sides: bool, side: Side 
                 for name, one in sides.items()
             ]
             return [part for parts in found for part in parts]
-    if found_in_files := _of_files(folder, files, pictures, side, ask_sides=ask_sides):
-        return found_in_files
     if "data" in below and (inner := _listed(folder / "data")[0]):  # as hubs lay it out
         named = [name for name in inner if _is_data(name)]
         found_in_files = _of_files(folder / "data", named, pictures, side, ask_sides=ask_sides)

@@ -4,16 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from mmchat.errors import DataError
 from mmchat.evaluation.metrics import normalised_match
 from mmchat.evaluation.report import Outcome, Report
 from mmchat.evaluation.statistics import (
     Estimate,
     bootstrap_p,
+    difference_interval,
     mcnemar,
-    of_counts,
     percentiles,
     resampled_sums,
 )
@@ -101,13 +99,15 @@ def _of_shares(name: str, pairs: Sequence[tuple[bool, bool]]) -> Difference:
     only_first = sum(pair == (True, False) for pair in pairs)
     only_second = sum(pair == (False, True) for pair in pairs)
     n = len(pairs)
-    cells = np.array([only_first, only_second, n - only_first - only_second], np.int64)
+    interval = difference_interval(
+        both, only_first, only_second, n - both - only_first - only_second
+    )
     return Difference(
         name,
         n,
         (both + only_first) / n,
         (both + only_second) / n,
-        of_counts(cells, lambda drawn: (drawn[:, 0] - drawn[:, 1]) / n),
+        Estimate((only_first - only_second) / n, interval),
         mcnemar(only_first, only_second),
         only_first=only_first,
         only_second=only_second,

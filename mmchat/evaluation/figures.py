@@ -82,8 +82,8 @@ def comparison_markdown(comparison: Comparison) -> str:
         rows.append([cell(row.name), str(row.n), one, other, difference, _p(row.p)])
     header = ["", "n", cell(comparison.first), cell(comparison.second), "difference", "p"]
     notes = (
-        "Differences of shares are in points, p by McNemar's exact test; others by the paired "
-        f"bootstrap ({RESAMPLES:,} resamples), as all intervals (95 %)."
+        "Differences of shares are in points, their intervals (95 %) by Newcombe's method 10, p by "
+        f"McNemar's exact test; others by the paired bootstrap ({RESAMPLES:,} resamples)."
     )
     if len(comparison.rows) > 2:
         notes += " No p is corrected for the number of rows."

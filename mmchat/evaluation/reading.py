@@ -8,11 +8,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from mmchat.data.digest import content
 from mmchat.data.types import Dataset, Example, Picture
 from mmchat.data.types import Turn as TrueTurn
 from mmchat.errors import DataError
+from mmchat.evaluation.learned import held_out
 from mmchat.evaluation.questions import (
     LEAST_TOKENS,
     QUESTIONS,
@@ -29,12 +31,22 @@ NO_KIND = "answers"
 MOST_TOKENS = 1024
 """Where an answer is cut, however long a wanted one is."""
 
+Part = Literal["auto", "held-out", "train", "all"]
 
-def read(data: Path | Dataset | Questions, *, allow_bad: bool = False) -> Questions:
+
+def read(
+    data: Path | Dataset | Questions,
+    part: Part = "auto",
+    *,
+    adapters: Iterable[str] = (),
+    allow_bad: bool = False,
+) -> Questions:
     """The questions of an evaluation folder, of data in any form, or of what was read before.
 
-    Of data that has a held-out part only that one is asked. allow_bad: whatever share of its
-    samples cannot be used, else at most 1 %. Raises DataError.
+    part: `auto` is the data's own held-out part; where it has none and one of `adapters` was
+    trained on this very data, what that training held out; else all of it. What is no data on the
+    disk, and an evaluation folder, has no parts. allow_bad: whatever share of the samples cannot
+    be used, else at most 1 %. Raises DataError.
     """
     if isinstance(data, Questions):
         return data
@@ -42,21 +54,38 @@ def read(data: Path | Dataset | Questions, *, allow_bad: bool = False) -> Questi
         return questions_of(data)
     if (data / QUESTIONS).is_file():
         return read_questions(data)
-    return questions_of(_read_any(data, allow_bad))
+    return questions_of(*_read_any(data, part, list(adapters), allow_bad))
 
 
-def _read_any(data: Path, allow_bad: bool) -> Dataset:
+def _read_any(data: Path, part: Part, adapters: list[str], allow_bad: bool) -> tuple[Dataset, str]:
+    """(the part of the data that is asked, what it is in words where it is not all)"""
     from mmchat.data.snapshot import has_snapshot, load_snapshot
 
     if has_snapshot(data):
-        return load_snapshot(data)
-    from mmchat.data import read_splits
+        return load_snapshot(data), ""
+    from mmchat.data import read_data, read_splits
 
-    train, held_out = read_splits(data, allow_bad=allow_bad)
-    return held_out or train
+    if part == "all":
+        return read_data(data, allow_bad=allow_bad), ""
+    train, kept = read_splits(data, allow_bad=allow_bad)
+    if part == "train":
+        return train, "its training part" if kept is not None else ""
+    if kept is not None:
+        return kept, "its held-out part"
+    examples, by = held_out(train, adapters)
+    if examples:
+        left = Dataset(train.form, train.source, examples, train.problems, train.sha256)
+        return left, f"what the training of {' and '.join(map(_name, by))} held out"
+    if part == "held-out":
+        raise DataError(f"{data} has no held-out part: leave --part out.")
+    return train, ""
 
 
-def questions_of(dataset: Dataset) -> Questions:
+def _name(adapter: str) -> str:
+    return Path(adapter).name or adapter
+
+
+def questions_of(dataset: Dataset, part: str = "") -> Questions:
     """Each answer of the examples that counts as one question, its pictures by their hash.
 
     Raises DataError where there is none.
@@ -79,12 +108,13 @@ def questions_of(dataset: Dataset) -> Questions:
             f"{dataset.source} holds no question with an answer{why}: "
             "`mmchat data inspect` says what was recognised."
         )
+    about: dict[str, str | int] = {"form": dataset.form}
     return Questions(
         dataset.source,
         tuple(questions.values()),
         dataset.sha256,
         digest.hexdigest(),
-        {"form": dataset.form},
+        about | ({"part": part} if part else {}),
         shown,
         tuple(f"{problem.place}: {problem.why}" for problem in dataset.problems),
         _max_tokens(questions.values()),

@@ -1,6 +1,6 @@
 """What an evaluation found, for programs and for people."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from mmchat.sanitize import clean
 
 MARGIN = 0.05
 """A control's interval may lie so far above the most frequent answer's share."""
-_FACTS = ("seed", "pairs", "control")
+_FACTS = ("part", "seed", "pairs", "control")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,8 @@ class Outcome:
     """By the exact match of its type."""
     images: tuple[str, ...] = ()
     """As `Questions.shown` names them."""
+    unanswered: str = ""
+    """Why there is no answer, if so: the engine's sentence. Then it is wrong."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -98,6 +100,7 @@ class Outcome:
             "wanted": self.wanted,
             "given": self.given,
             "right": self.right,
+            "unanswered": self.unanswered,
         }
 
 
@@ -211,9 +214,17 @@ class Report:
 
 
 def make_report(
-    subject: Subject, pairs: Sequence[tuple[Question, str]], reused: int, answers_file: str
+    subject: Subject,
+    pairs: Sequence[tuple[Question, str]],
+    reused: int,
+    answers_file: str,
+    unanswered: Mapping[str, str] | None = None,
 ) -> Report:
-    """The figures of at least one question and its answer."""
+    """The figures of at least one question and its answer.
+
+    unanswered: why there is none, by the question's id; the answer is then empty.
+    """
+    why = unanswered or {}
     by_type: dict[str, list[tuple[Question, str]]] = {}
     for question, said in pairs:
         by_type.setdefault(question.type, []).append((question, said))
@@ -222,14 +233,21 @@ def make_report(
         tuple(report_type(name, of_type) for name, of_type in by_type.items()),
         reused,
         answers_file,
-        tuple(_outcome(question, said) for question, said in pairs),
+        tuple(_outcome(question, said, why.get(question.id, "")) for question, said in pairs),
     )
 
 
-def _outcome(question: Question, said: str) -> Outcome:
-    right = metrics.is_right(said, question.answer, is_caption(question))
-    images = tuple(question.images)
-    return Outcome(question.id, question.type, question.text, question.answer, said, right, images)
+def _outcome(question: Question, said: str, unanswered: str) -> Outcome:
+    return Outcome(
+        question.id,
+        question.type,
+        question.text,
+        question.answer,
+        said,
+        metrics.is_right(said, question.answer, is_caption(question)),
+        tuple(question.images),
+        unanswered,
+    )
 
 
 def report_type(name: str, asked: Sequence[tuple[Question, str]]) -> TypeReport:

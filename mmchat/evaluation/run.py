@@ -11,7 +11,14 @@ import msgspec
 import mmchat
 from mmchat.client import Delta, Done, EngineClient, Options, Turn
 from mmchat.data.types import Dataset
-from mmchat.errors import AdapterError, DataError, EngineError, ImageError, ModelError
+from mmchat.errors import (
+    AdapterError,
+    DataError,
+    EngineError,
+    ImageError,
+    ModelError,
+    TooLongError,
+)
 from mmchat.evaluation.answers import Answers, Identity
 from mmchat.evaluation.questions import Question, Questions, at_most
 from mmchat.evaluation.reading import read
@@ -45,6 +52,8 @@ def evaluate(
     pictures, and shows grey ones of the same size in their place. parallel: so many questions are
     under way at once; the local engine answers one after another, the next being ready.
 
+    A question that the model has no room for, or whose picture it cannot read, counts as wrong, and
+    its outcome says why.
     Every answer is kept as it comes: what stops the evaluation (EngineError, an
     interrupt) does not lose them, and the next run asks only what is missing.
     Raises DataError, EngineError and SettingsError.
@@ -75,7 +84,7 @@ class _Asking:
 
     async def report(self, data: Path | Dataset | Questions, limit: int) -> Report:
         self.progress("Reading the questions", 0.0)
-        asked = read(data)
+        asked = read(data, adapters=[self.adapter or self.settings.model.adapter])
         questions = at_most([q for q in asked.questions if q.images or not self.blank], limit)
         if not questions:
             raise DataError(
@@ -86,9 +95,9 @@ class _Asking:
             with Answers(_identity(subject, asked)) as answers:
                 found = dict(answers.known)
                 new = [question for question in questions if question.id not in found]
-                await self._ask_all(client, asked, new, subject, answers, found)
-        pairs = [(question, found[question.id]) for question in questions]
-        return make_report(subject, pairs, len(questions) - len(new), str(answers.file))
+                why = await self._ask_all(client, asked, new, subject, answers, found)
+        pairs = [(question, found.get(question.id, "")) for question in questions]
+        return make_report(subject, pairs, len(questions) - len(new), str(answers.file), why)
 
     async def _ask_all(
         self,
@@ -98,8 +107,12 @@ class _Asking:
         subject: Subject,
         answers: Answers,
         found: dict[str, str],
-    ) -> None:
-        """Puts every answer into `answers` and `found`; where one fails, the others end too."""
+    ) -> dict[str, str]:
+        """Puts every answer into `answers` and `found`; where one fails, the others end too.
+
+        -> why a question cannot be answered, however often it is asked, by its id
+        """
+        unanswered: dict[str, str] = {}
         waiting, options = iter(new), _options(asked)
         done = 0
 
@@ -113,14 +126,17 @@ class _Asking:
                 try:
                     turns = await asyncio.to_thread(asked.turns, question, self.blank)
                     said = await _ask(client, turns, options, subject)
-                except (EngineError, ModelError, AdapterError, ImageError) as error:
+                except (TooLongError, ImageError) as error:
+                    unanswered[question.id] = str(error)
+                except (EngineError, ModelError, AdapterError) as error:
                     kept = "; what was answered is kept, and the same command goes on from there"
                     raise EngineError(
                         f"The question {question.id} was not answered"
                         f"{kept if answers.lasting else ''}. {error}"
                     ) from error
-                answers.add(question.id, said)
-                found[question.id] = said
+                else:
+                    answers.add(question.id, said)
+                    found[question.id] = said
                 done += 1
                 tell()
 
@@ -132,6 +148,7 @@ class _Asking:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        return unanswered
 
     async def _subject(self, client: EngineClient, asked: Questions) -> Subject:
         """Loads the model, and says what it is."""

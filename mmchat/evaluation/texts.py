@@ -1,11 +1,15 @@
 """How near free answers are to those wanted, by words: BLEU and ROUGE, with intervals.
 
 Questions count whose wanted answer has at least four words: BLEU looks at four in a row.
-ROUGE's words are runs of Latin letters and digits, as rouge-score takes them.
+ROUGE's words are runs of letters and digits of any script; of English they are those that
+rouge-score takes. What is written without spaces between its words counts by the character, in
+BLEU too where most of it is so.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,8 @@ from mmchat.evaluation.statistics import Estimate, Floats, mean, percentiles, re
 WORDS = 4
 KINDS = ("rouge1", "rouge2", "rougeL")
 _ORDERS = 4  # of BLEU's n-grams
+_SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and ideographs
+_WORD = re.compile(f"[{_SPACELESS}]|[^\\W_{_SPACELESS}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +50,23 @@ class Texts:
         }
 
 
+def _is_spaceless(texts: Sequence[str]) -> bool:
+    """Whether most of the words are single characters of a script without spaces."""
+    words = [word for text in texts for word in _WORD.findall(text)]
+    return 2 * sum(re.match(f"[{_SPACELESS}]", word) is not None for word in words) > len(words)
+
+
+class Words:
+    """rouge-score's tokenizer for any script: its own takes Latin letters alone, and finds
+    nothing alike in two equal sentences of another."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _WORD.findall(text.lower())
+
+
 def find_texts(outcomes: Sequence[Outcome]) -> Texts | None:
     """None where no wanted answer has as many words."""
-    asked = [outcome for outcome in outcomes if len(outcome.wanted.split()) >= WORDS]
+    asked = [outcome for outcome in outcomes if len(_WORD.findall(outcome.wanted)) >= WORDS]
     if not asked:
         return None
     from rouge_score.rouge_scorer import RougeScorer
@@ -54,8 +74,9 @@ def find_texts(outcomes: Sequence[Outcome]) -> Texts | None:
 
     # Whole sentences of the corpus score; a sentence alone needs the effective order, which
     # changes its score and not its counts.
-    alone, whole = BLEU(effective_order=True), BLEU()
-    rouge = RougeScorer(list(KINDS))
+    tokens = "char" if _is_spaceless([outcome.wanted for outcome in asked]) else "13a"
+    alone, whole = BLEU(effective_order=True, tokenize=tokens), BLEU(tokenize=tokens)
+    rouge = RougeScorer(list(KINDS), tokenizer=Words())
     bleu_rows, rouge_rows = [], []
     for outcome in asked:
         one = alone.sentence_score(outcome.given, [outcome.wanted])
@@ -73,6 +94,18 @@ def find_texts(outcomes: Sequence[Outcome]) -> Texts | None:
         measures,
         tuple(outcome.id for outcome in asked),
     )
+
+
+def rouge_l(answer: str, wanted: str) -> float:
+    """The F-measure of ROUGE-L of one answer, from 0 to 1."""
+    return float(_rouge_l().score(wanted, answer)["rougeL"].fmeasure)
+
+
+@cache
+def _rouge_l() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=Words())
 
 
 def bleu(sums: Floats) -> Floats:

@@ -16,12 +16,13 @@ from mmchat.errors import DataError, ImageError
 from mmchat.evaluation.metrics import normalise
 from mmchat.evaluation.questions import Questions, Shown
 from mmchat.evaluation.report import Outcome, Report, figures
+from mmchat.evaluation.texts import rouge_l
 from mmchat.images import decode
 from mmchat.sanitize import clean
 
 MOST: Final = 10
 _PIXELS: Final = 240  # the longer side of a picture on the page
-_COMPARED: Final = 400  # characters of each answer
+_COMPARED: Final = 120  # characters of each answer: the effort grows with their square
 _SHOWN_TEXT: Final = 2000  # characters of a text on the page
 _SHOWN_PICTURES: Final = 6  # of a question
 
@@ -46,18 +47,32 @@ class Wrong:
     """A wrong answer, and how near it is to the wanted one: 0 nothing alike, 1 the same."""
 
     outcome: Outcome
-    likeness: float
+    words: float
+    """ROUGE-L."""
+    characters: float
+    """`same_characters`."""
 
 
 def find_worst(report: Report, most: int = MOST) -> list[Wrong]:
-    """The wrong answers that are least like the wanted ones, the worst first."""
+    """The wrong answers that are least like the wanted ones, the worst first.
+
+    By the words in common; where those are as many by the characters, and where those are as
+    many too in the order of the data.
+    """
+    scored = [(rouge_l(one.given, one.wanted), one) for one in report.outcomes if not one.right]
+    if not scored or most < 1:
+        return []
+    # Comparing characters is slow: only where they can decide.
+    limit = sorted(score for score, _ in scored)[min(most, len(scored)) - 1]
     found = [
-        Wrong(one, likeness(one.given, one.wanted)) for one in report.outcomes if not one.right
+        Wrong(one, score, same_characters(one.given, one.wanted))
+        for score, one in scored
+        if score <= limit
     ]
-    return sorted(found, key=lambda wrong: wrong.likeness)[:most]
+    return sorted(found, key=lambda wrong: (wrong.words, wrong.characters))[:most]
 
 
-def likeness(answer: str, wanted: str) -> float:
+def same_characters(answer: str, wanted: str) -> float:
     """The share of characters that the two have in common, in order (Ratcliff and Obershelp)."""
     one, other = normalise(answer)[:_COMPARED], normalise(wanted)[:_COMPARED]
     return SequenceMatcher(None, one, other, autojunk=False).ratio()
@@ -66,7 +81,7 @@ def likeness(answer: str, wanted: str) -> float:
 def worst_rows(worst: Sequence[Wrong]) -> list[tuple[str, str, str, str]]:
     """(type, question, wanted, given) of each, for a terminal."""
     return [
-        (_short(w.type, 14), _short(w.question, 34), _short(w.wanted, 26), _short(w.given, 40))
+        (_short(w.type, 14), _short(w.question, 34), _short(w.wanted, 26), _short(_given(w), 40))
         for w in (wrong.outcome for wrong in worst)
     ]
 
@@ -110,7 +125,7 @@ def _article(number: int, wrong: Wrong, asked: Questions) -> str:
 <dl>
 <dt>question</dt><dd>{_text(outcome.question)}</dd>
 <dt>wanted</dt><dd class="wanted">{_text(outcome.wanted)}</dd>
-<dt>given</dt><dd class="given">{_text(outcome.given)}</dd>
+<dt>given</dt><dd class="given">{_text(_given(outcome))}</dd>
 </dl>
 </article>
 """
@@ -126,6 +141,10 @@ def _picture(picture: Shown) -> str:
     data = base64.b64encode(stream.getvalue()).decode()
     size = f'width="{image.width}" height="{image.height}"'
     return f'<img src="data:image/png;base64,{data}" {size} alt="the picture of the question">\n'
+
+
+def _given(outcome: Outcome) -> str:
+    return f"(no answer) {outcome.unanswered}" if outcome.unanswered else outcome.given
 
 
 def _text(text: str) -> str:

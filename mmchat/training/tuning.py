@@ -40,6 +40,8 @@ class DataTable(Table, frozen=True):
 
     source: str = ""
     """Where it lies; "history" for the person's own rated and corrected answers."""
+    images: str = ""
+    """A folder that the data may name pictures in, beside its own."""
     sha256: str = ""
     """Over texts and pictures, filled in when it was read."""
     held_out: float = 0.15

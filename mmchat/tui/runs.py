@@ -184,6 +184,9 @@ class Runs:
                 f"Training cannot be started ({error.strerror}): look at the folder {run.folder} and "
                 "at the free memory."
             ) from error
+        before = self._children.get(name)
+        if before is not None and before[0].poll() is None:
+            before[0].returncode = 0  # it is ending, and outlives what we know of it
         self._children[name] = (child, started, model)
         return run
 

@@ -16,6 +16,7 @@ import os
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--only", choices=("built-in", "0.5B"))
     arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing")  # peft asks by the old name
     with tempfile.TemporaryDirectory(prefix="mmchat-bench-") as folder:
         os.environ["MMCHAT_HOME"] = folder
         root = Path(folder)

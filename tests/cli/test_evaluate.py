@@ -1,11 +1,19 @@
 """`mmchat evaluate`, with an engine that answers by script."""
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run, sentence
+from tests.cli.conftest import MMCHAT, Run, sentence
 from tests.evaluation.folders import line, write
 
 pytestmark = pytest.mark.usefixtures("shared_engine")
@@ -76,6 +84,56 @@ def test_data_of_any_form(mmchat: Run, tmp_path: Path) -> None:
     found = json.loads(mmchat("evaluate", "chats.jsonl", "--json").stdout)
     assert (found["overall"]["n"], found["overall"]["exact_match"]) == (1, 1)
     assert list(found["types"]) == ["answers"]
+
+
+def test_what_cannot_be_answered_is_told(mmchat: Run, tmp_path: Path) -> None:
+    data = write(tmp_path / "data", [line("1", "too-long", "a"), line("2", "say b", "b")])
+    done = mmchat("evaluate", str(data), "--json")
+    told = "1 questions could not be answered and count as wrong, the first: 1: The last message"
+    assert done.stderr.startswith(told)
+    assert json.loads(done.stdout)["overall"]["exact_match"] == 0.5
+
+
+def test_an_adapter_against_itself_is_wrong_usage(mmchat: Run, data: Path) -> None:
+    for options in (("--against", "none"), ("--adapter", "birds", "--against", "birds")):
+        done = mmchat("evaluate", str(data), *options)
+        assert done.returncode == 2
+        assert "--against is the adapter that answers" in done.stderr
+
+
+def test_a_terminal_has_drawn_tables_and_no_markup_of_others(mmchat: Run, tmp_path: Path) -> None:
+    hostile = "say [bold]x[/bold] \x1b]52;c;eA==\x07 [a](http://evil)"
+    lines = [line("1", hostile, "y", kind="col[red]our"), line("2", "say b", "b")]
+    data = write(tmp_path / "data", lines)
+    mmchat("evaluate", str(data))  # starts the engine, which would keep the terminal open
+    shown = on_terminal("evaluate", str(data))
+    assert "━" in shown and "|" not in shown
+    assert "The wrong answer" in shown and "50.0 %" in shown
+    assert "col[red]our" in shown and "[bold]x" in shown
+    assert "\x1b]" not in shown and not re.search(
+        "\x1b\\[[34][0-9]", shown
+    )  # NO_COLOR: bold at most
+
+
+def on_terminal(*arguments: str) -> str:
+    """What the command paints on a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    process = subprocess.Popen(
+        [MMCHAT, *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TERM": "xterm-256color"},
+    )
+    os.close(theirs)
+    painted = bytearray()
+    with contextlib.suppress(OSError):  # nobody has the terminal any more
+        while data := os.read(ours, 65_536):
+            painted += data
+    os.close(ours)
+    assert process.wait(60) == 0
+    return painted.decode()
 
 
 def test_data_that_is_not_there_is_one_sentence(mmchat: Run) -> None:

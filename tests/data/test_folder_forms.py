@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -257,29 +258,74 @@ def test_parquet_shards_and_splits(tmp_path: Path) -> None:
     assert held_out is not None and answers(train) == ["a", "b"] and answers(held_out) == ["c"]
 
 
+def save(folder: Path, rows: list[dict[str, Any]], names: list[str], shards: int = 1) -> Path:
+    """A folder as `Dataset.save_to_disk` of datasets 5.2 writes it."""
+    arrow = importlib.import_module("pyarrow")
+    folder.mkdir(parents=True)
+    label = {"names": names, "_type": "ClassLabel"}
+    features = {"image": {"_type": "Image"}, "label": label}
+    table = arrow.Table.from_pylist(rows).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    files = []
+    each = len(rows) // shards
+    for number in range(shards):
+        files.append({"filename": f"data-{number:05}-of-{shards:05}.arrow"})
+        part = table.slice(number * each, each)
+        file = str(folder / files[-1]["filename"])
+        with arrow.OSFile(file, "wb") as sink, arrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(part, max_chunksize=7)
+    state = {"_data_files": files, "_fingerprint": "0", "_format_columns": None, "_split": None}
+    write_json(folder / "state.json", state)
+    write_json(folder / "dataset_info.json", {"features": features})
+    return folder
+
+
+def labelled(numbers: range) -> list[dict[str, Any]]:
+    return [{"image": {"bytes": picture(n), "path": None}, "label": n % 2} for n in numbers]
+
+
+def check_saved(data: Dataset) -> None:
+    assert data.form == "a saved datasets folder: pictures with labels" and not data.problems
+    assert answers(data) == ["red kite", "owl"] * 20 and data.examples[1].kind == "owl"
+    shown = [pickle.loads(pickle.dumps(example.pictures[0])) for example in data.examples]
+    assert [shown[n].data for n in (39, 0, 20, 19)] == [picture(n) for n in (39, 0, 20, 19)]
+
+
 def test_saved_datasets_folders(tmp_path: Path) -> None:
-    datasets = importlib.import_module("datasets")
+    names = ["red_kite", "owl"]
+    check_saved(read_data(save(tmp_path / "one", labelled(range(40)), names, shards=2)))
+    for side, numbers in (("train", range(30)), ("test", range(30, 40))):
+        save(tmp_path / "both" / side, labelled(numbers), names)
+    write_json(tmp_path / "both" / "dataset_dict.json", {"splits": ["train", "test"]})
+    train, held_out = read_splits(tmp_path / "both")
+    assert held_out is not None and (len(train.examples), len(held_out.examples)) == (30, 10)
+
+
+def test_what_the_library_itself_saves(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="not needed to read what it writes")
     datasets.disable_progress_bars()
     features = datasets.Features(
         image=datasets.Image(), label=datasets.ClassLabel(names=["red_kite", "owl"])
     )
-    rows = {
-        "image": [{"bytes": picture(n), "path": None} for n in range(40)],
-        "label": [n % 2 for n in range(40)],
-    }
-    whole = datasets.Dataset.from_dict(rows, features=features)
+    whole = datasets.Dataset.from_list(labelled(range(40)), features=features)
     whole.save_to_disk(tmp_path / "one", num_shards=2)
-    data = read_data(tmp_path / "one")
-    assert data.form == "a saved datasets folder: pictures with labels" and not data.problems
-    assert answers(data)[:2] == ["red kite", "owl"] and data.examples[1].kind == "owl"
-    shown = [pickle.loads(pickle.dumps(example.pictures[0])) for example in data.examples]
-    assert [shown[n].data for n in (39, 0, 20, 19)] == [picture(n) for n in (39, 0, 20, 19)]
+    check_saved(read_data(tmp_path / "one"))
     both = datasets.DatasetDict(train=whole.select(range(30)), test=whole.select(range(30, 40)))
     both.save_to_disk(tmp_path / "both")
     train, held_out = read_splits(tmp_path / "both")
     assert held_out is not None and (len(train.examples), len(held_out.examples)) == (30, 10)
     whole.to_parquet(tmp_path / "parquet" / "train-00000-of-00001.parquet")
-    assert answers(read_data(tmp_path / "parquet")) == answers(data)
+    assert answers(read_data(tmp_path / "parquet")) == ["red kite", "owl"] * 20
+
+
+def test_files_that_say_the_sides_beat_folders_of_that_name(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["train/train.png", "val/val.png"])
+    for side in ("train", "val"):
+        line = {"image": f"{side}/{side}.png", "conversations": llava("?", side)}
+        write_json(tmp_path / f"{side}.json", [line])
+    train, held_out = read_splits(tmp_path)
+    assert held_out is not None and answers(train) == ["train"] and answers(held_out) == ["val"]
 
 
 def test_where_arrow_is_missing_it_is_one_sentence(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score.tokenize import tokenize
 from sacrebleu.metrics import BLEU
 from sklearn.metrics import precision_recall_fscore_support
 
@@ -17,7 +18,7 @@ from mmchat.evaluation.figures import comparison_markdown, find_figures
 from mmchat.evaluation.metrics import Share, normalised_match
 from mmchat.evaluation.questions import Message, Question
 from mmchat.evaluation.report import Report, Subject, make_report
-from mmchat.evaluation.texts import bleu, find_texts
+from mmchat.evaluation.texts import Words, bleu, find_texts
 from mmchat.evaluation.yes_no import find_yes_no, said_by_pope, said_strictly
 from mmchat.images import decode
 
@@ -160,6 +161,22 @@ def test_texts_by_hand() -> None:
     assert find_texts(report([("red", "red")]).outcomes) is None
 
 
+def test_texts_of_any_script_have_words() -> None:
+    for text in ("Das Mädchen füttert Enten.", "кошка сидит на окне", "一只猫坐在窗台上"):
+        found = find_texts(report([(text, text)]).outcomes)
+        assert found is not None
+        assert found.rouge["rougeL"].value == 1
+        assert found.bleu.value == pytest.approx(100)
+    assert "tok:char" in found.bleu_signature
+    half = find_texts(report([("一只猫坐在窗台上", "一只猫坐")]).outcomes)
+    assert half is not None and half.rouge["rouge1"].value == pytest.approx(2 / 3)
+
+
+@given(st.text(st.characters(max_codepoint=126), max_size=40))
+def test_words_of_ascii_are_those_of_rouge_score(text: str) -> None:
+    assert Words().tokenize(text) == tokenize(text, None)
+
+
 @pytest.mark.parametrize(
     ("answer", "wanted", "same"),
     [
@@ -195,7 +212,8 @@ def test_a_comparison_by_hand() -> None:
     assert back.rows[0].p == every.p
     assert back.rows[0].difference.value == pytest.approx(-0.3)
     same = compare(first, first, ("A", "A"))
-    assert all(row.p == 1 and row.difference.interval == (0, 0) for row in same.rows)
+    assert all(row.p == 1 and row.difference.value == 0 for row in same.rows)
+    assert all(row.difference.interval == (0, 0) for row in same.rows if not row.is_share)
 
 
 def test_a_comparison_needs_common_questions() -> None:

@@ -217,6 +217,17 @@ def test_data_of_another_form_is_recognised_and_its_held_out_part_asked(
     assert report.total == Share(1, 2)
 
 
+@pytest.mark.usefixtures("scripted_engine")
+def test_what_the_model_has_no_room_for_is_wrong_and_the_others_are_asked(model: str) -> None:
+    data = dataset(example("say a", "a"), example("too-long", "b"), example("say c", "c"))
+    for reused in (0, 2):
+        report = evaluate(data, load_settings(), model=model)
+        assert (report.total, report.reused) == (Share(2, 3), reused)
+        (one,) = [outcome for outcome in report.outcomes if outcome.unanswered]
+        assert (one.given, one.right) == ("", False)
+        assert one.to_dict()["unanswered"].startswith("The last message takes 9 tokens")
+
+
 def test_a_long_wanted_answer_has_room() -> None:
     assert questions_of(dataset(example("a", "b"))).max_tokens == 96
     assert questions_of(dataset(example("a", "b" * 600), example("a", "b"))).max_tokens == 300

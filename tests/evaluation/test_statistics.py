@@ -9,6 +9,7 @@ from scipy import stats
 from mmchat.evaluation.statistics import (
     RESAMPLES,
     bootstrap_p,
+    difference_interval,
     mcnemar,
     mean,
     of_counts,
@@ -31,6 +32,26 @@ def test_mcnemar_by_hand_and_for_many() -> None:
     assert mcnemar(0, 0) == 1
     assert mcnemar(0, 5000) == 0  # smaller than any float
     assert 0 < mcnemar(4800, 5200) < 1e-4
+
+
+def test_the_interval_of_a_difference_is_the_published_one() -> None:
+    # Cavo et al. 2012, in Fagerland, Lydersen and Laake 2017, "Statistical Analysis of Contingency
+    # Tables", chapter 8; so is the exact p.
+    assert difference_interval(59, 6, 16, 80) == pytest.approx((-0.1186, -0.0046), abs=5e-5)
+    assert mcnemar(6, 16) == pytest.approx(0.052479, abs=5e-7)
+
+
+@given(*[st.integers(0, 200)] * 4)
+def test_an_interval_of_a_difference_holds_it_and_turns_with_it(
+    both: int, first: int, second: int, neither: int
+) -> None:
+    if not (n := both + first + second + neither):
+        return
+    low, high = difference_interval(both, first, second, neither)
+    assert -1 <= low <= (first - second) / n <= high <= 1
+    assert low < high
+    turned = difference_interval(both, second, first, neither)
+    assert turned == pytest.approx((-high, -low), abs=1e-9)
 
 
 def test_a_bootstrap_mean_has_the_normal_interval() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mmchat.evaluation.questions import Message, Question, Questions, read_questions
 from mmchat.evaluation.report import Report, make_report
-from mmchat.evaluation.worst import find_worst, likeness, worst_page, worst_rows
+from mmchat.evaluation.worst import find_worst, same_characters, worst_page, worst_rows
 from mmchat.images import parse_data_url
 from tests.evaluation.folders import line, write
 from tests.evaluation.test_figures import SUBJECT, report
@@ -57,7 +57,23 @@ def test_the_least_alike_come_first_and_right_ones_never() -> None:
     made = report([("red", "red"), ("a red star", "a red bar"), ("blue", "xyz"), ("b", "b.")])
     assert [one.outcome.wanted for one in find_worst(made)] == ["blue", "a red star"]
     assert len(find_worst(report([("a", "b")] * 30))) == 10
-    assert likeness("Red!", "red") == 1 and likeness("abc", "xyz") == 0
+    assert same_characters("Red!", "red") == 1 and same_characters("abc", "xyz") == 0
+
+
+def test_words_decide_before_characters_and_the_order_of_the_data_last() -> None:
+    pairs = [("red star", "red dots"), ("redder", "red"), ("blue", "green"), ("blue", "green")]
+    worst = find_worst(report(pairs))
+    assert [one.outcome.id for one in worst] == ["2", "3", "1", "0"]
+    assert (worst[-1].words, worst[2].words) == (0.5, 0)
+    assert [one.outcome.id for one in find_worst(report(pairs), 1)] == ["2"]
+
+
+@given(st.lists(st.tuples(st.text("ab ", max_size=6), st.text("ab ", max_size=6)), max_size=30))
+def test_few_are_the_first_of_all(pairs: list[tuple[str, str]]) -> None:
+    made = report(pairs or [("a", "b")])
+    every = find_worst(made, 1000)
+    assert len(every) == sum(not one.right for one in made.outcomes)
+    assert find_worst(made, 3) == every[:3]
 
 
 def test_hostile_text_is_text(tmp_path: Path) -> None:

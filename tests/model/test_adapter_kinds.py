@@ -81,6 +81,33 @@ def test_every_layer_gives_what_its_merged_weight_would(base: LoadedModel, kind:
             )
 
 
+def test_weights_that_only_their_layer_can_read_are_asked_of_it(
+    base: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CPUs with AVX512-BF16 once a layer has run; the packed product is stood in for."""
+    if base.quantization != "4bit":
+        pytest.skip("only 4-bit weights are packed")
+    bitsandbytes = import_bitsandbytes()
+    layer = base.model.get_submodule("model.language_model.layers.0.mlp.up_proj")
+    wanted = plain_weight(layer)
+    real = bitsandbytes.matmul_4bit
+    asked: list[tuple[int, ...]] = []
+
+    def packed(x: torch.Tensor, weight: Any, *, quant_state: Any) -> torch.Tensor:
+        asked.append(tuple(x.shape))
+        result: torch.Tensor = real(x.to(base.compute_dtype), weight, quant_state=quant_state)
+        return result
+
+    monkeypatch.setattr(bitsandbytes, "matmul_4bit", packed)
+    monkeypatch.setattr("mmchat.model.lora._ROWS", 24)
+    state = layer.weight.quant_state
+    monkeypatch.setattr(state, "packing_format_for_cpu", True, raising=False)
+    with torch.no_grad():
+        given = plain_weight(layer)
+    assert asked == [(24, 64), (24, 64), (16, 64)]
+    torch.testing.assert_close(given, wanted, atol=1e-6, rtol=1e-2)
+
+
 def test_a_bias_of_lora_is_added(base: LoadedModel) -> None:
     folder = make(base, "biased", projector=False, lora=True)
     weights = folder / adapters.LORA / adapters.LORA_WEIGHTS

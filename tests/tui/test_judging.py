@@ -117,6 +117,8 @@ async def test_what_cannot_be_rated_or_corrected_is_told(new_app: NewApp) -> Non
             await until(pilot, lambda: "another window" in shown(app)[-1])
             await pilot.press("f6")
             await until(pilot, lambda: "still being written: stop it or wait" in complaint(app))
+            await pilot.press("ctrl+g")
+            await until(pilot, lambda: "being written in another window" in complaint(app))
             growing.finish()
         await pilot.press("f6")
         await until(pilot, lambda: heads(app)[-1] == "mmchat | ▲ good")

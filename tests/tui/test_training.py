@@ -598,7 +598,7 @@ async def test_the_real_command_prints_such_a_plan(
         picture.with_suffix(".txt").write_text("a red circle")
     found = await ask_plan([str(tmp_path)], "scenes")
     assert isinstance(found, Plan), found
-    assert found.examples and found.pictures and found.steps and found.memory_bytes
+    assert found.examples and found.pictures and found.steps and found.seconds
     assert "It would learn from" in told(found)[0]
     empty = await ask_plan([str(tmp_path / "nothing")], "scenes")
     assert isinstance(empty, str) and "nothing" in empty

@@ -64,20 +64,25 @@ class Judging(Deeds):
     def do_correct(self, _: str) -> None:
         message = self._answer()
         if message is not None:
-            self._ask_correction(message)
+            self._ask_correction(message.id)
 
     @work(exclusive=True, group="dialog")
-    async def _ask_correction(self, message: Message) -> None:
+    async def _ask_correction(self, message_id: int) -> None:
         had_focus = isinstance(self.focused, MessageView)
 
         async def save(text: str) -> Message:
-            return await asyncio.to_thread(self.app.history.correct, message.id, text)
+            return await asyncio.to_thread(self.app.history.correct, message_id, text)
 
-        kept: Message | None = await self.app.push_screen_wait(
-            CorrectScreen(message.text, save, lambda: not self.app.asker.live)
-        )
-        if kept is not None and kept.id != message.id:
-            self.put(partial(self._show_correction, message, kept, had_focus))
+        with self.told():
+            message = await asyncio.to_thread(self.app.history.message, message_id)
+            if message.state == "streaming":
+                self.composer.complain("This answer is being written in another window.")
+                return
+            kept: Message | None = await self.app.push_screen_wait(
+                CorrectScreen(message.text, save, lambda: not self.app.asker.live)
+            )
+            if kept is not None and kept.id != message_id:
+                self.put(partial(self._show_correction, message, kept, had_focus))
 
     async def _show_correction(self, message: Message, kept: Message, had_focus: bool) -> None:
         session = self.app.session
