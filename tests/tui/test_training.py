@@ -237,8 +237,9 @@ async def test_what_cannot_be_learned_from_is_said(new_app: NewApp) -> None:
     app = new_app()
     async with app.run_test(size=(80, 24)) as pilot:
         shown = await opened(pilot)
-        await until(pilot, lambda: "no rated answer" in plan(pilot))
-        assert plan(pilot) == "There is no rated answer yet: rate some first."
+        # Until the command has ended, its own line is shown as it wrote it.
+        said = "There is no rated answer yet: rate some first."
+        await until(pilot, lambda: plan(pilot) == said)
         await pilot.press("enter")
         await until(pilot, lambda: "nothing to start yet" in setup_complaint(pilot))
         shown.setup.choose("/nowhere/at all")
