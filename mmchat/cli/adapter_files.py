@@ -26,6 +26,10 @@ def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
     Example:
       mmchat adapters merge digits --out ~/models/scenes-digits
     """
+    from mmchat.model.adapters import find_adapter, read_card
+    from mmchat.model.fitting import require_base
+
+    require_base(read_card(find_adapter(name)))  # told at once, before torch is loaded
     from mmchat.model.merging import merge_adapter
 
     progress = Progress()

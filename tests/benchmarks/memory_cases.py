@@ -1,0 +1,321 @@
+"""Real training steps and answers on random weights, measured: the cases of `bench_memory`."""
+
+import contextlib
+import gc
+import os
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import peft  # noqa: F401 (loaded by the step, and so part of the imports)
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, SiglipVisionConfig
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from mmchat.engine.decode import Decoding, TransformersRunner
+from mmchat.engine.detokenize import StopStrings
+from mmchat.engine.sampling import Sampler
+from mmchat.model.configuration import GridVisionConfig, VisualPrefixConfig
+from mmchat.model.loading import load_planned
+from mmchat.model.planning import plan_load
+from mmchat.model.processor import VisualPrefixProcessor
+from mmchat.model.quantization import import_bitsandbytes
+from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
+from mmchat.training.allocator import return_large_blocks
+from mmchat.training.loop import RowInput, StepInput, Steps
+from mmchat.training.objectives import PackedLoss
+from mmchat.training.optimizer import build_tuning_optimizers
+from mmchat.training.packing import IGNORED, Branch, Row, Tree, collate
+from mmchat.training.trainable import Trainable
+from mmchat.training.tuning import LoraTable, Tuning, TuningStage
+from tests.model.tiny import CHATML, tokenizer
+
+import_bitsandbytes()
+
+STEPS = 2
+"""The second has the optimizer's state beside it."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder of random weights, with a vision tower or without."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocabulary: int
+    tied: bool = True
+    family: str = "llama"
+    vision: str = ""
+    """ "grid" (the built-in tower, 16 prefix tokens) or "siglip" (196)."""
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("3M", 256, 5, 4, 4, 768, 800, vision="grid"),
+        Shape("30M", 512, 8, 8, 4, 1408, 16384),
+        Shape("60M-siglip", 640, 10, 10, 5, 1792, 16384, vision="siglip"),
+        Shape("135M", 576, 30, 9, 3, 1536, 49152),
+        Shape("360M-siglip", 960, 24, 15, 5, 2560, 49152, vision="siglip"),
+        Shape("0.5B", 896, 24, 14, 2, 4864, 151936, family="qwen2"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration. `answers` is the share of a row's tokens that are trained."""
+
+    shape: str
+    method: str = "lora"
+    rows: int = 1
+    row_tokens: int = 256
+    pictures: int = 0
+    rank: int = 16
+    targets: tuple[str, ...] = ()
+    projector: bool = False
+    vision_blocks: int = 0
+    optimizer: str = "adamw"
+    checkpointing: bool = False
+    answers: float = 0.3
+    held_out: bool = False
+
+    @property
+    def asks(self) -> bool:
+        """Whether it talks (methods "ask" and "ask4") instead of training; `row_tokens` is the context."""
+        return self.method.startswith("ask")
+
+    @property
+    def quantization(self) -> str:
+        return "4bit" if self.method in ("qlora", "ask4") else "fp32"
+
+    @property
+    def answer_tokens(self) -> int:
+        """Of all rows."""
+        return self.rows * int(self.row_tokens * self.answers)
+
+    def __str__(self) -> str:
+        words = [self.shape, self.method, f"{self.rows}x{self.row_tokens}"]
+        words += [f"{self.pictures} pictures"] * bool(self.pictures)
+        words += [f"rank {self.rank}"] * (self.rank != 16) + list(self.targets)
+        words += ["projector"] * self.projector + ["vision blocks"] * bool(self.vision_blocks)
+        words += [self.optimizer] * (self.optimizer != "adamw")
+        return " ".join(words + ["checkpointing"] * self.checkpointing)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes above the import baseline: the peak of loading, what is held then, the peak of the steps."""
+
+    load: int
+    held: int
+    steps: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.load, self.steps)
+
+
+def write_model(shape: Shape, folder: Path) -> Path:
+    """A model folder with random weights in bfloat16, as most are published."""
+    torch.manual_seed(0)
+    special = ["<pad>", "<|im_start|>", "<|im_end|>", "<image>"]
+    tok = tokenizer(CHATML, special, eos="<|im_end|>")
+    text_class = Qwen2Config if shape.family == "qwen2" else LlamaConfig
+    text = text_class(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=shape.tied,
+        eos_token_id=tok.eos_token_id,
+        pad_token_id=tok.pad_token_id,
+    )
+    model: Any
+    if not shape.vision:
+        model = AutoModelForCausalLM.from_config(text, dtype=torch.bfloat16)
+    else:
+        side = 64 if shape.vision == "grid" else 224
+        config = VisualPrefixConfig(
+            vision_config=_tower(shape.vision, side),
+            text_config=text,
+            image_token_id=tok.convert_tokens_to_ids("<image>"),
+            projector_type="shuffle_mlp" if shape.vision == "grid" else "mlp",
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+            tie_word_embeddings=shape.tied,
+        )
+        model = VisualPrefixForConditionalGeneration(config).to(torch.bfloat16)
+        processor = VisualPrefixProcessor(
+            image_processor=SiglipImageProcessorPil(size={"height": side, "width": side}),
+            tokenizer=tok,
+            chat_template=CHATML,
+            prefix_tokens=config.image_seq_length,
+        )
+        processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+    if not shape.vision:
+        tok.save_pretrained(folder)
+    return folder
+
+
+def _tower(kind: str, side: int) -> Any:
+    if kind == "grid":
+        return GridVisionConfig(image_size=side)
+    return SiglipVisionConfig(
+        hidden_size=384,
+        intermediate_size=1536,
+        num_hidden_layers=12,
+        num_attention_heads=6,
+        image_size=side,
+        patch_size=16,
+    )
+
+
+def measure(case: Case, folder: Path) -> Measured:
+    """Loads as mmchat does and trains two steps."""
+    torch.set_num_threads(1)  # what is held does not depend on it
+    if not case.asks:
+        return_large_blocks()  # as a run does
+    gc.collect()
+    before = _memory("VmRSS")
+    _forget_peak()
+    loaded = load_planned(
+        plan_load(str(folder), quantization=case.quantization, device="cpu"), lambda *_: None
+    )
+    load, held = _memory("VmHWM") - before, _memory("VmRSS") - before
+    _forget_peak()
+    _ask(case, loaded) if case.asks else _train(case, loaded)
+    return Measured(load, held, _memory("VmHWM") - before)
+
+
+def _ask(case: Case, loaded: Any) -> None:
+    """An answer of eight tokens at the end of the context, as the engine gives it."""
+    runner = TransformersRunner(loaded.model, compute_dtype=loaded.compute_dtype)
+    state = runner.start()
+    prefilled = runner.prefill(state, _Prompt(case.row_tokens - 8), lambda: False)
+    assert prefilled is not None
+    list(
+        Decoding(
+            runner,
+            state,
+            prefilled.logits,
+            sampler=Sampler(),
+            detokenizer=_NoText(),
+            stops=StopStrings(()),
+            eos_token_ids=frozenset(),
+            max_tokens=8,
+        )
+    )
+
+
+class _Prompt:
+    model_inputs: dict[str, torch.Tensor] = {}  # noqa: RUF012
+    images: tuple[()] = ()
+
+    def __init__(self, length: int) -> None:
+        self.input_ids = torch.randint(8, 400, (1, length))
+        self.keys = [(int(token), None) for token in self.input_ids[0]]
+
+
+class _NoText:
+    def push(self, token: int) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
+
+
+def _train(case: Case, loaded: Any) -> None:
+    stage = TuningStage(
+        method=case.method,
+        projector=case.projector or case.method == "projector",
+        vision_blocks=case.vision_blocks,
+        row_tokens=case.row_tokens,
+        micro_rows=0,
+        optimizer=case.optimizer,
+        learning_rate=1e-4,
+        projector_learning_rate=1e-4,
+        vision_learning_rate=1e-5,
+        gradient_checkpointing=case.checkpointing,
+    )
+    recipe = Tuning(
+        name="measured", stages=(stage,), lora=LoraTable(rank=case.rank, targets=case.targets)
+    )
+    trainable = Trainable(loaded, recipe)
+    groups = trainable.begin(stage)
+    optimizers = build_tuning_optimizers(groups, case.optimizer, loaded.compute_dtype)
+    accelerator = Accelerator(cpu=True)
+    steps = Steps(
+        accelerator,
+        PackedLoss(loaded.model),
+        optimizers,
+        [p for group in groups for p in group["params"]],
+        clip=1.0,
+        micro_rows=0,
+        say=lambda line: None,
+    )
+    model = loaded.model
+    model.eval()
+    decoder = model.get_decoder()
+    decoder.train()
+    if case.checkpointing:
+        decoder.gradient_checkpointing_enable({"use_reentrant": False})
+    torch.use_deterministic_algorithms(True)
+    for number in range(STEPS):
+        torch.manual_seed(number)
+        given = StepInput(_rows(case, model), ["made"], case.rows, case.rows * case.row_tokens)
+        steps.step(given, 1.0, f"step {number}")
+
+
+def _rows(case: Case, model: Any) -> list[RowInput]:
+    config = model.config
+    vocabulary = config.get_text_config().vocab_size
+    rows = []
+    for _ in range(case.rows):
+        tokens = torch.randint(8, min(vocabulary, 400), (case.row_tokens,)).tolist()
+        features = None
+        if case.pictures:
+            count = config.image_seq_length * case.pictures
+            tokens[:count] = [config.image_token_id] * count
+            encoder = model.model.encoder
+            if case.vision_blocks:
+                side = encoder.image_size
+                features = torch.randn(case.pictures, 3, side, side)
+            else:
+                features = torch.randn(case.pictures, encoder.grid**2, encoder.width)
+        asked = int(case.row_tokens * case.answers)
+        labels = [IGNORED] * (case.row_tokens - asked) + tokens[-asked:]
+        row = Row(case.row_tokens)
+        row.add(Tree([], tuple(range(case.pictures)), [Branch(tokens, labels, 1.0)]))
+        rows.append(RowInput(collate([row], case.row_tokens, 0), features))
+    return rows
+
+
+def _memory(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def _forget_peak() -> None:
+    """The kernel's mark of the largest memory (VmHWM) begins anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def in_process(pipe: Connection, job: str, given: Any, folder: str) -> None:
+    """In its own process: "write" a shape, or "measure" a case."""
+    os.environ["MMCHAT_HOME"] = folder + "-home"
+    with Path(os.devnull).open("w") as nothing, contextlib.redirect_stderr(nothing):
+        done = write_model if job == "write" else measure
+        pipe.send(done(given, Path(folder)))
