@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import click
+from msgspec import to_builtins
 
 from mmchat.cli.output import note, say, say_json
 
@@ -120,7 +121,7 @@ def train(
         )
     if data is None and not from_history and not resume:
         raise click.UsageError("Name DATA, or take --from-history.")
-    from mmchat.cli.training_job import Job, Wish, plan_of, say_plan
+    from mmchat.cli.training_job import Job, Wish
     from mmchat.cli.training_panel import watch
 
     wish = Wish(
@@ -141,6 +142,8 @@ def train(
         measure=not no_measure,
     )
     if dry_run:
+        from mmchat.cli.training_plan import plan_of, say_plan
+
         plan = plan_of(wish, note)
         say_json(plan) if as_json else say_plan(plan)
         return
@@ -150,8 +153,6 @@ def train(
         note(status.said)
         sys.exit(130)
     if as_json:
-        from mmchat.cli.training_job import status_json
-
-        say_json(status_json(status))
+        say_json(to_builtins(status))
     else:
         say(status.said)

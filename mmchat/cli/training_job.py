@@ -1,24 +1,23 @@
 """What `mmchat train` does: read, choose, train, measure, keep."""
 
-import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from mmchat.cli.training_panel import Watcher
+from mmchat.cli.training_result import finished_words, keep
 from mmchat.data import read_splits, split
 from mmchat.data.snapshot import has_snapshot, load_snapshot, save_snapshot
 from mmchat.data.types import Dataset, Example
 from mmchat.errors import DataError, MmchatError, RecipeError
-from mmchat.model.adapters import CARD, is_name, read_card, write_card
-from mmchat.settings import builtin_adapters, load_settings, paths, private_dir
+from mmchat.model.adapters import is_name
+from mmchat.settings import builtin_adapters, load_settings, paths
 from mmchat.training.progress import Row, RunFolder, Status, run_folder, writing
 from mmchat.training.tuning import LARGE, Tuning, read_tuning
 
@@ -49,10 +48,6 @@ class Wish:
     images: Path | None
     measure: bool
 
-    def arguments(self, name: str) -> tuple[str, ...]:
-        """What goes on with the run: the arguments of `mmchat`."""
-        return ("train", "--resume", "--name", name)
-
 
 @dataclass(frozen=True)
 class Material:
@@ -73,14 +68,14 @@ class Job:
         self.wish = wish
         self.watcher = watcher
         self.main = os.environ.get("RANK", "0") == "0"
-        self.recipe, self.folder = _recipe_of(wish)
+        self.recipe, self.folder = recipe_of(wish)
         self.status = Status(
             name=self.recipe.name,
             model=self.recipe.model,
             state="preparing",
             said="reading the data",
             started=time.time(),
-            command=wish.arguments(self.recipe.name),
+            command=resuming(self.recipe.name),
         )
 
     def run(self) -> Status:
@@ -155,7 +150,9 @@ class Job:
         if material.held_out:
             held_out = self.folder.folder / "held-out"
             shutil.rmtree(held_out, ignore_errors=True)
-            save_snapshot(held_out_dataset(material), held_out)
+            save_snapshot(
+                replace(material.train, examples=material.held_out, problems=()), held_out
+            )
             asked.append(Asked(HELD_OUT, held_out))
         if has_replay(prepared.plan.folder):
             asked.append(Asked(OLD_SKILLS, old_skills(prepared.plan.folder, OLD_SKILLS_PER_TYPE)))
@@ -177,11 +174,6 @@ class Job:
             self.watcher.show(self.status, self.folder.metrics())
 
 
-def held_out_dataset(material: Material) -> Dataset:
-    """The held-out part as a dataset of its own."""
-    return Dataset("held-out part", material.train.source, material.held_out, (), material.sha256)
-
-
 def read_material(wish: Wish, recipe: Tuning, folder: RunFolder) -> Material:
     """Reads the data of the wish, or on a resume of the run; raises DataError and HistoryError."""
     source = recipe.data.source
@@ -191,7 +183,7 @@ def read_material(wish: Wish, recipe: Tuning, folder: RunFolder) -> Material:
             whole = load_snapshot(snapshot)
         else:
             whole = _from_history(wish, recipe)
-            if not is_idle(folder):
+            if folder.is_running():  # by us; a dry run writes nothing
                 save_snapshot(whole, snapshot)
         return _divided(whole, recipe)
     path = wish.data if wish.data is not None else Path(source)
@@ -202,23 +194,14 @@ def read_material(wish: Wish, recipe: Tuning, folder: RunFolder) -> Material:
     return _divided(train, recipe)
 
 
-def is_idle(folder: RunFolder) -> bool:
-    """Whether nobody works on the run: then nothing is written into it."""
-    return not folder.is_running()
-
-
 def _divided(whole: Dataset, recipe: Tuning) -> Material:
     train, held_out = split(whole.examples, recipe.data.held_out, recipe.seed)
     if not train:
         raise DataError(
             f"{whole.source} holds nothing to learn from: look at `mmchat data inspect`."
         )
-    return Material(without_held_out(whole, train), held_out)
-
-
-def without_held_out(whole: Dataset, train: list[Example]) -> Dataset:
-    """`whole` with only the examples of its training part; its hash stays that of all."""
-    return Dataset(whole.form, whole.source, train, whole.problems, whole.sha256)
+    # The hash stays that of the whole.
+    return Material(replace(whole, examples=train), held_out)
 
 
 def _from_history(wish: Wish, recipe: Tuning) -> Dataset:
@@ -269,64 +252,16 @@ def notes_of(material: Material, prepared: "Prepared") -> list[str]:
     return lines
 
 
-def keep(made: Path, name: str, rows: list[Row]) -> Path | None:
-    """Moves the finished adapter to the person's own; -> where one of that name went, if there was one."""
-    with writing(paths().adapters):
-        figures: dict[str, float] = {}
-        for row in rows:
-            key = row.what.replace(" ", "_").replace("-", "_")
-            figures |= {f"{key}_before": row.before, f"{key}_after": row.after, f"{key}_n": row.n}
-        card = read_card(made)
-        write_card(made, msgspec.structs.replace(card, name=name, figures=figures))
-        (made / "README.md").write_text(card_text(name, card.base.id, rows), encoding="utf-8")
-        home = private_dir(paths().adapters)
-        target, before = home / name, None
-        if target.exists():
-            before = home / f"{name}-before"
-            shutil.rmtree(before, ignore_errors=True)
-            target.rename(before)
-            if (before / CARD).is_file():
-                old = read_card(before)
-                write_card(before, msgspec.structs.replace(old, name=before.name))
-        made.rename(target)
-    return before
-
-
-def card_text(name: str, base: str, rows: list[Row]) -> str:
-    """The adapter's card."""
-    lines = [f"# {name}", "", f"An adapter for `{base}`, made by `mmchat train` (recipe.toml)."]
-    if rows:
-        lines += ["", "| right answers | n | without it | with it |", "|---|---:|---:|---:|"]
-        lines += [
-            f"| {row.what} | {row.n} | {_share(row.before, row.before_interval)} | "
-            f"{_share(row.after, row.after_interval)} |"
-            for row in rows
-        ]
-        lines += ["", "Exact match, with Wilson's 95 % intervals, asked through the 4-bit engine."]
-    return "\n".join(lines) + "\n"
-
-
-def _share(share: float, interval: tuple[float, float]) -> str:
-    return f"{share:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
-
-
-def finished_words(name: str, rows: list[Row], before: Path | None) -> str:
-    """One or two sentences at the end."""
-    figures = "; ".join(
-        f"{row.what} {row.before:.1%} → {row.after:.1%} (n = {row.n})" for row in rows
-    )
-    kept = f" The adapter of that name before is kept as {before.name}." if before else ""
-    return (
-        f"{name} is ready{': ' + figures if figures else ''}. Use it: mmchat adapters use {name}, or "
-        f"/adapter {name} in the chat.{kept}"
-    )
+def resuming(name: str) -> tuple[str, ...]:
+    """What goes on with the run: the arguments of `mmchat`."""
+    return ("train", "--resume", "--name", name)
 
 
 def _how_to_go_on(name: str) -> str:
-    return f"Saved. Go on: mmchat train --resume --name {name}"
+    return f"Saved. Go on: mmchat {' '.join(resuming(name))}"
 
 
-def _recipe_of(wish: Wish) -> tuple[Tuning, RunFolder]:
+def recipe_of(wish: Wish) -> tuple[Tuning, RunFolder]:
     """The recipe with its name and base, and where its run lies."""
     settings = load_settings()
     if wish.resume:
@@ -385,72 +320,3 @@ def _clear(folder: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-
-
-def plan_of(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
-    """What a run would do, without loading weights."""
-    recipe, folder = _recipe_of(wish)
-    material = read_material(wish, recipe, folder)
-    from mmchat.training.planning import plan
-    from mmchat.training.preparing import prepare
-
-    prepared = prepare(
-        with_data(recipe, material, wish),
-        material.train,
-        material.held_out,
-        allow_bad=wish.allow_bad,
-        say=say,
-    )
-    whole = [*material.train.examples, *material.held_out]
-    kinds = [example.kind for example in whole]
-    return {
-        "name": recipe.name,
-        "model": recipe.model,
-        "form": material.train.form,
-        "examples": len(kinds),
-        "pictures": len({p.sha256 for e in whole for p in e.pictures}),
-        "corrected": kinds.count("corrected") if material.train.form == "your own history" else 0,
-        "good": kinds.count("good") if material.train.form == "your own history" else 0,
-        "problems": len(material.train.problems) + len(prepared.problems),
-        "held_out": len(material.held_out),
-        **plan(prepared),
-    }
-
-
-def say_plan(plan: dict[str, Any]) -> None:
-    """The plan for people."""
-    from mmchat.cli.output import say, say_table
-
-    rows = [
-        (
-            "data",
-            f"{plan['form']}: {plan['examples']:,} conversations, {plan['pictures']:,} pictures",
-        ),
-        ("held out", f"{plan['held_out']:,} conversations"),
-        ("left out", f"{plan['problems']:,}"),
-        ("tokens", f"{plan['tokens']:,} to learn from once, {plan['step_tokens']:,.0f} a step"),
-        ("old material", f"{plan['replay']:.0%} of each step"),
-        *((f"stage {stage['name']}", _stage_words(stage)) for stage in plan["stages"]),
-        ("trains", f"{plan['trainable_parameters']:,} of {plan['parameters']:,} parameters"),
-        ("time", f"about {_duration(plan['seconds'])}, and measuring after it"),
-    ]
-    say_table(rows)
-    say(f"Nothing was changed. Without --dry-run it begins, as {plan['name']} for {plan['model']}.")
-
-
-def _stage_words(stage: dict[str, Any]) -> str:
-    times = f"{stage['epochs']:.1f} times all"
-    steps = f"{stage['method']}, {stage['steps']:,} steps of {stage['batch']} samples ({times})"
-    return f"{steps}, learning rate {stage['learning_rate']:.1e}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{math.ceil(seconds)} seconds"
-    return f"{math.ceil(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
-def status_json(status: Status) -> dict[str, Any]:
-    """For `--json`."""
-    found: dict[str, Any] = msgspec.to_builtins(status)
-    return found

@@ -1,12 +1,13 @@
 """Folders of pictures whose names, or the texts beside them, say what is to be learned."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from mmchat.data.pictures import Pictures, Unusable, is_picture_name, shown
+from mmchat.data.records import Record
 from mmchat.data.turns import Message, example_of
 from mmchat.data.types import Example, Problem
 from mmchat.data.wording import asked_caption, asked_class, readable_names
@@ -14,8 +15,23 @@ from mmchat.data.wording import asked_caption, asked_class, readable_names
 Outcome = list[Example] | Problem
 """What a sample became."""
 
+
 TEXT_SUFFIXES: Final = (".txt", ".caption")
 _MAX_TEXT: Final = 1_000_000  # bytes
+
+
+def outcomes(
+    records: Iterable[Record | Problem], make: Callable[[Record], list[Example]]
+) -> Iterator[Outcome]:
+    """What `make` makes of each record; of one that it finds unusable a problem."""
+    for record in records:
+        if isinstance(record, Problem):
+            yield record
+            continue
+        try:
+            yield make(record)
+        except Unusable as why:
+            yield Problem(record.place, str(why), why.about)
 
 
 @dataclass(slots=True)

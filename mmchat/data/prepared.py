@@ -12,12 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mmchat.data.folders import Outcome
+from mmchat.data.folders import Outcome, outcomes
 from mmchat.data.json_files import json_records
 from mmchat.data.pictures import Unusable, shown
 from mmchat.data.records import Record, placed
 from mmchat.data.turns import example_of
-from mmchat.data.types import Example, Picture, Problem
+from mmchat.data.types import Example, Picture
 from mmchat.errors import DataError
 from mmchat.images import MAX_SIDE
 
@@ -60,14 +60,7 @@ def prepared(folder: Path) -> Iterator[Outcome]:
     """An example for each dialog; raises DataError where the arrays are damaged."""
     shelf = _Shelf(folder / IMAGES)
     _, records = json_records(folder / SAMPLES)
-    for record in records:
-        if isinstance(record, Problem):
-            yield record
-            continue
-        try:
-            yield _examples(record, shelf)
-        except Unusable as why:
-            yield Problem(record.place, str(why), why.about)
+    yield from outcomes(records, lambda record: _examples(record, shelf))
 
 
 def bmp(pixels: "Images") -> bytes:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from mmchat.data import folders, prepared, tables
 from mmchat.data.json_files import is_json_name, json_records
-from mmchat.data.pictures import Pictures, Unusable, is_picture_name, shown
+from mmchat.data.pictures import Pictures, is_picture_name, shown
 from mmchat.data.records import Record, examples_of, form_of, form_of_columns
 from mmchat.data.types import Problem
 from mmchat.errors import DataError
@@ -84,23 +84,12 @@ def _of_file(file: Path, pictures: Pictures, side: Side = "") -> Part | None:
         return None
     if file.name in _METADATA:
         name = f"imagefolder: {form}"
-    return Part(side, name, _outcomes(records, pictures))
+    return Part(side, name, folders.outcomes(records, lambda record: examples_of(record, pictures)))
 
 
 def _begins_as_json(file: Path) -> bool:
     with file.open("rb") as stream:
         return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{")
-
-
-def _outcomes(records: Iterable[Record | Problem], pictures: Pictures) -> Iterator[folders.Outcome]:
-    for record in records:
-        if isinstance(record, Problem):
-            yield record
-            continue
-        try:
-            yield examples_of(record, pictures)
-        except Unusable as why:
-            yield Problem(record.place, str(why), why.about)
 
 
 def _of_folder(folder: Path, pictures: Pictures, *, ask_sides: bool, side: Side = "") -> list[Part]:
@@ -202,7 +191,11 @@ def _saved(folder: Path, pictures: Pictures, side: Side) -> Part:
             "answer, label, or messages."
         )
     records = chain.from_iterable(file.records() for file in files)
-    return Part(side, f"a saved datasets folder: {form}", _outcomes(records, pictures))
+    return Part(
+        side,
+        f"a saved datasets folder: {form}",
+        folders.outcomes(records, lambda record: examples_of(record, pictures)),
+    )
 
 
 def _of_tree(folder: Path, files: Sequence[str], pictures: Pictures, side: Side) -> Part:

@@ -104,12 +104,17 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+def decoder_of(model: Any) -> Any:
+    """The text model without its head inside `model`, which may be one itself."""
+    return model.get_decoder() if hasattr(model, "get_decoder") else model
+
+
 def text_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """(name, the list of blocks) of the text model inside `model`.
 
     Raises ModelError where none is found.
     """
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    decoder = decoder_of(model)
     names = {id(module): name for name, module in model.named_modules()}
     for child in ("layers", "h", "blocks"):
         blocks = getattr(decoder, child, None)

@@ -15,7 +15,18 @@ from torch.utils.data import Dataset
 from mmchat.errors import DataError, MmchatError
 from mmchat.model.prompt import encode_chat
 from mmchat.training.dataset import PreparedData, Sample
-from mmchat.training.packing import IGNORED, Batch, Branch, Row, Tree, collate, pack, trim
+from mmchat.training.order import Order
+from mmchat.training.packing import (
+    IGNORED,
+    Batch,
+    Branch,
+    Row,
+    Tree,
+    collate,
+    next_labels,
+    pack,
+    trim,
+)
 
 
 class Collator:
@@ -55,10 +66,7 @@ class Collator:
         branches: list[Branch] = []
         for dialog, whole in zip(dialogs, encoded, strict=True):
             tokens, mask = whole.input_ids, whole.answer_mask
-            following = [
-                token if asked else IGNORED
-                for token, asked in zip(tokens[1:], mask[1:], strict=True)
-            ] + [IGNORED]
+            following = next_labels(tokens, mask)
             asked = sum(mask[trunk + 1 :])
             branches.append(
                 Branch(
@@ -87,6 +95,7 @@ class AnswerSteps(Dataset[Batch]):
         self.rows = rows
         self.row_tokens = row_tokens
         self.seed = seed
+        self._order = Order(len(data), seed, salt=(1,))
 
     def __getitem__(self, step: int) -> Batch:
         """Samples are drawn without replacement within each pass over the data.
@@ -106,11 +115,8 @@ class AnswerSteps(Dataset[Batch]):
         return batch
 
     def _tree(self, position: int, rng: np.random.Generator) -> Tree:
-        epoch, index = divmod(position, len(self.data))
-        if getattr(self, "_epoch", None) != epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.data))
-        return trim(self.collator.tree(self.data[int(self._order[index])], rng), self.row_tokens)
+        sample = self.data[self._order[position]]
+        return trim(self.collator.tree(sample, rng), self.row_tokens)
 
     def __len__(self) -> int:
         return 2**31  # endless: the stage's steps bound it

@@ -5,14 +5,14 @@ A label stands one place before the token it asks for. Examples about the same p
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from mmchat.data.types import Example, Picture, Problem, Turn
 from mmchat.errors import ImageError, ModelError
 from mmchat.model.pictures import picture_inputs
 from mmchat.model.prompt import Encoded, encode_chat
-from mmchat.training.packing import IGNORED, Branch, Tree
+from mmchat.training.packing import IGNORED, Branch, Tree, next_labels
 
 MOST_BRANCHES = 8
 """Conversations in one sample: more of them would make its picture weigh too much in a step."""
@@ -68,6 +68,15 @@ class Samples:
         """Of a tree in the loss."""
         return sum(map(_weight, self.trees)) / max(len(self.trees), 1)
 
+    def weighing(self, mean: float) -> "Samples":
+        """The same, each answer's weight multiplied so that a tree weighs `mean` in the mean."""
+        factor = mean / max(self.mean_weight, 1e-9)
+        trees = [
+            replace(t, branches=[replace(b, weight=factor * b.weight) for b in t.branches])
+            for t in self.trees
+        ]
+        return replace(self, trees=trees)
+
 
 class Reader(Protocol):
     """What encoding needs of a model: all but its weights."""
@@ -109,12 +118,10 @@ class ExampleEncoder:
                 found.shortened += not whole
         return found
 
-    def samples(
-        self, encodings: Encodings, limit: int, length_weight: float, weight: float = 1.0
-    ) -> Samples:
-        """The samples of `encodings`, each of at most `limit` tokens; `weight` multiplies each answer's."""
+    def samples(self, encodings: Encodings, limit: int, length_weight: float) -> Samples:
+        """The samples of `encodings`, each of at most `limit` tokens."""
         groups = _groups(encodings.said, limit, share=self.reader.kind == "visual_prefix")
-        trees = [_tree(group, length_weight, weight) for group in groups]
+        trees = [_tree(group, length_weight) for group in groups]
         places = [group[0].example.place for group in groups]
         return Samples(trees, places, encodings.pictures)
 
@@ -184,8 +191,7 @@ def _said(example: Example, encoded: Encoded, images: tuple[int, ...]) -> Said:
         while start and mask[start - 1]:
             start -= 1
         mask = [asked and start <= at <= last for at, asked in enumerate(mask)]
-    following = zip(tokens[1:], mask[1:], strict=True)
-    labels = [token if asked else IGNORED for token, asked in following] + [IGNORED]
+    labels = next_labels(tokens, mask)
     start, length = encoded.images[-1] if encoded.images else (0, 0)
     # Nothing may be learned inside of what is shared: an answer before the last picture is not.
     shared = start + length
@@ -217,14 +223,14 @@ def _groups(said: Sequence[Said], limit: int, *, share: bool) -> list[list[Said]
     return groups
 
 
-def _tree(group: Sequence[Said], length_weight: float, weight: float) -> Tree:
+def _tree(group: Sequence[Said], length_weight: float) -> Tree:
     first = group[0]
     trunk = first.shared if len(group) > 1 else 0
     branches = [
         Branch(
             one.tokens[trunk:],
             one.labels[trunk:],
-            weight * one.example.weight * one.trained**-length_weight,
+            one.example.weight * one.trained**-length_weight,
             one.example.kind,
         )
         for one in group

@@ -47,15 +47,11 @@ class FeatureCache:
         )
 
     def file(self, picture: Picture) -> Path:
-        return self.folder / f"{picture.sha256}.npy"
+        return _file(self.folder, picture)
 
     def missing(self, pictures: Sequence[Picture]) -> list[Picture]:
         """Those that are not there yet."""
         return [picture for picture in pictures if not self.file(picture).is_file()]
-
-    def bytes_a_picture(self) -> int:
-        encoder = self._loaded.model.model.encoder
-        return int(encoder.grid**2 * encoder.width * self.dtype.itemsize)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
     def fill(self, pictures: Sequence[Picture], tell: Tell = lambda done, of: None) -> int:
@@ -102,7 +98,7 @@ class FeatureReader:
         return torch.stack([self._one(picture) for picture in pictures])
 
     def _one(self, picture: Picture) -> Tensor:
-        file = self.folder / f"{picture.sha256}.npy"
+        file = _file(self.folder, picture)
         try:
             array = np.load(file, mmap_mode="r", allow_pickle=False)
             copied = torch.from_numpy(np.array(array))
@@ -112,6 +108,10 @@ class FeatureReader:
                 "with --resume."
             ) from error
         return copied.view(self.dtype) if copied.dtype != self.dtype else copied
+
+
+def _file(folder: Path, picture: Picture) -> Path:
+    return folder / f"{picture.sha256}.npy"
 
 
 def pixel_values(processor: Any, picture: Picture) -> Tensor:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -11,27 +10,11 @@ from mmchat.data.types import Picture
 from mmchat.errors import MmchatError
 from mmchat.training.examples import Samples
 from mmchat.training.loop import RowInput, StepInput
-from mmchat.training.packing import Row, Tree, collate
+from mmchat.training.order import Order
+from mmchat.training.packing import Row, Tree, collate, pack
 
 Shown = tuple[Tree, Sequence[Picture]]
 """A tree, and the pictures that its `images` index."""
-
-
-class Order:
-    """Which sample stands at a position: each once within every pass, in an order of its own."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
-        self.seed = seed
-        self._epoch = -1
-        self._order = np.arange(length)
-
-    def __getitem__(self, position: int) -> int:
-        epoch, index = divmod(position, self.length)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
-        return int(self._order[index])
 
 
 class Rows:
@@ -49,46 +32,39 @@ class Rows:
         self.fixed = fixed
 
     def __call__(self, trees: Sequence[Shown]) -> list[RowInput]:
+        pictures = {id(tree): shown for tree, shown in trees}
         # The longest first: rows end up fuller (first fit decreasing, Johnson 1973).
-        ordered = sorted(trees, key=lambda pair: len(pair[0]), reverse=True)
+        ordered = sorted((tree for tree, _ in trees), key=len, reverse=True)
         if not self.packs:
-            return [self._input([pair], len(pair[0])) for pair in ordered]
-        rows: list[list[Shown]] = []
-        for pair in ordered:
-            found = next(
-                (row for row in rows if _length(row) + len(pair[0]) <= self.row_tokens), None
-            )
-            if found is None:
-                rows.append(found := [])
-            found.append(pair)
+            return [self._input([tree], pictures, len(tree)) for tree in ordered]
+        rows = [row.trees for row in pack(ordered, self.row_tokens)]
         if self.fixed:
-            return [self._input(row, self.row_tokens) for row in rows]
+            return [self._input(row, pictures, self.row_tokens) for row in rows]
         # So many rows it has to be; all about equally long, less is computed for nothing.
         rows = _levelled(ordered, len(rows), self.row_tokens) or rows
-        longest = max(map(_length, rows), default=0)
-        return [self._input(row, min(self.row_tokens, -(-longest // 16) * 16)) for row in rows]
+        longest = max((sum(map(len, row)) for row in rows), default=0)
+        capacity = min(self.row_tokens, -(-longest // 16) * 16)
+        return [self._input(row, pictures, capacity) for row in rows]
 
-    def _input(self, shown: Sequence[Shown], capacity: int) -> RowInput:
+    def _input(
+        self, trees: Sequence[Tree], pictures: dict[int, Sequence[Picture]], capacity: int
+    ) -> RowInput:
         row = Row(capacity)
-        for tree, _ in shown:
+        for tree in trees:
             row.add(tree)
-        pictures = [pictures[image] for tree, pictures in shown for image in tree.images]
+        shown = [pictures[id(tree)][image] for tree in trees for image in tree.images]
         batch = collate([row], capacity, self.pad_id)
-        return RowInput(batch, self.feed(pictures) if pictures else None)
+        return RowInput(batch, self.feed(shown) if shown else None)
 
 
-def _length(row: Sequence[Shown]) -> int:
-    return sum(len(tree) for tree, _ in row)
-
-
-def _levelled(ordered: Sequence[Shown], count: int, capacity: int) -> list[list[Shown]] | None:
+def _levelled(ordered: Sequence[Tree], count: int, capacity: int) -> list[list[Tree]] | None:
     """`count` rows of about one length, each tree into the emptiest (Graham 1969); None where one overflows."""
-    rows: list[list[Shown]] = [[] for _ in range(count)]
+    rows: list[list[Tree]] = [[] for _ in range(count)]
     lengths = [0] * count
-    for pair in ordered:
+    for tree in ordered:
         emptiest = lengths.index(min(lengths))
-        rows[emptiest].append(pair)
-        lengths[emptiest] += len(pair[0])
+        rows[emptiest].append(tree)
+        lengths[emptiest] += len(tree)
     return rows if max(lengths, default=0) <= capacity else None
 
 

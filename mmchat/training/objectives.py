@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from mmchat.model.prompt import image_token_ids
+from mmchat.model.quantization import decoder_of
 from mmchat.model.stock import token_kinds
 from mmchat.model.visual_prefix import scale_logits
 from mmchat.training.packing import IGNORED, Batch
@@ -136,7 +137,7 @@ class PackedLoss(nn.Module):
     def __init__(self, model: Any, *, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
-        decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.model
+        decoder = decoder_of(model)
         self.decoder = (torch.compile(decoder, dynamic=False) if compiled else decoder,)
         """In a tuple, so that it is not registered a second time."""
 

@@ -21,6 +21,12 @@ IGNORED = -100
 """The label of a token that is not trained, as torch's cross entropy has it."""
 
 
+def next_labels(tokens: Sequence[int], answer_mask: Sequence[bool]) -> list[int]:
+    """What each token has to be followed by: the next one where that is an answer's, else IGNORED."""
+    following = zip(tokens[1:], answer_mask[1:], strict=True)
+    return [token if asked else IGNORED for token, asked in following] + [IGNORED]
+
+
 @dataclass(frozen=True, slots=True)
 class Branch:
     """One dialog after the trunk. `labels[i]` is what token i has to be followed by."""

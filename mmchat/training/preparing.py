@@ -167,9 +167,8 @@ def _replay(
     say("drawing old material, so that what the base knows is not forgotten")
     data = read_data(replay_data(plan.folder, int(wanted)))
     encoded: Encodings = encoder.encodings(data.examples, rows)
-    plain = encoder.samples(encoded, rows, stage.length_weight)
-    scale = own.mean_weight / max(plain.mean_weight, 1e-9)
-    return encoder.samples(encoded, rows, stage.length_weight, scale)
+    old = encoder.samples(encoded, rows, stage.length_weight)
+    return old.weighing(own.mean_weight)
 
 
 def _first(samples: Samples) -> Samples:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from safetensors import SafetensorError
 
 from mmchat.errors import RecipeError
 from mmchat.settings import paths
@@ -192,8 +193,9 @@ def writing(what: Path) -> Iterator[None]:
     """Raises RecipeError where `what` cannot be written."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either, by who meets it
+        why = error.strerror if isinstance(error, OSError) else str(error)
         raise RecipeError(
-            f"{what} cannot be written ({error.strerror}): make room or mend its permissions, and "
-            "go on with --resume."
+            f"{what} cannot be written ({why}): make room or mend its permissions, and go on with "
+            "--resume, or choose another folder."
         ) from error

@@ -25,6 +25,12 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of a recipe: an unknown key in it is an error that names the nearest one."""
 
 
+def require(field: str, value: object, holds: bool, wanted: str) -> None:
+    """Raises RecipeError unless `holds`."""
+    if not holds:
+        raise RecipeError(f"{field} = {value!r} cannot be used, it has to be {wanted}.")
+
+
 class Base(Table, frozen=True):
     """A base built from random weights.
 
@@ -67,23 +73,20 @@ class Stage(Table, frozen=True):
     evaluate_every: int = 500
 
     def __post_init__(self) -> None:
+        at = f"Stage {self.name}: "
         for field in ("steps", "rows", "row_tokens", "checkpoint_every", "evaluate_every"):
-            self._require(field, getattr(self, field) >= 1, "at least 1")
+            value = getattr(self, field)
+            require(at + field, value, value >= 1, "at least 1")
         for field in ("learning_rate", "clip"):
-            self._require(field, 0 < getattr(self, field) < math.inf, "a number above 0")
-        self._require("warmup", 0 <= self.warmup < 1, "from 0 to below 1")
-        self._require("decay", 0 <= self.decay <= 1, "from 0 to 1")
+            value = getattr(self, field)
+            require(at + field, value, 0 < value < math.inf, "a number above 0")
+        require(at + "warmup", self.warmup, 0 <= self.warmup < 1, "from 0 to below 1")
+        require(at + "decay", self.decay, 0 <= self.decay <= 1, "from 0 to 1")
         for field in ("weight_decay", "length_weight"):
-            self._require(field, 0 <= getattr(self, field) < math.inf, "0 or a number above it")
+            value = getattr(self, field)
+            require(at + field, value, 0 <= value < math.inf, "0 or a number above it")
         once = len(self.trains) == len(set(self.trains)) > 0
-        self._require("trains", once, "one part or more, each once")
-
-    def _require(self, field: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            raise RecipeError(
-                f"Stage {self.name}: {field} = {getattr(self, field)!r} cannot be used, it has to "
-                f"be {wanted}."
-            )
+        require(at + "trains", self.trains, once, "one part or more, each once")
 
 
 class Recipe(Table, frozen=True):

@@ -1,11 +1,10 @@
 """A training run: the recipe's stages one after the other, resumable at any step."""
 
-import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import msgspec
 import tomli_w
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
@@ -44,6 +42,7 @@ from mmchat.training.objectives import (
 )
 from mmchat.training.optimizer import build_optimizers, schedule
 from mmchat.training.packing import Batch, pack, trim
+from mmchat.training.progress import writing
 from mmchat.training.recipe import Recipe, Stage, read_recipe, recipe_hash
 
 TOKENIZER_TEXTS = 20_000
@@ -82,7 +81,7 @@ class Run:
         self.held_out = PreparedData(data / "held-out")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = compute_dtype(self.device)
-        with _writing(out):
+        with writing(out):
             out.mkdir(parents=True, exist_ok=True)
         saved = load_checkpoint(out / "checkpoints")
         if saved is not None and not resume:
@@ -106,7 +105,7 @@ class Run:
                 self.stage_index, self.step = index, 0
             self._run_stage(self.recipe.stages[index])
         model = self.out / "model"
-        with _writing(model):
+        with writing(model):
             save_base(self.model, self.processor, model)
             tables = msgspec.to_builtins(self.recipe)
             (model / "recipe.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
@@ -264,7 +263,7 @@ class Run:
         context = int(self.recipe.base.text.get("max_position_embeddings", 2048))
         texts = self.train_data.texts(TOKENIZER_TEXTS)
         tokenizer = train_tokenizer(texts, self.recipe.base.vocabulary_size, context)
-        with _writing(kept):
+        with writing(kept):
             kept.mkdir(exist_ok=True)  # transformers only warns of a file in its place
             tokenizer.save_pretrained(kept)
         return tokenizer
@@ -327,24 +326,11 @@ class Run:
     def _log(self, stage: Stage, **figures: Any) -> None:
         record = {"stage": stage.name, "step": self.step, "of": stage.steps, **figures}
         metrics = self.out / "metrics.jsonl"
-        with _writing(metrics), metrics.open("a", encoding="utf-8") as file:
+        with writing(metrics), metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         shown = figures.get("held_out", figures)
         words = " ".join(f"{name}={value:.3f}" for name, value in shown.items())
         self.say(f"{stage.name} {self.step}/{stage.steps} {words}")
-
-
-@contextlib.contextmanager
-def _writing(what: Path) -> Iterator[None]:
-    """Raises RecipeError where `what` cannot be written."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:  # a full disk is either, by who meets it
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise RecipeError(
-            f"{what} cannot be written ({why}): make room or mend its permissions, and go on with "
-            "--resume, or choose another folder."
-        ) from error
 
 
 def _under(tensors: dict[str, Tensor], start: str) -> dict[str, Tensor]:

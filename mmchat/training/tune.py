@@ -1,8 +1,6 @@
 """A run that makes an adapter: the recipe's stages one after the other, resumable at any step."""
 
 import contextlib
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from mmchat.errors import DataError, MmchatError, RecipeError
 from mmchat.model.loading import LoadedModel, load_planned
+from mmchat.model.quantization import decoder_of
 from mmchat.training.allocator import return_large_blocks
 from mmchat.training.checkpoint import (
     load_checkpoint,
@@ -34,8 +33,9 @@ from mmchat.training.pace import Pace, memory_of, stage_lines
 from mmchat.training.packing import packs
 from mmchat.training.plot import plot_losses
 from mmchat.training.preparing import Prepared
-from mmchat.training.progress import KEEP, RunFolder, SampleAnswer, Status, writing
+from mmchat.training.progress import RunFolder, SampleAnswer, Status, writing
 from mmchat.training.samples import answer
+from mmchat.training.steering import Steering
 from mmchat.training.trackers import Trackers
 from mmchat.training.trainable import Trainable
 from mmchat.training.tuning import TuningStage, to_tables, tuning_hash
@@ -76,8 +76,7 @@ class Tune:
         self.say = say
         self.show = show
         self.device = prepared.plan.device
-        self.wanted = ""
-        """What a signal asked for: "pause", "keep"."""
+        self.steering = Steering(say)
         self._told = 0.0
         self._lines = folder.metrics()
         low = prepared.plan.dtype is torch.bfloat16
@@ -112,12 +111,12 @@ class Tune:
         self.trackers = Trackers(
             self.recipe.trackers if self.main else (), self.folder.folder, to_tables(self.recipe)
         )
-        with contextlib.closing(self.trackers), self._signals(), _same_bits(self.device):
+        with contextlib.closing(self.trackers), self.steering.heard(), _same_bits(self.device):
             for index in range(self.stage_index, len(self.recipe.stages)):
                 if index != self.stage_index:
                     self.stage_index, self.step = index, 0
                 self._run_stage(self.recipe.stages[index])
-                if self.wanted == "keep":
+                if self.steering.wanted == "keep":
                     break
         return self._save_result()
 
@@ -165,36 +164,26 @@ class Tune:
             pace.add(figures)
             last = self.step == stage.steps
             self._tell(stage, figures, factor, pace, last=last)
-            stops = self._agreed()
-            looks = last or self.wanted == "keep" or self.step % stage.evaluate_every == 0
-            if looks and self.wanted != "pause":
+            wanted = self.steering.agreed(self.accelerator)
+            looks = last or wanted == "keep" or self.step % stage.evaluate_every == 0
+            if looks and wanted != "pause":
                 self._evaluate(stage, judge)
                 self._train_mode(stage)
-            if (last or stops or self.step % stage.checkpoint_every == 0) and not steps.suspicious:
+            if (last or wanted or self.step % stage.checkpoint_every == 0) and not steps.suspicious:
                 self._save(stage, optimizers)
-            if self.wanted == "pause":
+            if wanted == "pause":
                 raise Paused
-            if self.wanted == "keep":
+            if wanted == "keep":
                 return
 
     def _later(self) -> tuple[TuningStage, ...]:
         return self.recipe.stages[self.stage_index + 1 :]
 
-    def _agreed(self) -> bool:
-        """Whether the run is to stop, on all processes after the same step."""
-        if self.accelerator.num_processes > 1:
-            code = {"": 0, "pause": 1, "keep": 2}[self.wanted]
-            tensor = torch.tensor(code, device=self.accelerator.device)
-            self.wanted = ("", "pause", "keep")[
-                int(self.accelerator.gather(tensor.reshape(1)).max())
-            ]
-        return bool(self.wanted)
-
     def _train_mode(self, stage: TuningStage) -> None:
         """Dropout of LoRA and checkpointing of the text model; all else answers as it always does."""
         model = self.loaded.model
         model.eval()
-        decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.model
+        decoder = decoder_of(model)
         decoder.train()
         if stage.gradient_checkpointing:
             decoder.gradient_checkpointing_enable({"use_reentrant": False})
@@ -438,32 +427,6 @@ class Tune:
                 (out / "recipe.toml").write_text(tomli_w.dumps(to_tables(self.recipe)), "utf-8")
         self.accelerator.wait_for_everyone()
         return out
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM pause, KEEP keeps; a second SIGINT ends at once, as ever."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, KEEP)}
-
-        def pause(number: int, frame: Any) -> None:
-            self.wanted = "pause"
-            self.say("Saving a checkpoint …")
-            signal.signal(signal.SIGINT, before[signal.SIGINT])
-
-        def keep(number: int, frame: Any) -> None:
-            self.wanted = "keep"
-            self.say("Ending early, and keeping what was learned …")
-
-        signal.signal(signal.SIGINT, pause)
-        signal.signal(signal.SIGTERM, pause)
-        signal.signal(KEEP, keep)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from mmchat.errors import RecipeError
-from mmchat.training.recipe import Table, parse, read_tables
+from mmchat.training.recipe import Table, parse, read_tables, require
 
 Method = Literal["auto", "projector", "lora", "qlora", "full"]
 OptimizerName = Literal["auto", "adamw", "adamw8bit", "muon"]
@@ -27,12 +27,6 @@ MOST_STEPS = 4000
 EPOCHS = 3.0
 LARGE = 400_000_000
 """Parameters from which on the base stays 4-bit while it is trained."""
-
-
-def require(field: str, value: object, holds: bool, wanted: str) -> None:
-    """Raises RecipeError unless `holds`."""
-    if not holds:
-        raise RecipeError(f"{field} = {value!r} cannot be used, it has to be {wanted}.")
 
 
 class DataTable(Table, frozen=True):
@@ -125,7 +119,7 @@ class TuningStage(Table, frozen=True):
     evaluate_every: int = 0
 
     def __post_init__(self) -> None:
-        at = f"stage {self.name}: "
+        at = f"Stage {self.name}: "
         for field in (
             "vision_blocks",
             "steps",

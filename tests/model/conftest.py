@@ -1,12 +1,13 @@
 """Tiny checkpoints and what is loaded from them, made once for all tests of models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
 
+from mmchat.model.applying import apply_adapter
 from mmchat.model.loading import LoadedModel, load_model
 from tests.model import tiny
 
@@ -29,3 +30,17 @@ def loaded(checkpoint: Callable[[str], Path]) -> Callable[[str, str], LoadedMode
     return lru_cache(
         lambda kind, form: load_model(str(checkpoint(kind)), quantization=form, device="cpu")
     )
+
+
+@pytest.fixture(scope="module", params=["4bit", "fp32"])
+def model(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> LoadedModel:
+    """The tiny base of the adapters' tests, in both forms."""
+    folder = str(checkpoint("visual_prefix"))
+    return load_model(folder, quantization=request.param, device="cpu")
+
+
+@pytest.fixture
+def base(model: LoadedModel) -> Iterator[LoadedModel]:
+    """It, bare again after each test."""
+    yield model
+    apply_adapter(model, "")

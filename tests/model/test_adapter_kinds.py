@@ -1,6 +1,6 @@
 """What adapters can be made of, beside what stock peft computes: LoRA's kinds, the tower, the head."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora_rslora": {"use_dora": True, "use_rslora": True},
     "patterns": {"use_rslora": True, **PATTERNS},
 }
-
-
-@pytest.fixture(scope="module", params=["4bit", "fp32"])
-def model(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> LoadedModel:
-    folder = str(checkpoint("visual_prefix"))
-    return load_model(folder, quantization=request.param, device="cpu")
-
-
-@pytest.fixture
-def base(model: LoadedModel) -> Iterator[LoadedModel]:
-    yield model
-    apply_adapter(model, "")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,6 @@ from tests.model.adapting import change, logits, make
 
 # peft, as it wraps the model that a test trains, asks it for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-
-
-@pytest.fixture(scope="module", params=["4bit", "fp32"])
-def model(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> LoadedModel:
-    folder = str(checkpoint("visual_prefix"))
-    return load_model(folder, quantization=request.param, device="cpu")
-
-
-@pytest.fixture
-def base(model: LoadedModel) -> Iterator[LoadedModel]:
-    yield model
-    apply_adapter(model, "")
 
 
 def test_a_projector_is_put_on_and_taken_off_exactly(base: LoadedModel) -> None:

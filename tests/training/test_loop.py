@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmchat.training.feeding import Order
 from mmchat.training.loop import Explosion, schedule_factor
+from mmchat.training.order import Order
 
 
 @given(

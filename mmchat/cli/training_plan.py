@@ -1,0 +1,70 @@
+"""`mmchat train --dry-run`: what a run would do, without loading weights."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from mmchat.cli.training_job import Wish, read_material, recipe_of, with_data
+
+
+def plan_of(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
+    """What a run would do, without loading weights."""
+    recipe, folder = recipe_of(wish)
+    material = read_material(wish, recipe, folder)
+    from mmchat.training.planning import plan
+    from mmchat.training.preparing import prepare
+
+    prepared = prepare(
+        with_data(recipe, material, wish),
+        material.train,
+        material.held_out,
+        allow_bad=wish.allow_bad,
+        say=say,
+    )
+    whole = [*material.train.examples, *material.held_out]
+    kinds = [example.kind for example in whole]
+    return {
+        "name": recipe.name,
+        "model": recipe.model,
+        "form": material.train.form,
+        "examples": len(kinds),
+        "pictures": len({p.sha256 for e in whole for p in e.pictures}),
+        "corrected": kinds.count("corrected") if material.train.form == "your own history" else 0,
+        "good": kinds.count("good") if material.train.form == "your own history" else 0,
+        "problems": len(material.train.problems) + len(prepared.problems),
+        "held_out": len(material.held_out),
+        **plan(prepared),
+    }
+
+
+def say_plan(plan: dict[str, Any]) -> None:
+    """The plan for people."""
+    from mmchat.cli.output import say, say_table
+
+    rows = [
+        (
+            "data",
+            f"{plan['form']}: {plan['examples']:,} conversations, {plan['pictures']:,} pictures",
+        ),
+        ("held out", f"{plan['held_out']:,} conversations"),
+        ("left out", f"{plan['problems']:,}"),
+        ("tokens", f"{plan['tokens']:,} to learn from once, {plan['step_tokens']:,.0f} a step"),
+        ("old material", f"{plan['replay']:.0%} of each step"),
+        *((f"stage {stage['name']}", _stage_words(stage)) for stage in plan["stages"]),
+        ("trains", f"{plan['trainable_parameters']:,} of {plan['parameters']:,} parameters"),
+        ("time", f"about {_duration(plan['seconds'])}, and measuring after it"),
+    ]
+    say_table(rows)
+    say(f"Nothing was changed. Without --dry-run it begins, as {plan['name']} for {plan['model']}.")
+
+
+def _stage_words(stage: dict[str, Any]) -> str:
+    times = f"{stage['epochs']:.1f} times all"
+    steps = f"{stage['method']}, {stage['steps']:,} steps of {stage['batch']} samples ({times})"
+    return f"{steps}, learning rate {stage['learning_rate']:.1e}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{math.ceil(seconds)} seconds"
+    return f"{math.ceil(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,61 @@
+"""What a finished run leaves: the adapter among the person's own, its card, a sentence."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from mmchat.model.adapters import Figure, read_card, rename_adapter, write_card
+from mmchat.settings import paths, private_dir
+from mmchat.training.progress import Row, writing
+
+
+def keep(made: Path, name: str, rows: list[Row]) -> Path | None:
+    """Moves the finished adapter to the person's own; -> where one of that name went, if there was one."""
+    with writing(paths().adapters):
+        figures: dict[str, float | Figure] = {}
+        for row in rows:
+            key = row.what.replace(" ", "_").replace("-", "_")
+            figures[f"{key}_without"] = Figure(row.before, row.n, row.before_interval)
+            figures[f"{key}_with"] = Figure(row.after, row.n, row.after_interval)
+        card = read_card(made)
+        write_card(made, msgspec.structs.replace(card, name=name, figures=figures))
+        (made / "README.md").write_text(card_text(name, card.base.id, rows), encoding="utf-8")
+        home = private_dir(paths().adapters)
+        target, before = home / name, None
+        if target.exists():
+            before = home / f"{name}-before"
+            shutil.rmtree(before, ignore_errors=True)
+            rename_adapter(name, before.name)
+        made.rename(target)
+    return before
+
+
+def card_text(name: str, base: str, rows: list[Row]) -> str:
+    """The adapter's card."""
+    lines = [f"# {name}", "", f"An adapter for `{base}`, made by `mmchat train` (recipe.toml)."]
+    if rows:
+        lines += ["", "| right answers | n | without it | with it |", "|---|---:|---:|---:|"]
+        lines += [
+            f"| {row.what} | {row.n} | {_share(row.before, row.before_interval)} | "
+            f"{_share(row.after, row.after_interval)} |"
+            for row in rows
+        ]
+        lines += ["", "Exact match, with Wilson's 95 % intervals, asked through the 4-bit engine."]
+    return "\n".join(lines) + "\n"
+
+
+def _share(share: float, interval: tuple[float, float]) -> str:
+    return f"{share:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
+
+def finished_words(name: str, rows: list[Row], before: Path | None) -> str:
+    """One or two sentences at the end."""
+    figures = "; ".join(
+        f"{row.what} {row.before:.1%} → {row.after:.1%} (n = {row.n})" for row in rows
+    )
+    kept = f" The adapter of that name before is kept as {before.name}." if before else ""
+    return (
+        f"{name} is ready{': ' + figures if figures else ''}. Use it: mmchat adapters use {name}, or "
+        f"/adapter {name} in the chat.{kept}"
+    )
