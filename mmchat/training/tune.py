@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from mmchat.errors import DataError, MmchatError, RecipeError
 from mmchat.model.loading import LoadedModel, load_planned
 from mmchat.model.quantization import decoder_of
-from mmchat.training.allocator import return_large_blocks
 from mmchat.training.checkpoint import (
     load_checkpoint,
     optimizer_tensors,
@@ -67,7 +66,6 @@ class Tune:
 
         Raises as `load_planned` does, and RecipeError where a checkpoint does not fit.
         """
-        return_large_blocks()
         self.prepared = prepared
         self.recipe = prepared.recipe
         self.data_sha256 = data_sha256
