@@ -11,6 +11,7 @@ Foreign text is cleaned and never read as markup.
 
 import atexit
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,8 @@ DRAWN_EVERY = 0.1
 """Seconds from one drawing to the next, at least."""
 SHARE = 0.02
 """Of all time, at most about so much is spent on drawing."""
+LINE_EVERY = 5.0
+"""Seconds from one plain line about the same thing to the next; what is measured is always told."""
 
 
 class Watcher(Protocol):
@@ -83,11 +86,13 @@ class _Closing:
 
 
 class LogLines(_Closing):
-    """One line a logged step, and whatever the run says."""
+    """A line every few seconds, one for every measurement, and whatever the run says."""
 
     def __init__(self) -> None:
         self._logged = 0
         self._said: tuple[str, str] = ("", "")
+        self._sentence = ""
+        self._next = 0.0
 
     def __enter__(self) -> "LogLines":
         return self
@@ -96,17 +101,30 @@ class LogLines(_Closing):
         note(text)
 
     def show(self, status: Status, metrics: Metrics) -> None:
-        said = (status.state, words.sentence(status))
-        if said != self._said:
-            self._said = said
-            note(": ".join(part for part in (words.heading(status), said[1]) if part))
+        sentence = words.sentence(status)
+        # The same sentence with other numbers is a count that goes on.
+        said = (status.state, re.sub(r"\d+", "", sentence))
+        if said != self._said or (sentence != self._sentence and self._due()):
+            self._said, self._sentence = said, sentence
+            self._wait()
+            note(": ".join(part for part in (words.heading(status), sentence) if part))
             if status.state == "finished":
                 for line in table_lines(status.rows, WIDEST):
                     note(line)
-        if len(metrics) != self._logged:
-            self._logged = len(metrics)
+        if len(metrics) == self._logged:
+            return
+        measured = any("held_out_loss" in line for line in metrics[self._logged :])
+        self._logged = len(metrics)
+        if measured or self._due() or status.step == status.steps:
+            self._wait()
             told = words.where(status) or [words.heading(status)]
             note("  ".join([*told, *words.figures(status)]))
+
+    def _due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    def _wait(self) -> None:
+        self._next = time.monotonic() + LINE_EVERY
 
     def close(self) -> None:
         """Nothing is held."""

@@ -66,7 +66,7 @@ class Shape:
     tied: bool = True
     family: str = "llama"
     vision: str = ""
-    """ "grid" (the built-in tower, 16 prefix tokens) or "siglip" (196)."""
+    """ "grid" (the built-in tower, 16 prefix tokens), "siglip" (22M, 196) or "siglip-base" (86M, 196)."""
 
 
 SHAPES = {
@@ -185,11 +185,12 @@ def write_model(shape: Shape, folder: Path) -> Path:
 def _tower(kind: str, side: int) -> Any:
     if kind == "grid":
         return GridVisionConfig(image_size=side)
+    width = 768 if kind == "siglip-base" else 384
     return SiglipVisionConfig(
-        hidden_size=384,
-        intermediate_size=1536,
+        hidden_size=width,
+        intermediate_size=4 * width,
         num_hidden_layers=12,
-        num_attention_heads=6,
+        num_attention_heads=width // 64,
         image_size=side,
         patch_size=16,
     )

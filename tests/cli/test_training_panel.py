@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from mmchat.cli.curve import HELD_OUT, curve
+from mmchat.cli import training_panel
 from mmchat.cli.training_panel import LogLines, watch
 from mmchat.cli.training_view import draw, table_lines
 from mmchat.training import words
@@ -203,7 +204,10 @@ def test_durations() -> None:
 # Which of the two
 
 
-def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_panel, "LINE_EVERY", 0.0)
     with watch() as log:
         assert isinstance(log, LogLines)
         log.say("[bold]reading[/bold] \x1b[31m")
