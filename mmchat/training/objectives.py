@@ -11,7 +11,7 @@ from mmchat.model.prompt import image_token_ids
 from mmchat.model.quantization import decoder_of
 from mmchat.model.stock import token_kinds
 from mmchat.model.visual_prefix import scale_logits
-from mmchat.training.packing import IGNORED, Batch
+from mmchat.training.packing import IGNORED, Batch, packs
 
 
 def normalize(pictures: Tensor) -> Tensor:
@@ -67,15 +67,18 @@ def answer_loss(
     model, or a compiled form of it. Returns the sum (a scalar; over `batch.weights.sum()`
     it is the mean) and bool (answer tokens,), in the order of the batch's labels.
 
-    Raises ValueError where the batch has not as many places as the pictures have tokens.
+    Raises ValueError where the batch has not as many places as the pictures have tokens, or
+    several rows for a model that `packs` not.
     """
+    if len(batch.input_ids) > 1 and not packs(model.config.get_text_config()):
+        raise ValueError(f"{len(batch.input_ids)} rows, and a recurrent model takes one")
     embeds = model.get_input_embeddings()(batch.input_ids)
     if getattr(model.config, "image_token_id", None) is not None:
         embeds = _with_pictures(model, batch, embeds, features)
     config = model.config.get_text_config()
     hidden = text_model(
         inputs_embeds=embeds,
-        attention_mask=attention_masks(batch, config),
+        attention_mask=attention_masks(batch, config, embeds.dtype),
         position_ids=batch.position_ids,
         use_cache=False,
     ).last_hidden_state
@@ -110,25 +113,42 @@ def encode_pictures(model: Any, pictures: Tensor) -> Tensor | None:
     return features
 
 
-def attention_masks(batch: Batch, config: Any) -> Any:
+def attention_masks(batch: Batch, config: Any, dtype: torch.dtype) -> Any:
     """The batch's mask as a text model of `config` takes it: one, or one a kind of layer.
 
     A given mask replaces the model's own, so that a layer of sliding attention
-    has to find its window in it.
+    has to find its window in it. A model whose conversations cannot share a row
+    makes its own: its row is one conversation. `dtype` is the embeddings'.
     """
+    if not packs(config):
+        return None
     mask = batch.attention_mask
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
+    near = mask
     if window is not None and getattr(config, "use_sliding_window", True):
         distance = batch.position_ids[:, None, :, None] - batch.position_ids[:, None, None, :]
         near = mask & (distance < window)
         if not kinds:
-            return near
-    else:
-        near = mask
+            return _as_taken(near, config, dtype)
     if "sliding_attention" in kinds:
-        return {"full_attention": mask, "sliding_attention": near}
-    return mask
+        return {
+            "full_attention": _as_taken(mask, config, dtype),
+            "sliding_attention": _as_taken(near, config, dtype),
+        }
+    return _as_taken(mask, config, dtype)
+
+
+def _as_taken(mask: Tensor, config: Any, dtype: torch.dtype) -> Tensor:
+    """A bool mask in the form that the model's attention reads.
+
+    transformers passes a mask of four dimensions on as it is. sdpa reads True and False; eager
+    attention, all that Gemma 2 and some others have, adds the mask to its scores, where they
+    would be 1 and 0.
+    """
+    if config._attn_implementation != "eager":
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
 class PackedLoss(nn.Module):

@@ -7,9 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F  # noqa: N812
 
+from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration, scale_logits
 from mmchat.training.objectives import answer_loss, encode_pictures
 from mmchat.training.packing import IGNORED, Branch, Row, Tree, collate, pack, tree_mask, trim
+from tests.model import parts
 from tests.training.conftest import Tiny
 
 
@@ -147,3 +150,46 @@ def test_length_weight(tiny: Tiny, power: float) -> None:
             assert branch.weight * (asked if power else 1) == pytest.approx(1.0)
     finally:
         tiny.collator.length_weight = kept
+
+
+@pytest.mark.parametrize("decoder", sorted(parts.DECODERS))
+def test_packed_equals_alone_on_every_decoder(decoder: str) -> None:
+    """Also what the model says with a mask of its own, longer than a window of sliding attention."""
+    torch.manual_seed(1)
+    model = VisualPrefixForConditionalGeneration(parts.config(decoder=decoder)).eval()
+    model.requires_grad_(True)
+
+    def said(length: int) -> list[int]:
+        return torch.randint(6, 97, (length,)).tolist()
+
+    def branch(length: int) -> Branch:
+        tokens = said(length)
+        return Branch(tokens, [*tokens[1:], IGNORED], 1.0)
+
+    trees = [Tree(said(70), (), [branch(9), branch(12)]), Tree([], (), [branch(20)])]
+    capacity = sum(map(len, trees)) + 5
+    decoder_model = model.model.language_model
+    batch = collate(pack(trees, capacity), capacity, 0)
+    packed, _ = answer_loss(model, decoder_model, batch, None)
+    packed.backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    model.zero_grad()
+    total = torch.zeros(())
+    for tree in trees:
+        for one in tree.branches:
+            tokens = torch.tensor([[*tree.trunk, *one.tokens]])
+            hidden = decoder_model(input_ids=tokens, use_cache=False).last_hidden_state
+            logits = scale_logits(
+                model.get_output_embeddings()(hidden[0, len(tree.trunk) :]),
+                model.config.get_text_config(),
+            )
+            total = total + F.cross_entropy(logits, torch.tensor(one.labels), reduction="sum")
+    total.backward()
+
+    assert torch.allclose(packed, total, rtol=1e-5)
+    assert gradients
+    for name, found in gradients.items():
+        wanted = model.get_parameter(name).grad
+        scale = max(float(wanted.abs().max()), 1e-3)
+        assert float((found - wanted).abs().max()) < 1e-4 * scale, name
