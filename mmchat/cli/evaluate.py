@@ -52,6 +52,12 @@ if TYPE_CHECKING:
     help="Which part of DATA is asked; auto is the held-out one, where there is one.",
 )
 @click.option("--allow-bad", is_flag=True, help="Go on though more than 1 % of the data is bad.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A folder that DATA may name pictures in, beside its own.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--markdown",
@@ -81,6 +87,7 @@ def evaluate(
     parallel: int,
     part: "Part",
     allow_bad: bool,
+    images: Path | None,
     as_json: bool,
     markdown: Path | None,
     html: Path | None,
@@ -131,7 +138,7 @@ def evaluate(
     compared: dict[str, Comparison] = {}
     try:
         progress.show("Reading the questions")
-        asked = read(data, part, adapters=(answering, against), allow_bad=allow_bad)
+        asked = read(data, part, adapters=(answering, against), allow_bad=allow_bad, images=images)
         report = ask(adapter)
         if against:
             other = others["against"] = ask(against, f"against {against}")

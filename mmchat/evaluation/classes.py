@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmchat.evaluation.metrics import Share, is_declined, normalise
-from mmchat.evaluation.report import Outcome
+from mmchat.evaluation.outcome import Outcome
 from mmchat.evaluation.statistics import (
     Estimate,
     Figure,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmchat.errors import DataError
-from mmchat.evaluation.metrics import normalised_match
-from mmchat.evaluation.report import Outcome, Report
+from mmchat.evaluation.outcome import Outcome
+from mmchat.evaluation.report import Report
 from mmchat.evaluation.statistics import (
     Estimate,
     bootstrap_p,
@@ -82,16 +82,12 @@ def compare(first: Report, second: Report, names: tuple[str, str]) -> Comparison
             _of_shares(name, [(one.right, other.right) for one, other in of_type])
             for name, of_type in by_type.items()
         ]
-    matches = [(_matches(one), _matches(other)) for one, other in pairs]
+    matches = [(one.same_words, other.same_words) for one, other in pairs]
     rows.append(_of_shares("normalised match", matches))
     texts = (find_texts([one for one, _ in pairs]), find_texts([other for _, other in pairs]))
     if texts[0] is not None and texts[1] is not None:
         rows += _of_texts(texts[0], texts[1])
     return Comparison(*names, tuple(rows))
-
-
-def _matches(outcome: Outcome) -> bool:
-    return normalised_match(outcome.given, outcome.wanted)
 
 
 def _of_shares(name: str, pairs: Sequence[tuple[bool, bool]]) -> Difference:

@@ -6,8 +6,8 @@ from typing import Any
 
 from mmchat.evaluation.classes import Classes, find_classes
 from mmchat.evaluation.comparing import Comparison
-from mmchat.evaluation.metrics import Share, normalised_match
-from mmchat.evaluation.report import Outcome, Report, cell, figures, percent, table
+from mmchat.evaluation.metrics import Share
+from mmchat.evaluation.report import Report, cell, figures, percent, table
 from mmchat.evaluation.statistics import RESAMPLES, Estimate
 from mmchat.evaluation.texts import KINDS, Texts, find_texts
 from mmchat.evaluation.yes_no import Scoring, YesNo, find_yes_no
@@ -19,9 +19,9 @@ class Figures:
     """What does not apply to the questions is None, or empty."""
 
     verbatim: Share
-    """Answers that are the wanted text character for character, white space at the ends aside."""
+    """As `Outcome` has it."""
     normalised: Share
-    """Answers of the same words (`normalised_match`)."""
+    """Answers of the same words."""
     classes: tuple[Classes, ...]
     yes_no: YesNo | None
     texts: Texts | None
@@ -52,12 +52,10 @@ class Figures:
 
 def find_figures(report: Report) -> Figures:
     """The figures of a report's answers."""
-    outcomes: Sequence[Outcome] = report.outcomes
-    same = sum(one.given.strip() == one.wanted.strip() for one in outcomes)
-    words = sum(normalised_match(one.given, one.wanted) for one in outcomes)
+    outcomes = report.outcomes
     return Figures(
-        Share(same, len(outcomes)),
-        Share(words, len(outcomes)),
+        Share(sum(one.verbatim for one in outcomes), len(outcomes)),
+        Share(sum(one.same_words for one in outcomes), len(outcomes)),
         find_classes(outcomes),
         find_yes_no(outcomes),
         find_texts(outcomes),

@@ -16,7 +16,8 @@ def held_out(whole: Dataset, adapters: Iterable[str]) -> tuple[list[Example], li
     """(the examples that each of `adapters` trained on this very data kept for measuring, those
     adapters), in the order of the data; (none, none) where none was trained on it.
 
-    An adapter's own recipe says how its data was divided.
+    There may be adapters and no example that all of them kept. An adapter's own recipe says how its
+    data was divided.
     """
     kept: Sequence[Example] = whole.examples
     by = []

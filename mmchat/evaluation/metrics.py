@@ -132,41 +132,21 @@ def is_things_right(answer: str, wanted: str) -> bool:
 
 def normalised_match(answer: str, wanted: str) -> bool:
     """Whether the two are the same words, as SQuAD compares them (Rajpurkar et al. 2016): without
-    case, punctuation, the articles a, an and the, and spare white space."""
-    return _plain_words(answer) == _plain_words(wanted)
+    case, punctuation, the articles a, an and the, and spare white space.
+
+    Two that have nothing else ("A", "-", "") would all be the same: those are compared as
+    `normalise` leaves them.
+    """
+    said, there = _plain_words(answer), _plain_words(wanted)
+    if said or there:
+        return said == there
+    return normalise(answer) == normalise(wanted)
 
 
 def _plain_words(text: str) -> list[str]:
     text = unicodedata.normalize("NFC", text).casefold()
     text = "".join(c for c in text if not unicodedata.category(c).startswith("P"))
     return [word for word in text.split() if word not in ("a", "an", "the")]
-
-
-@dataclass(frozen=True, slots=True)
-class Wording:
-    """How near the captions' words are to those wanted."""
-
-    bleu: float
-    """Corpus BLEU by sacrebleu, from 0 to 100."""
-    bleu_signature: str
-    """sacrebleu's account of how it was computed."""
-    rouge_l: float
-    """The mean F-measure of ROUGE-L by rouge-score, from 0 to 1."""
-
-
-def wording(answers: Sequence[str], wanted: Sequence[str]) -> Wording:
-    """Of at least one answer."""
-    from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics import BLEU
-
-    bleu = BLEU()
-    score = bleu.corpus_score(list(answers), [list(wanted)]).score
-    rouge = RougeScorer(["rougeL"])
-    total = sum(
-        rouge.score(target, said)["rougeL"].fmeasure
-        for said, target in zip(answers, wanted, strict=True)
-    )
-    return Wording(float(score), str(bleu.get_signature()), float(total / len(answers)))
 
 
 def most_frequent(choices: Sequence[tuple[str, str]]) -> float:

@@ -40,13 +40,15 @@ def read(
     *,
     adapters: Iterable[str] = (),
     allow_bad: bool = False,
+    images: Path | None = None,
 ) -> Questions:
     """The questions of an evaluation folder, of data in any form, or of what was read before.
 
     part: `auto` is the data's own held-out part; where it has none and one of `adapters` was
     trained on this very data, what that training held out; else all of it. What is no data on the
     disk, and an evaluation folder, has no parts. allow_bad: whatever share of the samples cannot
-    be used, else at most 1 %. Raises DataError.
+    be used, else at most 1 %. images: another folder that a data file may name pictures in. Raises
+    DataError.
     """
     if isinstance(data, Questions):
         return data
@@ -54,10 +56,12 @@ def read(
         return questions_of(data)
     if (data / QUESTIONS).is_file():
         return read_questions(data)
-    return questions_of(*_read_any(data, part, list(adapters), allow_bad))
+    return questions_of(*_read_any(data, part, list(adapters), allow_bad, images))
 
 
-def _read_any(data: Path, part: Part, adapters: list[str], allow_bad: bool) -> tuple[Dataset, str]:
+def _read_any(
+    data: Path, part: Part, adapters: list[str], allow_bad: bool, images: Path | None
+) -> tuple[Dataset, str]:
     """(the part of the data that is asked, what it is in words where it is not all)"""
     from mmchat.data.snapshot import has_snapshot, load_snapshot
 
@@ -66,16 +70,23 @@ def _read_any(data: Path, part: Part, adapters: list[str], allow_bad: bool) -> t
     from mmchat.data import read_data, read_splits
 
     if part == "all":
-        return read_data(data, allow_bad=allow_bad), ""
-    train, kept = read_splits(data, allow_bad=allow_bad)
+        return read_data(data, allow_bad=allow_bad, images=images), ""
+    train, kept = read_splits(data, allow_bad=allow_bad, images=images)
     if part == "train":
         return train, "its training part" if kept is not None else ""
     if kept is not None:
         return kept, "its held-out part"
     examples, by = held_out(train, adapters)
-    if examples:
+    if by:
+        names = " and ".join(map(_name, by))
+        if not examples:
+            raise DataError(
+                f"{names} learned from {data}, and no example of it was kept back"
+                f"{' by all of them' if len(by) > 1 else ''}: name other data, or ask all of it with "
+                "--part all."
+            )
         left = Dataset(train.form, train.source, examples, train.problems, train.sha256)
-        return left, f"what the training of {' and '.join(map(_name, by))} held out"
+        return left, f"what the training of {names} held out"
     if part == "held-out":
         raise DataError(f"{data} has no held-out part: leave --part out.")
     return train, ""

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.evaluation import metrics
-from mmchat.evaluation.metrics import Share, Wording
+from mmchat.evaluation.metrics import Share
+from mmchat.evaluation.outcome import Outcome
 from mmchat.evaluation.questions import Question
+from mmchat.evaluation.texts import Wording, wording
 from mmchat.sanitize import clean
 
 MARGIN = 0.05
@@ -26,7 +28,8 @@ class TypeReport:
     declined: Share
     """Answers that decline: right for the types refuse_*, wrong for the others."""
     things_right: Share | None = None
-    """Captions only: every thing right, whatever was said of writing."""
+    """Captions as the built-in model has them only: every thing right, whatever was said of
+    writing."""
     wording: Wording | None = None
     """Captions only."""
 
@@ -73,35 +76,6 @@ class Subject:
     about: dict[str, str | int]
     blank: bool = False
     """Whether grey pictures stood for the real ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One question and what became of it."""
-
-    id: str
-    type: str
-    question: str
-    """The words of the last message."""
-    wanted: str
-    given: str
-    right: bool
-    """By the exact match of its type."""
-    images: tuple[str, ...] = ()
-    """As `Questions.shown` names them."""
-    unanswered: str = ""
-    """Why there is no answer, if so: the engine's sentence. Then it is wrong."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "type": self.type,
-            "question": self.question,
-            "wanted": self.wanted,
-            "given": self.given,
-            "right": self.right,
-            "unanswered": self.unanswered,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,16 +150,14 @@ class Report:
         if any(one.above_most_frequent for one in self.types):
             said.append(f"\\* exact match is above it by more than {100 * MARGIN:.0f} points.")
         for one in self.types:
+            of_captions = []
             if one.things_right is not None:
-                said.append(
-                    f"{cell(one.name)}: every object right {_whole(one.things_right)}"
-                    + (
-                        f", BLEU {one.wording.bleu:.1f}, ROUGE-L {one.wording.rouge_l:.3f}"
-                        if one.wording
-                        else ""
-                    )
-                    + "."
-                )
+                of_captions.append(f"every object right {_whole(one.things_right)}")
+            if one.wording is not None:
+                of_captions.append(f"BLEU {one.wording.bleu:.1f}")
+                of_captions.append(f"ROUGE-L {one.wording.rouge_l:.3f}")
+            if of_captions:
+                said.append(f"{cell(one.name)}: {', '.join(of_captions)}.")
         if self.rightly_declined.n:
             said.append(f"Declined of what is to be declined: {_whole(self.rightly_declined)}.")
         if self.wrongly_declined.n:
@@ -225,15 +197,16 @@ def make_report(
     unanswered: why there is none, by the question's id; the answer is then empty.
     """
     why = unanswered or {}
-    by_type: dict[str, list[tuple[Question, str]]] = {}
-    for question, said in pairs:
-        by_type.setdefault(question.type, []).append((question, said))
+    outcomes = tuple(_outcome(question, said, why.get(question.id, "")) for question, said in pairs)
+    by_type: dict[str, list[tuple[Question, Outcome]]] = {}
+    for (question, _), outcome in zip(pairs, outcomes, strict=True):
+        by_type.setdefault(question.type, []).append((question, outcome))
     return Report(
         subject,
-        tuple(report_type(name, of_type) for name, of_type in by_type.items()),
+        tuple(_report_type(name, of_type) for name, of_type in by_type.items()),
         reused,
         answers_file,
-        tuple(_outcome(question, said, why.get(question.id, "")) for question, said in pairs),
+        outcomes,
     )
 
 
@@ -244,32 +217,30 @@ def _outcome(question: Question, said: str, unanswered: str) -> Outcome:
         question.text,
         question.answer,
         said,
-        metrics.is_right(said, question.answer, is_caption(question)),
+        not unanswered and metrics.is_right(said, question.answer, is_caption(question)),
         tuple(question.images),
         unanswered,
     )
 
 
-def report_type(name: str, asked: Sequence[tuple[Question, str]]) -> TypeReport:
-    """The figures of one type from its questions and their answers, at least one."""
-    right = declined = 0
-    captions = [(question.answer, said) for question, said in asked if is_caption(question)]
-    for question, said in asked:
-        right += metrics.is_right(said, question.answer, is_caption(question))
-        declined += metrics.is_declined(said)
+def _report_type(name: str, asked: Sequence[tuple[Question, Outcome]]) -> TypeReport:
+    """The figures of one type, of at least one question."""
+    outcomes = [one for _, one in asked]
     choices = [(q.group or name, q.choice or metrics.normalise(q.answer)) for q, _ in asked]
-    things_right = wording = None
-    if len(captions) == len(asked):
-        hits = sum(metrics.is_things_right(said, wanted) for wanted, said in captions)
-        things_right = Share(hits, len(captions))
-        wording = metrics.wording([said for _, said in captions], [want for want, _ in captions])
+    things_right = words = None
+    if all(is_caption(question) for question, _ in asked):
+        words = wording([one.given for one in outcomes], [one.wanted for one in outcomes])
+        # A person's own captions are free text, of which no object can be counted.
+        if all(metrics.parse_caption(one.wanted) is not None for one in outcomes):
+            hits = sum(metrics.is_things_right(one.given, one.wanted) for one in outcomes)
+            things_right = Share(hits, len(outcomes))
     return TypeReport(
         name,
-        Share(right, len(asked)),
+        Share(sum(one.right for one in outcomes), len(outcomes)),
         metrics.most_frequent(choices),
-        Share(declined, len(asked)),
+        Share(sum(metrics.is_declined(one.given) for one in outcomes), len(outcomes)),
         things_right,
-        wording,
+        words,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mmchat.evaluation.report import Outcome
+from mmchat.evaluation.outcome import Outcome
 from mmchat.evaluation.statistics import Estimate, Floats, mean, percentiles, resampled_sums
 
 WORDS = 4
@@ -22,6 +22,18 @@ KINDS = ("rouge1", "rouge2", "rougeL")
 _ORDERS = 4  # of BLEU's n-grams
 _SPACELESS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and ideographs
 _WORD = re.compile(f"[{_SPACELESS}]|[^\\W_{_SPACELESS}]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How near a few texts are to those wanted, however short, without intervals."""
+
+    bleu: float
+    """Corpus BLEU by sacrebleu, from 0 to 100."""
+    bleu_signature: str
+    """sacrebleu's account of how it was computed."""
+    rouge_l: float
+    """The mean F-measure of ROUGE-L, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +62,12 @@ class Texts:
         }
 
 
-def _is_spaceless(texts: Sequence[str]) -> bool:
-    """Whether most of the words are single characters of a script without spaces."""
+def _bleu_tokens(texts: Sequence[str]) -> str:
+    """sacrebleu's tokenizer for `texts`: characters where most of the words are single characters
+    of a script without spaces, else its own default."""
     words = [word for text in texts for word in _WORD.findall(text)]
-    return 2 * sum(re.match(f"[{_SPACELESS}]", word) is not None for word in words) > len(words)
+    single = sum(re.match(f"[{_SPACELESS}]", word) is not None for word in words)
+    return "char" if 2 * single > len(words) else "13a"
 
 
 class Words:
@@ -74,7 +88,7 @@ def find_texts(outcomes: Sequence[Outcome]) -> Texts | None:
 
     # Whole sentences of the corpus score; a sentence alone needs the effective order, which
     # changes its score and not its counts.
-    tokens = "char" if _is_spaceless([outcome.wanted for outcome in asked]) else "13a"
+    tokens = _bleu_tokens([outcome.wanted for outcome in asked])
     alone, whole = BLEU(effective_order=True, tokenize=tokens), BLEU(tokenize=tokens)
     rouge = RougeScorer(list(KINDS), tokenizer=Words())
     bleu_rows, rouge_rows = [], []
@@ -94,6 +108,16 @@ def find_texts(outcomes: Sequence[Outcome]) -> Texts | None:
         measures,
         tuple(outcome.id for outcome in asked),
     )
+
+
+def wording(answers: Sequence[str], wanted: Sequence[str]) -> Wording:
+    """Of at least one answer."""
+    from sacrebleu.metrics import BLEU
+
+    whole = BLEU(tokenize=_bleu_tokens(wanted))
+    score = whole.corpus_score(list(answers), [list(wanted)]).score
+    total = sum(map(rouge_l, answers, wanted))
+    return Wording(float(score), str(whole.get_signature()), total / len(answers))
 
 
 def rouge_l(answer: str, wanted: str) -> float:

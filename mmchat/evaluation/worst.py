@@ -14,8 +14,9 @@ from typing import Final
 
 from mmchat.errors import DataError, ImageError
 from mmchat.evaluation.metrics import normalise
+from mmchat.evaluation.outcome import Outcome
 from mmchat.evaluation.questions import Questions, Shown
-from mmchat.evaluation.report import Outcome, Report, figures
+from mmchat.evaluation.report import Report, figures
 from mmchat.evaluation.texts import rouge_l
 from mmchat.images import decode
 from mmchat.sanitize import clean

@@ -5,14 +5,14 @@ which everything that does not deny is a yes, and a strict one, which may read n
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from mmchat.evaluation.metrics import Share, normalise
-from mmchat.evaluation.report import Outcome
+from mmchat.evaluation.outcome import Outcome
 from mmchat.evaluation.statistics import Estimate, Floats, of_counts
 
 Said = Literal["yes", "no", ""]
@@ -40,7 +40,7 @@ def said_strictly(answer: str) -> Said:
 class Scoring:
     """The figures by one parser, yes being the positive answer.
 
-    What could not be parsed is wrong, no yes, and missed where a yes was wanted.
+    What could not be asked or parsed is wrong, no yes, and missed where a yes was wanted.
     """
 
     accuracy: Share
@@ -71,7 +71,7 @@ class YesNo:
     pope: Scoring
     strict: Scoring
     unparsed: Share
-    """Answers that the strict parser could not read."""
+    """What the strict parser could not read, and what could not be asked."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -86,15 +86,20 @@ class YesNo:
 
 def find_yes_no(outcomes: Sequence[Outcome]) -> YesNo | None:
     """None where no question wants a yes or a no."""
-    asked = [(said_strictly(one.wanted), one.given) for one in outcomes]
-    asked = [(wanted, given) for wanted, given in asked if wanted]
+    asked = [(said_strictly(one.wanted), one) for one in outcomes]
+    asked = [(wanted, one) for wanted, one in asked if wanted]
     if not asked:
         return None
-    strict = [(wanted, said_strictly(given)) for wanted, given in asked]
+
+    def said_by(parser: Callable[[str], Said]) -> list[tuple[Said, Said]]:
+        # An empty answer is one; where there is none, nothing was said.
+        return [(wanted, "" if one.unanswered else parser(one.given)) for wanted, one in asked]
+
+    strict = said_by(said_strictly)
     return YesNo(
         len(asked),
         sum(wanted == "yes" for wanted, _ in asked),
-        _scored([(wanted, said_by_pope(given)) for wanted, given in asked]),
+        _scored(said_by(said_by_pope)),
         _scored(strict),
         Share(sum(not said for _, said in strict), len(strict)),
     )

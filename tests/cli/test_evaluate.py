@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import MMCHAT, Run, sentence
+from tests.client.asking import png
 from tests.evaluation.folders import line, write
 
 pytestmark = pytest.mark.usefixtures("shared_engine")
@@ -84,6 +85,22 @@ def test_data_of_any_form(mmchat: Run, tmp_path: Path) -> None:
     found = json.loads(mmchat("evaluate", "chats.jsonl", "--json").stdout)
     assert (found["overall"]["n"], found["overall"]["exact_match"]) == (1, 1)
     assert list(found["types"]) == ["answers"]
+
+
+def test_pictures_may_lie_in_another_folder(mmchat: Run, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "1.png").write_bytes(png())
+    turns = [{"role": "user", "content": "<image>say hi"}, {"role": "assistant", "content": "hi"}]
+    chats = tmp_path / "chats" / "chats.jsonl"
+    chats.parent.mkdir()
+    chats.write_text(json.dumps({"messages": turns, "images": ["1.png"]}) + "\n")
+    assert "1.png" in sentence(mmchat("evaluate", str(chats)))
+    for part in ("auto", "all"):
+        done = mmchat("evaluate", str(chats), "--images", "pictures", "--part", part, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["overall"]["exact_match"] == 1
+    assert "is no folder" in sentence(mmchat("evaluate", str(chats), "--images", str(chats)))
 
 
 def test_what_cannot_be_answered_is_told(mmchat: Run, tmp_path: Path) -> None:

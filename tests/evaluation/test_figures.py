@@ -18,7 +18,7 @@ from mmchat.evaluation.figures import comparison_markdown, find_figures
 from mmchat.evaluation.metrics import Share, normalised_match
 from mmchat.evaluation.questions import Message, Question
 from mmchat.evaluation.report import Report, Subject, make_report
-from mmchat.evaluation.texts import Words, bleu, find_texts
+from mmchat.evaluation.texts import Words, bleu, find_texts, wording
 from mmchat.evaluation.yes_no import find_yes_no, said_by_pope, said_strictly
 from mmchat.images import decode
 
@@ -183,12 +183,64 @@ def test_words_of_ascii_are_those_of_rouge_score(text: str) -> None:
         ("The cat, a dog!", "cat dog", True),
         ("«Red»  STAR", "red star", True),
         ("catdog", "cat dog", False),
-        ("", "the", True),
         ("two", "2", False),
+        ("a", "A.", True),
+        ("The", "A", False),
+        ("-", "+", False),
+        ("", "the", False),
+        ("", "A", False),
     ],
 )
 def test_normalised_match_is_that_of_squad(answer: str, wanted: str, same: bool) -> None:
     assert normalised_match(answer, wanted) is same
+
+
+def test_wording_of_equal_and_of_different_captions() -> None:
+    same = ["I see a small red star and a large blue ring."]
+    assert wording(same, same).bleu == pytest.approx(100)
+    assert wording(same, same).rouge_l == 1
+    # The longest common subsequence of 4 words and 3 has 3: P 3/4, R 1, F 6/7.
+    assert wording(["i see a star"], ["i see star"]).rouge_l == pytest.approx(6 / 7)
+    # 1-grams 3/4, 2-grams 1/3, 3-grams none (smoothed 1/4), 4-grams none (1/4); no brevity penalty.
+    bleu = 100 * (3 / 4 * 1 / 3 * 1 / 4 * 1 / 4) ** (1 / 4)
+    assert wording(["i see a star"], ["i see star"]).bleu == pytest.approx(bleu)
+    assert "tok:13a" in wording(same, same).bleu_signature
+
+
+def test_one_report_has_one_rouge_l_and_one_bleu() -> None:
+    """Of any script: a type's captions are counted as all texts are."""
+    for wanted, said in (
+        ("кошка сидит на окне", "кошка сидит на столе"),
+        ("一只猫坐在窗台上", "一只猫坐"),
+    ):
+        made = report([(wanted, said)], ["caption"])
+        texts, words = find_texts(made.outcomes), made.types[0].wording
+        assert texts is not None and words is not None
+        assert words.rouge_l == texts.rouge["rougeL"].value > 0
+        assert words.bleu == texts.bleu.value > 0
+        assert words.bleu_signature == texts.bleu_signature
+
+
+def unanswered(wanted: str) -> Report:
+    """Of one question that could not be asked."""
+    return make_report(SUBJECT, [(Question("0", "t", [], wanted), "")], 0, "", {"0": "too long"})
+
+
+def test_what_could_not_be_asked_is_never_right() -> None:
+    for wanted in ("", "-", "the", "a cat"):
+        made = unanswered(wanted)
+        found = find_figures(made)
+        assert made.exact_match == found.normalised == found.verbatim == Share(0, 1)
+        assert not made.outcomes[0].right
+        rows = {row.name: row for row in compare(made, made, ("A", "B")).rows}
+        assert rows["normalised match"].first == 0
+    for wanted in ("yes", "no"):
+        found_yes_no = find_yes_no(unanswered(wanted).outcomes)
+        assert found_yes_no is not None
+        for one in (found_yes_no.pope, found_yes_no.strict):
+            assert (one.accuracy, one.yes_ratio) == (Share(0, 1), Share(0, 1))
+    empty = find_yes_no(report([("yes", "")]).outcomes)
+    assert empty is not None and empty.pope.accuracy == Share(1, 1)  # an answer, and POPE's yes
 
 
 def test_a_comparison_by_hand() -> None:

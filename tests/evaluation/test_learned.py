@@ -58,6 +58,22 @@ def test_two_that_learned_it_are_asked_what_neither_saw(data: Path) -> None:
     assert {one.answer for one in asked.questions} == both
 
 
+def test_what_no_adapter_held_out_is_not_asked_instead(data: Path) -> None:
+    """Else two that learned all of it between them would be asked what they know by heart."""
+    seeds = range(8, 100)
+    other = next(seed for seed in seeds if not set(held_out(data)) & set(held_out(data, seed)))
+    adapters = adapter("a", data), adapter("b", data, other)
+    for part in ("auto", "held-out"):
+        with pytest.raises(DataError, match=r"a and b learned from .* kept back by all of them"):
+            read(data, part, adapters=adapters)
+    assert len(read(data, "all", adapters=adapters).questions) == 12
+    one = data.with_name("one.jsonl")
+    one.write_text(data.read_text().splitlines(keepends=True)[0])
+    name = adapter("c", one)  # a single example is learned
+    with pytest.raises(DataError, match="was kept back: name other data, or ask all of it"):
+        read(one, adapters=[name])
+
+
 def test_another_adapter_and_other_data_are_asked_whole(data: Path, tmp_path: Path) -> None:
     name = adapter("birds", data)
     other = tmp_path / "other.jsonl"

@@ -10,9 +10,9 @@ from mmchat.data.types import Dataset, Example, Picture
 from mmchat.data.types import Turn as TrueTurn
 from mmchat.errors import DataError, EngineError
 from mmchat.evaluation.metrics import Share
-from mmchat.evaluation.questions import Question, grey
+from mmchat.evaluation.questions import Message, Question, Text, grey
 from mmchat.evaluation.reading import questions_of
-from mmchat.evaluation.report import TypeReport, report_type
+from mmchat.evaluation.report import Subject, TypeReport, make_report
 from mmchat.evaluation.run import evaluate
 from mmchat.images import decode
 from mmchat.settings import load_settings, paths
@@ -127,6 +127,13 @@ def test_weights_that_changed_under_the_engine_are_read_and_asked_anew(
     assert second.reused == 0
 
 
+def only_type(asked: list[tuple[Question, str]]) -> TypeReport:
+    """The figures of answers to questions of one type."""
+    subject = Subject("m", "h", "", "", "4bit", "float32", "cpu", "data", "d" * 64, {})
+    (found,) = make_report(subject, asked, 0, "").types
+    return found
+
+
 def test_a_control_shows_whether_the_model_knows_too_much() -> None:
     def control(right: int) -> TypeReport:
         asked = []
@@ -134,7 +141,7 @@ def test_a_control_shows_whether_the_model_knows_too_much() -> None:
             wanted = "red" if number < 300 else f"colour {number}"
             said = wanted if number < right else "?"
             asked.append((Question(str(number), "colour", [], wanted), said))
-        return report_type("colour", asked)
+        return only_type(asked)
 
     assert control(300).most_frequent == 0.3
     assert not control(300).above_most_frequent
@@ -146,14 +153,31 @@ def test_captions_within_another_type_are_compared_as_captions() -> None:
     wanted = "I see a small red star and a large blue ring."
     said = "I see a large blue ring and a small red star."
     question = Question("1", "compare", [], wanted, group="compare/caption")
-    assert report_type("compare", [(question, said)]).exact_match == Share(1, 1)
+    assert only_type([(question, said)]).exact_match == Share(1, 1)
     plain = Question("1", "compare", [], wanted, group="compare/more")
-    assert report_type("compare", [(plain, said)]).exact_match == Share(0, 1)
+    assert only_type([(plain, said)]).exact_match == Share(0, 1)
+
+
+def test_objects_are_counted_only_in_captions_that_list_them() -> None:
+    def captions(*pairs: tuple[str, str]) -> TypeReport:
+        """pairs: (wanted, given)"""
+        asked = [
+            (Question(str(n), "caption", [Message("user", [Text("?")])], wanted), said)
+            for n, (wanted, said) in enumerate(pairs)
+        ]
+        return only_type(asked)
+
+    built_in = captions((STAR, "I see a small red star."), (STAR, "I see nothing."))
+    assert built_in.things_right == Share(1, 2)
+    free = captions(("A dog runs on a beach.", "A dog runs on a beach."), (STAR, STAR))
+    assert free.exact_match == Share(2, 2)
+    assert free.things_right is None and "every_object_right" not in free.to_dict()
+    assert free.wording is not None and free.wording.rouge_l == 1
 
 
 def test_a_types_name_cannot_break_the_table() -> None:
     asked = [(Question("1", "a|b\n\x1b[31m", [], "x"), "x")]
-    found = report_type("a|b\n\x1b[31m", asked)
+    found = only_type(asked)
     assert found.exact_match == Share(1, 1)
 
 
