@@ -19,14 +19,17 @@ from torch import Tensor
 from mmchat.errors import RecipeError
 
 KEPT = 2
+OF_BLOCKS = ("qmap", "absmax")
+"""What bitsandbytes keeps a block of a parameter, and not a number of it."""
 
 
 def save_checkpoint(
     folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]
 ) -> None:
-    """Writes `folder/step-NNNNNNN` and removes all but the newest two.
+    """Writes `folder/step-NNNNNNN` and removes all others but the newest before it.
 
-    Raises RecipeError where it cannot be written; the checkpoints before stay.
+    What a longer run before had left behind it goes too: its numbers are higher, and it would pass
+    for the newest. Raises RecipeError where it cannot be written; the checkpoints before stay.
     """
     final = folder / f"step-{step:07d}"
     temporary = folder / f".{final.name}.partial"
@@ -51,8 +54,10 @@ def save_checkpoint(
             f"The checkpoint of step {step} was not written to {folder} ({why}): mend that, and "
             "go on with --resume; the one before is whole."
         ) from error
-    for old in checkpoints(folder)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    found = checkpoints(folder)
+    place = found.index(final) + 1
+    for other in (*found[: max(place - KEPT, 0)], *found[place:]):
+        shutil.rmtree(other, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -81,12 +86,16 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
 
 
 def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The optimizers' state, flat: `optimizer.0.<parameter>.<name>`."""
+    """The optimizers' state, flat: `optimizer.0.<parameter>.<name>`.
+
+    As it is, and not by `state_dict()`: bitsandbytes' own wraps tensors and keeps its step as a
+    Python number, which is a whole number of no dimension here.
+    """
     return {
-        f"optimizer.{number}.{index}.{name}": value
+        f"optimizer.{number}.{index}.{name}": torch.as_tensor(value)
         for number, optimizer in enumerate(optimizers)
-        for index, entries in optimizer.state_dict()["state"].items()
-        for name, value in entries.items()
+        for index, parameter in enumerate(_parameters(optimizer))
+        for name, value in optimizer.state.get(parameter, {}).items()
     }
 
 
@@ -95,22 +104,27 @@ def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[st
 
     Raises ValueError where the state is that of other parameters.
     """
-    for number, optimizer in enumerate(optimizers):
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        state: dict[int, dict[str, Tensor]] = {}
-        start = f"optimizer.{number}."
-        for key, value in tensors.items():
-            if key.startswith(start):
-                index, name = key.removeprefix(start).split(".", 1)
-                # torch takes any shape, and fails at the first step or learns nonsense.
-                if int(index) >= len(parameters) or (
-                    value.ndim and value.shape != parameters[int(index)].shape
-                ):
-                    raise ValueError(f"{key} is of another parameter")
-                state.setdefault(int(index), {})[name] = value
-        whole = optimizer.state_dict()
-        whole["state"] = state
-        optimizer.load_state_dict(whole)
+    for key, value in tensors.items():
+        if not key.startswith("optimizer."):
+            continue
+        number, index, name = key.removeprefix("optimizer.").split(".", 2)
+        parameters = _parameters(optimizers[int(number)]) if int(number) < len(optimizers) else []
+        parameter = parameters[int(index)] if int(index) < len(parameters) else None
+        # torch takes any shape, and fails at the first step or learns nonsense.
+        if parameter is None or (
+            value.ndim and not name.startswith(OF_BLOCKS) and value.shape != parameter.shape
+        ):
+            raise ValueError(f"{key} is of another parameter")
+        state = optimizers[int(number)].state[parameter]
+        if value.ndim:
+            state[name] = value.to(parameter.device)
+        else:  # a step: AdamW keeps it as a float on the CPU, bitsandbytes as a Python number
+            state[name] = value if value.is_floating_point() else int(value)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """In the order of its groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _sync(path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmchat.errors import RecipeError
+from mmchat.model.quantization import import_bitsandbytes
 
 
 class Muon(torch.optim.Optimizer):
@@ -111,27 +112,40 @@ def build_tuning_optimizers(
     """The optimizers over `groups` (params, lr, rate, weight_decay), as `Trainable.begin` gives them.
 
     `adamw`; `adamw8bit` keeps its moments in 8 bits by bitsandbytes (Dettmers et al. 2022, "8-bit
-    Optimizers via Block-wise Quantization"); `muon` takes the matrices, and AdamW all else.
+    Optimizers via Block-wise Quantization"); `muon` takes the matrices of linear layers (in each
+    group's `linear`, one a parameter), and AdamW all else: embeddings, the head, positions.
     Raises RecipeError where the 8-bit one cannot work here.
     """
-    chosen = [{key: value for key, value in g.items() if key != "names"} for g in groups]
     if name == "adamw8bit":
-        import bitsandbytes  # imported before, by our careful import
-
         try:
-            return [bitsandbytes.optim.AdamW8bit(chosen, betas=(0.9, 0.999))]
-        except (AttributeError, NotImplementedError, RuntimeError) as error:
+            adamw8bit = import_bitsandbytes().optim.AdamW8bit
+            return [adamw8bit([_only(g, g["params"]) for g in groups], betas=(0.9, 0.999))]
+        except (ImportError, OSError, AttributeError, NotImplementedError, RuntimeError) as error:
             raise RecipeError(
                 f"The optimizer adamw8bit does not work here ({error}): take adamw."
             ) from error
-    matrices = [g for g in chosen if name == "muon" and all(p.ndim == 2 for p in g["params"])]
-    others = [g for g in chosen if not any(g is matrix for matrix in matrices)]
+    matrices: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for group in groups:
+        parted: dict[bool, list[Tensor]] = {True: [], False: []}
+        for parameter, linear in zip(group["params"], group["linear"], strict=True):
+            parted[name == "muon" and linear].append(parameter)
+        if parted[True]:
+            matrices.append(_only(group, parted[True]))
+        if parted[False]:
+            others.append(_only(group, parted[False]))
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         optimizers.append(Muon(matrices, matrices[0]["lr"], compute_dtype=compute_dtype))
     if others:
         optimizers.append(torch.optim.AdamW(others, betas=(0.9, 0.999)))
     return optimizers
+
+
+def _only(group: dict[str, Any], parameters: list[Tensor]) -> dict[str, Any]:
+    """The group as torch takes it, of these parameters."""
+    rest = {key: value for key, value in group.items() if key not in ("names", "linear")}
+    return {**rest, "params": parameters}
 
 
 def schedule(step: int, steps: int, warmup: float, decay: float) -> float:

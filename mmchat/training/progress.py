@@ -1,6 +1,7 @@
 """What a training process tells of itself, and what it can be told, through files. Free of torch.
 
     RUN/status.json      a `Status`, replaced whole at every change
+    RUN/recipe.toml      what is trained and how, from when the data and the model are read
     RUN/metrics.jsonl    one line a logged step: stage, step, of, and its figures
     RUN/checkpoints/     what `--resume` goes on from
     RUN/lock             held while a process works on the run
@@ -28,7 +29,10 @@ from mmchat.errors import RecipeError
 from mmchat.settings import paths
 
 State = Literal["preparing", "training", "measuring", "paused", "finished", "failed"]
+LOCK_TRIES, LOCK_WAIT = 10, 0.02
+"""How often, and how many seconds apart, the lock is asked for."""
 PAUSE, KEEP = signal.SIGTERM, signal.SIGUSR1
+RECIPE = "recipe.toml"
 
 
 class SampleAnswer(msgspec.Struct, frozen=True):
@@ -109,10 +113,8 @@ class RunFolder:
     def tell(self, status: Status) -> None:
         """Replaces the status."""
         status = msgspec.structs.replace(status, pid=os.getpid(), updated=time.time())
-        temporary = self.folder / ".status.json.partial"
-        with writing(self.folder / "status.json"):
-            temporary.write_bytes(msgspec.json.encode(status))
-            temporary.replace(self.folder / "status.json")
+        # Told anew in half a second: it need not outlast a power cut.
+        replace_file(self.folder / "status.json", msgspec.json.encode(status), synced=False)
 
     def log(self, **figures: Any) -> None:
         """Adds a line to the metrics."""
@@ -138,13 +140,11 @@ class RunFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not _locked(handle):
                 raise RecipeError(
                     f"Another process works on {self.folder}: wait for it, or give this run "
                     "another --name."
-                ) from None
+                )
             yield
         finally:
             os.close(handle)
@@ -156,12 +156,24 @@ class RunFolder:
         except OSError:
             return False
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Shared: those who look see only who works, and not one another.
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             return True
         finally:
             os.close(handle)
         return False
+
+    def is_begun(self) -> bool:
+        """Whether it is worked on, or has learned something that is not finished."""
+        status = self.status()
+        if status is None or status.state == "finished":
+            return False
+        return self.is_running() or any((self.folder / "checkpoints").glob("step-*"))
+
+    def can_go_on(self) -> bool:
+        """Whether `--resume` finds the recipe that it goes on with."""
+        return (self.folder / RECIPE).is_file()
 
     def signal(self, number: signal.Signals) -> bool:
         """Sends PAUSE or KEEP to the process that works on the run; False where none does."""
@@ -186,6 +198,34 @@ def list_runs() -> list[RunFolder]:
         told = [(status.updated, run) for run in found if (status := run.status()) is not None]
         return [run for _, run in sorted(told, key=lambda pair: pair[0], reverse=True)]
     return []
+
+
+def replace_file(file: Path, data: bytes, *, synced: bool = True) -> None:
+    """Writes the whole of `file`, or leaves what it was; raises RecipeError where it cannot be written.
+
+    `synced`: the disk has it before this returns.
+    """
+    temporary = file.with_name(f".{file.name}.partial")
+    with writing(file):
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            if synced:
+                stream.flush()
+                os.fsync(stream.fileno())
+        temporary.replace(file)
+
+
+def _locked(handle: int) -> bool:
+    """Whether the lock could be had: one who looks whether a process works holds it for a moment."""
+    for left in reversed(range(LOCK_TRIES)):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if left:
+                time.sleep(LOCK_WAIT)
+        else:
+            return True
+    return False
 
 
 @contextlib.contextmanager

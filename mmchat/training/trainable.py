@@ -73,11 +73,13 @@ class Trainable:
         return found if self.loaded.kind == "visual_prefix" else None
 
     def begin(self, stage: TuningStage) -> list[dict[str, Any]]:
-        """Lets exactly what the stage trains have gradients; -> its groups, each with `lr` and `names`.
+        """Lets exactly what the stage trains have gradients; -> its groups, each with `lr`, `names` and
+        `linear`: whether a parameter is the matrix of a linear layer, and not of tokens.
 
         Matrices decay, vectors do not. Raises RecipeError where nothing would train.
         """
         self.model.requires_grad_(False)
+        linear = self._linear_weights()
         groups: list[dict[str, Any]] = []
         for part, rate in (
             ("lora", stage.learning_rate if stage.method in LORA_METHODS else 0.0),
@@ -100,6 +102,7 @@ class Trainable:
                     {
                         "params": [p for _, p in chosen],
                         "names": [n for n, _ in chosen],
+                        "linear": [id(p) in linear for _, p in chosen],
                         "lr": rate,
                         "rate": rate,
                         "weight_decay": stage.weight_decay if decayed else 0.0,
@@ -201,6 +204,13 @@ class Trainable:
         for name, parameter in self.model.named_parameters():
             if ".lora_" in name:
                 parameter.data = parameter.data.float()
+
+    def _linear_weights(self) -> set[int]:
+        """The identities of linear layers' matrices, without the head: its rows are tokens."""
+        tokens = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        return {id(m.weight) for m in self.model.modules() if _is_linear(m)} - {
+            id(module.weight) for module in tokens if module is not None
+        }
 
     def _linear_names(self, table: LoraTable) -> set[str]:
         """The last words of the names of the linear layers that LoRA goes onto."""

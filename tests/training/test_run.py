@@ -1,6 +1,9 @@
 """A whole run: stages, resume, the finished folder."""
 
+import errno
+import fcntl
 import json
+import os
 import resource
 import shutil
 import signal
@@ -15,6 +18,7 @@ from transformers import AutoTokenizer
 from mmchat.errors import DataError, RecipeError
 from mmchat.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from mmchat.training.dataset import PreparedData
+from mmchat.training.progress import RunFolder, replace_file
 from mmchat.training.recipe import read_recipe
 from mmchat.training.run import Run, train
 
@@ -146,6 +150,48 @@ def test_a_checkpoint_without_room_is_told_and_the_one_before_stays(tmp_path: Pa
     found = load_checkpoint(tmp_path)
     assert found is not None and found[1] == {"step": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["step-0000001"]
+
+
+def test_a_run_that_became_shorter_keeps_what_it_writes(tmp_path: Path) -> None:
+    """An earlier stage got fewer steps: its new checkpoints have lower numbers than the old ones."""
+    for step in (90, 100, 50, 60, 70):
+        save_checkpoint(tmp_path, step, {"a": torch.zeros(1)}, {"step": step})
+        found = load_checkpoint(tmp_path)
+        assert found is not None and found[1] == {"step": step}
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-0000060", "step-0000070"]
+
+
+def test_those_who_look_at_a_run_do_not_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path)
+    with run.working():
+        assert run.is_running()
+    looking = os.open(tmp_path / "lock", os.O_RDWR)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    assert not run.is_running()
+    # Whoever looks has looked before the second try.
+    monkeypatch.setattr("mmchat.training.progress.time.sleep", lambda seconds: os.close(looking))
+    with run.working():
+        monkeypatch.setattr("mmchat.training.progress.time.sleep", lambda seconds: None)
+        with pytest.raises(RecipeError, match="Another process works"), run.working():
+            pass
+
+
+def test_a_file_is_replaced_whole_or_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "recipe.toml"
+    replace_file(file, b"old")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mmchat.training.progress.os.fsync", full)
+        with pytest.raises(RecipeError, match=r"recipe\.toml cannot be written"):
+            replace_file(file, b"new")
+    assert file.read_bytes() == b"old"
+    replace_file(file, b"new")
+    assert file.read_bytes() == b"new"
 
 
 def test_a_last_line_without_its_end_counts(prepared: tuple[Path, Path]) -> None:
