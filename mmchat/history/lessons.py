@@ -66,8 +66,8 @@ def of_conversation(conversation: Conversation, messages: Sequence[Message]) -> 
             continue
         if last_words.get(message.id, message) is not message or not _kinds(message):
             continue
-        when = message.created if message.corrects is not None else message.rated
-        assert when is not None  # what is neither has no kind
+        written = message.created if message.corrects is not None else None
+        when = max(moment for moment in (written, message.rated) if moment is not None)
         context = _context(_path(message, by_id), last_words)
         yield Lesson(
             "good" if message.corrects is None else "corrected",

@@ -109,7 +109,7 @@ class Opinions:
         """The answers that can be learned from, in the order of their conversations (lessons.py).
 
         From `since` on and before `until` counts when an answer was rated or
-        corrected. `conversations` and `tags` (one of them is enough) are for all
+        corrected, whichever came last. `conversations` and `tags` (one of them is enough) are for all
         where they are empty.
 
         Raises:

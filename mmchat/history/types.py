@@ -106,7 +106,7 @@ class Lesson:
 
     kind: Literal["corrected", "good"]
     when: float
-    """When the person wrote it or rated it."""
+    """When the person wrote it or rated it, whichever came last."""
     conversation: Conversation
     messages: tuple[Message, ...]
     """What is learned from, the answer last: not always a branch as it is shown."""

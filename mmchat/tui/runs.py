@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class Seen:
     run: RunFolder
     status: Status
     curves: Curves = NOTHING
+    can_go_on: bool = False
+    """Whether it can be resumed."""
 
     @property
     def works(self) -> bool:
@@ -116,10 +118,11 @@ class Runs:
         """The run as it is now; None where there is nothing (any more)."""
         name = run.folder.name
         child, started, model = self._children.get(name, (None, 0.0, ""))
+        can_go_on = run.can_go_on()
         code = child.poll() if child is not None else None  # before it is read what it told last
         status = run.status()
         if child is None:
-            return Seen(run, status) if status is not None else None
+            return Seen(run, status, can_go_on=can_go_on) if status is not None else None
         if status is not None and status.updated >= started:
             broken = code is not None and code > 0 and code != INTERRUPTED
             if broken and status.state == "paused":
@@ -128,16 +131,13 @@ class Runs:
                 status = msgspec.structs.replace(status, state="failed", said=said)
             elif code is not None:
                 self._children.pop(name, None)
-            return Seen(run, status)
-        # It has told nothing since it was started.
-        if status is None:
-            status = Status(name=name, model=model, state="preparing")
-        if code is None:
-            now = msgspec.structs.replace(status, state="preparing", said=STARTING)
-            return Seen(run, msgspec.structs.replace(now, updated=started))
-        said = _last_words(run) or f"It ended at once (exit status {code})."
-        now = msgspec.structs.replace(status, state="failed", said=said, updated=started)
-        return Seen(run, now)
+            return Seen(run, status, can_go_on=can_go_on)
+        # It has told nothing since it was started, and what is there is of an earlier one.
+        now = Status(name=name, model=model, state="preparing", said=STARTING, updated=started)
+        if code is not None:
+            said = _last_words(run) or f"It ended at once (exit status {code})."
+            now = msgspec.structs.replace(now, state="failed", said=said)
+        return Seen(run, now, can_go_on=can_go_on)
 
     # Acting
 
@@ -205,7 +205,7 @@ class Watch:
         seen = self._runs.look(self.run)
         if self._tail.read():
             self._curves = curves(self._tail.lines)
-        return Seen(seen.run, seen.status, self._curves) if seen is not None else None
+        return replace(seen, curves=self._curves) if seen is not None else None
 
 
 def is_seen(seen: Seen) -> bool:
@@ -241,11 +241,10 @@ def name_problem(name: str) -> str:
     if not name:
         return "Give it a name, by which /adapter will know it."
     if not is_name(name):
-        return "A name has letters, digits, . _ and -, and begins with a letter or a digit."
+        return "A name has letters, digits, . _ and -, begins with a letter or a digit, and is not none."
     if name in {adapter.name for adapter in list_adapters()}:
         return f"There is an adapter {name} already: choose another name."
-    status = run_folder(name).status()
-    if status is not None and status.state != "finished":
+    if run_folder(name).is_begun():
         return f"There is a run {name} already: go on with it (ctrl+l), or choose another name."
     return ""
 

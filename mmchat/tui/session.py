@@ -115,7 +115,8 @@ class Session:
                 if (live := self.asker.live.get(one.id)) is not None:
                     self.asker.stop(live)
             raise
-        self.asker.load(quiet=True)  # the adapter that was on before is on again
+        finally:
+            self.asker.load(quiet=True)  # the adapter that was on before is on again
         # The first one has a sibling by now.
         return await asyncio.to_thread(self.history.message, begun[0].id), begun[1]
 

@@ -122,6 +122,17 @@ def test_filters(history: History) -> None:
     assert found(ratings=["good"]) == ["answer 0", "answer 1", "better"]
 
 
+def test_a_correction_that_is_rated_later_counts_from_then_on(history: History) -> None:
+    _, answer = talk(history, "a?", "A")
+    corrected = history.correct(answer, "B")
+    history.rate(corrected.id, "good")
+    rated = history.message(corrected.id).rated
+    assert rated is not None and rated > corrected.created
+    (lesson,) = history.lessons(since=rated)
+    assert (lesson.when, lesson.answer.text) == (rated, "B")
+    assert history.lessons(until=rated) == []
+
+
 def test_an_answer_that_was_cut_is_not_whole(history: History) -> None:
     question, _ = talk(history, "a?", "A")
     conversation = history.message(question).conversation_id

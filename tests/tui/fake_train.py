@@ -6,6 +6,7 @@ Told by files in the folder `fake` of the data folder:
     remark      what the dry run says before
     refuse      a sentence: the dry run ends with it
     die         a sentence: a run ends with it before it has told anything
+    unready     a sentence: a run fails with it while it is preparing
     fail        a sentence: a run fails with it at step 3
     break       anything: a run breaks down at step 3 with a traceback
     allowed     the last step that may be done; none are before this is there
@@ -23,7 +24,16 @@ from typing import Any
 
 from mmchat.model.adapters import Base, Card, write_card
 from mmchat.settings import paths
-from mmchat.training.progress import KEEP, PAUSE, Row, RunFolder, SampleAnswer, Status, run_folder
+from mmchat.training.progress import (
+    KEEP,
+    PAUSE,
+    RECIPE,
+    Row,
+    RunFolder,
+    SampleAnswer,
+    Status,
+    run_folder,
+)
 
 STEPS = 10
 PLAN = {
@@ -104,6 +114,10 @@ def _run(run: RunFolder, name: str) -> None:
     checkpoint = run.folder / "checkpoint"
     step = int(checkpoint.read_text()) if checkpoint.exists() else 0
     run.tell(status(name, "preparing", step, said="reading 42 conversations"))
+    if _told("unready"):
+        run.tell(status(name, "failed", step, said=_told("unready")))
+        raise SystemExit(1)
+    (run.folder / RECIPE).touch()
     run.tell(status(name, "training", step))
     while step < STEPS and KEEP not in asked:
         if asked:

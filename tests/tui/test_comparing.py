@@ -1,19 +1,22 @@
 """Adapters in the chat: the conversation goes on, each answer says what it wore, two are compared."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textual.widgets import Static
 
+from mmchat.errors import HistoryError
 from mmchat.history import History
 from mmchat.tui.app import ChatApp
 from mmchat.tui.screens.dialogs import PickScreen
 from mmchat.tui.widgets.message import MessageView, Siblings
 from mmchat.tui.widgets.pair import Pair
 from tests.engine.scripted import answers, open_gate
-from tests.tui.conftest import answered, complaint, drawn, say, shown, until
+from tests.tui.conftest import PATIENCE, answered, complaint, drawn, say, shown, until
 
 NewApp = Callable[..., ChatApp]
 KNOWN = [("birds", "for scenes · yours"), ("kites", "for scenes · yours"), ("broken", "")]
@@ -239,7 +242,8 @@ async def test_wrong_comparisons_change_nothing(new_app: NewApp) -> None:
         for typed, words in (
             ("/compare birds gulls", "There is no adapter gulls"),
             ("/compare kites", "kites is on already"),
-            ("/compare birds birds", "birds is on already"),
+            ("/compare birds birds", "birds is named twice: name two."),
+            ("/compare none none", "none is named twice: name two."),
             ("/compare a b c", "Name two adapters"),
         ):
             await say(pilot, typed)
@@ -253,6 +257,33 @@ async def test_wrong_comparisons_change_nothing(new_app: NewApp) -> None:
         open_gate("open")
         await answered(pilot)
         assert not app.chat.query(Pair) and len(app.history.branch(1)) == 4
+
+
+async def test_a_comparison_that_breaks_leaves_on_what_was_on(
+    new_app: NewApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = new_app(model__adapter="kites")
+    async with app.run_test(size=(110, 30)) as pilot:
+        await say(pilot, "say a")
+        await answered(pilot)
+        begin, begun = app.history.begin_answer, []
+
+        def breaks(*given: Any, **named: Any) -> Any:
+            if begun:
+                deadline = time.monotonic() + PATIENCE
+                while begun[0].begun.id in app.asker.live:  # the first has answered
+                    assert time.monotonic() < deadline
+                    time.sleep(0.002)
+                raise HistoryError("The disk is full.")
+            begun.append(begin(*given, **named))
+            return begun[0]
+
+        monkeypatch.setattr(app.history, "begin_answer", breaks)
+        await say(pilot, "/compare birds none")
+        await until(pilot, lambda: "The disk is full" in complaint(app))
+        deadline = time.monotonic() + PATIENCE
+        while await engine_wears(app) != "kites":
+            assert time.monotonic() < deadline
 
 
 async def test_names_are_completed_one_after_the_other(new_app: NewApp) -> None:

@@ -158,6 +158,11 @@ async def test_correct_this_answer(new_app: NewApp) -> None:
         assert app.history.message(2).text == "a dog "
 
         # Between original and correction, with what followed each.
+        assert toasts(app) == "What followed stands under the answer before: alt+left."
+        await pilot.press("alt+left")
+        await until(pilot, lambda: shown(app)[1:2] == ["a dog"] and len(heads(app)) == 4)
+        await pilot.press("alt+right")
+        await until(pilot, lambda: heads(app) == ["you", "mmchat, corrected by you"])
         await pilot.press("left")
         await until(pilot, lambda: shown(app)[1:2] == ["a dog"])
         assert (heads(app)[1], len(heads(app))) == ("mmchat", 4)
@@ -189,6 +194,7 @@ async def test_a_correction_of_a_correction_and_one_that_changes_nothing(new_app
             await pilot.press("ctrl+s")
             await until(pilot, lambda text=text: shown(app)[-1] == text)
             assert isinstance(app.focused, ChatInput)
+        assert not toasts(app)  # nothing followed
         last = app.history.branch(1)[-1]
         assert (last.sibling, last.corrects) == (3, app.history.siblings(2)[1].id)
         await corrects(pilot)

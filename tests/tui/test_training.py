@@ -20,11 +20,11 @@ from textual.widgets import Input, OptionList, RadioSet, Static
 
 from mmchat.client.protocol import EngineStatus
 from mmchat.settings import load_settings, paths
-from mmchat.training.progress import RunFolder, list_runs, run_folder
+from mmchat.training.progress import RECIPE, RunFolder, list_runs, run_folder
 from mmchat.tui.app import ChatApp
 from mmchat.tui.asking import Asker
 from mmchat.tui.news import LoadEnded
-from mmchat.tui.runs import Plan, ask_plan, free_name, name_problem
+from mmchat.tui.runs import Plan, Runs, ask_plan, free_name, name_problem
 from mmchat.tui.screens.dialogs import ConfirmScreen, PickScreen
 from mmchat.tui.screens.training import TrainingScreen
 from mmchat.tui.widgets.training import Answers, LossChart, RunView, Table
@@ -254,6 +254,7 @@ async def test_what_cannot_be_learned_from_is_said(new_app: NewApp) -> None:
         ("", "Give it a name"),
         ("../birds", "A name has letters"),
         ("a b", "A name has letters"),
+        ("none", "and is not none"),
         ("taken", "There is an adapter taken already"),
         ("begun", "There is a run begun already"),
     ],
@@ -295,7 +296,51 @@ async def test_a_run_that_ends_at_once(new_app: NewApp) -> None:
         await until(pilot, lambda: "no room for this" in said(pilot))
         assert said(pilot) == "The model scenes has no room for this: choose a smaller one."
         assert "failed, on scenes" in drawn(app)
-        assert keys(pilot) == {"Go on", "Another", "Runs", "Back"}
+        assert keys(pilot) == {"Another", "Runs", "Back"}  # nothing is there to go on with
+
+
+async def test_a_run_that_never_learned_is_begun_anew(new_app: NewApp) -> None:
+    tell("unready", "None of the 42 conversations can be used.")
+    app = new_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot)
+        await until(pilot, lambda: "34 pictures" in plan(pilot))
+        await pilot.press("enter")
+        await until(pilot, lambda: "None of the 42" in said(pilot))
+        assert keys(pilot) == {"Another", "Runs", "Back"}
+        await pilot.press("r")
+        tell("unready", "")
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: "34 pictures" in plan(pilot))
+        assert app.screen.query_one("#train-name", Input).value == "mine"  # it is free
+        await pilot.press("enter")
+        await until(pilot, lambda: state("mine") == "training")
+        assert calls()[-1] == [*HISTORY, "--name", "mine"]
+        assert not any("--resume" in call for call in calls())
+
+
+def test_until_it_speaks_a_run_shows_nothing_of_one_before(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "mmchat.tui.runs.MMCHAT", (sys.executable, "-c", "import signal; signal.pause()")
+    )
+    _write(run_folder("birds"), "finished", rows=ROWS, adapter="birds")
+    runs = Runs()
+    run = runs.start("birds", ["x"], "other")
+    child = runs._children["birds"][0]
+    try:
+        for what, words in (("preparing", "Starting …"), ("failed", "It ended at once")):
+            seen = runs.look(run)
+            assert seen is not None
+            status = seen.status
+            assert (status.state, status.model, status.name) == (what, "other", "birds")
+            assert status.said.startswith(words)
+            assert (status.rows, status.samples, status.step, status.adapter) == ((), (), 0, "")
+            child.kill()
+            child.wait()
+    finally:
+        child.kill()
 
 
 # Steering it
@@ -335,6 +380,25 @@ async def test_stop_and_keep_asks_once(new_app: NewApp) -> None:
         await until(pilot, lambda: "Stopped early" in said(pilot))
         assert state("birds") == "finished"
         assert "Use it" in keys(pilot)
+
+
+async def test_what_has_ended_meanwhile_is_not_stopped(
+    new_app: NewApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(RunFolder, "signal", lambda run, number: told.append(number))
+    app = new_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await started(pilot)
+        shown = screen(pilot)
+        await pilot.press("s")
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
+        tell("allowed", 10)
+        await until(pilot, lambda: shown._seen and shown._seen.status.state == "finished")
+        await pilot.press("y")
+        await until(pilot, lambda: app.screen is shown)
+        await until(pilot, lambda: all(w.group not in ("dialog", "tell") for w in app.workers))
+        assert told == [] and "The adapter birds is ready" in said(pilot)
 
 
 async def test_it_fails(new_app: NewApp) -> None:
@@ -609,8 +673,9 @@ async def test_the_real_command_prints_such_a_plan(
 
 
 def _write(run: RunFolder, what: Any, **fields: Any) -> None:
-    """A run that stands still, as its process left it."""
-    run.folder.mkdir(parents=True, exist_ok=True)
+    """A run that stands still, as its process left it after a checkpoint."""
+    (run.folder / "checkpoints" / "step-0000004").mkdir(parents=True, exist_ok=True)
+    (run.folder / RECIPE).touch()
     status = fake_train.status(run.folder.name, what, 10 if what == "finished" else 4, **fields)
     status = msgspec.structs.replace(status, updated=time.time())
     (run.folder / "status.json").write_bytes(msgspec.json.encode(status))
@@ -676,6 +741,7 @@ def test_each_state(
 
     run = run_folder("birds")
     run.folder.mkdir(parents=True)
+    (run.folder / RECIPE).touch()
     fields = {"steps": 60, "loss": 0.412, "held_out_loss": 0.498, "seconds_left": 190.0}
     status = fake_train.status("birds", what, 60 if what == "finished" else 24)
     status = msgspec.structs.replace(status, **(fields | STATES[what]), updated=time.time(), pid=1)

@@ -67,6 +67,8 @@ class Comparing(Judging):
         problem = ""
         if unknown:
             problem = f"There is no adapter {unknown[0]}. /adapter alone shows what is here."
+        elif len(names) == 2 and first == second:
+            problem = f"{first} is named twice: name two."
         elif first == second:
             problem = f"{first} is on already: name another one beside it, or {NONE}."
         if problem:

@@ -91,6 +91,7 @@ class Judging(Deeds):
         if all(one.id != message.id for one in self.transcript.branch):
             await self.open(kept.conversation_id)  # another window changed the branch
             return
+        followed = self.transcript.branch[-1].id != message.id
         await self.transcript.cut(message.id)
         await self.transcript.add(kept)
         view = self.transcript.view(kept.id)
@@ -100,6 +101,8 @@ class Judging(Deeds):
             self.composer.input.focus()
         await session.refresh()
         await self.show_lines()
+        if followed:
+            self.notify("What followed stands under the answer before: alt+left.", timeout=6)
 
     # Tags
 

@@ -206,7 +206,7 @@ class TrainingScreen(ModalScreen[None]):
         able = {
             "pause": bool(self._seen and self._seen.works and told),
             "keep": state == "training",
-            "resume": state in ("paused", "failed"),
+            "resume": state in ("paused", "failed") and bool(self._seen and self._seen.can_go_on),
             "use": state == "finished" and not self._is_used(),
             "undo": self._can_undo(),
             "new": bool(self._seen and not self._seen.works),
@@ -223,7 +223,9 @@ class TrainingScreen(ModalScreen[None]):
             "Stop now, and keep what it has learned so far? The steps that are left are not done. "
             "A pause can go on later."
         )
-        if await self.app.push_screen_wait(ConfirmScreen(question, "Stop and keep", "Go on")):
+        wanted = await self.app.push_screen_wait(ConfirmScreen(question, "Stop and keep", "Go on"))
+        # It went on meanwhile: what has ended by itself can no longer end early.
+        if wanted and self._seen is not None and self._seen.status.state == "training":
             self._tell(KEEP, "Stopping; what it has learned is kept …")
 
     @work(group="tell")
