@@ -103,9 +103,11 @@ class _Folder(Found):
                     f"{source} holds more than {_ENTRIES} files: name the adapter's own folder."
                 )
             name = file.relative_to(source).as_posix()
-            # A link may lead to anything of this person's; weights and their configuration are checked
-            # to be such, and the hub's cache has them as links.
-            link = file.is_symlink() and file.suffix not in (".safetensors", ".json")
+            # A link may lead to anything of this person's. The hub's cache has weights and a LoRA's
+            # configuration as links, and only these are checked to be nothing else.
+            link = file.is_symlink() and not (
+                file.suffix == ".safetensors" or file.name == LORA_CONFIG
+            )
             if file.is_file() and not link:
                 there[name] = file.stat().st_size
         super().__init__(source, there, known)

@@ -177,6 +177,22 @@ def test_weights_may_be_links_as_in_the_hubs_cache(tmp_path: Path, base: Path) -
     assert not any(file.is_symlink() for file in came.folder.rglob("*"))
 
 
+def test_no_other_link_is_followed(whole: Path, tmp_path: Path, base: Path) -> None:
+    """It may lead to a person's own file, which would go out with the adapter."""
+    private = tmp_path / "private.json"
+    private.write_text('{"token": "secret"}')
+    outside = make(tmp_path / "outside", base)
+    for name in ("evaluation.json", "README.md", "recipe.toml", "loss.png"):
+        (outside / name).unlink(missing_ok=True)
+        (outside / name).symlink_to(private)
+    came = import_adapter(outside)
+    assert not any(b"secret" in data for data in contents(came.folder).values())
+    lora = make_lora(tmp_path / "lora")
+    (lora / adapters.LORA_CONFIG).unlink()
+    (lora / adapters.LORA_CONFIG).symlink_to(private)
+    assert "secret" not in refused(lora, base=str(base))
+
+
 def test_what_does_not_fit_its_base_is_refused_by_headers(tmp_path: Path, base: Path) -> None:
     for number, (lora, words) in enumerate(
         [
