@@ -4,13 +4,14 @@ Each measuring is a process with an engine of its own in a runtime folder of its
 person's engine, and the chat that may go on with it, is left alone.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from mmchat.training.progress import Row
 
 HELD_OUT, OLD_SKILLS = "held-out answers", "old skills"
 NONE = "none"
+ENDING = 30.0
+"""Seconds that a process has to end its engine and itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,34 +43,60 @@ def measure(
 ) -> list[Row]:
     """Rows of shares right without and with `adapter`; the two at once where `together`.
 
-    Raises EngineError with the sentence of what failed.
+    Raises EngineError with the sentence of what failed. However it ends, so do its processes.
     """
     tell("asking the held-out questions without and with the adapter")
-    jobs = [NONE, str(adapter)]
-    with ThreadPoolExecutor(len(jobs) if together else 1) as pool:
-        folders = [str(one.folder) for one in asked]
-        before, after = pool.map(lambda name: _measured(model, name, folders, together), jobs)
+    folders = [str(one.folder) for one in asked]
+    with contextlib.ExitStack() as stack:
+        begun = (
+            stack.enter_context(_measuring(model, name, folders, shares=together))
+            for name in (NONE, str(adapter))
+        )
+        before, after = map(_measured, list(begun) if together else begun)
     return [
         Row(one.what, a["n"], b["share"], tuple(b["interval"]), a["share"], tuple(a["interval"]))
         for one, b, a in zip(asked, before, after, strict=True)
     ]
 
 
-def _measured(model: str, adapter: str, folders: list[str], shares: bool) -> list[dict[str, Any]]:
+@contextlib.contextmanager
+def _measuring(
+    model: str, adapter: str, folders: list[str], *, shares: bool
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that measures; neither it nor its engine outlives the block."""
     environment = dict(os.environ)
     if shares:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 2) // 2))
     with tempfile.TemporaryDirectory(prefix="mmchat-") as runtime:
         environment["MMCHAT_RUNTIME"] = runtime
-        # -P: the folder that we are in must not be where Python looks for modules.
-        command = [sys.executable, "-P", "-m", "mmchat.cli.measuring", model, adapter, *folders]
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
-        )
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise EngineError(f"Measuring did not end well: {said.removeprefix('mmchat: ')}")
-    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+        # -P: the folder that we are in must not be where Python looks for modules. A session of its
+        # own: Ctrl-C on a terminal reaches us alone, and we end it once.
+        with subprocess.Popen(
+            [sys.executable, "-P", "-m", "mmchat.cli.measuring", model, adapter, *folders],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    try:
+                        process.communicate(timeout=ENDING)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+
+
+def _measured(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    out, err = process.communicate()
+    if process.returncode:
+        said = (err.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+        raise EngineError(said.removeprefix("mmchat: "))
+    found: list[dict[str, Any]] = json.loads(out.splitlines()[-1])
     return found
 
 
@@ -80,8 +109,11 @@ def main(arguments: Sequence[str]) -> int:
     from mmchat.evaluation.run import evaluate
     from mmchat.settings import load_settings
 
+    # Told to end, we end our engine first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     model, adapter, *folders = arguments
-    settings = load_settings()
+    # The server in engine.url, if there is one, has no adapter of ours.
+    settings = load_settings({"engine.url": ""})
     found = []
 
     async def stop() -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,16 @@ from mmchat.data.types import Dataset, Example
 from mmchat.errors import DataError, MmchatError, RecipeError
 from mmchat.model.adapters import is_name
 from mmchat.settings import builtin_adapters, load_settings, paths
-from mmchat.training.progress import Row, RunFolder, Status, run_folder, writing
+from mmchat.training.progress import (
+    KEEP,
+    PAUSE,
+    RECIPE,
+    Row,
+    RunFolder,
+    Status,
+    run_folder,
+    writing,
+)
 from mmchat.training.tuning import LARGE, Tuning, read_tuning
 
 if TYPE_CHECKING:
@@ -82,6 +92,10 @@ class Job:
         """All of it; the last status. Raises MmchatError for what can be mended, told in the run too."""
         if not self.main:
             return self._work()
+        # Training hears these itself (`Steering`). Before and after it there is nothing that could
+        # end early, and a pause interrupts.
+        signal.signal(KEEP, signal.SIG_IGN)
+        signal.signal(PAUSE, signal.default_int_handler)
         _check_begun(self.folder, self.wish)
         with self.folder.working():
             if not self.wish.resume:
@@ -92,7 +106,7 @@ class Job:
                 self._tell(state="failed", said=str(error))
                 raise
             except KeyboardInterrupt:
-                self._tell(state="paused", said=_how_to_go_on(self.recipe.name))
+                self._tell(state="paused", said=_how_to_go_on(self.folder))
                 raise
 
     def _work(self) -> Status:
@@ -122,7 +136,7 @@ class Job:
             made = tune.run()
         except Paused:
             self.status = tune.status
-            self._tell(state="paused", said=_how_to_go_on(self.recipe.name))
+            self._tell(state="paused", said=_how_to_go_on(self.folder))
             return self.status
         self.status = tune.status
         if not self.main:
@@ -133,9 +147,15 @@ class Job:
             said = f"The model is ready: mmchat models add {made}"
             self._tell(state="finished", said=said)
             return self.status
-        rows = self._measure(prepared, material, made, large=large) if self.wish.measure else []
+        rows: list[Row] = []
+        unmeasured = ""
+        if self.wish.measure:
+            try:
+                rows = self._measure(prepared, material, made, large=large)
+            except MmchatError as error:  # whatever it is, the adapter is made
+                unmeasured = str(error)
         kept = keep(made, self.recipe.name, rows)
-        said = finished_words(self.recipe.name, rows, kept)
+        said = finished_words(self.recipe.name, rows, kept, unmeasured)
         self._tell(state="finished", said=said, rows=tuple(rows), adapter=self.recipe.name)
         return self.status
 
@@ -177,7 +197,7 @@ class Job:
 def read_material(wish: Wish, recipe: Tuning, folder: RunFolder) -> Material:
     """Reads the data of the wish, or on a resume of the run; raises DataError and HistoryError."""
     source = recipe.data.source
-    if wish.from_history or source == HISTORY:
+    if wish.from_history or (wish.data is None and source == HISTORY):
         snapshot = folder.folder / "data"
         if has_snapshot(snapshot):
             whole = load_snapshot(snapshot)
@@ -257,8 +277,10 @@ def resuming(name: str) -> tuple[str, ...]:
     return ("train", "--resume", "--name", name)
 
 
-def _how_to_go_on(name: str) -> str:
-    return f"Saved. Go on: mmchat {' '.join(resuming(name))}"
+def _how_to_go_on(run: RunFolder) -> str:
+    if not run.can_go_on():
+        return "It had not begun to learn: begin it again."
+    return f"Saved. Go on: mmchat {' '.join(resuming(run.folder.name))}"
 
 
 def recipe_of(wish: Wish) -> tuple[Tuning, RunFolder]:
@@ -267,12 +289,11 @@ def recipe_of(wish: Wish) -> tuple[Tuning, RunFolder]:
     if wish.resume:
         name = _name(wish.name or _default_name(wish), settings.model.name)
         folder = run_folder(name)
-        file = folder.folder / "recipe.toml"
-        if not file.is_file():
+        if not folder.can_go_on():
             raise RecipeError(
                 f"There is no run {name} to go on with: leave --resume out, or name another (--name)."
             )
-        return read_tuning(file, wish.overrides), folder
+        return read_tuning(folder.folder / RECIPE, wish.overrides), folder
     recipe = read_tuning(wish.recipe, wish.overrides)
     name = _name(wish.name or recipe.name or _default_name(wish), settings.model.name)
     model = wish.model or recipe.model or settings.model.name
@@ -299,11 +320,8 @@ def _name(name: str, model: str) -> str:
 
 def _check_begun(folder: RunFolder, wish: Wish) -> None:
     """Raises RecipeError where a run of that name was begun and not finished."""
-    status = folder.status()
-    if status is None or wish.resume or wish.restart or status.state == "finished":
+    if wish.resume or wish.restart or not folder.is_begun():
         return
-    if not any((folder.folder / "checkpoints").glob("step-*")) and not folder.is_running():
-        return  # it never came to a first checkpoint: nothing would be lost
     raise RecipeError(
         f"A run {folder.folder.name} was begun and is not finished: go on with --resume, begin again "
         "with --restart, or give this one another --name."

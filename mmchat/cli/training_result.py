@@ -1,17 +1,19 @@
 """What a finished run leaves: the adapter among the person's own, its card, a sentence."""
 
-import shutil
+import os
 from pathlib import Path
 
 import msgspec
 
-from mmchat.model.adapters import Figure, read_card, rename_adapter, write_card
+from mmchat.errors import AdapterError
+from mmchat.model.adapters import LONGEST_NAME, Figure, read_card, rename_adapter, write_card
 from mmchat.settings import paths, private_dir
 from mmchat.training.progress import Row, writing
 
 
 def keep(made: Path, name: str, rows: list[Row]) -> Path | None:
-    """Moves the finished adapter to the person's own; -> where one of that name went, if there was one."""
+    """Moves the finished adapter to the person's own; -> where what had its name went, if there was
+    something."""
     with writing(paths().adapters):
         figures: dict[str, float | Figure] = {}
         for row in rows:
@@ -23,12 +25,23 @@ def keep(made: Path, name: str, rows: list[Row]) -> Path | None:
         (made / "README.md").write_text(card_text(name, card.base.id, rows), encoding="utf-8")
         home = private_dir(paths().adapters)
         target, before = home / name, None
-        if target.exists():
-            before = home / f"{name}-before"
-            shutil.rmtree(before, ignore_errors=True)
-            rename_adapter(name, before.name)
+        if os.path.lexists(target):
+            before = _moved_aside(target)
         made.rename(target)
     return before
+
+
+def _moved_aside(target: Path) -> Path:
+    """Gives what lies there the first free name of NAME-before, NAME-before-2 and so on."""
+    ends = ("-before" if number == 1 else f"-before-{number}" for number in range(1, 1_000_000))
+    places = (target.with_name(target.name[: LONGEST_NAME - len(end)] + end) for end in ends)
+    before = next(place for place in places if not os.path.lexists(place))
+    try:
+        if not target.is_symlink():  # what a link leads to stays as it is
+            return rename_adapter(target.name, before.name)
+    except AdapterError:
+        pass  # no adapter, or a broken one
+    return target.rename(before)
 
 
 def card_text(name: str, base: str, rows: list[Row]) -> str:
@@ -49,13 +62,14 @@ def _share(share: float, interval: tuple[float, float]) -> str:
     return f"{share:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
 
 
-def finished_words(name: str, rows: list[Row], before: Path | None) -> str:
-    """One or two sentences at the end."""
+def finished_words(name: str, rows: list[Row], before: Path | None, unmeasured: str = "") -> str:
+    """A few sentences at the end; `unmeasured` is why there are no figures."""
     figures = "; ".join(
         f"{row.what} {row.before:.1%} → {row.after:.1%} (n = {row.n})" for row in rows
     )
     kept = f" The adapter of that name before is kept as {before.name}." if before else ""
+    why = f" It could not be measured: {unmeasured}" if unmeasured else ""
     return (
         f"{name} is ready{': ' + figures if figures else ''}. Use it: mmchat adapters use {name}, or "
-        f"/adapter {name} in the chat.{kept}"
+        f"/adapter {name} in the chat.{kept}{why}"
     )

@@ -7,9 +7,8 @@ from mmchat.data import split
 from mmchat.data.types import Dataset, Example
 from mmchat.errors import AdapterError, RecipeError
 from mmchat.model.adapters import NONE, find_adapter
+from mmchat.training.progress import RECIPE
 from mmchat.training.tuning import Tuning, read_tuning
-
-RECIPE = "recipe.toml"
 
 
 def held_out(whole: Dataset, adapters: Iterable[str]) -> tuple[list[Example], list[str]]:

@@ -32,7 +32,8 @@ LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NONE = "none"
 """What stands for no adapter where a name is typed; no adapter can be called so."""
 _CARD_LIMIT = 1 << 20
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LONGEST_NAME = 100
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 
 
 class Base(msgspec.Struct, frozen=True):

@@ -32,12 +32,12 @@ from mmchat.training.pace import Pace, memory_of, stage_lines
 from mmchat.training.packing import packs
 from mmchat.training.plot import plot_losses
 from mmchat.training.preparing import Prepared
-from mmchat.training.progress import RunFolder, SampleAnswer, Status, writing
+from mmchat.training.progress import RECIPE, RunFolder, SampleAnswer, Status, writing
 from mmchat.training.samples import answer
 from mmchat.training.steering import Steering
 from mmchat.training.trackers import Trackers
 from mmchat.training.trainable import Trainable
-from mmchat.training.tuning import TuningStage, to_tables, tuning_hash
+from mmchat.training.tuning import Tuning, TuningStage, to_tables, tuning_hash
 
 TOLD_EVERY = 0.5
 """Seconds between two tellings of a status."""
@@ -407,7 +407,7 @@ class Tune:
         )
 
     def _write_recipe(self) -> None:
-        file = self.folder.folder / "recipe.toml"
+        file = self.folder.folder / RECIPE
         if self.main:
             with writing(file):
                 file.write_text(tomli_w.dumps(to_tables(self.recipe)), encoding="utf-8")
@@ -422,9 +422,20 @@ class Tune:
                     self.trainable.save_model(out)
                 else:
                     self.trainable.save_adapter(out, self.recipe.name, {})
-                (out / "recipe.toml").write_text(tomli_w.dumps(to_tables(self.recipe)), "utf-8")
+                tables = to_tables(_to_give_away(self.recipe))
+                (out / RECIPE).write_text(tomli_w.dumps(tables), "utf-8")
         self.accelerator.wait_for_everyone()
         return out
+
+
+def _to_give_away(recipe: Tuning) -> Tuning:
+    """The recipe without the folders of this machine that its data lies in.
+
+    Of the data its last name stays, which tells what it was; nothing looks for it there. Where its
+    pictures lie is looked for, and a last name alone would lead nowhere.
+    """
+    data = msgspec.structs.replace(recipe.data, source=Path(recipe.data.source).name, images="")
+    return msgspec.structs.replace(recipe, data=data)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.training.progress import RunFolder
+from mmchat.cli.measuring import Asked, measure
+from mmchat.cli.training_job import Wish, read_material
+from mmchat.cli.training_result import keep
+from mmchat.model.adapters import LONGEST_NAME, Base, Card, is_name, read_card, write_card
+from mmchat.training.progress import KEEP, PAUSE, RunFolder
+from mmchat.training.tuning import read_tuning
 from tests.cli.conftest import MMCHAT, Run
+from tests.evaluation.folders import line, write
 from tests.training.tuned import picture, write_base
 
 QUICK = ("--set", "steps=4", "--no-measure", "--set", "data.replay=0")
@@ -51,7 +57,10 @@ def test_a_folder_becomes_an_adapter_and_again(
     assert {json.loads(line)["name"] for line in listed.splitlines()} >= {"birds", "birds-before"}
     status = RunFolder(home / "runs" / "birds").status()
     assert status is not None and (status.state, status.adapter) == ("finished", "birds")
-    assert (home / "adapters" / "birds" / "recipe.toml").is_file()
+    ours = (home / "adapters" / "birds" / "recipe.toml").read_text()
+    assert 'source = "my photos"' in ours
+    assert str(classes.parent) not in ours.replace(str(base), "")
+    assert str(classes) in (home / "runs" / "birds" / "recipe.toml").read_text()
 
 
 def test_dry_run_says_what_would_be_done_and_changes_nothing(
@@ -94,6 +103,142 @@ def test_interrupted_it_says_how_to_go_on_and_goes_on(
     )
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in run.metrics() if "loss" in line][-1] == status.step + 2
+
+
+def test_what_an_adapter_replaces_is_never_deleted(home: Path, tmp_path: Path) -> None:
+    adapters, longest = home / "adapters", "n" * LONGEST_NAME
+    kept = []
+    for number in range(4):
+        for name in ("birds", longest):
+            made = tmp_path / f"made {number} {name[:5]}"
+            made.mkdir()
+            write_card(made, Card(name, Base("m", "h"), f"number {number}"))
+            kept.append(keep(made, name, []))
+    short = [before.name for before in kept[::2] if before]
+    assert short == ["birds-before", "birds-before-2", "birds-before-3"]
+    assert all(before is None or is_name(before.name) for before in kept)
+    described = {folder.name: read_card(folder) for folder in adapters.iterdir()}
+    assert len(described) == 8 and all(card.name == name for name, card in described.items())
+    assert [described[name].projector for name in ("birds", *reversed(short))] == [
+        f"number {number}" for number in (3, 2, 1, 0)
+    ]
+
+
+def test_a_link_or_something_else_of_that_name_is_moved_aside(home: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    write_card(theirs, Card("theirs", Base("m", "h")))
+    adapters = home / "adapters"
+    adapters.mkdir(parents=True)
+    (adapters / "birds-before").symlink_to(tmp_path / "nowhere")
+    for number, what in enumerate(("link", "broken link", "file", "folder")):
+        place = adapters / "birds"
+        if what == "file":
+            place.write_text("mine")
+        elif what == "folder":
+            place.mkdir()
+        else:
+            place.symlink_to(theirs if what == "link" else tmp_path / "nowhere")
+        made = tmp_path / f"made {number}"
+        made.mkdir()
+        write_card(made, Card("birds", Base("m", "h")))
+        before = keep(made, "birds", [])
+        assert before == adapters / f"birds-before-{number + 2}" and os.path.lexists(before)
+        place.rename(tmp_path / f"done {number}")
+    assert (adapters / "birds-before").is_symlink()
+    assert read_card(theirs).name == "theirs"
+    assert (adapters / "birds-before-4").read_text() == "mine"
+
+
+def test_data_called_history_is_data(tmp_path: Path) -> None:
+    """An adapter's recipe names what it was made from, and that may be anything."""
+    (tmp_path / "history").mkdir()
+    for number in range(4):
+        (tmp_path / "history" / f"{number}.png").write_bytes(picture(number).data)
+        (tmp_path / "history" / f"{number}.txt").write_text(f"picture {number}")
+    recipe = read_tuning(None, ["data.source=history"])
+    wish = Wish(tmp_path / "history", "", "", None, (), (), "", (), (), *(False,) * 4, None, False)
+    found = read_material(wish, recipe, RunFolder(tmp_path / "run"))
+    assert len(found.train.examples) + len(found.held_out) == 4
+
+
+@pytest.mark.usefixtures("scripted_engine")
+def test_an_adapter_is_asked_by_an_engine_of_its_own_whatever_server_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMCHAT_ENGINE_URL", "http://127.0.0.1:9/v1")
+    data = write(tmp_path / "data", [line("1", "say red", "red"), line("2", "say blue", "red")])
+    for together in (True, False):
+        (row,) = measure("m", tmp_path, [Asked("old skills", data)], together=together, tell=print)
+        assert (row.n, row.before, row.after) == (2, 0.5, 0.5)
+
+
+@pytest.mark.usefixtures("scripted_engine")
+def test_paused_while_it_measures_and_measured_in_vain(
+    mmchat: Run,
+    base: Path,
+    home: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What ends a training early does nothing there, a pause ends the engines too; and an adapter
+    that cannot be measured is kept all the same."""
+    temporary = tmp_path_factory.mktemp("t")
+    data = tmp_path / "chats.jsonl"
+    said = [
+        [{"role": "user", "content": f"gate {n}"}, {"role": "assistant", "content": f"{n}"}]
+        for n in range(6)
+    ]
+    data.write_text("".join(json.dumps({"messages": one}) + "\n" for one in said))
+    command = [MMCHAT, "train", str(data), "--model", str(base), "--name", "birds", *QUICK]
+    command.remove("--no-measure")
+    run = RunFolder(home / "runs" / "birds")
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as going:
+        deadline = time.monotonic() + 100
+        while len(engines := list(temporary.glob("mmchat-*/engine.json"))) < 2:
+            assert going.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        pids = [json.loads(file.read_text())["pid"] for file in engines]
+        assert run.signal(KEEP)
+        assert run.signal(PAUSE)
+        assert going.wait(60) == 130
+    status = run.status()
+    assert status is not None and status.state == "paused"
+    assert "--resume --name birds" in status.said
+    assert list(temporary.glob("mmchat-*")) == []
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+    monkeypatch.setenv("MMCHAT_ENGINE_BACKEND", "no.such:backend")
+    done = mmchat("train", "--resume", "--name", "birds")
+    assert done.returncode == 0, done.stderr
+    assert "birds is ready" in done.stdout and "It could not be measured: " in done.stdout
+    status = run.status()
+    assert status is not None and (status.state, status.rows) == ("finished", ())
+    assert (home / "adapters" / "birds" / "adapter.toml").is_file()
+
+
+def test_what_had_not_begun_to_learn_is_begun_again(
+    mmchat: Run, base: Path, home: Path, classes: Path
+) -> None:
+    """A pause while it prepares leaves nothing to go on with, and does not say so."""
+    run = RunFolder(home / "runs" / "birds")
+    command = [MMCHAT, "train", str(classes), "--model", str(base), "--name", "birds", *QUICK]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as going:
+        deadline = time.monotonic() + 60
+        while run.status() is None:
+            assert going.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+        assert run.signal(PAUSE)
+        assert going.wait(60) == 130
+    status = run.status()
+    assert status is not None and status.state == "paused"
+    assert status.said == "It had not begun to learn: begin it again." and not run.can_go_on()
+    assert "There is no run birds" in sentence_last(mmchat("train", "--resume", "--name", "birds"))
+    assert not run.is_begun()
 
 
 def sentence_last(done: subprocess.CompletedProcess[str]) -> str:
