@@ -116,7 +116,7 @@ def load_model(
 
 def load_planned(plan: Plan, tell: Progress) -> LoadedModel:
     """Does what `plan` says; raises as `load_model` does."""
-    check_memory(plan.folder, plan.form, plan.dtype, plan.device, plan.name)
+    check_memory(plan.folder, plan.form, plan.dtype, plan.device, plan.name, 0, plan.smaller)
     model = _load_weights(plan, tell)
     if plan.form == "4bit":
         nf4.assert_four_bit(model, plan.name)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["visual_prefix", "stock", "text"]
 Form = Literal["4bit", "bf16", "fp32"]
+SMALLER = "with --quantization 4bit"
+"""How a person who asks a model has it in 4-bit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Plan:
     """The model on the meta device, where it becomes 4-bit."""
     weights_hash: str
     files: FileStamps
+    smaller: str = SMALLER
 
 
 def plan_load(
@@ -59,10 +62,13 @@ def plan_load(
     quantization: Quantization = "auto",
     device: Device = "auto",
     replaced: "LoadedModel | None" = None,
+    smaller: str = SMALLER,
+    plainer: str = "load it with --quantization auto",
 ) -> Plan:
     """Checks a load without doing it, so that a wrong one costs nothing that is loaded.
 
-    `replaced` will be gone by then: its memory counts as free. Raises as `load_model` does.
+    `replaced` will be gone by then: its memory counts as free. `smaller` and `plainer` say how a
+    person has it in 4-bit, or not. Raises as `load_model` does.
     """
     folder = resolve_model(name)
     raw = read_config(folder)
@@ -76,18 +82,30 @@ def plan_load(
         if quantization == "4bit":
             raise ModelError(
                 f"{name} cannot be 4-bit on this CPU, for the sizes of {layer} do not suit "
-                "bitsandbytes: load it with --quantization auto."
+                f"bitsandbytes: {plainer}."
             )
         form, skeleton = _plain(dtype), None
     freed = 0
     if replaced is not None and replaced.device.type == where.type:
         freed = replaced.memory_bytes
-    check_memory(folder, form, dtype, where, name, freed)
+    check_memory(folder, form, dtype, where, name, freed, smaller)
     digest = weights_hash(folder)
     if adapter:
         check_adapter(adapter, name, digest, getattr(config, "projector_type", ""))
     return Plan(
-        name, adapter, folder, raw, kind, config, form, dtype, where, skeleton, digest, files
+        name,
+        adapter,
+        folder,
+        raw,
+        kind,
+        config,
+        form,
+        dtype,
+        where,
+        skeleton,
+        digest,
+        files,
+        smaller,
     )
 
 
@@ -131,13 +149,19 @@ def _plain(dtype: torch.dtype) -> Form:
 
 
 def check_memory(
-    folder: Path, form: Form, dtype: torch.dtype, device: torch.device, name: str, freed: int = 0
+    folder: Path,
+    form: Form,
+    dtype: torch.dtype,
+    device: torch.device,
+    name: str,
+    freed: int = 0,
+    smaller: str = SMALLER,
 ) -> None:
     needed = estimate_memory(folder, form == "4bit", dtype.itemsize)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     free += freed
     if needed > free:
-        smaller = "" if form == "4bit" else " with --quantization 4bit, or"
+        smaller = "" if form == "4bit" else f" {smaller}, or"
         raise ModelError(
             f"{name} needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
             f"close other programs, load it{smaller} on a larger machine, or choose a smaller model."

@@ -31,6 +31,8 @@ class Said:
     """Tokens up to the end of the last picture."""
     trained: int
     """Labels that are not IGNORED."""
+    turns: tuple[Turn, ...]
+    """Of the example, those that fitted."""
 
 
 @dataclass(slots=True)
@@ -68,6 +70,14 @@ class Samples:
         """Of a tree in the loss."""
         return sum(map(_weight, self.trees)) / max(len(self.trees), 1)
 
+    def by_length(self, length_weight: float) -> "Samples":
+        """The same, an answer's loss divided by (its tokens) ** `length_weight`."""
+        trees = [
+            replace(t, branches=[replace(b, weight=_shared(b, length_weight)) for b in t.branches])
+            for t in self.trees
+        ]
+        return replace(self, trees=trees)
+
     def weighing(self, mean: float) -> "Samples":
         """The same, each answer's weight multiplied so that a tree weighs `mean` in the mean."""
         factor = mean / max(self.mean_weight, 1e-9)
@@ -91,8 +101,10 @@ class Reader(Protocol):
 class ExampleEncoder:
     """Encodes examples for one model."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, *, shares: bool = True) -> None:
+        """`shares`: conversations about the same picture share it, where the base is of our kind."""
         self.reader = reader
+        self.shares = shares and reader.kind == "visual_prefix"
 
     def encodings(self, examples: Iterable[Example], limit: int) -> Encodings:
         """Each example as at most `limit` tokens.
@@ -118,12 +130,12 @@ class ExampleEncoder:
                 found.shortened += not whole
         return found
 
-    def samples(self, encodings: Encodings, limit: int, length_weight: float) -> Samples:
-        """The samples of `encodings`, each of at most `limit` tokens."""
-        groups = _groups(encodings.said, limit, share=self.reader.kind == "visual_prefix")
-        trees = [_tree(group, length_weight) for group in groups]
+    def samples(self, encodings: Encodings, limit: int, length_weight: float = 0.0) -> Samples:
+        """The samples of `encodings`, each of at most `limit` tokens; the weight as in `by_length`."""
+        groups = _groups(encodings.said, limit, share=self.shares)
+        trees = [_tree(group) for group in groups]
         places = [group[0].example.place for group in groups]
-        return Samples(trees, places, encodings.pictures)
+        return Samples(trees, places, encodings.pictures).by_length(length_weight)
 
     def _fitting(
         self, example: Example, limit: int, found: Encodings, index: dict[str, int]
@@ -145,7 +157,7 @@ class ExampleEncoder:
                 index[picture.sha256] = len(found.pictures)
                 found.pictures.append(picture)
         images = tuple(index[picture.sha256] for picture in pictures)
-        return _said(example, encoded, images), len(kept) == len(example.turns)
+        return _said(example, kept, encoded, images), len(kept) == len(example.turns)
 
     def encode(self, turns: Sequence[Turn]) -> Encoded:
         """As the engine does for a question, with the answers in it.
@@ -183,7 +195,9 @@ def _without_last(turns: Sequence[Turn]) -> Sequence[Turn] | None:
     return kept if any(turn.role == "assistant" for turn in kept) else None
 
 
-def _said(example: Example, encoded: Encoded, images: tuple[int, ...]) -> Said:
+def _said(
+    example: Example, kept: Sequence[Turn], encoded: Encoded, images: tuple[int, ...]
+) -> Said:
     tokens, mask = encoded.input_ids, list(encoded.answer_mask)
     if example.only_last:
         last = len(mask) - 1 - mask[::-1].index(True) if True in mask else 0
@@ -198,7 +212,7 @@ def _said(example: Example, encoded: Encoded, images: tuple[int, ...]) -> Said:
     if any(label != IGNORED for label in labels[: max(shared - 1, 0)]):
         shared = 0
     trained = sum(label != IGNORED for label in labels)
-    return Said(example, tokens, labels, images, shared, trained)
+    return Said(example, tokens, labels, images, shared, trained, tuple(kept))
 
 
 def _groups(said: Sequence[Said], limit: int, *, share: bool) -> list[list[Said]]:
@@ -223,14 +237,14 @@ def _groups(said: Sequence[Said], limit: int, *, share: bool) -> list[list[Said]
     return groups
 
 
-def _tree(group: Sequence[Said], length_weight: float) -> Tree:
+def _tree(group: Sequence[Said]) -> Tree:
     first = group[0]
     trunk = first.shared if len(group) > 1 else 0
     branches = [
         Branch(
             one.tokens[trunk:],
             one.labels[trunk:],
-            one.example.weight * one.trained**-length_weight,
+            one.example.weight,
             one.example.kind,
         )
         for one in group
@@ -239,6 +253,12 @@ def _tree(group: Sequence[Said], length_weight: float) -> Tree:
 
 
 def _weight(tree: Tree) -> float:
-    return sum(
-        branch.weight * sum(label != IGNORED for label in branch.labels) for branch in tree.branches
-    )
+    return sum(branch.weight * _trained(branch) for branch in tree.branches)
+
+
+def _shared(branch: Branch, length_weight: float) -> float:
+    return float(branch.weight * max(_trained(branch), 1) ** -length_weight)
+
+
+def _trained(branch: Branch) -> int:
+    return sum(label != IGNORED for label in branch.labels)

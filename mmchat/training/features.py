@@ -66,7 +66,7 @@ class FeatureCache:
             some = missing[start : start + ENCODED_AT_ONCE]
             pixels = torch.cat([pixel_values(self._loaded.processor, picture) for picture in some])
             pixels = pixels.to(self._loaded.device, self.dtype)
-            features = self._loaded.model.encode_images(pixels)
+            features = self._loaded.model.encode_images(pixels).to(self.dtype)
             for picture, one in zip(some, features, strict=True):
                 self._write(self.file(picture), _to_numpy(one))
             tell(start + len(some), len(missing))

@@ -12,6 +12,7 @@ from mmchat.training.examples import Samples
 from mmchat.training.loop import RowInput, StepInput
 from mmchat.training.order import Order
 from mmchat.training.packing import Row, Tree, collate, pack
+from mmchat.training.tuning import own_samples
 
 Shown = tuple[Tree, Sequence[Picture]]
 """A tree, and the pictures that its `images` index."""
@@ -24,7 +25,7 @@ class Rows:
         self, row_tokens: int, pad_id: int, feed: Any, *, packs: bool, fixed: bool
     ) -> None:
         """`feed(pictures)` gives what the loss takes for a row's pictures. `packs`: several trees
-        share a row. `fixed`: every row is `row_tokens` long, and not just as long as it has to be."""
+        share a row; else rows are of several lengths, and computed one at a time. `fixed`: every row is `row_tokens` long, and not just as long as it has to be."""
         self.row_tokens = row_tokens
         self.pad_id = pad_id
         self.feed = feed
@@ -88,9 +89,8 @@ class StepFeed(Dataset[Any]):
         processes: int = 1,
     ) -> None:
         self.sources = [own] if replay is None or not replay.trees else [own, replay]
-        of_replay = round(batch * replay_share) if len(self.sources) > 1 else 0
-        of_replay = min(of_replay, batch - 1)
-        self.shares = [batch - of_replay, of_replay]
+        own_share = own_samples(batch, replay_share) if len(self.sources) > 1 else batch
+        self.shares = [own_share, batch - own_share]
         self.orders = [Order(len(s.trees), seed + n) for n, s in enumerate(self.sources)]
         self.rows = rows
         self.rank = rank

@@ -68,7 +68,9 @@ class Steps:
         clip: float,
         micro_rows: int,
         say: Callable[[str], None],
+        rates: Sequence[str] = ("learning_rate",),
     ) -> None:
+        """`rates`: the recipe's keys of the learning rates that count."""
         self.accelerator = accelerator
         self.module = module
         self.optimizers = list(optimizers)
@@ -77,6 +79,7 @@ class Steps:
         self.micro_rows = micro_rows
         """Rows at once; 0 is all of a step."""
         self.say = say
+        self.rates = tuple(rates)
         self._watch = Explosion()
 
     def step(self, given: StepInput, factor: float, called: str) -> StepFigures:
@@ -110,9 +113,10 @@ class Steps:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         shown = ", ".join(given.places[:3]) + (" …" if len(given.places) > 3 else "")
+        rates = " ".join(f"--set {rate}=…" for rate in self.rates)
         raise RecipeError(
             f"{what} (its samples: {shown}). The last checkpoint is whole: lower the learning rates "
-            "(--set learning_rate=…) or mend those samples, and go on with --resume."
+            f"({rates}) or mend those samples, and go on with --resume."
         )
 
     def _backward(self, given: StepInput) -> float:

@@ -209,6 +209,8 @@ def packs(text_config: Any) -> bool:
     A recurrent layer carries its state over a row, and no mask stops it.
     """
     kinds = set(getattr(text_config, "layer_types", None) or ())
+    if getattr(text_config, "model_type", "") in ("rwkv", "xlstm"):  # say nothing of their layers
+        return False
     return kinds <= {"full_attention", "sliding_attention"} and not any(
         hasattr(text_config, name)
         for name in ("ssm_cfg", "mamba_d_state", "state_size", "linear_conv_kernel_dim")

@@ -9,7 +9,8 @@ from torch import nn
 from mmchat.model.planning import auto_class
 from mmchat.model.quantization import part_of, text_blocks
 from mmchat.training.preparing import Prepared
-from mmchat.training.tuning import LORA_METHODS, TuningStage
+from mmchat.training.trainable import tower_names
+from mmchat.training.tuning import LORA_METHODS, TuningStage, own_samples
 
 TRAINED_PASSES = {"projector": 2.0, "lora": 2.0, "qlora": 2.0, "full": 3.0}
 """Forward passes' worth of work of a step: LoRA's backward needs no gradients of the base's weights."""
@@ -27,7 +28,7 @@ def plan(prepared: Prepared) -> dict[str, Any]:
     seconds = 0.0
     stages = []
     for stage in recipe.stages:
-        own = _own_samples(stage, recipe.data.replay)
+        own = own_samples(stage.batch, recipe.data.replay)
         tokens = own * mean + (stage.batch - own) * _replay_mean(prepared)
         # A row is computed whole, with what stands empty at its end.
         rows = max(1.0, -(-tokens // (0.9 * stage.row_tokens)))
@@ -41,12 +42,12 @@ def plan(prepared: Prepared) -> dict[str, Any]:
                 "batch": stage.batch,
                 "row_tokens": stage.row_tokens,
                 "epochs": stage.steps * own / max(len(train.trees), 1),
-                "learning_rate": stage.learning_rate,
+                "learning_rate": stage.rate,
                 "optimizer": stage.optimizer,
             }
         )
     first = recipe.stages[0]
-    own = _own_samples(first, recipe.data.replay)
+    own = own_samples(first.batch, recipe.data.replay)
     return {
         "tokens": train.tokens,
         "step_tokens": own * mean + (first.batch - own) * _replay_mean(prepared),
@@ -61,10 +62,6 @@ def plan(prepared: Prepared) -> dict[str, Any]:
         "quantization": prepared.plan.form,
         "device": prepared.plan.device.type,
     }
-
-
-def _own_samples(stage: TuningStage, replay: float) -> int:
-    return max(1, stage.batch - round(stage.batch * replay))
 
 
 def _replay_mean(prepared: Prepared) -> float:
@@ -100,11 +97,15 @@ def _trainable(prepared: Prepared, stage: TuningStage, skeleton: nn.Module) -> i
             if path.startswith(blocks + ".") and isinstance(module, nn.Linear) and wanted:
                 count += table.rank * (module.in_features + module.out_features)
                 count += module.out_features if table.dora else 0
+    tower: frozenset[str] = frozenset()
+    if stage.vision_blocks:
+        tower = tower_names(skeleton, stage.vision_blocks, prepared.plan.kind, prepared.plan.name)
     for name, parameter in skeleton.named_parameters():
         part = part_of(name, blocks)
         own = prepared.plan.kind == "visual_prefix"
         if (part == "projector" and stage.projector and own) or (
-            stage.method == "full" and part in ("text blocks", "lm_head", "other")
+            name in tower
+            or (stage.method == "full" and part in ("text blocks", "lm_head", "other"))
         ):
             count += parameter.numel()
     return count

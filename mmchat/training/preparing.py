@@ -1,7 +1,7 @@
 """From data and a recipe to all that a run needs but the weights: tokens, samples, choices made."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -11,14 +11,17 @@ from mmchat.data import read_data
 from mmchat.data.types import Dataset, Example, Problem
 from mmchat.errors import DataError, RecipeError
 from mmchat.model import quantization as nf4
+from mmchat.model.catalogue import resolve_model
 from mmchat.model.checkpoint import tensors
 from mmchat.model.loading import context_length, processor_of
 from mmchat.model.pictures import PixelCache
 from mmchat.model.planning import Plan, plan_load
 from mmchat.settings import Quantization
 from mmchat.training.examples import Encodings, ExampleEncoder, Samples
+from mmchat.training.packing import packs
 from mmchat.training.replay import has_replay, replay_data
-from mmchat.training.tuning import Facts, Tuning, resolve
+from mmchat.training.samples import NEW_TOKENS
+from mmchat.training.tuning import Facts, Tuning, TuningStage, resolve, starts_four_bit
 
 LONGEST = 4096
 """Tokens of a conversation, where the recipe says nothing and the base could take more."""
@@ -48,9 +51,11 @@ class Prepared:
     """How the base is loaded."""
     reader: Reader
     train: Samples
+    """Its answers weigh as the data says; `of_stage` has what a stage learns from."""
     held_out: Samples
     replay: Samples | None
     held_out_examples: list[Example]
+    """Those that the base can be asked: in its context, with pictures only where it sees them."""
     problems: list[Problem]
     """Examples that were read and cannot be trained on."""
     shortened: int
@@ -59,7 +64,26 @@ class Prepared:
 
     @property
     def row_tokens(self) -> int:
-        return max(stage.row_tokens for stage in self.recipe.stages)
+        return self.recipe.row_tokens
+
+    def of_stage(self, stage: TuningStage) -> "StageSamples":
+        """The samples as `stage` weighs them: one of the old as much as one of the new."""
+        train = self.train.by_length(stage.length_weight)
+        replay = self.replay and self.replay.by_length(stage.length_weight)
+        return StageSamples(
+            train,
+            replay and replay.weighing(train.mean_weight),
+            self.held_out.by_length(stage.length_weight),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StageSamples:
+    """What a stage learns from and is judged by."""
+
+    train: Samples
+    replay: Samples | None
+    held_out: Samples
 
 
 def prepare(
@@ -75,13 +99,19 @@ def prepare(
     Raises ModelError where the base cannot be loaded, DataError where more than 1 % of the
     examples cannot be trained on, RecipeError for a recipe that does not fit the base.
     """
-    plan = plan_load(recipe.model, quantization=_form(recipe))
+    parameters = sum(tensor.elements for tensor in tensors(resolve_model(recipe.model)))
+    plan = plan_load(
+        recipe.model,
+        quantization=_form(recipe, parameters),
+        smaller="in 4-bit (--set method=qlora)",
+        plainer="take --set method=lora",
+    )
     processor, tokenizer = processor_of(plan)
     reader = Reader(plan.name, plan.kind, processor, tokenizer, plan.kind != "text")
-    encoder = ExampleEncoder(reader)
+    text_config = plan.config.get_text_config()
+    encoder = ExampleEncoder(reader, shares=packs(text_config))
     context = context_length(plan.config, tokenizer)
-    given = [stage.row_tokens for stage in recipe.stages if stage.row_tokens]
-    limit = min(given, default=min(context, LONGEST))
+    limit = recipe.row_tokens or min(context, LONGEST)
     say(f"reading {len(train.examples) + len(held_out)} conversations as {plan.name} does")
     encoded = encoder.encodings(train.examples, limit)
     asked = encoder.encodings(held_out, limit)
@@ -91,48 +121,51 @@ def prepare(
         raise DataError(
             f"{train.source} holds nothing to learn from: look at `mmchat data inspect`."
         )
-    parameters = sum(tensor.elements for tensor in tensors(plan.folder))
-    own = encoder.samples(encoded, limit, 0.0)
+    own = encoder.samples(encoded, limit)
     facts = Facts(
         samples=len(own.trees),
         longest=max(encoded.longest, asked.longest),
         context=context,
-        hidden=int(plan.config.get_text_config().hidden_size),
+        hidden=int(text_config.hidden_size),
         parameters=parameters,
         cuda=plan.device.type == "cuda",
-        four_bit=nf4.works(plan.device),
+        four_bit=plan.form == "4bit",
         has_projector=plan.kind == "visual_prefix",
         replay=has_replay(plan.folder),
     )
     chosen = resolve(recipe, facts)
     chosen = msgspec.structs.replace(chosen, base_hash=plan.weights_hash)
-    if _form(chosen) != _form(recipe):
-        plan = plan_load(recipe.model, quantization=_form(chosen))
-    first = chosen.stages[0]
-    rows = min(stage.row_tokens for stage in chosen.stages)
-    own = encoder.samples(encoded, rows, first.length_weight)
-    replay = _replay(chosen, plan, encoder, own, rows, say)
     return Prepared(
         recipe=chosen,
         plan=plan,
         reader=reader,
-        train=own,
-        held_out=_first(encoder.samples(asked, rows, first.length_weight)),
-        replay=replay,
-        held_out_examples=list(held_out),
+        train=encoder.samples(encoded, chosen.row_tokens),
+        held_out=_first(encoder.samples(asked, chosen.row_tokens)),
+        replay=_replay(chosen, plan, encoder, say),
+        held_out_examples=_askable(asked, context),
         problems=problems,
         shortened=encoded.shortened + asked.shortened,
         parameters=parameters,
     )
 
 
-def _form(recipe: Tuning) -> Quantization:
-    """How the base is kept while it is trained."""
+def _form(recipe: Tuning, parameters: int) -> Quantization:
+    """How the base is kept while it is trained; "auto" is 4-bit where that can be had."""
     methods = {stage.method for stage in recipe.stages}
-    if "qlora" in methods:
-        return "4bit"
-    fast = nf4.compute_dtype(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    cuda = torch.cuda.is_available()
+    if starts_four_bit(recipe, cuda=cuda, parameters=parameters):
+        return "4bit" if "qlora" in methods else "auto"
+    fast = nf4.compute_dtype(torch.device("cuda" if cuda else "cpu"))
     return "bf16" if fast is torch.bfloat16 and "full" not in methods else "fp32"
+
+
+def _askable(asked: Encodings, context: int) -> list[Example]:
+    """What of the held-out examples could be read, and leaves room for an answer."""
+    return [
+        replace(said.example, turns=said.turns)
+        for said in asked.said
+        if len(said.tokens) + NEW_TOKENS <= context
+    ]
 
 
 def _check_bad(problems: Sequence[Problem], whole: int, allow_bad: bool) -> None:
@@ -149,11 +182,9 @@ def _replay(
     recipe: Tuning,
     plan: Plan,
     encoder: ExampleEncoder,
-    own: Samples,
-    rows: int,
     say: Callable[[str], None],
 ) -> Samples | None:
-    """Old material of the base, one sample of it weighing as much as one of the new."""
+    """Old material of the base."""
     if not recipe.data.replay:
         return None
     if not has_replay(plan.folder):
@@ -161,14 +192,12 @@ def _replay(
             f"data.replay = {recipe.data.replay}, and {plan.name} brings no old material of its own: set "
             "it to 0, and add answers that were good before to the data."
         )
-    stage = recipe.stages[0]
     # Each is seen about twice.
     wanted = sum(s.steps * s.batch for s in recipe.stages) * recipe.data.replay / 2
     say("drawing old material, so that what the base knows is not forgotten")
     data = read_data(replay_data(plan.folder, int(wanted)))
-    encoded: Encodings = encoder.encodings(data.examples, rows)
-    old = encoder.samples(encoded, rows, stage.length_weight)
-    return old.weighing(own.mean_weight)
+    encoded: Encodings = encoder.encodings(data.examples, recipe.row_tokens)
+    return encoder.samples(encoded, recipe.row_tokens)
 
 
 def _first(samples: Samples) -> Samples:

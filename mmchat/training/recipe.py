@@ -31,6 +31,11 @@ def require(field: str, value: object, holds: bool, wanted: str) -> None:
         raise RecipeError(f"{field} = {value!r} cannot be used, it has to be {wanted}.")
 
 
+def require_seed(seed: int) -> None:
+    """Raises RecipeError for what numpy and torch cannot draw from."""
+    require("seed", seed, 0 <= seed < 2**63, "from 0 to below 2**63")
+
+
 class Base(Table, frozen=True):
     """A base built from random weights.
 
@@ -100,6 +105,7 @@ class Recipe(Table, frozen=True):
     """torch.compile the text model: faster where a C++ compiler is at hand."""
 
     def __post_init__(self) -> None:
+        require_seed(self.seed)
         names = [stage.name for stage in self.stages]
         if not names:
             raise RecipeError("The recipe has no stage, so it would train nothing: add [[stages]].")

@@ -46,7 +46,7 @@ from mmchat.training.progress import writing
 from mmchat.training.recipe import Recipe, Stage, read_recipe, recipe_hash
 
 TOKENIZER_TEXTS = 20_000
-EVALUATED_ROWS = 160
+EVALUATED_SAMPLES = 160
 
 
 def train(
@@ -206,7 +206,7 @@ class Run:
             collator = self._collator(stage)
             trees = [
                 trim(collator.tree(self.held_out[i]), stage.row_tokens)
-                for i in range(min(EVALUATED_ROWS, len(self.held_out)))
+                for i in range(min(EVALUATED_SAMPLES, len(self.held_out)))
             ]
             rows = pack(trees, stage.row_tokens)
             for start in range(0, len(rows), stage.rows):

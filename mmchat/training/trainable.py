@@ -58,7 +58,11 @@ class Trainable:
         self.has_lora = not methods.isdisjoint(LORA_METHODS)
         if self.has_lora:
             self._put_on_lora(recipe.lora)
-        self.tower_names = self._tower_names(max(stage.vision_blocks for stage in recipe.stages))
+        self._of_tower = {
+            blocks: tower_names(self.model, blocks, loaded.kind, loaded.name)
+            for blocks in {stage.vision_blocks for stage in recipe.stages}
+        }
+        self.tower_names = frozenset[str]().union(*self._of_tower.values())
         if any(stage.projector for stage in recipe.stages) and self.projector is not None:
             self.projector.float()
         for name, parameter in self.model.named_parameters():
@@ -227,34 +231,6 @@ class Trainable:
             )
         return set(table.targets) or found
 
-    def _tower_names(self, blocks: int) -> frozenset[str]:
-        """The parameters of the vision encoder's last `blocks` blocks and of the norm behind them."""
-        if not blocks:
-            return frozenset()
-        tower: Any = getattr(getattr(self.model, "model", None), "vision_tower", None)
-        lists = [
-            (path, module)
-            for path, module in (tower.named_modules() if tower is not None else ())
-            if isinstance(module, nn.ModuleList) and len(module) > 0
-        ]
-        if not lists or self.loaded.kind != "visual_prefix":
-            raise RecipeError(
-                f"vision_blocks = {blocks}, and {self.loaded.name} has no vision encoder of blocks that "
-                "can train: set it to 0."
-            )
-        path, found = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
-        if blocks > len(found):
-            raise RecipeError(
-                f"vision_blocks = {blocks}, and the vision encoder of {self.loaded.name} has "
-                f"{len(found)} of them: lower it."
-            )
-        last = tuple(f"{path}.{len(found) - 1 - number}." for number in range(blocks))
-        return frozenset(
-            f"model.vision_tower.{name}"
-            for name, _ in tower.named_parameters()
-            if name.startswith(last)
-        )
-
     def _is_text(self, name: str) -> bool:
         return part_of(name, self.blocks) in ("text blocks", "lm_head", "other")
 
@@ -263,7 +239,7 @@ class Trainable:
         if ".lora_" in name:
             return "lora" if stage.method in LORA_METHODS else ""
         if name in self.tower_names:
-            return "vision" if stage.vision_blocks else ""
+            return "vision" if name in self._of_tower[stage.vision_blocks] else ""
         part = part_of(name, self.blocks)
         if part == "projector":
             return "projector" if stage.projector and self.projector is not None else ""
@@ -293,6 +269,38 @@ class Trainable:
     def _lora_state(self) -> dict[str, Tensor]:
         # Never state_dict() of the model: on a CPU bitsandbytes repacks all 4-bit weights for it.
         return {n: p.detach() for n, p in self.model.named_parameters() if ".lora_" in n}
+
+
+def tower_names(model: Any, blocks: int, kind: str, called: str) -> frozenset[str]:
+    """The parameters of the vision encoder's last `blocks` blocks; `called` is the base's name.
+
+    Raises RecipeError where it has not as many.
+    """
+    if not blocks:
+        return frozenset()
+    tower: Any = getattr(getattr(model, "model", None), "vision_tower", None)
+    lists = [
+        (path, module)
+        for path, module in (tower.named_modules() if tower is not None else ())
+        if isinstance(module, nn.ModuleList) and len(module) > 0
+    ]
+    if not lists or kind != "visual_prefix":
+        raise RecipeError(
+            f"vision_blocks = {blocks}, and {called} has no vision encoder of blocks that "
+            "can train: set it to 0."
+        )
+    path, found = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
+    if blocks > len(found):
+        raise RecipeError(
+            f"vision_blocks = {blocks}, and the vision encoder of {called} has "
+            f"{len(found)} of them: lower it."
+        )
+    last = tuple(f"{path}.{len(found) - 1 - number}." for number in range(blocks))
+    return frozenset(
+        f"model.vision_tower.{name}"
+        for name, _ in tower.named_parameters()
+        if name.startswith(last)
+    )
 
 
 def import_bitsandbytes_quietly() -> None:

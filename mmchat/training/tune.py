@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +23,35 @@ from mmchat.training.checkpoint import (
     restore_optimizers,
     save_checkpoint,
 )
+from mmchat.training.examples import Samples
 from mmchat.training.features import FeatureCache, FeatureReader, pixel_values
 from mmchat.training.feeding import Rows, StepFeed
-from mmchat.training.loop import StepFigures, StepInput, Steps, schedule_factor, together
+from mmchat.training.loop import StepInput, Steps, schedule_factor, together
 from mmchat.training.objectives import AnswerScores, PackedLoss, StockLoss
 from mmchat.training.optimizer import build_tuning_optimizers
-from mmchat.training.pace import Pace, memory_of, stage_lines
+from mmchat.training.pace import Pace, stage_lines
 from mmchat.training.packing import packs
-from mmchat.training.plot import plot_losses
-from mmchat.training.preparing import Prepared
-from mmchat.training.progress import RECIPE, RunFolder, SampleAnswer, Status, writing
+from mmchat.training.preparing import Prepared, StageSamples
+from mmchat.training.progress import RECIPE, RunFolder, SampleAnswer, Status, replace_file, writing
 from mmchat.training.samples import answer
 from mmchat.training.steering import Steering
+from mmchat.training.telling import Show, Telling
 from mmchat.training.trackers import Trackers
 from mmchat.training.trainable import Trainable
 from mmchat.training.tuning import Tuning, TuningStage, to_tables, tuning_hash
 
-TOLD_EVERY = 0.5
-"""Seconds between two tellings of a status."""
 SHOWN_SAMPLES = 3
 
 
 class Paused(Exception):  # noqa: N818 - somebody asked for it
-    """The run ended between two steps, with a checkpoint to go on from."""
+    """The run ended between two steps."""
+
+    def __init__(self, *, saved: bool, kept: int) -> None:
+        """`saved`: all that it has done is in its newest checkpoint; `kept`: the steps that are in it,
+        0 where there is none."""
+        super().__init__(f"paused, {kept} steps are kept")
+        self.saved = saved
+        self.kept = kept
 
 
 class Tune:
@@ -59,7 +65,7 @@ class Tune:
         status: Status,
         *,
         say: Callable[[str], None] = lambda line: None,
-        show: Callable[[Status, Sequence[dict[str, Any]]], None] = lambda status, lines: None,
+        show: Show = lambda status, lines: None,
     ) -> None:
         """`status` is what the run tells of itself so far; `show` is given every new one, and all
         lines of the metrics.
@@ -70,25 +76,31 @@ class Tune:
         self.recipe = prepared.recipe
         self.data_sha256 = data_sha256
         self.folder = folder
-        self.status = status
         self.say = say
-        self.show = show
         self.device = prepared.plan.device
         self.steering = Steering(say)
-        self._told = 0.0
-        self._lines = folder.metrics()
         low = prepared.plan.dtype is torch.bfloat16
         self.accelerator = Accelerator(
             cpu=self.device.type == "cpu", mixed_precision="bf16" if low else "no"
         )
         self.main = self.accelerator.is_main_process
+        self.telling = Telling(folder, status, show, main=self.main)
         self.loaded: LoadedModel = load_planned(prepared.plan, self._loading)
         torch.manual_seed(self.recipe.seed)
         self.trainable = Trainable(self.loaded, self.recipe)
         self.cache = FeatureCache(self.loaded) if self.loaded.kind == "visual_prefix" else None
         self.stage_index, self.step = 0, 0
         self.restored: dict[str, Tensor] = {}
+        self.restored_by = ""
+        """The optimizer whose state `restored` is; "" where the checkpoint does not say it."""
+        self.kept = 0
+        """Steps that are in the newest checkpoint."""
         self._restore()
+
+    @property
+    def status(self) -> Status:
+        """What the run tells of itself."""
+        return self.telling.status
 
     @property
     def done(self) -> int:
@@ -106,16 +118,20 @@ class Tune:
         """
         self._write_recipe()
         self._encode_pictures()
-        self.trackers = Trackers(
+        trackers = Trackers(
             self.recipe.trackers if self.main else (), self.folder.folder, to_tables(self.recipe)
         )
-        with contextlib.closing(self.trackers), self.steering.heard(), _same_bits(self.device):
+        self.telling.trackers = trackers
+        with contextlib.closing(trackers), self.steering.heard(), _same_bits(self.device):
             for index in range(self.stage_index, len(self.recipe.stages)):
                 if index != self.stage_index:
                     self.stage_index, self.step = index, 0
                 self._run_stage(self.recipe.stages[index])
                 if self.steering.wanted == "keep":
                     break
+            # It may have been asked for while the last evaluation went on.
+            if self.steering.agreed(self.accelerator) == "pause":
+                raise self._paused()
         return self._save_result()
 
     def _run_stage(self, stage: TuningStage) -> None:
@@ -124,6 +140,12 @@ class Tune:
             for line in stage_lines(stage, self.loaded, self.trainable):
                 self.say(line)
         optimizers = build_tuning_optimizers(groups, stage.optimizer, self.loaded.compute_dtype)
+        if self.restored and self.restored_by not in ("", stage.optimizer):
+            self.say(
+                f"Stage {stage.name} goes on with {stage.optimizer} in place of {self.restored_by}: what "
+                "that one had gathered is left out."
+            )
+            self.restored = {}
         try:
             restore_optimizers(optimizers, self.restored)
         except ValueError as error:
@@ -142,15 +164,18 @@ class Tune:
             optimizers,
             parameters,
             clip=stage.clip,
-            micro_rows=1 if self.loaded.kind == "stock" else stage.micro_rows,
+            # Rows of which each is one conversation are of several lengths.
+            micro_rows=stage.micro_rows if self.packs else 1,
             say=self.say,
+            rates=stage.rates,
         )
         judge = self.accelerator.unwrap_model(loss)
         pace = Pace(stage.steps - self.step + sum(s.steps for s in self._later()))
+        samples = self.prepared.of_stage(stage)
         if self.step == 0:
-            self._evaluate(stage, judge)
+            self._evaluate(stage, judge, samples.held_out)
         self._train_mode(stage)
-        batches = self._loader(stage, self.step)
+        batches = self._loader(stage, samples, self.step)
         for step in range(self.step, stage.steps):
             given = self._next(batches)
             # All chance of a step (dropout) comes from its number: nothing has to be kept for a resume.
@@ -161,18 +186,35 @@ class Tune:
             self.step = step + 1
             pace.add(figures)
             last = self.step == stage.steps
-            self._tell(stage, figures, factor, pace, last=last)
+            rate = factor * stage.rate
+            self.telling.step(self._place(stage), figures, rate, pace, self.device, last=last)
             wanted = self.steering.agreed(self.accelerator)
             looks = last or wanted == "keep" or self.step % stage.evaluate_every == 0
             if looks and wanted != "pause":
-                self._evaluate(stage, judge)
+                self._evaluate(stage, judge, samples.held_out)
                 self._train_mode(stage)
             if (last or wanted or self.step % stage.checkpoint_every == 0) and not steps.suspicious:
                 self._save(stage, optimizers)
             if wanted == "pause":
-                raise Paused
+                raise self._paused()
             if wanted == "keep":
                 return
+
+    def _paused(self) -> Paused:
+        return Paused(saved=self.kept == self.done, kept=self.kept)
+
+    def _place(self, stage: TuningStage) -> dict[str, Any]:
+        """Where the run stands, as the metrics name it."""
+        return {"stage": stage.name, "step": self.done, "of": self.total}
+
+    @property
+    def packs(self) -> bool:
+        """Whether several conversations share a row."""
+        return self.loaded.kind != "stock" and packs(self.loaded.model.config.get_text_config())
+
+    def _sees_pixels(self, index: int) -> bool:
+        """Whether the encoder is another in this stage than in the base: its features are not cached."""
+        return any(stage.vision_blocks for stage in self.recipe.stages[: index + 1])
 
     def _later(self) -> tuple[TuningStage, ...]:
         return self.recipe.stages[self.stage_index + 1 :]
@@ -192,12 +234,12 @@ class Tune:
         return Rows(
             stage.row_tokens,
             self.loaded.tokenizer.pad_token_id or 0,
-            self._feed(stage),
-            packs=self.loaded.kind != "stock" and packs(self.loaded.model.config.get_text_config()),
+            self._feed(),
+            packs=self.packs,
             fixed=stage.compile,
         )
 
-    def _feed(self, stage: TuningStage) -> Callable[[Any], Any]:
+    def _feed(self) -> Callable[[Any], Any]:
         """What the loss takes for a row's pictures."""
         if self.loaded.kind == "stock":
             from mmchat.training.samples import StockInputs
@@ -205,15 +247,17 @@ class Tune:
             return StockInputs(self.loaded)
         if self.cache is None:
             return lambda pictures: None
-        if stage.vision_blocks:
+        if self._sees_pixels(self.stage_index):
             processor = self.loaded.processor
             return lambda pictures: torch.cat([pixel_values(processor, p) for p in pictures])
         return FeatureReader(self.cache.folder, self.cache.dtype).read
 
-    def _loader(self, stage: TuningStage, first: int) -> Iterator[StepInput | MmchatError]:
+    def _loader(
+        self, stage: TuningStage, samples: StageSamples, first: int
+    ) -> Iterator[StepInput | MmchatError]:
         feed = StepFeed(
-            self.prepared.train,
-            self.prepared.replay,
+            samples.train,
+            samples.replay,
             self._rows(stage),
             batch=stage.batch,
             replay_share=self.recipe.data.replay,
@@ -221,7 +265,7 @@ class Tune:
             rank=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
-        workers = 2 if stage.vision_blocks else 1
+        workers = 2 if self._sees_pixels(self.stage_index) else 1
         return iter(
             DataLoader(
                 feed,
@@ -242,9 +286,10 @@ class Tune:
         return given
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
-    def _evaluate(self, stage: TuningStage, judge: PackedLoss | StockLoss) -> None:
+    def _evaluate(
+        self, stage: TuningStage, judge: PackedLoss | StockLoss, held_out: Samples
+    ) -> None:
         """Loss and share of right answers of the held-out samples, and a few answers in words."""
-        held_out = self.prepared.held_out
         if not self.main or not held_out.trees:
             return
         self.loaded.model.eval()
@@ -264,19 +309,8 @@ class Tune:
                 scores.add(batch, right.cpu())
         asked = sum(scores.asked.values())
         share = sum(scores.right.values()) / max(asked, 1)
-        self.status = msgspec.structs.replace(
-            self.status, held_out_loss=total / max(weight, 1e-9), samples=self._answers()
-        )
-        figures = {
-            "stage": stage.name,
-            "step": self.done,
-            "of": self.total,
-            "held_out_loss": self.status.held_out_loss,
-            "held_out_right": share,
-        }
-        self._log(figures)
-        self._show()
-        plot_losses(self.folder.metrics(), self.folder.folder / "loss.png")
+        loss_of_all = total / max(weight, 1e-9)
+        self.telling.held_out(self._place(stage), loss_of_all, share, self._answers())
 
     def _answers(self) -> tuple[SampleAnswer, ...]:
         with self.accelerator.autocast():
@@ -286,8 +320,9 @@ class Tune:
             )
 
     def _encode_pictures(self) -> None:
-        """Fills the cache of features, where the encoder stays as it is."""
-        if self.cache is None or any(stage.vision_blocks for stage in self.recipe.stages):
+        """Fills the cache of features, where a stage that is left has the encoder as the base has it."""
+        left = range(self.stage_index, len(self.recipe.stages))
+        if self.cache is None or all(self._sees_pixels(index) for index in left):
             return
         pictures = self.prepared.train.pictures + self.prepared.held_out.pictures
         if self.prepared.replay is not None:
@@ -295,66 +330,14 @@ class Tune:
         if self.main:
 
             def tell(done: int, of: int) -> None:
-                self._prepare(f"looking at pictures: {done} of {of}")
+                self.telling.preparing(f"looking at pictures: {done} of {of}")
 
-            self.cache.fill(pictures, tell)
+            with self.accelerator.autocast():  # blocks that will train are in float32 already
+                self.cache.fill(pictures, tell)
         self.accelerator.wait_for_everyone()
 
     def _loading(self, stage: str, fraction: float) -> None:
-        self._prepare(f"loading {self.recipe.model}: {stage} {fraction:.0%}")
-
-    def _prepare(self, words: str) -> None:
-        self.status = msgspec.structs.replace(self.status, state="preparing", said=words)
-        if time.monotonic() - self._told >= TOLD_EVERY:
-            self._show()
-
-    def _tell(
-        self, stage: TuningStage, figures: StepFigures, factor: float, pace: Pace, *, last: bool
-    ) -> None:
-        if not self.main:
-            return
-        line = {
-            "stage": stage.name,
-            "step": self.done,
-            "of": self.total,
-            "loss": figures.loss,
-            "norm": figures.norm,
-            "learning_rate": factor * (stage.learning_rate or stage.projector_learning_rate),
-            "tokens_per_second": pace.tokens_per_second,
-            "samples_per_second": pace.samples_per_second,
-            "waiting": pace.waiting,
-        }
-        every = max(1, self.total // 400)
-        if last or self.done % every == 0:
-            self._log(line)
-        self.status = msgspec.structs.replace(
-            self.status,
-            state="training",
-            said="",
-            stage=stage.name,
-            step=self.done,
-            steps=self.total,
-            loss=figures.loss,
-            learning_rate=line["learning_rate"],
-            tokens_per_second=pace.tokens_per_second,
-            samples_per_second=pace.samples_per_second,
-            memory_bytes=memory_of(self.device),
-            waiting=pace.waiting,
-            seconds_left=pace.seconds_left,
-        )
-        if last or time.monotonic() - self._told >= TOLD_EVERY:
-            self._show()
-
-    def _log(self, figures: dict[str, Any]) -> None:
-        self.folder.log(**figures)
-        self._lines.append(figures)
-        self.trackers.log(self.done, figures)
-
-    def _show(self) -> None:
-        if self.main:
-            self._told = time.monotonic()
-            self.folder.tell(self.status)
-            self.show(self.status, self._lines)
+        self.telling.preparing(f"loading {self.recipe.model}: {stage} {fraction:.0%}")
 
     def _save(self, stage: TuningStage, optimizers: list[torch.optim.Optimizer]) -> None:
         if self.main:
@@ -363,12 +346,15 @@ class Tune:
             state = {
                 "stage": stage.name,
                 "step": self.step,
+                "optimizer": stage.optimizer,
+                "base": self.prepared.plan.weights_hash,
                 "recipe": tuning_hash(self.recipe),
                 "data": self.data_sha256,
                 "torch": torch.__version__,
                 "threads": torch.get_num_threads(),
             }
             save_checkpoint(self.folder.folder / "checkpoints", self.done, tensors, state)
+        self.kept = self.done
         self.accelerator.wait_for_everyone()
 
     def _restore(self) -> None:
@@ -380,6 +366,12 @@ class Tune:
             raise DataError(
                 f"The data is not what the run {self.recipe.name} began with: restore it, or begin "
                 "again with --restart."
+            )
+        base = self.prepared.plan.weights_hash
+        if state.get("base", base) != base:
+            raise RecipeError(
+                f"The run {self.recipe.name} began with another {self.recipe.model} than the one of that "
+                "name now: restore it, or begin again with --restart."
             )
         names = [stage.name for stage in self.recipe.stages]
         if state.get("stage") not in names:
@@ -397,6 +389,8 @@ class Tune:
             raise self._unfit("other weights were trained then", error) from error
         self.stage_index, self.step = names.index(state["stage"]), int(state["step"])
         self.restored = {k: v for k, v in tensors.items() if k.startswith("optimizer.")}
+        self.restored_by = str(state.get("optimizer", ""))
+        self.kept = self.done
         if self.step >= self.recipe.stages[self.stage_index].steps:
             self.stage_index, self.step, self.restored = self.stage_index + 1, 0, {}
 
@@ -409,8 +403,7 @@ class Tune:
     def _write_recipe(self) -> None:
         file = self.folder.folder / RECIPE
         if self.main:
-            with writing(file):
-                file.write_text(tomli_w.dumps(to_tables(self.recipe)), encoding="utf-8")
+            replace_file(file, tomli_w.dumps(to_tables(self.recipe)).encode())
 
     def _save_result(self) -> Path:
         """The adapter's folder; a complete model's after `full`."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from mmchat.errors import RecipeError
-from mmchat.training.recipe import Table, parse, read_tables, require
+from mmchat.training.recipe import Table, parse, read_tables, require, require_seed
 
 Method = Literal["auto", "projector", "lora", "qlora", "full"]
 OptimizerName = Literal["auto", "adamw", "adamw8bit", "muon"]
@@ -94,7 +94,7 @@ class TuningStage(Table, frozen=True):
     batch: int = 16
     """Samples a step, over all processes: a sample is a picture with what is said about it."""
     row_tokens: int = 0
-    """Length of a packed row; the longest conversation that is learned from."""
+    """Length of a packed row, the same in all stages; the longest conversation that is learned from."""
     micro_rows: int = 0
     """Rows that are computed at once; fewer take less memory and give the same step."""
     learning_rate: float = 0.0
@@ -141,6 +141,21 @@ class TuningStage(Table, frozen=True):
         require(at + "warmup", self.warmup, 0 <= self.warmup < 1, "from 0 to below 1")
         require(at + "decay", self.decay, 0 <= self.decay <= 1, "from 0 to 1")
 
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """The keys of the learning rates that count in this stage, that of its method first."""
+        if self.method == "projector":
+            rates = ["projector_learning_rate"]
+        else:
+            rates = ["learning_rate", *(["projector_learning_rate"] if self.projector else [])]
+        return (*rates, *(["vision_learning_rate"] if self.vision_blocks else []))
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of its method: the one that is shown."""
+        found: float = getattr(self, self.rates[0])
+        return found
+
 
 class Tuning(Table, frozen=True):
     """A whole recipe."""
@@ -159,6 +174,7 @@ class Tuning(Table, frozen=True):
     """Where the figures are told too."""
 
     def __post_init__(self) -> None:
+        require_seed(self.seed)
         names = [stage.name for stage in self.stages]
         if not names or len(names) != len(set(names)):
             raise RecipeError(
@@ -176,6 +192,17 @@ class Tuning(Table, frozen=True):
                 "The base is either 4-bit while it is trained (qlora) or not (lora): take one of them "
                 "for all stages."
             )
+        lengths = sorted({stage.row_tokens for stage in self.stages if stage.row_tokens})
+        if len(lengths) > 1:
+            raise RecipeError(
+                f"The stages' row_tokens are {', '.join(map(str, lengths))}: give all of them the same, for "
+                "every stage learns from the same conversations."
+            )
+
+    @property
+    def row_tokens(self) -> int:
+        """Of every stage; 0 where it is still to be chosen."""
+        return max(stage.row_tokens for stage in self.stages)
 
 
 def read_tuning(file: Path | None, overrides: Sequence[str] = ()) -> Tuning:
@@ -186,12 +213,13 @@ def read_tuning(file: Path | None, overrides: Sequence[str] = ()) -> Tuning:
     value that cannot be used.
     """
     tables = read_tables(file) if file is not None else {}
-    tables.setdefault("stages", [{}])
+    stages = tables.setdefault("stages", [{}])
+    count = len(stages) if isinstance(stages, list) else 0  # else `parse` tells what it is
     spread = []
     for override in overrides:
         key, equals, value = override.partition("=")
         if key.strip() in TuningStage.__struct_fields__ and key.strip() != "name" and equals:
-            spread += [f"stages.{n}.{key.strip()}={value}" for n in range(len(tables["stages"]))]
+            spread += [f"stages.{n}.{key.strip()}={value}" for n in range(count)]
         else:
             spread.append(override)
     return parse(tables, Tuning, str(file) if file is not None else "", spread)
@@ -223,7 +251,7 @@ class Facts:
     parameters: int
     cuda: bool
     four_bit: bool
-    """Whether the base can be 4-bit on this machine."""
+    """Whether the base is loaded in 4-bit."""
     has_projector: bool
     replay: bool
     """Whether the base brings old material."""
@@ -235,15 +263,31 @@ def resolve(recipe: Tuning, facts: Facts) -> Tuning:
     if replay < 0:
         replay = 0.5 if facts.replay else 0.0
     data = msgspec.structs.replace(recipe.data, replay=replay)
-    stages = tuple(_resolve_stage(stage, facts, replay) for stage in recipe.stages)
+    # Room for several samples a row: rows that are nearly full waste least.
+    room = min(max(512, 64 * math.ceil(facts.longest / 64)), facts.context)
+    rows = recipe.row_tokens or room
+    stages = tuple(_resolve_stage(stage, facts, replay, rows) for stage in recipe.stages)
     return msgspec.structs.replace(recipe, data=data, stages=stages)
 
 
-def _resolve_stage(stage: TuningStage, facts: Facts, replay: float) -> TuningStage:
+def starts_four_bit(recipe: Tuning, *, cuda: bool, parameters: int) -> bool:
+    """Whether the base is to be loaded in 4-bit, if it can be: `auto` is qlora then."""
+    methods = {stage.method for stage in recipe.stages}
+    if "auto" in methods and "lora" not in methods:
+        return cuda or parameters > LARGE or "qlora" in methods
+    return "qlora" in methods
+
+
+def own_samples(batch: int, replay: float) -> int:
+    """Of a step's `batch` samples, those that are not old material: one at least."""
+    return max(1, batch - round(batch * replay))
+
+
+def _resolve_stage(stage: TuningStage, facts: Facts, replay: float, rows: int) -> TuningStage:
     chosen: dict[str, Any] = {}
     method = stage.method
     if method == "auto":
-        method = "qlora" if facts.four_bit and (facts.cuda or facts.parameters > LARGE) else "lora"
+        method = "qlora" if facts.four_bit else "lora"
         chosen["method"] = method
     if not facts.has_projector:
         if method == "projector":
@@ -254,20 +298,17 @@ def _resolve_stage(stage: TuningStage, facts: Facts, replay: float) -> TuningSta
         chosen["projector"] = False
     elif method == "projector":
         chosen["projector"] = True
-    own = max(1, round(stage.batch * (1 - replay)))
+    own = own_samples(stage.batch, replay)
     if not stage.steps:
         epochs = stage.epochs or EPOCHS
         steps = math.ceil(facts.samples * epochs / own)
         chosen["steps"] = steps if stage.epochs else min(max(steps, FEW_SAMPLES_STEPS), MOST_STEPS)
-    if not stage.row_tokens:
-        # Room for several samples a row: rows that are nearly full waste least.
-        room = max(512, 64 * math.ceil(facts.longest / 64))
-        chosen["row_tokens"] = min(room, facts.context)
-    elif stage.row_tokens > facts.context:
+    if rows > facts.context:
         raise RecipeError(
-            f"Stage {stage.name}: row_tokens = {stage.row_tokens} is more than the base's context of "
+            f"Stage {stage.name}: row_tokens = {rows} is more than the base's context of "
             f"{facts.context}: lower it."
         )
+    chosen["row_tokens"] = rows
     steps = chosen.get("steps", stage.steps)
     # Small models want larger steps: 2e-4 is what LoRA takes at 4,096.
     rate = 2e-4 * math.sqrt(4096 / max(facts.hidden, 64))

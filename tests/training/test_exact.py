@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from mmchat.errors import RecipeError
 from mmchat.model.loading import load_model
 from mmchat.training.examples import ExampleEncoder
 from mmchat.training.features import pixel_values
@@ -148,6 +149,21 @@ def test_out_of_memory_halves_and_gives_the_same_step(base: Path) -> None:
     assert steps._backward(given) == pytest.approx(loss, rel=1e-9)
     assert steps.micro_rows == 1 and "same steps" in told[0]
     _close(gradients, [p.grad for p in bench.parameters], 1e-9)
+
+
+def test_a_loss_that_is_no_number_names_the_rates_that_count(base: Path) -> None:
+    bench = Bench(base, torch.float32)
+
+    class Spoiled(PackedLoss):
+        def forward(self, batch: Any, features: Any) -> Any:
+            return super().forward(batch, features) * float("nan")
+
+    steps = Steps(
+        Accelerator(cpu=True), Spoiled(bench.loaded.model), [], bench.parameters,
+        clip=1.0, micro_rows=0, say=print, rates=("projector_learning_rate",),
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match=r"\(--set projector_learning_rate=…\).*--resume"):
+        steps.step(bench.given(), 1.0, "Stage a, step 1")
 
 
 def test_lora_stands_on_text_blocks_only(base: Path) -> None:

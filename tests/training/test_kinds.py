@@ -8,14 +8,19 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import Qwen2Config, SiglipVisionConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Qwen2Config, SiglipVisionConfig
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from mmchat.data.types import Dataset, Example, Turn
+from mmchat.errors import ModelError
 from mmchat.model.configuration import VisualPrefixConfig
 from mmchat.model.loading import LoadedModel, load_model
+from mmchat.model.planning import plan_load
 from mmchat.model.processor import VisualPrefixProcessor
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
+from mmchat.training.feeding import StepFeed
+from mmchat.training.objectives import PackedLoss
+from mmchat.training.planning import _skeleton, _trainable
 from mmchat.training.preparing import prepare
 from mmchat.training.progress import RunFolder, Status
 from mmchat.training.tune import Tune
@@ -88,10 +93,12 @@ def three_pictures(count: int = 6, *, shown: int = 3) -> Dataset:
     return Dataset("made", "here", made, (), "0" * 64)
 
 
-def trained(base: Path, run: Path, method: str, data: Dataset, *more: str) -> tuple[Tune, Path]:
+def trained(
+    base: Path, run: Path, method: str, data: Dataset, *more: str, file: Path | None = None
+) -> tuple[Tune, Path]:
     rates = ["learning_rate=1e-2", "projector_learning_rate=1e-2", "vision_learning_rate=1e-2"]
     recipe = read_tuning(
-        None,
+        file,
         [f"model={base}", "name=t", "data.replay=0", f"stages.0.method={method}", "steps=2",
          "batch=3", "row_tokens=256", *rates, *more],
     )  # fmt: skip
@@ -147,7 +154,8 @@ def test_projector_alone(base: Callable[[str], Path], home: Path) -> None:
 
 
 def test_full_leaves_a_model(base: Callable[[str], Path], home: Path) -> None:
-    tune, made = trained(base("qwen_siglip"), home / "run", "full", three_pictures())
+    muon = "optimizer=muon"
+    tune, made = trained(base("qwen_siglip"), home / "run", "full", three_pictures(), muon)
     model = load_model(str(made), quantization="fp32", device="cpu")
     trained_weights = dict(tune.loaded.model.named_parameters())
     before = load_model(str(base("qwen_siglip")), quantization="fp32", device="cpu").model
@@ -156,6 +164,148 @@ def test_full_leaves_a_model(base: Callable[[str], Path], home: Path) -> None:
         assert torch.equal(found, trained_weights[name].float()), name
         frozen = "vision_tower" in name
         assert torch.equal(found, parameter) == frozen or "norm" in name or "bias" in name, name
+
+
+def hybrid(folder: Path, kind: str) -> Path:
+    """A text model of which layers carry a state over the row."""
+    tok = tiny.tokenizer(tiny.CHATML, ["<pad>", "<|im_start|>", "<|im_end|>"], eos="<|im_end|>")
+    sizes = {
+        "vocab_size": len(tok), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512,
+        "pad_token_id": tok.pad_token_id, "eos_token_id": tok.eos_token_id,
+    }  # fmt: skip
+    more: dict[str, Any] = {
+        "lfm2": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
+        "mamba": {"state_size": 4},
+        "qwen3_next": {
+            "head_dim": 16, "layer_types": ["linear_attention", "full_attention"],
+            "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1,
+            "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+        },
+    }  # fmt: skip
+    config = CONFIG_MAPPING[kind](**{**sizes, **more[kind]})
+    return tiny._save(folder, AutoModelForCausalLM.from_config(config), tok)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("lfm2", "lora"), ("mamba", "full"), ("qwen3_next", "full")]
+)
+def test_a_recurrent_base_learns_one_conversation_a_row(home: Path, kind: str, method: str) -> None:
+    """Conversations of several lengths in a step; none leaks into the next."""
+    made = [
+        Example((Turn("user", ("what?" * n,)), Turn("assistant", ("That." * n,))), "", f"made, {n}")
+        for n in (1, 4, 9)
+    ]
+    data = Dataset("made", "here", made, (), "0" * 64)
+    tune, _ = trained(hybrid(home / kind, kind), home / "run", method, data)
+    assert not tune.packs and tune.status.loss is not None
+    alone = StepFeed(
+        tune.prepared.train,
+        None,
+        tune._rows(tune.recipe.stages[0]),
+        batch=3,
+        replay_share=0,
+        seed=1,
+    )[0]
+    judge = PackedLoss(tune.loaded.model.float().eval())
+    for row in alone.rows:
+        tokens = row.batch.input_ids
+        asked = row.batch.labels[0] != -100
+        with torch.no_grad():
+            logits = tune.loaded.model(input_ids=tokens).logits[0, asked]
+            losses = torch.nn.functional.cross_entropy(
+                logits, row.batch.labels[0, asked], reduction="none"
+            )
+            wanted = (losses * row.batch.weights[0, asked]).sum()
+            assert judge(row.batch, None).item() == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_conversations_share_a_picture_where_attention_alone_connects_them(
+    base: Callable[[str], Path], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = three_pictures(1).examples[0].turns
+    twice = [Example(turns[:2], "", "made, 1"), Example(turns[:2], "", "made, 2")]
+    data = Dataset("made", "here", twice, (), "0" * 64)
+    recipe = read_tuning(None, [f"model={base('qwen_siglip')}", "data.replay=0"])
+    assert [len(tree.branches) for tree in prepare(recipe, data, []).train.trees] == [2]
+    monkeypatch.setattr("mmchat.training.preparing.packs", lambda config: False)
+    assert [len(tree.branches) for tree in prepare(recipe, data, []).train.trees] == [1, 1]
+
+
+def test_stages_that_train_other_blocks_of_the_encoder(
+    base: Callable[[str], Path], home: Path
+) -> None:
+    """Features are the base's before the first such stage; from it on the encoder looks itself."""
+    stages = ['{{name="a",method="lora"}}', '{{name="b",vision_blocks=2,method="lora"}}',
+              '{{name="c",vision_blocks=1,method="lora"}}', '{{name="d",method="lora"}}']  # fmt: skip
+    file = home / "recipe.toml"
+    file.write_text(f"stages = [{', '.join(stages)}]".replace("{{", "{").replace("}}", "}"))
+    tune, _ = trained(base("qwen_siglip"), home / "run", "lora", three_pictures(), file=file)
+    assert [tune._sees_pixels(index) for index in range(4)] == [False, True, True, True]
+    counts = []
+    for stage in tune.recipe.stages:
+        tune.trainable.begin(stage)
+        rows = {row.part: row.trainable for row in tune.trainable.table()}
+        counts.append(rows["vision tower"])
+        assert sum(rows.values()) == _trainable(tune.prepared, stage, _skeleton(tune.prepared))
+    assert counts[0] == counts[3] == 0 and counts[1] == 2 * counts[2] > 0
+
+
+def test_what_the_base_cannot_be_asked_is_no_sample(
+    base: Callable[[str], Path], home: Path
+) -> None:
+    """Too long, or a picture for a base that reads text: left out, and not asked while it trains."""
+    text, seen = three_pictures(4, shown=0).examples, three_pictures(1).examples
+    long = Example((Turn("user", ("why? " * 900,)), Turn("assistant", ("So.",))), "", "made, long")
+    cut = Example((*text[0].turns, *long.turns), "", "made, cut")
+    data = Dataset("made", "here", list(text), (), "0" * 64)
+    recipe = read_tuning(None, [f"model={base('llama')}", "name=t", "steps=1", "row_tokens=256"])
+    prepared = prepare(recipe, data, [*seen, long, cut, text[1]], allow_bad=True)
+    assert [example.place for example in prepared.held_out_examples] == ["made, cut", text[1].place]
+    assert prepared.held_out_examples[0].turns == text[0].turns
+    tune = Tune(prepared, "", RunFolder(home), Status("t", "", "preparing"))
+    tune.run()
+    assert len(tune.status.samples) == 2
+
+
+def test_each_stage_weighs_answers_as_it_says(base: Callable[[str], Path], home: Path) -> None:
+    file = home / "recipe.toml"
+    stages = ("a", 0.0), ("b", 1.0)
+    told = [f'[[stages]]\nname = "{name}"\nlength_weight = {weight}\n' for name, weight in stages]
+    file.write_text("\n".join(told))
+    recipe = read_tuning(file, [f"model={base('llama')}", "data.replay=0"])
+    prepared = prepare(recipe, three_pictures(3, shown=0), [])
+    for stage in prepared.recipe.stages:
+        for tree in prepared.of_stage(stage).train.trees:
+            for one in tree.branches:
+                asked = sum(label != -100 for label in one.labels)
+                assert one.weight * (asked if stage.name == "b" else 1) == pytest.approx(1.0)
+
+
+def test_auto_asks_for_the_memory_that_it_takes(
+    base: Callable[[str], Path], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large base is never asked to fit unquantized first, and no flag is named that is none."""
+    asked: list[str] = []
+
+    def planned(name: str, **of: Any) -> Any:
+        asked.append(of["quantization"])
+        return plan_load(name, **of)
+
+    monkeypatch.setattr("mmchat.training.preparing.plan_load", planned)
+    recipe = read_tuning(None, [f"model={base('qwen_siglip')}", "data.replay=0"])
+    small = prepare(recipe, three_pictures(), [])
+    monkeypatch.setattr("mmchat.training.tuning.LARGE", 0)
+    large = prepare(recipe, three_pictures(), [])
+    assert [small.recipe.stages[0].method, large.recipe.stages[0].method] == ["lora", "qlora"]
+    assert large.plan.form == "4bit" and len(asked) == 2 and asked[1] == "auto"
+    assert prepare(large.recipe, three_pictures(), []).plan.form == "4bit"
+
+    monkeypatch.setattr("mmchat.model.planning.available_memory", lambda: 0)
+    with pytest.raises(ModelError, match=r"--set method=qlora") as told:
+        prepare(read_tuning(None, [f"model={base('llama')}", "method=lora"]), three_pictures(), [])
+    assert "--quantization" not in str(told.value)
 
 
 @pytest.mark.parametrize("kind", sorted(tiny.KINDS))

@@ -1,19 +1,26 @@
-"""Whole runs of an adapter, as processes: killed, resumed, shared, stopped."""
+"""Whole runs of an adapter, most as processes: killed, resumed, shared, stopped."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from mmchat.errors import RecipeError
 from mmchat.training.checkpoint import load_checkpoint
-from mmchat.training.progress import RunFolder
-from tests.training.runner import STEPS
-from tests.training.tuned import write_base
+from mmchat.training.loop import Steps
+from mmchat.training.preparing import prepare
+from mmchat.training.progress import RunFolder, Status
+from mmchat.training.tune import Paused, Tune
+from mmchat.training.tuning import read_tuning
+from tests.training.runner import RECIPE, STEPS
+from tests.training.tuned import dataset, examples, write_base
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +139,74 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
     saved = load_checkpoint(tmp_path / "checkpoints")
     assert saved is not None
     assert all(t.isfinite().all() for t in saved[0].values())
+
+
+def _asking(base: Path, run: Path, *more: str) -> tuple[Tune, list[str]]:
+    """A run in this process, and what it says."""
+    said: list[str] = []
+    run.mkdir(exist_ok=True)
+    overrides = [*RECIPE, "steps=4", "name=t", f"model={base}", *more]
+    data = dataset(6)
+    prepared = prepare(read_tuning(None, overrides), data, examples(2))
+    folder = RunFolder(run)
+    return Tune(prepared, data.sha256, folder, Status("t", "", "preparing"), say=said.append), said
+
+
+@pytest.fixture
+def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMCHAT_HOME", str(home))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_pause_while_the_last_answers_are_looked_at_is_heard(base: Path, tmp_path: Path) -> None:
+    tune, _ = _asking(base, tmp_path)
+    looks = tune._evaluate
+
+    def paused(*given: Any) -> None:
+        looks(*given)
+        if tune.done == tune.total:
+            tune.steering.wanted = "pause"
+
+    tune._evaluate = paused
+    with pytest.raises(Paused) as told:
+        tune.run()
+    assert told.value.saved and told.value.kept == 4
+    assert not (tmp_path / "adapter").exists()
+    assert _asking(base, tmp_path)[0].run().is_dir()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_pause_at_a_suspicious_step_says_that_nothing_was_saved(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune, _ = _asking(base, tmp_path)
+    agreed = tune.steering.agreed
+
+    def from_the_third(accelerator: Any) -> Any:
+        if tune.step == 2:
+            monkeypatch.setattr(Steps, "suspicious", True)
+        if tune.step == 3:
+            tune.steering.wanted = "pause"
+        return agreed(accelerator)
+
+    monkeypatch.setattr(tune.steering, "agreed", from_the_third)
+    with pytest.raises(Paused) as told:
+        tune.run()
+    assert not told.value.saved and told.value.kept == 1
+
+
+@pytest.mark.usefixtures("here")
+def test_another_optimizer_begins_anew_and_another_base_is_refused(
+    base: Path, tmp_path: Path
+) -> None:
+    run, own = tmp_path / "run", tmp_path / "base"
+    shutil.copytree(base, own)
+    _asking(own, run)[0].run()
+    tune, said = _asking(own, run, "steps=6", "optimizer=muon")
+    tune.run()
+    assert [line for line in said if "goes on with muon in place of adamw" in line]
+    weights = load_file(own / "model.safetensors")
+    weights = {name: tensor * 2 for name, tensor in weights.items()}
+    save_file(weights, own / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RecipeError, match=r"began with another .*--restart"):
+        _asking(own, run, "steps=8")
