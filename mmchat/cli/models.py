@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -79,13 +80,17 @@ def list_(as_json: bool) -> None:
 @models.command()
 @click.argument("name", metavar="M")
 @click.option("--no-load", is_flag=True, help="Do not load it to look at its parts.")
+@click.option(
+    "--fit", is_flag=True, help="Tell how it fits here, to talk and to train; no loading."
+)
 @_json
-def show(name: str, no_load: bool, as_json: bool) -> None:
+def show(name: str, no_load: bool, fit: bool, as_json: bool) -> None:
     """One model: where it is, whether it fits, and which of its parts are 4-bit.
 
     \b
-    Example:
+    Examples:
       mmchat models show scenes
+      mmchat models show scenes --fit
     """
     offers = {offer.hub_id: (offer, verdict) for offer, verdict in _offers(set())}
     here = {model.name: model for model in catalogue.list_installed()}
@@ -98,6 +103,9 @@ def show(name: str, no_load: bool, as_json: bool) -> None:
             say(f"\nFetch it: mmchat models add {name}")
         return
     folder = catalogue.resolve_model(name)
+    if fit:
+        _show_fit(name, folder, as_json)
+        return
     model = next((model for model in here.values() if model.folder == folder), None)
     facts = {**asdict(model), "folder": str(folder)} if model else {"folder": str(folder)}
     verdict = catalogue.fits_machine(estimate_memory(folder, four_bit=True))
@@ -117,6 +125,34 @@ def show(name: str, no_load: bool, as_json: bool) -> None:
     if loaded:
         say()
         say_table(parts_table(loaded))
+
+
+def _show_fit(name: str, folder: Path, as_json: bool) -> None:
+    from mmchat.model.facts import context_tokens, read_facts
+    from mmchat.model.room import rooms, this_machine
+
+    facts, machine = read_facts(folder), this_machine()
+    found = list(rooms(facts, machine, context_tokens(folder)))
+    if as_json:
+        for room in found:
+            say_json(
+                {
+                    "use": room.use,
+                    "fits": room.fits,
+                    "settings": list(room.settings),
+                    "bytes": room.bytes,
+                    "moment": room.prediction.moment,
+                    "parts": room.prediction.parts,
+                    "free_bytes": machine.free,
+                    "device": machine.device,
+                }
+            )
+        return
+    say(f"{name} on this machine's {'GPU' if machine.device == 'cuda' else 'CPU'}:")
+    say()
+    say_table([(room.use, room.sentence) for room in found])
+    for what in facts.estimated:
+        say(f"Estimated, not known: {what}.")
 
 
 def form_rows(loaded: dict[str, Any]) -> list[tuple[str, str]]:

@@ -123,6 +123,14 @@ def read_facts(folder: Path) -> ModelFacts:
     return facts_of(read_config(folder), tensors(folder), size)
 
 
+def context_tokens(folder: Path) -> int:
+    """The most tokens of a conversation that the model's configuration tells of; 0 where it does not."""
+    config = read_config(folder)
+    raw = config.get("text_config")
+    text = raw if isinstance(raw, dict) else config
+    return _number(text, "max_position_embeddings", "n_positions", "n_ctx")
+
+
 def facts_of(
     config: dict[str, Any], found: Iterable[TensorInfo], file_bytes: int = 0
 ) -> ModelFacts:

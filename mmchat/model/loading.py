@@ -14,6 +14,7 @@ from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
 from mmchat.model.checkpoint import FileStamps, file_stamps
 from mmchat.model.encoding import answer_end
+from mmchat.model.heap import giving_back
 from mmchat.model.pictures import PixelCache
 from mmchat.model.planning import (
     Form,
@@ -148,7 +149,7 @@ def load_planned(plan: Plan, tell: Progress) -> LoadedModel:
 
 def _load_weights(plan: Plan, tell: Progress) -> nn.Module:
     options: dict[str, Any] = {}
-    with foreign(plan.name):
+    with foreign(plan.name), giving_back():
         if plan.skeleton is not None:
             options["quantization_config"] = nf4.bitsandbytes_config(plan.skeleton, plan.dtype)
         with told_progress("quantizing" if plan.form == "4bit" else "reading", tell):

@@ -31,9 +31,10 @@ _STEP_COPIES = 2
 PREFILL = 512
 """Tokens that the engine reads at once."""
 
-# Measured by bench_memory on a CPU: what Python, torch and the model's own objects take above the
-# imports, whatever the model, and how much of what lives is held by malloc beside it.
-FRAMEWORK = 58_000_000
+# Measured by bench_memory on a CPU: what the model's own objects and the libraries' first use take
+# above the imports, whatever the model, and how much of what lives malloc holds beside it.
+FRAMEWORK = {"loading": 20_000_000, "answering": 35_000_000}
+FRAMEWORK_OF_STEPS = 55_000_000
 SLACK = 1.04
 
 
@@ -137,11 +138,12 @@ def predict_training(
     )
     trains = _trained(run)
     weights = weight_bytes(facts, "4bit" if method == "qlora" else "fp32", width)
+    loading = _loading(facts, weights, device)
     # What trains is kept in float32; of the base's own parts it is no further copy.
     own = trains.own
-    weights["weights"] -= width * own
     held = {
         **weights,
+        "weights": weights["weights"] - width * own,
         "trainable weights": 4 * trains.count,
         "optimizer state": _optimizer_bytes(trains, optimizer),
         "features": _features(run),
@@ -166,7 +168,7 @@ def predict_training(
     if optimizer == "muon":
         beside = max(beside, 5 * width * trains.largest_matrix)
     moments: dict[Moment, dict[str, int]] = {
-        "loading": _loading(facts, weights, device),
+        "loading": loading,
         "forward": {
             **held,
             "activations": activations,
@@ -369,9 +371,8 @@ def _unpacked(facts: ModelFacts, width: int) -> int:
 
 
 def _loading(facts: ModelFacts, weights: dict[str, int], device: Device) -> dict[str, int]:
-    """The files are mapped while they are read, and one tensor at a time is converted."""
-    mapped = facts.file_bytes if device == "cpu" else 0
-    return {**weights, "files": mapped, "conversion": 4 * facts.largest}
+    """The files are mapped while they are read, so that what was read of them counts too."""
+    return {**weights, "files": facts.file_bytes if device == "cpu" else 0}
 
 
 def _most(moments: dict[Moment, dict[str, int]], device: Device) -> Prediction:
@@ -380,7 +381,7 @@ def _most(moments: dict[Moment, dict[str, int]], device: Device) -> Prediction:
         found = {name: size for name, size in parts.items() if size}
         if device == "cpu":
             living = sum(found.values())
-            found["framework"] = FRAMEWORK
+            found["framework"] = FRAMEWORK.get(moment, FRAMEWORK_OF_STEPS)
             found["allocator"] = round((SLACK - 1) * living)
         total = sum(found.values())
         if best is None or total > best.total:

@@ -9,7 +9,6 @@ import logging
 import platform
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from mmchat.errors import ModelError
+from mmchat.model.machine import fast_in_bfloat16
 
 Part = Literal["vision tower", "projector", "text blocks", "lm_head", "other"]
 PARTS: tuple[Part, ...] = ("vision tower", "projector", "text blocks", "lm_head", "other")
@@ -83,25 +83,10 @@ def compute_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if fast else torch.float32
     if device.type != "cpu":
         return torch.bfloat16
+    fast = fast_in_bfloat16()
     if platform.machine().lower() in {"x86_64", "amd64"}:
-        wide = "AVX512" in torch.backends.cpu.get_cpu_capability().upper()
-        fast = wide and not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
-    else:
-        fast = "bf16" in cpu_flags()
+        fast = fast and "AVX512" in torch.backends.cpu.get_cpu_capability().upper()
     return torch.bfloat16 if fast else torch.float32
-
-
-def cpu_flags() -> frozenset[str]:
-    """The CPU's own list of what it can do; empty where the system does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip().lower() in {"flags", "features"}:
-            return frozenset(value.split())
-    return frozenset()
 
 
 def decoder_of(model: Any) -> Any:

@@ -1,27 +1,26 @@
 """What memory is predicted, and what is taken: real training steps on random weights, on the CPU.
 
-    python -m tests.benchmarks.bench_memory [--only WORD] [--fit] [--full]
+    python -m tests.benchmarks.bench_memory [--only WORD] [--full]
 
 Each case runs in a process of its own, forked from one that has only imported what it needs: the
 base is loaded as `mmchat train` loads it, and does two of its steps (the second has the
 optimizer's state beside it). What is compared is the largest resident memory (the kernel's
-VmHWM) above that after the imports. The two constants of the predictor, for what no formula tells
-(FRAMEWORK, SLACK in `mmchat.model.memory`), were fitted to the cases that are not
-`held_out`; `--fit` does it again. Without `--full` only a few small cases run. Nothing is asserted.
+VmHWM) above that after the imports, with freed memory given back at once, as a run does where memory
+is tight (`mmchat.model.heap`). The constants of the predictor for what no formula tells (FRAMEWORK
+and SLACK in `mmchat.model.memory`) were chosen by the cases that are not `held_out`. Without `--full`
+only a few small cases run. Nothing is asserted.
 """
 
 import argparse
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, SiglipVisionConfig
 
-from mmchat.model import memory
 from mmchat.model.checkpoint import TensorInfo
 from mmchat.model.configuration import VisualPrefixConfig
 from mmchat.model.facts import facts_of, read_facts
@@ -148,23 +147,10 @@ def _apart(context: Any, job: str, given: Any, folder: Path) -> Any:
         process.join()
 
 
-def fit(rows: Sequence[tuple[Prediction, int]]) -> tuple[float, float]:
-    """(FRAMEWORK, SLACK) with the least squared relative error: measured = FRAMEWORK + SLACK * living."""
-    weight = torch.tensor([1 / peak for _, peak in rows], dtype=torch.float64)
-    living = torch.tensor(
-        [found.total - found.parts["framework"] - found.parts["allocator"] for found, _ in rows],
-        dtype=torch.float64,
-    )
-    matrix = torch.stack([weight, weight * living], dim=1)
-    framework, slack = torch.linalg.lstsq(matrix, torch.ones(len(rows), 1, dtype=torch.float64))[0]
-    return float(framework), float(slack)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="cases with this in their name")
     parser.add_argument("--full", action="store_true", help="all of them: half an hour")
-    parser.add_argument("--fit", action="store_true", help="fit the constants again")
     arguments = parser.parse_args()
     chosen = CASES if arguments.full or arguments.only else CASES[:SMALL]
     chosen = [one for one in chosen if arguments.only in str(one)]
@@ -201,13 +187,6 @@ def main() -> None:
                 f"{name}: {len(errors)} cases, mean error {sum(errors) / len(errors):.1%}, "
                 f"largest {max(errors):.1%}"
             )
-    if arguments.fit:
-        given = [(found, measured.peak) for one, found, measured in rows if not one.held_out]
-        framework, slack = fit(given)
-        print(
-            f"fitted: FRAMEWORK {framework / 1e6:.1f} MB (now {memory.FRAMEWORK / 1e6:.1f}), "
-            f"SLACK {slack:.3f} (now {memory.SLACK})"
-        )
     print(f"reading {folder.name}'s headers and config.json: {took:.1f} ms")
     big, settings = seven_billion()
     print(f"7B + SigLIP, predicted on a GPU: {big.total / 1e9:.2f} GB at {big.moment}; {settings}")

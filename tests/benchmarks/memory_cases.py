@@ -1,7 +1,6 @@
 """Real training steps and answers on random weights, measured: the cases of `bench_memory`."""
 
 import contextlib
-import ctypes
 import gc
 import os
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from mmchat.engine.decode import Decoding, TransformersRunner
 from mmchat.engine.detokenize import StopStrings
 from mmchat.engine.sampling import Sampler
 from mmchat.model.configuration import GridVisionConfig, VisualPrefixConfig
+from mmchat.model.heap import give_back_at_once
 from mmchat.model.loading import load_planned
 from mmchat.model.planning import plan_load
 from mmchat.model.processor import VisualPrefixProcessor
@@ -36,20 +36,6 @@ import_bitsandbytes()
 
 STEPS = 2
 """The second has the optimizer's state beside it."""
-
-
-_LARGE, _M_MMAP_THRESHOLD = 1 << 20, -3  # bytes; malloc.h
-
-
-def return_large_blocks() -> None:
-    """Has malloc give large blocks back at once, so that what is resident is what is alive.
-
-    By itself glibc keeps up to twice that in its heap. A real run leaves it so: with this the
-    system's pages are taken anew at every step, and a step of the built-in model goes at 55 % of
-    its pace. What is predicted is therefore too low for a real run on a CPU.
-    """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 @dataclass(frozen=True)
@@ -199,8 +185,6 @@ def _tower(kind: str, side: int) -> Any:
 def measure(case: Case, folder: Path) -> Measured:
     """Loads as mmchat does and trains two steps."""
     torch.set_num_threads(1)  # what is held does not depend on it
-    if not case.asks:
-        return_large_blocks()
     gc.collect()
     before = _memory("VmRSS")
     _forget_peak()
@@ -209,6 +193,8 @@ def measure(case: Case, folder: Path) -> Measured:
     )
     load, held = _memory("VmHWM") - before, _memory("VmRSS") - before
     _forget_peak()
+    if not case.asks:
+        give_back_at_once()  # as a run does where memory is tight: else the heap holds up to twice that
     _ask(case, loaded) if case.asks else _train(case, loaded)
     return Measured(load, held, _memory("VmHWM") - before)
 

@@ -1,6 +1,7 @@
 """Model and adapter folders that can be listed and read; nothing in them can answer."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -29,4 +30,41 @@ def make_adapter(folder: Path, model: Path) -> Path:
     )
     write_card(folder, card)
     save_file({"weight": np.ones((2, 2), np.float32)}, folder / "projector.safetensors")
+    return folder
+
+
+def make_sparse_llama(folder: Path, *, hidden: int, layers: int, vocabulary: int) -> Path:
+    """A Llama of any size that takes no disk: a true header, and a hole for its numbers."""
+    shapes = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "lm_head.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    wide = 11 * hidden // 4
+    for layer in range(layers):
+        at = f"model.layers.{layer}."
+        shapes |= {f"{at}self_attn.{name}_proj.weight": (hidden, hidden) for name in "qkvo"}
+        shapes |= {f"{at}mlp.{name}_proj.weight": (wide, hidden) for name in ("gate", "up")}
+        shapes[f"{at}mlp.down_proj.weight"] = (hidden, wide)
+        shapes |= {
+            f"{at}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")
+        }
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    folder.mkdir(parents=True)
+    with (folder / "model.safetensors").open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + end)
+    config = {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "num_attention_heads": 32,
+        "num_hidden_layers": layers,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+    }
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
     return folder

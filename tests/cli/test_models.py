@@ -9,7 +9,7 @@ import pytest
 from mmchat.cli.doctor import tell
 from mmchat.settings import paths
 from tests.cli.conftest import Run, sentence
-from tests.cli.folders import make_adapter, make_model
+from tests.cli.folders import make_adapter, make_model, make_sparse_llama
 
 
 def test_add_list_show_remove(mmchat: Run, tmp_path: Path) -> None:
@@ -28,6 +28,29 @@ def test_add_list_show_remove(mmchat: Run, tmp_path: Path) -> None:
     done = mmchat("models", "remove", "mine", "--yes")
     assert "stays on the disk" in done.stdout and (model / "config.json").is_file()
     assert "no model mine" in sentence(mmchat("models", "show", "mine"))
+
+
+def test_how_a_model_fits_is_told_without_loading_it(mmchat: Run, tmp_path: Path) -> None:
+    """Seven billion weights, whose file is nothing but its header and a hole."""
+    folder = make_sparse_llama(tmp_path / "seven", hidden=4096, layers=32, vocabulary=32000)
+    found = mmchat("models", "show", str(folder), "--fit")
+    assert found.returncode == 0, found.stderr
+    lines = {line.split("  ")[0]: line for line in found.stdout.splitlines()}
+    assert "does not fit, because it takes about " in lines["train, full"]
+    told = [
+        json.loads(line)
+        for line in mmchat("models", "show", str(folder), "--fit", "--json").stdout.splitlines()
+    ]
+    assert next(room["use"] for room in told) == "talk, 4-bit"
+    by_use = {room["use"]: room for room in told}
+    assert by_use["train, full"]["fits"] is False
+    # Half a byte a weight of the blocks, two or four of the rest.
+    assert 3.5e9 < by_use["talk, 4-bit"]["parts"]["weights"] < 5e9
+    small = mmchat("models", "show", "scenes", "--fit")
+    assert small.returncode == 0
+    assert all(
+        "fits: about " in line for line in small.stdout.splitlines() if line.startswith("talk")
+    )
 
 
 def test_what_cannot_be_added_or_shown_is_one_sentence(mmchat: Run) -> None:

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from mmchat.cli.curve import HELD_OUT, curve
 from mmchat.cli import training_panel
+from mmchat.cli.curve import HELD_OUT, curve
 from mmchat.cli.training_panel import LogLines, watch
 from mmchat.cli.training_view import draw, table_lines
 from mmchat.training import words

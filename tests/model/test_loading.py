@@ -1,6 +1,7 @@
 """load_model on tiny checkpoints: 4-bit where promised, one sentence for what is broken."""
 
 import json
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmchat.errors import ModelError
+from mmchat.model import machine as machines
 from mmchat.model import planning, quantization
 from mmchat.model.loading import LoadedModel, load_model
 from mmchat.model.prompt import build_prompt
@@ -114,8 +116,8 @@ def test_the_compute_dtype_is_what_this_cpu_is_fast_at(
     wanted: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(quantization, "cpu_flags", lambda: frozenset(flags))
-    monkeypatch.setattr(quantization.platform, "machine", lambda: machine)
+    monkeypatch.setattr(machines, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert quantization.compute_dtype(torch.device("cpu")) == wanted
 
