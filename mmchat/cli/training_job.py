@@ -269,6 +269,14 @@ def notes_of(material: Material, prepared: "Prepared") -> list[str]:
         lines.append(
             "There are too few different pictures to hold some out: nothing is measured on them."
         )
+    # What fits by itself goes without a word.
+    lines += [
+        f"memory of {room.use}: {room.sentence}"
+        for room in prepared.rooms
+        if room.settings or not room.fits
+    ]
+    if prepared.tight:
+        lines.append("The memory is little, so what is freed goes back at once: that is slower.")
     return lines
 
 

@@ -1,10 +1,10 @@
 """`mmchat train --dry-run`: what a run would do, without loading weights."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from mmchat.cli.training_job import Wish, read_material, recipe_of, with_data
+from mmchat.training import words
 
 
 def plan_of(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
@@ -52,7 +52,8 @@ def say_plan(plan: dict[str, Any]) -> None:
         ("old material", f"{plan['replay']:.0%} of each step"),
         *((f"stage {stage['name']}", _stage_words(stage)) for stage in plan["stages"]),
         ("trains", f"{plan['trainable_parameters']:,} of {plan['parameters']:,} parameters"),
-        ("time", f"about {_duration(plan['seconds'])}, and measuring after it"),
+        ("memory", plan["memory"]),
+        ("time", f"about {words.duration(plan['seconds'])}, and measuring after it"),
     ]
     say_table(rows)
     say(f"Nothing was changed. Without --dry-run it begins, as {plan['name']} for {plan['model']}.")
@@ -62,9 +63,3 @@ def _stage_words(stage: dict[str, Any]) -> str:
     times = f"{stage['epochs']:.1f} times all"
     steps = f"{stage['method']}, {stage['steps']:,} steps of {stage['batch']} samples ({times})"
     return f"{steps}, learning rate {stage['learning_rate']:.1e}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{math.ceil(seconds)} seconds"
-    return f"{math.ceil(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

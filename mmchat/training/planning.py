@@ -8,6 +8,7 @@ from torch import nn
 
 from mmchat.model.planning import auto_class
 from mmchat.model.quantization import part_of, text_blocks
+from mmchat.training.easing import FILLED, step_shape
 from mmchat.training.preparing import Prepared
 from mmchat.training.trainable import tower_names
 from mmchat.training.tuning import LORA_METHODS, TuningStage, own_samples
@@ -24,15 +25,13 @@ def plan(prepared: Prepared) -> dict[str, Any]:
     skeleton = _skeleton(prepared)
     text = _text_parameters(skeleton)
     speed = _speed(prepared.plan.dtype, prepared.plan.device)
-    mean = train.tokens / max(len(train.trees), 1)
     seconds = 0.0
     stages = []
     for stage in recipe.stages:
         own = own_samples(stage.batch, recipe.data.replay)
-        tokens = own * mean + (stage.batch - own) * _replay_mean(prepared)
         # A row is computed whole, with what stands empty at its end.
-        rows = max(1.0, -(-tokens // (0.9 * stage.row_tokens)))
-        work = 2 * text * rows * stage.row_tokens * (1 + TRAINED_PASSES.get(stage.method, 2.0))
+        computed = step_shape(prepared, stage).tokens / FILLED
+        work = 2 * text * computed * (1 + TRAINED_PASSES.get(stage.method, 2.0))
         seconds += stage.steps * work / (speed * EFFICIENCY)
         stages.append(
             {
@@ -46,27 +45,23 @@ def plan(prepared: Prepared) -> dict[str, Any]:
                 "optimizer": stage.optimizer,
             }
         )
-    first = recipe.stages[0]
-    own = own_samples(first.batch, recipe.data.replay)
+    room = max(prepared.rooms, key=lambda room: room.bytes, default=None)
     return {
         "tokens": train.tokens,
-        "step_tokens": own * mean + (first.batch - own) * _replay_mean(prepared),
+        "step_tokens": step_shape(prepared, recipe.stages[0]).tokens,
         "steps": sum(stage.steps for stage in recipe.stages),
         "epochs": sum(float(str(stage["epochs"])) for stage in stages),
         "parameters": prepared.parameters,
         "trainable_parameters": max(_trainable(prepared, s, skeleton) for s in recipe.stages),
         "seconds": seconds,
+        "memory_bytes": room.bytes if room else None,
+        "memory": room.sentence if room else "cannot be told for this kind of base",
         "stages": stages,
         "replay": recipe.data.replay,
         "shortened": prepared.shortened,
         "quantization": prepared.plan.form,
         "device": prepared.plan.device.type,
     }
-
-
-def _replay_mean(prepared: Prepared) -> float:
-    replay = prepared.replay
-    return replay.tokens / max(len(replay.trees), 1) if replay is not None else 0.0
 
 
 def _skeleton(prepared: Prepared) -> nn.Module:

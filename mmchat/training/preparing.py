@@ -16,7 +16,9 @@ from mmchat.model.checkpoint import tensors
 from mmchat.model.loading import context_length, processor_of
 from mmchat.model.pictures import PixelCache
 from mmchat.model.planning import Plan, plan_load
+from mmchat.model.room import Room
 from mmchat.settings import Quantization
+from mmchat.training.easing import eased
 from mmchat.training.examples import Encodings, ExampleEncoder, Samples
 from mmchat.training.packing import packs
 from mmchat.training.replay import has_replay, replay_data
@@ -61,6 +63,13 @@ class Prepared:
     shortened: int
     parameters: int
     """Of the base."""
+    rooms: tuple[Room, ...] = ()
+    """What each stage takes of this machine's memory; none where it cannot be told."""
+
+    @property
+    def tight(self) -> bool:
+        """Whether freed memory has to go back to the system at once, which takes time."""
+        return any(room.tight for room in self.rooms)
 
     @property
     def row_tokens(self) -> int:
@@ -135,7 +144,7 @@ def prepare(
     )
     chosen = resolve(recipe, facts)
     chosen = msgspec.structs.replace(chosen, base_hash=plan.weights_hash)
-    return Prepared(
+    prepared = Prepared(
         recipe=chosen,
         plan=plan,
         reader=reader,
@@ -147,6 +156,7 @@ def prepare(
         shortened=encoded.shortened + asked.shortened,
         parameters=parameters,
     )
+    return eased(prepared)
 
 
 def _form(recipe: Tuning, parameters: int) -> Quantization:
