@@ -55,8 +55,67 @@ class StepFigures:
     waited: float
 
 
-class Steps:
-    """Does optimizer steps on a loss module: `module(batch, features)` -> the sum of weighted losses."""
+class Updates:
+    """Does optimizer steps with gradients that are there: clipped, at the schedule's rates, watched."""
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        parameters: Sequence[Tensor],
+        *,
+        clip: float,
+        rates: Sequence[str],
+        clip_norm: Callable[[Sequence[Tensor], float], Any] = nn.utils.clip_grad_norm_,
+    ) -> None:
+        """Each group of the optimizers has its learning rate as `rate`; `rates` are the recipe's keys
+        of those that count. `clip_norm` clips the gradients to a norm, and gives what it was."""
+        self.optimizers = list(optimizers)
+        self.parameters = list(parameters)
+        self.clip = clip
+        self.rates = tuple(rates)
+        self._clip_norm = clip_norm
+        self._watch = Explosion()
+
+    def apply(self, loss: float, factor: float, called: str, places: Sequence[str] = ()) -> float:
+        """One optimizer step with every learning rate at `factor` of its own; -> the gradient's norm.
+
+        Raises RecipeError where loss or gradient are not finite or the loss explodes; then nothing
+        was changed. `called` names the step, `places` are where its samples come from.
+        """
+        norm = float(self._clip_norm(self.parameters, self.clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            # Before the step: a gradient that is not finite would spoil weights and checkpoint.
+            self._fail(f"{called}: the loss is {loss}, its gradient's norm {norm}", places)
+        if self._watch.exploded(loss):
+            self._fail(
+                f"{called}: the loss grew to {loss:.2f} from {self._watch.usual:.2f}", places
+            )
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["rate"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the last steps were far above: no checkpoint is to be made of them."""
+        return self._watch.suspicious
+
+    def _fail(self, what: str, places: Sequence[str]) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        shown = ", ".join(places[:3]) + (" …" if len(places) > 3 else "")
+        rates = " ".join(f"--set {rate}=…" for rate in self.rates)
+        raise RecipeError(
+            f"{what}{f' (its samples: {shown})' if places else ''}. The last checkpoint is whole: lower "
+            f"the learning rates ({rates}){' or mend those samples' if places else ''}, and go on with "
+            "--resume."
+        )
+
+
+class Steps(Updates):
+    """Does whole steps on a loss module: `module(batch, features)` -> the sum of weighted losses."""
 
     def __init__(
         self,
@@ -70,54 +129,24 @@ class Steps:
         say: Callable[[str], None],
         rates: Sequence[str] = ("learning_rate",),
     ) -> None:
-        """`rates`: the recipe's keys of the learning rates that count."""
+        """The rest is as in `Updates`."""
+        super().__init__(
+            optimizers, parameters, clip=clip, rates=rates, clip_norm=accelerator.clip_grad_norm_
+        )
         self.accelerator = accelerator
         self.module = module
-        self.optimizers = list(optimizers)
-        self.parameters = list(parameters)
-        self.clip = clip
         self.micro_rows = micro_rows
         """Rows at once; 0 is all of a step."""
         self.say = say
-        self.rates = tuple(rates)
-        self._watch = Explosion()
 
     def step(self, given: StepInput, factor: float, called: str) -> StepFigures:
-        """One optimizer step with every learning rate at `factor` of its own.
-
-        Raises RecipeError where loss or gradient are not finite or the loss explodes; then nothing
-        was changed. `called` names the step.
-        """
+        """Gradients of `given`, and `apply` with them; raises RecipeError as that does, and where the
+        memory is too small."""
         began = time.monotonic()
         loss = self._backward(given)
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.clip))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            # Before the step: a gradient that is not finite would spoil weights and checkpoint.
-            self._fail(given, f"{called}: the loss is {loss}, its gradient's norm {norm}")
-        if self._watch.exploded(loss):
-            self._fail(given, f"{called}: the loss grew to {loss:.2f} from {self._watch.usual:.2f}")
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        norm = self.apply(loss, factor, called, given.places)
         seconds = time.monotonic() - began
         return StepFigures(loss, norm, seconds, given.tokens, given.samples, given.waited)
-
-    @property
-    def suspicious(self) -> bool:
-        """Whether the last steps were far above: no checkpoint is to be made of them."""
-        return self._watch.suspicious
-
-    def _fail(self, given: StepInput, what: str) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        shown = ", ".join(given.places[:3]) + (" …" if len(given.places) > 3 else "")
-        rates = " ".join(f"--set {rate}=…" for rate in self.rates)
-        raise RecipeError(
-            f"{what} (its samples: {shown}). The last checkpoint is whole: lower the learning rates "
-            f"({rates}) or mend those samples, and go on with --resume."
-        )
 
     def _backward(self, given: StepInput) -> float:
         """Gradients of the step's mean loss; -> that loss over all processes."""

@@ -76,7 +76,8 @@ def build_optimizers(
     Matrices of linear layers go to Muon; embeddings, convolutions, norms,
     biases and positions to AdamW, the vectors among them without weight decay.
     `vocabulary` names the input embedding and the head (often one tied matrix),
-    whose rows are tokens and which go to AdamW.
+    whose rows are tokens and which go to AdamW. Each group has `rate`, its learning rate before
+    any schedule.
     """
     tokens = {id(module.weight) for module in vocabulary}
     matrices: dict[int, Tensor] = {}
@@ -91,17 +92,16 @@ def build_optimizers(
     free = [p for p in others.values() if p.ndim <= 1]
     adamw = torch.optim.AdamW(
         [
-            {"params": decayed, "weight_decay": weight_decay},
-            {"params": free, "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": weight_decay, "rate": learning_rate},
+            {"params": free, "weight_decay": 0.0, "rate": learning_rate},
         ],
         lr=learning_rate,
         betas=(0.9, 0.95),
     )
     optimizers: list[torch.optim.Optimizer] = [adamw]
     if matrices:
-        muon = Muon(
-            matrices.values(), learning_rate, weight_decay=weight_decay, compute_dtype=compute_dtype
-        )
+        group = {"params": list(matrices.values()), "rate": learning_rate}
+        muon = Muon([group], learning_rate, weight_decay=weight_decay, compute_dtype=compute_dtype)
         optimizers.insert(0, muon)
     return optimizers
 

@@ -1,7 +1,6 @@
 """A training run: the recipe's stages one after the other, resumable at any step."""
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from mmchat.training.checkpoint import (
 )
 from mmchat.training.collation import AnswerSteps, CellSteps, Collator, ToldSteps
 from mmchat.training.dataset import PreparedData
+from mmchat.training.loop import Updates
 from mmchat.training.objectives import (
     AnswerScores,
     CellHeads,
@@ -124,37 +124,27 @@ class Run:
             raise self._unfit(f"stage {stage.name} trained other parts then", error) from error
         self.restored = {}
         parameters = [p for module in trained for p in module.parameters() if p.requires_grad]
+        key = f"stages.{self.stage_index}.learning_rate"
+        updates = Updates(optimizers, parameters, clip=stage.clip, rates=(key,))
         step_loss = self._objective(stage)
         started = time.monotonic()
         first = self.step
         for step, batch in zip(range(first, stage.steps), self._loader(stage, first), strict=True):
-            factor = schedule(step, stage.steps, stage.warmup, stage.decay)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = stage.learning_rate * factor
             if isinstance(batch, MmchatError):
                 raise batch
             loss = step_loss(batch)
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, stage.clip).item()
             value = loss.item()
-            if not (math.isfinite(value) and math.isfinite(norm)):
-                # Before the step: a gradient that is not finite would spoil weights and checkpoint.
-                raise RecipeError(
-                    f"Stage {stage.name}, step {step}: the loss is {value}, its gradient's norm "
-                    f"{norm}. What {self.out / 'checkpoints'} holds is whole: lower learning_rate "
-                    "and --resume."
-                )
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            factor = schedule(step, stage.steps, stage.warmup, stage.decay)
+            norm = updates.apply(value, factor, f"Stage {stage.name}, step {step + 1}")
             self.step = step + 1
             if self.step % 20 == 0:
                 pace = (time.monotonic() - started) / (self.step - first)
                 self._log(stage, loss=value, norm=norm, seconds_a_step=pace)
             if self.step % stage.evaluate_every == 0 or self.step == stage.steps:
                 self._log(stage, held_out=self._evaluate(stage))
-            if self.step % stage.checkpoint_every == 0 or self.step == stage.steps:
+            due = self.step % stage.checkpoint_every == 0 or self.step == stage.steps
+            if due and not updates.suspicious:
                 self._save(stage, optimizers)
 
     def _freeze(self, stage: Stage) -> list[nn.Module]:

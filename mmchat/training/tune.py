@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmchat.errors import DataError, MmchatError, RecipeError
+from mmchat.model.heap import give_back_at_once
 from mmchat.model.loading import LoadedModel, load_planned
 from mmchat.model.quantization import decoder_of
 from mmchat.training.checkpoint import (
@@ -26,8 +27,9 @@ from mmchat.training.checkpoint import (
 from mmchat.training.examples import Samples
 from mmchat.training.features import FeatureCache, FeatureReader, pixel_values
 from mmchat.training.feeding import Rows, StepFeed
-from mmchat.training.loop import StepInput, Steps, schedule_factor, together
-from mmchat.training.objectives import AnswerScores, PackedLoss, StockLoss
+from mmchat.training.judging import judged
+from mmchat.training.loop import StepInput, Steps, schedule_factor
+from mmchat.training.objectives import PackedLoss, StockLoss
 from mmchat.training.optimizer import build_tuning_optimizers
 from mmchat.training.pace import Pace, stage_lines
 from mmchat.training.packing import packs
@@ -116,6 +118,8 @@ class Tune:
 
         Raises Paused after SIGINT or SIGTERM, RecipeError and DataError for what can be mended.
         """
+        if self.prepared.tight:
+            give_back_at_once()
         self._write_recipe()
         self._encode_pictures()
         trackers = Trackers(
@@ -294,23 +298,8 @@ class Tune:
             return
         self.loaded.model.eval()
         rows = self._rows(stage)
-        scores = AnswerScores()
-        total = weight = 0.0
-        for start in range(0, len(held_out.trees), stage.batch):
-            trees = [
-                (tree, held_out.pictures) for tree in held_out.trees[start : start + stage.batch]
-            ]
-            for row in rows(trees):
-                batch, features = together([row], self.accelerator.device)
-                with self.accelerator.autocast():
-                    loss, right = judge.judged(batch, features)
-                total += float(loss)
-                weight += float(batch.weights.sum())
-                scores.add(batch, right.cpu())
-        asked = sum(scores.asked.values())
-        share = sum(scores.right.values()) / max(asked, 1)
-        loss_of_all = total / max(weight, 1e-9)
-        self.telling.held_out(self._place(stage), loss_of_all, share, self._answers())
+        loss, right = judged(judge, rows, held_out, self.accelerator, at_once=stage.batch)
+        self.telling.held_out(self._place(stage), loss, right, self._answers())
 
     def _answers(self) -> tuple[SampleAnswer, ...]:
         with self.accelerator.autocast():

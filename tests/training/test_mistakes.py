@@ -139,10 +139,31 @@ def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(
         return spoil
 
     run._objective = spoiled  # type: ignore[method-assign]
-    _told(RecipeError, r"gradient's norm .*is whole", run.run)
+    sentence = _told(RecipeError, r"gradient's norm .*is whole", run.run)
+    assert "(--set stages.0.learning_rate=…), and go on" in sentence and "samples" not in sentence
     kept = load_checkpoint(tmp_path / "checkpoints")
     assert kept is not None and kept[1]["step"] == 2
     assert all(tensor.isfinite().all() for tensor in kept[0].values())
+
+
+def test_a_loss_that_explodes_ends_the_run(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the second step far above, none of them becomes a checkpoint."""
+    monkeypatch.setattr("mmchat.training.loop.Explosion.FIRST", 1)
+    monkeypatch.setattr("mmchat.training.loop.Explosion.STEPS", 2)
+    data, recipe = prepared
+    run = Run(data, read_recipe(recipe), tmp_path, resume=False, say=_quiet)
+    objective = run._objective
+
+    def growing(stage: Stage) -> Callable[[Any], torch.Tensor]:
+        loss = objective(stage)
+        return lambda batch: loss(batch) * 100.0**run.step
+
+    run._objective = growing  # type: ignore[method-assign]
+    _told(RecipeError, "Stage cells, step 3: the loss grew to .*is whole", run.run)
+    kept = load_checkpoint(tmp_path / "checkpoints")
+    assert kept is not None and kept[1]["step"] == 1
 
 
 @pytest.mark.parametrize(
