@@ -157,6 +157,12 @@ def test_full_leaves_a_model(base: Callable[[str], Path], home: Path) -> None:
     muon = "optimizer=muon"
     tune, made = trained(base("qwen_siglip"), home / "run", "full", three_pictures(), muon)
     model = load_model(str(made), quantization="fp32", device="cpu")
+    groups = tune.trainable.begin(tune.recipe.stages[0])
+    linear = {
+        n for g in groups for n, is_one in zip(g["names"], g["linear"], strict=True) if is_one
+    }
+    assert "model.language_model.layers.0.mlp.up_proj.weight" in linear
+    assert not [name for name in linear if "embed_tokens" in name or "lm_head" in name]
     trained_weights = dict(tune.loaded.model.named_parameters())
     before = load_model(str(base("qwen_siglip")), quantization="fp32", device="cpu").model
     for name, parameter in before.named_parameters():
@@ -253,7 +259,7 @@ def test_stages_that_train_other_blocks_of_the_encoder(
 
 
 def test_what_the_base_cannot_be_asked_is_no_sample(
-    base: Callable[[str], Path], home: Path
+    base: Callable[[str], Path], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too long, or a picture for a base that reads text: left out, and not asked while it trains."""
     text, seen = three_pictures(4, shown=0).examples, three_pictures(1).examples
@@ -267,6 +273,8 @@ def test_what_the_base_cannot_be_asked_is_no_sample(
     tune = Tune(prepared, "", RunFolder(home), Status("t", "", "preparing"))
     tune.run()
     assert len(tune.status.samples) == 2
+    monkeypatch.setattr("mmchat.training.preparing.NEW_TOKENS", 4096)  # no room for an answer
+    assert prepare(recipe, data, [text[1]]).held_out_examples == []
 
 
 def test_each_stage_weighs_answers_as_it_says(base: Callable[[str], Path], home: Path) -> None:
