@@ -101,6 +101,8 @@ class LogLines(_Closing):
         note(text)
 
     def show(self, status: Status, metrics: Metrics) -> None:
+        if status.state == "failed":
+            return  # why is the command's last word
         sentence = words.sentence(status)
         # The same sentence with other numbers is a count that goes on.
         said = (status.state, re.sub(r"\d+", "", sentence))

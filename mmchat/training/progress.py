@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ LOCK_TRIES, LOCK_WAIT = 10, 0.02
 """How often, and how many seconds apart, the lock is asked for."""
 PAUSE, KEEP = signal.SIGTERM, signal.SIGUSR1
 RECIPE = "recipe.toml"
+_LITTLE = 1_000_000
+"""Bytes: a disk with less is full."""
 
 
 class SampleAnswer(msgspec.Struct, frozen=True):
@@ -234,8 +237,17 @@ def writing(what: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:  # a full disk is either, by who meets it
-        why = error.strerror if isinstance(error, OSError) else str(error)
+        why = getattr(error, "strerror", None) or _why(what, error)
         raise RecipeError(
             f"{what} cannot be written ({why}): make room or mend its permissions, and go on with "
             "--resume, or choose another folder."
         ) from error
+
+
+def _why(what: Path, error: Exception) -> str:
+    """numpy and safetensors tell of a full disk by numbers of bytes."""
+    with contextlib.suppress(OSError):
+        folder = next(parent for parent in what.absolute().parents if parent.is_dir())
+        if shutil.disk_usage(folder).free < _LITTLE:
+            return "No space left on device"
+    return str(error)

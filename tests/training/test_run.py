@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from mmchat.errors import DataError, RecipeError
 from mmchat.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from mmchat.training.dataset import PreparedData
-from mmchat.training.progress import RunFolder, replace_file
+from mmchat.training.progress import RunFolder, replace_file, writing
 from mmchat.training.recipe import read_recipe
 from mmchat.training.run import Run, train
 
@@ -224,3 +224,16 @@ def test_damaged_data_is_told(prepared: tuple[Path, Path]) -> None:
 def test_missing_data(tmp_path: Path, prepared: tuple[Path, Path]) -> None:
     with pytest.raises(DataError, match=r"samples\.jsonl"):
         train(tmp_path / "nowhere", prepared[1], tmp_path / "out", say=_quiet)
+
+
+def test_a_full_disk_is_called_so_whoever_meets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numpy says only how many bytes it wanted."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=5000))
+    with (
+        pytest.raises(RecipeError, match=r"cannot be written \(No space left on device\): make room"),
+        writing(tmp_path / "a" / "file.npy"),
+    ):
+        raise OSError("2048 requested and 0 written")
