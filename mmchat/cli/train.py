@@ -7,6 +7,7 @@ import click
 from msgspec import to_builtins
 
 from mmchat.cli.output import note, say, say_json
+from mmchat.errors import RecipeError
 
 
 @click.command()
@@ -110,10 +111,13 @@ def train(
     if recipe is not None and "base" in read_tables(recipe):
         if data is None or out is None:
             raise click.UsageError("A recipe with a [base] takes DATA and --out DIR.")
+        of_adapters = (name, model, from_history, restart, dry_run, allow_bad, images)
+        if any(of_adapters) or no_measure or as_json:
+            raise click.UsageError(
+                "A recipe with a [base] takes DATA, --out, --set and --resume only."
+            )
         read_recipe(recipe, overrides)  # a mistake is told before torch is imported
-        from mmchat.training.run import train as run_base
-
-        say(str(run_base(data, recipe, out, resume=resume, overrides=overrides, say=note)))
+        say(str(_base(data, recipe, out, overrides, resume=resume)))
         return
     if out is not None:
         raise click.UsageError(
@@ -121,6 +125,14 @@ def train(
         )
     if data is None and not from_history and not resume:
         raise click.UsageError("Name DATA, or take --from-history.")
+    if resume and recipe is not None:
+        raise click.UsageError(
+            "A run goes on with its own recipe: leave --recipe out, and change a key with --set."
+        )
+    if resume and (ratings or since or conversations or tags):
+        raise click.UsageError(
+            "A run goes on with what it began with: leave --rating, --since, --conversation and --tag out."
+        )
     from mmchat.cli.training_job import Job, Wish
     from mmchat.cli.training_panel import watch
 
@@ -156,3 +168,18 @@ def train(
         say_json(to_builtins(status))
     else:
         say(status.said)
+
+
+def _base(data: Path, recipe: Path, out: Path, overrides: tuple[str, ...], *, resume: bool) -> Path:
+    """Trains a base; -> its folder. Raises RecipeError where another process writes into `out`."""
+    from mmchat.training.progress import RunFolder
+
+    folder = RunFolder(out)
+    if folder.is_running():
+        raise RecipeError(
+            f"Another process trains into {out}: wait for it, or name another folder with --out."
+        )
+    with folder.working():
+        from mmchat.training.run import train as run_base
+
+        return run_base(data, recipe, out, resume=resume, overrides=overrides, say=note)

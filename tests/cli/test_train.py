@@ -8,15 +8,19 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from mmchat.cli.measuring import Asked, measure
+from mmchat.cli.train import train
 from mmchat.cli.training_job import Wish, read_material
 from mmchat.cli.training_result import keep
+from mmchat.errors import RecipeError
 from mmchat.model.adapters import LONGEST_NAME, Base, Card, is_name, read_card, write_card
 from mmchat.training.progress import KEEP, PAUSE, RunFolder
 from mmchat.training.tuning import read_tuning
 from tests.cli.conftest import MMCHAT, Run
 from tests.evaluation.folders import line, write
+from tests.training.prepared import RECIPE
 from tests.training.tuned import picture, write_base
 
 QUICK = ("--set", "steps=4", "--no-measure", "--set", "data.replay=0")
@@ -280,7 +284,31 @@ def test_each_mistake_is_one_sentence(
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("x", "--from-history"), ("x", "--rating", "good"), ("x", "--set", "batch"), ("x", "--resume", "--restart")],
+    [(), ("x", "--from-history"), ("x", "--rating", "good"), ("x", "--set", "batch"), ("x", "--resume", "--restart"),
+     ("x", "--resume", "--recipe", "lora.toml"), ("--from-history", "--resume", "--tag", "t")],
 )  # fmt: skip
-def test_wrong_usage(mmchat: Run, arguments: tuple[str, ...]) -> None:
-    assert mmchat("train", *arguments).returncode == 2
+def test_wrong_usage(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "lora.toml").write_text("[lora]\nrank = 4\n")
+    assert CliRunner().invoke(train, arguments).exit_code == 2
+
+
+def test_a_base_takes_few_options_and_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Path] = []
+    monkeypatch.setattr("mmchat.training.run.train", lambda data, *_, **__: begun.append(data))
+    recipe, out = tmp_path / "base.toml", tmp_path / "out"
+    recipe.write_text(RECIPE)
+    command = ["data", "--recipe", str(recipe), "--out", str(out), "--set", "seed=2"]
+    for option in (
+        ["--dry-run"], ["--restart"], ["--no-measure"], ["--json"], ["--allow-bad"],
+        ["--name", "n"], ["--model", "m"], ["--images", "."],
+    ):  # fmt: skip
+        done = CliRunner().invoke(train, [*command, *option])
+        assert done.exit_code == 2 and "DATA, --out, --set and --resume only." in done.output
+    with RunFolder(out).working():
+        done = CliRunner().invoke(train, command)
+    assert isinstance(done.exception, RecipeError) and "--out" in str(done.exception)
+    assert begun == []
+    assert CliRunner().invoke(train, [*command, "--resume"]).exit_code == 0
+    assert begun == [Path("data")]
