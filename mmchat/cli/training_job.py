@@ -1,5 +1,6 @@
 """What `mmchat train` does: read, choose, train, measure, keep."""
 
+import gc
 import os
 import re
 import shutil
@@ -9,15 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import msgspec
 
 from mmchat.cli.training_panel import Watcher
-from mmchat.cli.training_result import finished_words, keep
+from mmchat.cli.training_result import finished_words, how_to_go_on, keep, kept_steps, resuming
 from mmchat.data import read_splits, split
 from mmchat.data.snapshot import has_snapshot, load_snapshot, save_snapshot
 from mmchat.data.types import Dataset, Example
 from mmchat.errors import DataError, MmchatError, RecipeError
 from mmchat.model.adapters import is_name
+from mmchat.model.heap import give_back
 from mmchat.settings import builtin_adapters, load_settings, paths
 from mmchat.training.progress import (
     KEEP,
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from mmchat.training.preparing import Prepared
 
 HISTORY = "history"
+MODEL = "model"
+"""In a run's folder: the whole model that `full` makes."""
 OLD_SKILLS_PER_TYPE = 30
 
 
@@ -106,14 +111,15 @@ class Job:
                 self._tell(state="failed", said=str(error))
                 raise
             except KeyboardInterrupt:
-                self._tell(state="paused", said=_how_to_go_on(self.folder))
+                kept = kept_steps(self.folder)
+                saved = self.status.step <= kept
+                self._tell(state="paused", said=how_to_go_on(self.folder, kept, saved=saved))
                 raise
 
     def _work(self) -> Status:
         self._tell()
-        material = read_material(self.wish, self.recipe, self.folder)
+        material = read_material(self.wish, self.recipe, self.folder, written=self.main)
         from mmchat.training.preparing import prepare
-        from mmchat.training.tune import Paused, Tune
 
         prepared = prepare(
             with_data(self.recipe, material, self.wish),
@@ -124,6 +130,30 @@ class Job:
         )
         for line in notes_of(material, prepared):
             self.watcher.say(line)
+        made = self._train(prepared, material)
+        if made is None or not self.main:
+            return self.status
+        _give_room_back()  # the engines of measuring need it
+        if made.name == MODEL:
+            said = f"The model is ready: mmchat models add {made}"
+            self._tell(state="finished", said=said)
+            return self.status
+        rows: list[Row] = []
+        unmeasured = ""
+        if self.wish.measure:
+            try:
+                rows = self._measure(prepared, material, made)
+            except MmchatError as error:  # whatever it is, the adapter is made
+                unmeasured = str(error)
+        kept = keep(made, self.recipe.name, rows)
+        said = finished_words(self.recipe.name, rows, kept, unmeasured)
+        self._tell(state="finished", said=said, rows=tuple(rows), adapter=self.recipe.name)
+        return self.status
+
+    def _train(self, prepared: "Prepared", material: Material) -> Path | None:
+        """What was made, or None where it was paused; the weights go when this returns."""
+        from mmchat.training.tune import Paused, Tune
+
         tune = Tune(
             prepared,
             material.sha256,
@@ -133,35 +163,15 @@ class Job:
             show=self.watcher.show,
         )
         try:
-            made = tune.run()
-        except Paused:
-            self.status = tune.status
-            self._tell(state="paused", said=_how_to_go_on(self.folder))
-            return self.status
-        self.status = tune.status
-        if not self.main:
-            return self.status
-        large = prepared.parameters > LARGE
-        del tune  # its weights: the engines of measuring need the room
-        if made.name == "model":
-            said = f"The model is ready: mmchat models add {made}"
-            self._tell(state="finished", said=said)
-            return self.status
-        rows: list[Row] = []
-        unmeasured = ""
-        if self.wish.measure:
-            try:
-                rows = self._measure(prepared, material, made, large=large)
-            except MmchatError as error:  # whatever it is, the adapter is made
-                unmeasured = str(error)
-        kept = keep(made, self.recipe.name, rows)
-        said = finished_words(self.recipe.name, rows, kept, unmeasured)
-        self._tell(state="finished", said=said, rows=tuple(rows), adapter=self.recipe.name)
-        return self.status
+            return tune.run()
+        except Paused as paused:
+            said = how_to_go_on(self.folder, paused.kept, saved=paused.saved)
+        finally:
+            self.status = tune.status  # where it stands, however it ended
+        self._tell(state="paused", said=said)
+        return None
 
-    def _measure(
-        self, prepared: "Prepared", material: Material, made: Path, *, large: bool
-    ) -> list[Row]:
+    def _measure(self, prepared: "Prepared", material: Material, made: Path) -> list[Row]:
         from mmchat.cli.measuring import HELD_OUT, OLD_SKILLS, Asked, measure
         from mmchat.training.replay import has_replay, old_skills
 
@@ -182,7 +192,7 @@ class Job:
             prepared.plan.name,
             made,
             asked,
-            together=not large,
+            together=prepared.parameters <= LARGE,
             tell=lambda words: self._tell(said=words),
         )
 
@@ -194,16 +204,31 @@ class Job:
             self.watcher.show(self.status, self.folder.metrics())
 
 
-def read_material(wish: Wish, recipe: Tuning, folder: RunFolder) -> Material:
-    """Reads the data of the wish, or on a resume of the run; raises DataError and HistoryError."""
+def _give_room_back() -> None:
+    """What training had of the memory, and of a GPU's, is there for other processes."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    give_back()
+
+
+def read_material(
+    wish: Wish, recipe: Tuning, folder: RunFolder, *, written: bool = False
+) -> Material:
+    """Reads the data of the wish, or on a resume of the run; raises DataError and HistoryError.
+
+    `written`: what the history holds now becomes the run's snapshot.
+    """
     source = recipe.data.source
     if wish.from_history or (wish.data is None and source == HISTORY):
         snapshot = folder.folder / "data"
-        if has_snapshot(snapshot):
+        if wish.resume and has_snapshot(snapshot):
             whole = load_snapshot(snapshot)
         else:
             whole = _from_history(wish, recipe)
-            if folder.is_running():  # by us; a dry run writes nothing
+            if written:
                 save_snapshot(whole, snapshot)
         return _divided(whole, recipe)
     path = wish.data if wish.data is not None else Path(source)
@@ -280,19 +305,11 @@ def notes_of(material: Material, prepared: "Prepared") -> list[str]:
     return lines
 
 
-def resuming(name: str) -> tuple[str, ...]:
-    """What goes on with the run: the arguments of `mmchat`."""
-    return ("train", "--resume", "--name", name)
-
-
-def _how_to_go_on(run: RunFolder) -> str:
-    if not run.can_go_on():
-        return "It had not begun to learn: begin it again."
-    return f"Saved. Go on: mmchat {' '.join(resuming(run.folder.name))}"
-
-
 def recipe_of(wish: Wish) -> tuple[Tuning, RunFolder]:
-    """The recipe with its name and base, and where its run lies."""
+    """The recipe with its name and base, and where its run lies.
+
+    Raises RecipeError, and UsageError where a run that goes on is asked for another base.
+    """
     settings = load_settings()
     if wish.resume:
         name = _name(wish.name or _default_name(wish), settings.model.name)
@@ -301,11 +318,34 @@ def recipe_of(wish: Wish) -> tuple[Tuning, RunFolder]:
             raise RecipeError(
                 f"There is no run {name} to go on with: leave --resume out, or name another (--name)."
             )
-        return read_tuning(folder.folder / RECIPE, wish.overrides), folder
+        return _going_on(wish, folder), folder
     recipe = read_tuning(wish.recipe, wish.overrides)
     name = _name(wish.name or recipe.name or _default_name(wish), settings.model.name)
     model = wish.model or recipe.model or settings.model.name
     return msgspec.structs.replace(recipe, name=name, model=model), run_folder(name)
+
+
+def _going_on(wish: Wish, folder: RunFolder) -> Tuning:
+    """The recipe that a begun run goes on with. Raises RecipeError where it cannot."""
+    name = folder.folder.name
+    status = folder.status()
+    if status is not None and status.state == "finished":
+        where = "mmchat adapters list" if status.adapter else str(folder.folder / MODEL)
+        raise RecipeError(
+            f"The run {name} is finished ({where}): leave --resume out to train it again."
+        )
+    file = folder.folder / RECIPE
+    begun, recipe = read_tuning(file), read_tuning(file, wish.overrides)
+    if (recipe.seed, recipe.data.held_out) != (begun.seed, begun.data.held_out):
+        raise RecipeError(
+            f"seed and data.held_out decide what is held out, so the run {name} keeps its own: leave "
+            "them out, or begin again with --restart."
+        )
+    if wish.model and wish.model != recipe.model:
+        raise click.UsageError(
+            f"The run {name} trains {recipe.model}: leave --model out, or begin again with --restart."
+        )
+    return recipe
 
 
 def _default_name(wish: Wish) -> str:
@@ -327,13 +367,21 @@ def _name(name: str, model: str) -> str:
 
 
 def _check_begun(folder: RunFolder, wish: Wish) -> None:
-    """Raises RecipeError where a run of that name was begun and not finished."""
-    if wish.resume or wish.restart or not folder.is_begun():
+    """Raises RecipeError where something would be lost that an earlier run of that name learned."""
+    if wish.resume or wish.restart:
         return
-    raise RecipeError(
-        f"A run {folder.folder.name} was begun and is not finished: go on with --resume, begin again "
-        "with --restart, or give this one another --name."
-    )
+    # A status that cannot be read does not say that it is finished.
+    if folder.is_begun() or (folder.status() is None and kept_steps(folder)):
+        raise RecipeError(
+            f"A run {folder.folder.name} was begun and is not finished: go on with --resume, begin again "
+            "with --restart, or give this one another --name."
+        )
+    model = folder.folder / MODEL
+    if model.exists():
+        raise RecipeError(
+            f"{model} is the model that an earlier run {folder.folder.name} made: move it elsewhere and "
+            "add it there (mmchat models add), or give this run another --name; --restart removes it."
+        )
 
 
 def _clear(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a finished run leaves: the adapter among the person's own, its card, a sentence."""
+"""What a run leaves: the adapter among the person's own, its card, a sentence."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import msgspec
 from mmchat.errors import AdapterError
 from mmchat.model.adapters import LONGEST_NAME, Figure, read_card, rename_adapter, write_card
 from mmchat.settings import paths, private_dir
-from mmchat.training.progress import Row, writing
+from mmchat.training.progress import Row, RunFolder, writing
 
 
 def keep(made: Path, name: str, rows: list[Row]) -> Path | None:
@@ -73,3 +73,34 @@ def finished_words(name: str, rows: list[Row], before: Path | None, unmeasured: 
         f"{name} is ready{': ' + figures if figures else ''}. Use it: mmchat adapters use {name}, or "
         f"/adapter {name} in the chat.{kept}{why}"
     )
+
+
+def resuming(name: str) -> tuple[str, ...]:
+    """What goes on with the run: the arguments of `mmchat`."""
+    return ("train", "--resume", "--name", name)
+
+
+def how_to_go_on(run: RunFolder, kept: int, *, saved: bool) -> str:
+    """A sentence for a run that was paused.
+
+    `kept`: the steps in its newest checkpoint, 0 where there is none; `saved`: it has done no others.
+    """
+    if not run.can_go_on():
+        return "It had not begun to learn: begin it again."
+    if saved:
+        said = f"Saved after {_steps(kept)}." if kept else "It had not begun to learn."
+    elif kept:
+        said = f"The newest checkpoint holds {_steps(kept)}, and what was done after it is lost."
+    else:
+        said = "There was no checkpoint yet, so what was done is lost."
+    return f"{said} Go on: mmchat {' '.join(resuming(run.folder.name))}"
+
+
+def kept_steps(run: RunFolder) -> int:
+    """The steps in the newest checkpoint; 0 where there is none."""
+    states = (run.folder / "checkpoints").glob("step-*/state.json")
+    return max((int(state.parent.name.removeprefix("step-")) for state in states), default=0)
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step{'s' if count != 1 else ''}"

@@ -23,8 +23,13 @@ def giving_back() -> Iterator[None]:
         yield
     finally:
         _set(_LARGEST)
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+        give_back()
+
+
+def give_back() -> None:
+    """What is freed goes back to the system, this once."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def give_back_at_once() -> None:
