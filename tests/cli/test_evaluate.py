@@ -9,12 +9,15 @@ import re
 import struct
 import subprocess
 import termios
+import time
 from pathlib import Path
 
 import pytest
 
+from mmchat.settings import paths
 from tests.cli.conftest import MMCHAT, Run, sentence
 from tests.client.asking import png
+from tests.engine.scripted import answers, open_gate
 from tests.evaluation.folders import line, write
 
 pytestmark = pytest.mark.usefixtures("shared_engine")
@@ -160,3 +163,46 @@ def test_data_that_is_not_there_is_one_sentence(mmchat: Run) -> None:
 def test_what_cannot_be_written_is_one_sentence(mmchat: Run, data: Path) -> None:
     told = sentence(mmchat("evaluate", str(data), "--html", "no/such/folder.html"))
     assert "no/such/folder.html cannot be written" in told
+
+
+def test_killed_it_goes_on_where_it_was(mmchat: Run, tmp_path: Path) -> None:
+    texts = ["say killed one", "gate killed", "say killed two"]
+    folder = write(
+        tmp_path / "data",
+        [line(str(n), text, "x", images=("1.png",)) for n, text in enumerate(texts)],
+    )
+    kept = paths().cache / "evaluation"
+    assert not list(kept.glob("*/answers.jsonl"))
+    model = tmp_path / "model"  # with weights, so that what answered is known
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    options = ["--model", str(model), "--json", "--parallel", "1"]
+    command = [MMCHAT, "evaluate", str(folder), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=dict(os.environ)) as going:
+        deadline = time.monotonic() + 60
+        while not any(file.read_bytes() for file in kept.glob("*/answers.jsonl")):
+            assert going.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        going.kill()
+    open_gate("killed")
+    found = json.loads(mmchat(*command[1:]).stdout)
+    assert (found["overall"]["n"], found["reused"]) == (3, 1)
+    assert [one["text"] for one in answers()].count("say killed one") == 1
+
+
+def test_the_keys_of_the_object_stay(mmchat: Run, data: Path) -> None:
+    """Scripts read them: one that goes or changes its name is a change that people are told of."""
+    options = ("--against", "birds", "--blank", "--json", "--parallel", "1")
+    found = json.loads(mmchat("evaluate", str(data), *options).stdout)
+    of_the_model = {"model", "weights_hash", "adapter", "adapter_hash", "quantization"}
+    of_the_data = {"about", "data", "data_sha256", "device", "compute_dtype"}
+    counted = {"overall", "types", "figures", "worst", "against", "blank"}
+    assert set(found) == of_the_model | of_the_data | counted | {"reused", "answers_file"}
+    assert {"n", "exact_match", "interval"} <= set(found["overall"])
+    assert set(found["figures"]) == {
+        "verbatim_match",
+        "normalised_match",
+        "classes",
+        "yes_no",
+        "texts",
+    }
