@@ -92,8 +92,7 @@ async def test_thirty_corrections_are_learned(
             await until(pilot, lambda: answers(app)[-1].message.corrects is not None)
         assert right_before <= CORRECTED // 10
 
-        app.chat.composer.input.take_text("/train")
-        await pilot.press("enter")
+        await pilot.press("slash", *"train", "enter")
         await until(pilot, lambda: isinstance(app.screen, TrainingScreen))
         plan: Callable[[], str] = lambda: str(app.screen.query_one("#train-plan", Static).content)  # noqa: E731
         await until(pilot, lambda: f"{CORRECTED} corrected answers" in plan())

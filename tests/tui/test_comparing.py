@@ -295,8 +295,7 @@ async def test_names_are_completed_one_after_the_other(new_app: NewApp) -> None:
         await pilot.press("tab")
         await until(pilot, lambda: box.text == "/compare kites")
         box.take_text("/compare kites no")
-        # Those for the first name may stand there still.
-        await until(pilot, lambda: [s.insert for s in app.chat.composer._suggestions] == ["none"])
+        # Those for the first name may stand there still: the key waits for those of the second.
         await pilot.press("tab")
         await until(pilot, lambda: box.text == "/compare kites none")
 

@@ -90,6 +90,9 @@ class Composer(Vertical):
         super().__init__(id=id)
         self._choices = choices
         self._suggestions: list[Suggestion] = []
+        self._offered_for = ""
+        self._wanted = ""
+        """The key that waits for the list of the present text."""
         self._closed_for = ""
         self._complained_for = ""
 
@@ -201,6 +204,7 @@ class Composer(Vertical):
             self._offer(found)
 
     def _offer(self, found: Sequence[Suggestion]) -> None:
+        self._offered_for = self.input.text
         shown = self.query_one("#suggestions", OptionList)
         self._suggestions = list(found)
         # A command that stands there whole needs no list of one line that says so.
@@ -215,6 +219,11 @@ class Composer(Vertical):
         )
         if self._suggestions:
             shown.highlighted = 0
+        wanted, self._wanted = self._wanted, ""
+        if wanted and self._suggestions:
+            self.steer(wanted)
+        elif wanted == "enter":
+            self.input.submit()
 
     def close_suggestions(self) -> bool:
         """Esc: away with them until the text changes; False where none are shown."""
@@ -235,6 +244,9 @@ class Composer(Vertical):
             shown.action_cursor_up()
         elif where == "down":
             shown.action_cursor_down()
+        elif self._offered_for != self.input.text:
+            # The list is still that of an earlier text: the key waits for the one that it means.
+            self._wanted = where
         elif shown.highlighted is not None and shown.highlighted < len(self._suggestions):
             self._accept(self._suggestions[shown.highlighted], send=where == "enter")
 
