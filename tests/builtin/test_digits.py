@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -233,7 +233,9 @@ def test_a_full_disk_is_called_so_whoever_meets_it(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=5000))
     with (
-        pytest.raises(RecipeError, match=r"cannot be written \(No space left on device\): make room"),
+        pytest.raises(
+            RecipeError, match=r"cannot be written \(No space left on device\): make room"
+        ),
         writing(tmp_path / "a" / "file.npy"),
     ):
         raise OSError("2048 requested and 0 written")
