@@ -152,6 +152,15 @@ async def test_it_says_what_it_would_learn_from(new_app: NewApp) -> None:
     assert list_runs() == []
 
 
+async def test_the_command_typed_whole_is_run_by_enter(new_app: NewApp) -> None:
+    """It could take a folder more, which are offered after a space and not in its place."""
+    app = new_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("slash", *"train", "enter")
+        await until(pilot, lambda: isinstance(app.screen, TrainingScreen))
+        assert app.chat.composer.input.text == ""
+
+
 async def test_start_and_watch(new_app: NewApp) -> None:
     app = new_app()
     async with app.run_test(size=(80, 24)) as pilot:

@@ -208,7 +208,7 @@ class Composer(Vertical):
         shown = self.query_one("#suggestions", OptionList)
         self._suggestions = list(found)
         # A command that stands there whole needs no list of one line that says so.
-        if len(found) == 1 and found[0].submit and found[0].insert == self.input.text:
+        if len(found) == 1 and found[0].insert.rstrip() == self.input.text:
             self._suggestions = []
         shown.display = self.input.suggesting = bool(self._suggestions)
         shown.clear_options()
@@ -265,6 +265,8 @@ class Composer(Vertical):
             self.input.take_text(changed)
             self.post_message(self.AttachWanted(one.attach))
             return
-        self.input.take_text(changed)
-        if send and one.submit:
+        # Enter on a command that stands there whole runs it, also one that could take a word more.
+        whole = one.insert.rstrip() == text
+        self.input.take_text(text if send and whole else changed)
+        if send and (one.submit or whole):
             self.input.submit()
