@@ -36,7 +36,7 @@ from mmchat.training.tuning import read_tuning
 from tests.benchmarks.memory_cases import SHAPES, write_model
 from tests.training.tuned import picture
 
-SAMPLES, BATCH = 64, 16
+SAMPLES, BATCH = 64, 32
 
 
 def material() -> Dataset:
@@ -101,15 +101,15 @@ def padded(rows: Rows) -> Callable[[Any], Any]:
     return make
 
 
-def base(model: str) -> tuple[LoadedModel, Prepared]:
+def base(model: str, row_tokens: int = 512) -> tuple[LoadedModel, Prepared]:
     """A loaded base and the samples that it is given."""
-    overrides = [f"model={model}", "name=bench", "data.replay=0", "row_tokens=512"]
+    overrides = [f"model={model}", "name=bench", "data.replay=0", f"row_tokens={row_tokens}"]
     prepared = prepare(read_tuning(None, overrides), material(), [])
     return load_planned(prepared.plan, lambda stage, fraction: None), prepared
 
 
-def features_cached(model: str, called: str, rounds: int) -> None:
-    loaded, prepared = base(model)
+def features_cached(model: str, called: str, rounds: int, row_tokens: int = 512) -> None:
+    loaded, prepared = base(model, row_tokens)
     cache = FeatureCache(loaded)
     cache.fill(prepared.train.pictures)
 
@@ -158,7 +158,7 @@ def main() -> None:
         for size in ("3M", "30M"):
             shape = dataclasses.replace(SHAPES[size], vision="siglip-base")
             model = write_model(shape, Path(folder) / size)
-            features_cached(str(model), f"SigLIP base before {size} of text", rounds)
+            features_cached(str(model), f"SigLIP base before {size} of text", rounds, 1024)
 
 
 def _compare(what: str, ways: dict[str, Way], rounds: int) -> None:

@@ -178,6 +178,7 @@ def test_an_adapter_is_asked_by_an_engine_of_its_own_whatever_server_is_set(
 
 
 @pytest.mark.usefixtures("scripted_engine")
+@pytest.mark.slow  # two runs that measure
 def test_paused_while_it_measures_and_measured_in_vain(
     mmchat: Run,
     base: Path,

@@ -110,6 +110,7 @@ def _killed_and_resumed(
     _same_weights(run, straight)
 
 
+@pytest.mark.slow  # three processes import torch side by side
 def test_two_processes_equal_one(straight: Path, base: Path, home: Path, tmp_path: Path) -> None:
     """A step of two processes is that of one with both their samples: within 1e-4, and they are two."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
