@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.errors import EngineError, MmchatError
+from mmchat.model.adapters import NONE
 from mmchat.training.progress import Row
 
 HELD_OUT, OLD_SKILLS = "held-out answers", "old skills"
-NONE = "none"
 ENDING = 30.0
 """Seconds that a process has to end its engine and itself."""
 

@@ -128,11 +128,11 @@ def show(name: str, no_load: bool, fit: bool, as_json: bool) -> None:
 
 
 def _show_fit(name: str, folder: Path, as_json: bool) -> None:
-    from mmchat.model.facts import context_tokens, read_facts
+    from mmchat.model.facts import read_facts
     from mmchat.model.room import rooms, this_machine
 
     facts, machine = read_facts(folder), this_machine()
-    found = list(rooms(facts, machine, context_tokens(folder)))
+    found = list(rooms(facts, machine))
     if as_json:
         for room in found:
             say_json(

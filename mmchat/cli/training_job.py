@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from mmchat.cli.training_panel import Watcher
-from mmchat.cli.training_result import finished_words, how_to_go_on, keep, kept_steps, resuming
+from mmchat.cli.training_result import finished_words, how_to_go_on, keep, resuming
 from mmchat.data import read_splits, split
 from mmchat.data.snapshot import has_snapshot, load_snapshot, save_snapshot
 from mmchat.data.types import Dataset, Example
@@ -111,7 +111,7 @@ class Job:
                 self._tell(state="failed", said=str(error))
                 raise
             except KeyboardInterrupt:
-                kept = kept_steps(self.folder)
+                kept = self.folder.kept_steps()
                 saved = self.status.step <= kept
                 self._tell(state="paused", said=how_to_go_on(self.folder, kept, saved=saved))
                 raise
@@ -370,8 +370,7 @@ def _check_begun(folder: RunFolder, wish: Wish) -> None:
     """Raises RecipeError where something would be lost that an earlier run of that name learned."""
     if wish.resume or wish.restart:
         return
-    # A status that cannot be read does not say that it is finished.
-    if folder.is_begun() or (folder.status() is None and kept_steps(folder)):
+    if folder.is_begun():
         raise RecipeError(
             f"A run {folder.folder.name} was begun and is not finished: go on with --resume, begin again "
             "with --restart, or give this one another --name."

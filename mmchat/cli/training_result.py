@@ -96,11 +96,5 @@ def how_to_go_on(run: RunFolder, kept: int, *, saved: bool) -> str:
     return f"{said} Go on: mmchat {' '.join(resuming(run.folder.name))}"
 
 
-def kept_steps(run: RunFolder) -> int:
-    """The steps in the newest checkpoint; 0 where there is none."""
-    states = (run.folder / "checkpoints").glob("step-*/state.json")
-    return max((int(state.parent.name.removeprefix("step-")) for state in states), default=0)
-
-
 def _steps(count: int) -> str:
     return f"{count:,} step{'s' if count != 1 else ''}"

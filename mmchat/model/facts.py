@@ -102,6 +102,8 @@ class ModelFacts:
     file_bytes: int
     window: bool
     """Whether some layers look at a window only."""
+    context: int
+    """The most tokens of a conversation, as the configuration tells; 0 where it does not."""
     estimated: tuple[str, ...] = ()
 
     @property
@@ -121,14 +123,6 @@ def read_facts(folder: Path) -> ModelFacts:
     """The facts of a model folder; raises ModelError where its files are missing or damaged."""
     size = sum(file.stat().st_size for file in weight_files(folder))
     return facts_of(read_config(folder), tensors(folder), size)
-
-
-def context_tokens(folder: Path) -> int:
-    """The most tokens of a conversation that the model's configuration tells of; 0 where it does not."""
-    config = read_config(folder)
-    raw = config.get("text_config")
-    text = raw if isinstance(raw, dict) else config
-    return _number(text, "max_position_embeddings", "n_positions", "n_ctx")
 
 
 def facts_of(
@@ -183,6 +177,7 @@ def facts_of(
         prefix=_prefix(config, vision),
         largest=parts.largest,
         file_bytes=file_bytes,
+        context=_number(text, "max_position_embeddings", "n_positions", "n_ctx"),
         window=bool(text.get("sliding_window")) and text.get("use_sliding_window", True) is True,
         estimated=tuple(estimated),
     )

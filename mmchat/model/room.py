@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmchat.model.checkpoint import available_memory
@@ -50,7 +50,18 @@ class Room:
     prediction: Prediction
     """Of the way that fits, else of the one that takes least."""
     machine: Machine
-    settings: tuple[str, ...] = ()
+    changes: dict[str, int | bool] = field(default_factory=dict)
+    """What makes it fit: of a recipe's stage its keys, of talking the `context`; none where it fits so."""
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The changes in words."""
+        return tuple(
+            f"up to {value:,} tokens of conversation"
+            if key == "context"
+            else f"{key}={str(value).lower()}"
+            for key, value in self.changes.items()
+        )
 
     @property
     def bytes(self) -> int:
@@ -91,12 +102,12 @@ def this_machine() -> Machine:
     return Machine("cpu", available_memory(), 2 if fast_in_bfloat16() else 4)
 
 
-def rooms(facts: ModelFacts, machine: Machine, context: int = 0) -> Iterator[Room]:
-    """Every way to talk with a model and to train it; `context` is the most tokens that it takes."""
+def rooms(facts: ModelFacts, machine: Machine) -> Iterator[Room]:
+    """Every way to talk with a model and to train it."""
     plain: Form = "bf16" if machine.width == 2 else "fp32"
     forms: tuple[tuple[Form, str], ...] = (("4bit", "4-bit"), (plain, f"unquantized ({plain})"))
     for form, called in forms:
-        yield talking_room(facts, machine, form, f"talk, {called}", context)
+        yield talking_room(facts, machine, form, f"talk, {called}", facts.context)
     methods: tuple[tuple[Method, str], ...] = (
         ("qlora", "train, qlora (4-bit base)"),
         ("lora", "train, lora (unquantized base)"),
@@ -126,10 +137,10 @@ def talking_room(
         found = predict_inference(
             facts, form, context=length, width=machine.width, device=machine.device
         )
-        how = (f"up to {length:,} tokens of conversation",) if length != lengths[0] else ()
         if _whole(found, machine) <= machine.free:
             break
-    return Room(use, found, machine, how)
+    changes: dict[str, int | bool] = {"context": length} if length != lengths[0] else {}
+    return Room(use, found, machine, changes)
 
 
 def training_room(
@@ -163,12 +174,12 @@ def training_room(
         )
         if _whole(found, machine) <= machine.free:
             break
-    eased = []
+    changes: dict[str, int | bool] = {}
     if many != at_once:
-        eased.append("micro_rows=1")
-    if checkpointing and not gradient_checkpointing:
-        eased.append("gradient_checkpointing=true")
-    return Room(use, found, machine, tuple(eased))
+        changes["micro_rows"] = many
+    if checkpointing != gradient_checkpointing:
+        changes["gradient_checkpointing"] = checkpointing
+    return Room(use, found, machine, changes)
 
 
 def _gpu_memory() -> int | None:

@@ -15,7 +15,6 @@ from mmchat.errors import ModelError
 from mmchat.model.checkpoint import available_memory
 from mmchat.model.facts import ModelFacts, read_facts
 from mmchat.model.room import IMPORTS, Machine, Room, training_room
-from mmchat.training.packing import IGNORED
 from mmchat.training.tuning import LORA_METHODS, TuningStage, own_samples
 
 if TYPE_CHECKING:
@@ -64,10 +63,7 @@ def eased(prepared: "Prepared") -> "Prepared":
     for stage in prepared.recipe.stages:
         room = _room(prepared, stage, facts, machine)
         if room.fits:
-            if any(way.startswith("micro_rows") for way in room.settings):
-                stage = msgspec.structs.replace(stage, micro_rows=1)
-            if any(way.startswith("gradient") for way in room.settings):
-                stage = msgspec.structs.replace(stage, gradient_checkpointing=True)
+            stage = msgspec.structs.replace(stage, **room.changes)
         rooms.append(room)
         stages.append(stage)
     recipe = msgspec.structs.replace(prepared.recipe, stages=tuple(stages))
@@ -109,11 +105,4 @@ def _machine(plan: "Plan") -> Machine:
 def _means(samples: "Samples") -> tuple[float, float, float]:
     """Of a sample: (tokens, trained tokens, pictures)"""
     count = max(len(samples.trees), 1)
-    answers = sum(
-        label != IGNORED
-        for tree in samples.trees
-        for branch in tree.branches
-        for label in branch.labels
-    )
-    pictures = sum(len(tree.images) for tree in samples.trees)
-    return samples.tokens / count, answers / count, pictures / count
+    return samples.tokens / count, samples.trained / count, samples.shown / count

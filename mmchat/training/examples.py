@@ -6,6 +6,7 @@ A label stands one place before the token it asks for. Examples about the same p
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from mmchat.data.types import Example, Picture, Problem, Turn
@@ -51,7 +52,7 @@ class Encodings:
         return max((len(said.tokens) for said in self.said), default=0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Samples:
     """What is trained on: trees for packing, and the pictures that they stand for."""
 
@@ -60,10 +61,20 @@ class Samples:
     """Where each tree comes from, for what has to be told about it."""
     pictures: list[Picture]
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Of all trees."""
         return sum(len(tree) for tree in self.trees)
+
+    @cached_property
+    def trained(self) -> int:
+        """Tokens of all trees that are learned."""
+        return sum(_trained(branch) for tree in self.trees for branch in tree.branches)
+
+    @cached_property
+    def shown(self) -> int:
+        """Pictures of all trees, one as often as it is shown."""
+        return sum(len(tree.images) for tree in self.trees)
 
     @property
     def mean_weight(self) -> float:
@@ -72,6 +83,8 @@ class Samples:
 
     def by_length(self, length_weight: float) -> "Samples":
         """The same, an answer's loss divided by (its tokens) ** `length_weight`."""
+        if not length_weight:
+            return self
         trees = [
             replace(t, branches=[replace(b, weight=_shared(b, length_weight)) for b in t.branches])
             for t in self.trees

@@ -170,9 +170,15 @@ class RunFolder:
     def is_begun(self) -> bool:
         """Whether it is worked on, or has learned something that is not finished."""
         status = self.status()
-        if status is None or status.state == "finished":
-            return False
-        return self.is_running() or any((self.folder / "checkpoints").glob("step-*"))
+        if status is None:  # or it cannot be read: then it does not say that it is finished
+            return self.kept_steps() > 0
+        return status.state != "finished" and (self.is_running() or self.kept_steps() > 0)
+
+    def kept_steps(self) -> int:
+        """The steps in the newest checkpoint; 0 where there is none."""
+        found = (self.folder / "checkpoints").glob("step-*")
+        steps = [folder.name.removeprefix("step-") for folder in found]
+        return max((int(step) for step in steps if step.isdecimal()), default=0)
 
     def can_go_on(self) -> bool:
         """Whether `--resume` finds the recipe that it goes on with."""

@@ -5,11 +5,10 @@
 Half of an hour of a busy machine, a third of that of a quiet one.
 """
 
-import asyncio
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,9 @@ from mmchat.tui.widgets.message import MessageView
 from tests.acceptance.learning_loop import make, questions
 from tests.cli.conftest import MMCHAT, plain_environment
 from tests.engine.scripted import end_engine
+from tests.tui.conftest import until as wait
 from tests.tui.test_judging import corrects
+from tests.tui.test_training import keys
 
 __all__ = ["plain_environment"]
 
@@ -41,12 +42,7 @@ def real_engine(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     end_engine()
 
 
-async def until(pilot: Pilot[None], holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "the app did not get there"
-        await asyncio.sleep(0.02)
-        await pilot.pause()
+until = partial(wait, patience=PATIENCE)
 
 
 def answers(app: ChatApp) -> list[MessageView]:
@@ -101,7 +97,7 @@ async def test_thirty_corrections_are_learned(real_engine: Path, tmp_path: Path)
         await until(pilot, lambda: status() and status().state in ("finished", "failed"))
         assert status().state == "finished", status().said
         rows = {row.what: row for row in status().rows}
-        await until(pilot, lambda: "Use it" in _keys(app))
+        await until(pilot, lambda: "Use it" in keys(pilot))
         await pilot.press("enter")
         await until(pilot, lambda: app.asker.settings.model.adapter == "mine")
         await pilot.press("escape")
@@ -111,7 +107,7 @@ async def test_thirty_corrections_are_learned(real_engine: Path, tmp_path: Path)
 
         # Undo is one key.
         await pilot.press("f9")
-        await until(pilot, lambda: "Undo" in _keys(app))
+        await until(pilot, lambda: "Undo" in keys(pilot))
         await pilot.press("u")
         await until(pilot, lambda: app.asker.settings.model.adapter == "")
         await pilot.press("escape")
@@ -130,11 +126,3 @@ async def test_thirty_corrections_are_learned(real_engine: Path, tmp_path: Path)
     old = rows["old skills"]
     assert old.n >= 500 and old.before - old.after <= 0.01, old
     print(overall, old, rows["held-out answers"])
-
-
-def _keys(app: ChatApp) -> set[str]:
-    return {
-        binding.binding.description
-        for binding in app.screen.active_bindings.values()
-        if binding.binding.show and binding.enabled
-    }

@@ -16,7 +16,7 @@ import tomli_w
 from mmchat.cli import training_job
 from mmchat.cli.training_job import Job, Wish, read_material, recipe_of
 from mmchat.cli.training_panel import LogLines
-from mmchat.cli.training_result import how_to_go_on, kept_steps
+from mmchat.cli.training_result import how_to_go_on
 from mmchat.data.snapshot import load_snapshot, save_snapshot
 from mmchat.errors import EngineError, RecipeError
 from mmchat.model.adapters import Base, Card, write_card
@@ -141,7 +141,7 @@ def test_ended_at_once_it_says_what_the_newest_checkpoint_holds(
     monkeypatch.setattr(played, "learns", _raising(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         _job().run()
-    assert _told().state == "paused" and kept_steps(run_folder("birds")) == 40
+    assert _told().state == "paused" and run_folder("birds").kept_steps() == 40
     assert _told().said.startswith("The newest checkpoint holds 40 steps")
 
 

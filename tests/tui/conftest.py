@@ -57,9 +57,11 @@ def draw(path: Path) -> Path:
     return path
 
 
-async def until(pilot: Pilot[None], holds: Callable[[], object]) -> None:
-    """Lets the app work until `holds()`; fails after half a minute."""
-    deadline = time.monotonic() + PATIENCE
+async def until(
+    pilot: Pilot[None], holds: Callable[[], object], patience: float = PATIENCE
+) -> None:
+    """Lets the app work until `holds()`; fails after half a minute, or `patience` seconds."""
+    deadline = time.monotonic() + patience
     while not holds():
         assert time.monotonic() < deadline, "the app did not get there"
         await asyncio.sleep(0.01)
