@@ -11,6 +11,7 @@ from mmchat.model.prompt import image_token_ids
 from mmchat.model.quantization import decoder_of
 from mmchat.model.stock import token_kinds
 from mmchat.model.visual_prefix import scale_logits
+from mmchat.training.attention import attention_spans
 from mmchat.training.packing import IGNORED, Batch, packs
 
 
@@ -81,6 +82,7 @@ def answer_loss(
         attention_mask=attention_masks(batch, config, embeds.dtype),
         position_ids=batch.position_ids,
         use_cache=False,
+        **attention_spans(batch, text_model),
     ).last_hidden_state
     asked = batch.labels != IGNORED
     logits = scale_logits(model.get_output_embeddings()(hidden[asked]), config)

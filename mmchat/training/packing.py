@@ -68,6 +68,15 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Where a tree stands: tokens `start` to `stop` of a row of a batch."""
+
+    row: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What a step takes.
 
@@ -75,7 +84,8 @@ class Batch:
     weights: float32 (rows, tokens); attention_mask: bool (rows, 1, tokens, tokens),
     True where a query (third) may see a key (fourth); branch: int32 (rows, tokens),
     the number of the dialog in the batch, -1 in trunks and padding; kinds: the
-    type of each dialog; images: the pictures in the order of their tokens.
+    type of each dialog; images: the pictures in the order of their tokens; spans:
+    where each tree stands, in that order too.
     """
 
     input_ids: Tensor
@@ -86,6 +96,7 @@ class Batch:
     branch: Tensor
     kinds: list[str]
     images: list[int]
+    spans: list[Span]
 
     def to(self, device: torch.device) -> "Batch":
         """The same on `device`."""
@@ -140,11 +151,13 @@ def collate(rows: Sequence[Row], capacity: int, pad_id: int) -> Batch:
     branch_of = np.full(shape, -1, np.int32)
     kinds: list[str] = []
     images: list[int] = []
+    spans: list[Span] = []
     for row_index, row in enumerate(rows):
         at = 0
         for tree_index, tree in enumerate(row.trees):
             trunk = len(tree.trunk)
             end = at + len(tree)
+            spans.append(Span(row_index, at, end))
             tree_of[row_index, at:end] = tree_index
             input_ids[row_index, at : at + trunk] = tree.trunk
             positions[row_index, at : at + trunk] = np.arange(trunk)
@@ -169,12 +182,14 @@ def collate(rows: Sequence[Row], capacity: int, pad_id: int) -> Batch:
         branch=torch.from_numpy(branch_of),
         kinds=kinds,
         images=images,
+        spans=spans,
     )
 
 
 def join(batches: Sequence[Batch]) -> Batch:
     """Batches of rows of one length -> one of all their rows."""
     dialogs = np.cumsum([0, *(len(batch.kinds) for batch in batches)])
+    rows = np.cumsum([0, *(len(batch.input_ids) for batch in batches)])
     branch = [
         torch.where(batch.branch >= 0, batch.branch + int(first), batch.branch)
         for first, batch in zip(dialogs[:-1], batches, strict=True)
@@ -188,6 +203,11 @@ def join(batches: Sequence[Batch]) -> Batch:
         branch=torch.cat(branch),
         kinds=[kind for batch in batches for kind in batch.kinds],
         images=[image for batch in batches for image in batch.images],
+        spans=[
+            Span(int(first) + span.row, span.start, span.stop)
+            for first, batch in zip(rows[:-1], batches, strict=True)
+            for span in batch.spans
+        ],
     )
 
 

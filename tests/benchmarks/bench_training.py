@@ -3,9 +3,10 @@
     python -m tests.benchmarks.bench_training
 
 Both ways do the same steps on the same samples in turn; CPU seconds of this process, medians.
-What the cache spares is the encoder's share of a step: it is measured with the built-in base,
-whose encoder is small, and with a SigLIP tower of the base size (86M, random weights) before text
-models of two sizes.
+What the cache spares is the encoder's share of a step, and depends on the sizes of both: it is
+measured on captions, what a projector is aligned with, with the built-in base, whose encoder is
+small, and with a SigLIP tower of the base size (86M, random weights) before text models of two
+sizes.
 """
 
 import argparse
@@ -37,14 +38,16 @@ from tests.benchmarks.memory_cases import SHAPES, write_model
 from tests.training.tuned import picture
 
 SAMPLES, BATCH = 64, 32
+CAPTION, PAGE = 40, 200
+"""Words of the longest answer."""
 
 
-def material() -> Dataset:
-    """Conversations of mixed lengths, from a few words to a page, each about its own picture."""
+def material(most_words: int) -> Dataset:
+    """Conversations of mixed lengths from two words on, each about its own picture."""
     rng = np.random.default_rng(1)
     made = []
     for number in range(SAMPLES):
-        words = int(np.exp(rng.uniform(np.log(2), np.log(200))))
+        words = int(np.exp(rng.uniform(np.log(2), np.log(most_words))))
         answer = "I see " + "a red star and " * (words // 4) + "a moon."
         turns = (Turn("user", (picture(number), "what is here?")), Turn("assistant", (answer,)))
         made.append(Example(turns, "", f"sample {number}"))
@@ -101,15 +104,15 @@ def padded(rows: Rows) -> Callable[[Any], Any]:
     return make
 
 
-def base(model: str, row_tokens: int = 512) -> tuple[LoadedModel, Prepared]:
+def base(model: str, most_words: int, row_tokens: int = 512) -> tuple[LoadedModel, Prepared]:
     """A loaded base and the samples that it is given."""
     overrides = [f"model={model}", "name=bench", "data.replay=0", f"row_tokens={row_tokens}"]
-    prepared = prepare(read_tuning(None, overrides), material(), [])
+    prepared = prepare(read_tuning(None, overrides), material(most_words), [])
     return load_planned(prepared.plan, lambda stage, fraction: None), prepared
 
 
 def features_cached(model: str, called: str, rounds: int, row_tokens: int = 512) -> None:
-    loaded, prepared = base(model, row_tokens)
+    loaded, prepared = base(model, CAPTION, row_tokens)
     cache = FeatureCache(loaded)
     cache.fill(prepared.train.pictures)
 
@@ -128,7 +131,7 @@ def features_cached(model: str, called: str, rounds: int, row_tokens: int = 512)
 
 
 def rows_packed(rounds: int) -> None:
-    loaded, prepared = base("scenes")
+    loaded, prepared = base("scenes", PAGE)
     cache = FeatureCache(loaded)
     cache.fill(prepared.train.pictures)
     cached = FeatureReader(cache.folder, cache.dtype).read

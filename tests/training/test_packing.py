@@ -1,6 +1,7 @@
 """A packed row is each dialog alone: loss, gradients, labels."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration, scale_logits
+from mmchat.training import attention
 from mmchat.training.objectives import answer_loss, encode_pictures
 from mmchat.training.packing import IGNORED, Branch, Row, Tree, collate, pack, tree_mask, trim
 from tests.model import parts
@@ -193,3 +195,44 @@ def test_packed_equals_alone_on_every_decoder(decoder: str) -> None:
         wanted = model.get_parameter(name).grad
         scale = max(float(wanted.abs().max()), 1e-3)
         assert float((found - wanted).abs().max()) < 1e-4 * scale, name
+
+
+@pytest.mark.parametrize("decoder", sorted(parts.DECODERS))
+def test_attention_by_sample_is_that_of_the_row(
+    decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several rows, with padding: the same loss and gradients; most decoders do hand the places on."""
+    torch.manual_seed(1)
+    model = VisualPrefixForConditionalGeneration(parts.config(decoder=decoder)).eval()
+    model.requires_grad_(True)
+
+    def branch(length: int) -> Branch:
+        tokens = torch.randint(6, 97, (length,)).tolist()
+        return Branch(tokens, [*tokens[1:], IGNORED], 1.0)
+
+    trees = [Tree([7] * n, (), [branch(9), branch(n)]) for n in (5, 30, 11, 24)]
+    batch = collate(pack(trees, 75), 75, 0)
+    assert len(batch.input_ids) > 1 and len(batch.spans) == len(trees)
+
+    def found() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        loss, _ = answer_loss(model, model.model.language_model, batch, None)
+        loss.backward()
+        named = model.named_parameters()
+        return loss, {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+    calls: list[int] = []
+    by_sample = attention.sdpa_attention_forward
+
+    def counted(*given: Any, **options: Any) -> Any:
+        calls.append(given[1].shape[2])
+        return by_sample(*given, **options)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", counted)
+    loss, gradients = found()
+    if model.config.text_config._attn_implementation == "sdpa":
+        assert set(calls) == set(map(len, trees))
+    monkeypatch.setattr("mmchat.training.objectives.attention_spans", lambda batch, decoder: {})
+    whole, wanted = found()
+    torch.testing.assert_close(loss, whole)
+    torch.testing.assert_close(gradients, wanted, rtol=1e-4, atol=1e-5)
