@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 from click import Command, Group
 
+from mmchat.cli import main
 from tests.client.conftest import scripted_engine, shared_engine, shared_home
+from tests.forked import run_forked
 
 __all__ = ["scripted_engine", "shared_engine", "shared_home"]
 
 MMCHAT = str(Path(sys.executable).with_name("mmchat"))
 Run = Callable[..., subprocess.CompletedProcess[str]]
+_WITH_TORCH = {("train",), ("doctor",), ("adapters", "merge")}
+"""Commands that import it themselves."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +37,13 @@ def mmchat() -> Run:
     def run(
         *arguments: str, stdin: bytes = b"", **environment: str
     ) -> subprocess.CompletedProcess[str]:
+        with_torch = arguments[:1] in _WITH_TORCH or arguments[:2] in _WITH_TORCH
+        if with_torch and "PYTHONPATH" not in environment:  # which is read at the very start
+            forked = run_forked(
+                main, arguments, {**os.environ, **environment}, stdin=stdin, patience=120
+            )
+            assert "Traceback" not in forked.stderr, forked.stderr
+            return forked
         done = subprocess.run(
             [MMCHAT, *arguments],
             input=stdin,

@@ -19,7 +19,8 @@ from mmchat.training.preparing import prepare
 from mmchat.training.progress import RunFolder, Status
 from mmchat.training.tune import Paused, Tune
 from mmchat.training.tuning import read_tuning
-from tests.training.runner import RECIPE, STEPS
+from tests.forked import run_forked
+from tests.training.runner import RECIPE, STEPS, main
 from tests.training.tuned import dataset, examples, write_base
 
 
@@ -33,17 +34,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-def _command(base: Path, run: Path, *more: str) -> list[str]:
-    return ["-m", "tests.training.runner", str(base), str(run), *more]
-
-
 def _run(
-    home: Path, command: list[str], *, fails: bool = False
+    home: Path, base: Path, run: Path, *more: str, fails: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "MMCHAT_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=300
-    )
+    environment = {**os.environ, "MMCHAT_HOME": str(home)}
+    done = run_forked(main, [str(base), str(run), *more], environment, patience=300)
     if not fails:
         assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -53,7 +48,7 @@ def _run(
 def straight(base: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
     run = tmp_path_factory.mktemp("straight")
-    _run(home, _command(base, run))
+    _run(home, base, run)
     return run
 
 
@@ -101,11 +96,11 @@ def _killed_and_resumed(
     straight: Path, base: Path, home: Path, run: Path, steps: list[int]
 ) -> None:
     for step in steps:
-        done = _run(home, _command(base, run, "--kill-after", str(step)), fails=True)
+        done = _run(home, base, run, "--kill-after", str(step), fails=True)
         assert done.returncode == -9, done.stderr[-2000:]
         saved = load_checkpoint(run / "checkpoints")
         assert saved is not None and saved[1]["step"] == step
-    _run(home, _command(base, run))
+    _run(home, base, run)
     assert _losses(run) == _losses(straight)
     _same_weights(run, straight)
 
@@ -113,11 +108,18 @@ def _killed_and_resumed(
 @pytest.mark.slow  # three processes import torch side by side
 def test_two_processes_equal_one(straight: Path, base: Path, home: Path, tmp_path: Path) -> None:
     """A step of two processes is that of one with both their samples: within 1e-4, and they are two."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     plain = ["--set", "lora.dropout=0"]
     one, two = tmp_path / "one", tmp_path / "two"
-    _run(home, _command(base, one, *plain))
-    done = _run(home, [*torchrun, *_command(base, two, *plain)])
+    _run(home, base, one, *plain)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", *torchrun, "-m", "tests.training.runner", base, two, *plain],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MMCHAT_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     assert "processes 2" in done.stdout
     wanted, found = _losses(one), _losses(two)
     assert len(found) == STEPS
@@ -132,7 +134,7 @@ def test_two_processes_equal_one(straight: Path, base: Path, home: Path, tmp_pat
 def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
     base: Path, home: Path, tmp_path: Path
 ) -> None:
-    done = _run(home, _command(base, tmp_path, "--set", "learning_rate=1e30"), fails=True)
+    done = _run(home, base, tmp_path, "--set", "learning_rate=1e30", fails=True)
     assert done.returncode == 1
     said = done.stderr.strip().splitlines()[-1]
     assert "RecipeError: Stage adapter, step" in said and "made, sample" in said
