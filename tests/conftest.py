@@ -1,5 +1,6 @@
 """Every test lives in a home of its own, and never reaches a network."""
 
+import gc
 import signal
 from pathlib import Path
 
@@ -8,6 +9,12 @@ import pytest
 # A shell starts what it puts into the background deaf to Ctrl-C, and programs that tests start would be too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """The modules of torch are not looked through again by each collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
