@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-JOBS ?= 2
+# More than two cores: a worker waits for other processes for a good part of its time.
+JOBS ?= 3
 
 # An installation is as good as the files that it was made from.
 KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
@@ -34,16 +35,16 @@ help:
 chat: $(RUN)
 	@$(BIN)/mmchat
 
-# One thread a process: two workers of two threads each on two cores only hinder each other.
+# One thread a process: several workers of two threads each on two cores only hinder each other.
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-slow: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # All that needs no torch, on another Python: make test-light PYTHON=python3.13
 test-light: $(LIGHT)
-	$(LIGHT_VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" \
+	$(LIGHT_VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow" \
 	  tests/images tests/history tests/data tests/client tests/cli tests/tui \
 	  tests/test_settings.py tests/test_sanitize.py $(ARGS)
 

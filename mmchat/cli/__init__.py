@@ -1,10 +1,15 @@
 """The command line: one file a group of commands, each imported only when it is called."""
 
+import os
 import sys
 
 
 def main() -> int:
     """The command `mmchat`; returns its exit status."""
+    # Threads of torch that wait for each other burn their core meanwhile. On a busy machine that is the
+    # core which the other one needs: answers came up to ten times slower. Read when torch is loaded,
+    # also by the processes that we start; a quiet machine is as fast with it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
         from mmchat.cli.root import run
 

@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textual import events
@@ -17,6 +19,7 @@ from mmchat.tui.actions import ACTIONS, key_label
 from mmchat.tui.app import ChatApp
 from mmchat.tui.news import Live
 from mmchat.tui.screens.help import HelpScreen
+from mmchat.tui.widgets import composer
 from mmchat.tui.widgets.composer import Chip
 from mmchat.tui.widgets.input import ChatInput
 from mmchat.tui.widgets.message import MessageView, Siblings
@@ -377,3 +380,33 @@ def test_the_app_loads_no_heavy_module() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+async def test_a_key_that_waits_is_for_the_text_that_it_was_pressed_on(
+    new_app: NewApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Enter while suggestions are looked for; what is typed before they come is not sent by it."""
+    asked, may_answer = threading.Event(), threading.Event()
+    found = composer.suggest
+
+    def slow(*given: Any, **more: Any) -> Any:
+        asked.set()
+        may_answer.wait(30)
+        return found(*given, **more)
+
+    app = new_app()
+    async with app.run_test() as pilot:
+        box = app.chat.composer.input
+        box.take_text("see @/")
+        await until(pilot, lambda: box.suggesting)
+        monkeypatch.setattr(composer, "suggest", slow)
+        box.take_text("see @/no-such")
+        await until(pilot, asked.is_set)
+        await pilot.press("enter", "h")
+        may_answer.set()
+        await until(pilot, lambda: not box.suggesting)
+        await pilot.pause()
+        assert box.text == "see @/no-suchh"
+        box.take_text("see @/nothing")
+        await pilot.press("enter")
+        await until(pilot, lambda: not box.text)

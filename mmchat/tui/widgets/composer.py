@@ -91,8 +91,8 @@ class Composer(Vertical):
         self._choices = choices
         self._suggestions: list[Suggestion] = []
         self._offered_for = ""
-        self._wanted = ""
-        """The key that waits for the list of the present text."""
+        self._wanted = ("", "")
+        """The key that waits for a list, and the text whose list that is."""
         self._closed_for = ""
         self._complained_for = ""
 
@@ -219,7 +219,9 @@ class Composer(Vertical):
         )
         if self._suggestions:
             shown.highlighted = 0
-        wanted, self._wanted = self._wanted, ""
+        (wanted, text), self._wanted = self._wanted, ("", "")
+        if text != self.input.text:  # more was typed since: the key was not meant for that
+            return
         if wanted and self._suggestions:
             self.steer(wanted)
         elif wanted == "enter":
@@ -246,7 +248,7 @@ class Composer(Vertical):
             shown.action_cursor_down()
         elif self._offered_for != self.input.text:
             # The list is still that of an earlier text: the key waits for the one that it means.
-            self._wanted = where
+            self._wanted = (where, self.input.text)
         elif shown.highlighted is not None and shown.highlighted < len(self._suggestions):
             self._accept(self._suggestions[shown.highlighted], send=where == "enter")
 
