@@ -2,9 +2,10 @@
 
 Between samples all is masked: computing it and throwing it away is most of a long row's
 attention (28 % of a step of the built-in model with 464 tokens a row). A CPU is faster with each
-sample's own square; a GPU is not, where many small calls cost more than they spare.
+sample's own square. On a GPU, where many small calls have their price, the row is one.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -18,14 +19,19 @@ from mmchat.training.packing import Batch
 def attention_spans(batch: Batch, decoder: Any) -> dict[str, Any]:
     """What `decoder` has to be called with beside its mask: the samples' places, where that is faster.
 
-    A decoder that does not hand them on to its layers attends through the mask, to the same end.
+    Where they are not given or not handed on to the layers, it attends through the mask, to the same end.
     """
     alone = len(batch.spans) == 1 and batch.spans[0].stop == batch.input_ids.shape[1]
     compiled = hasattr(decoder, "_orig_mod")  # it would be compiled anew for every row
-    if batch.input_ids.device.type != "cpu" or compiled or alone:
+    if batch.input_ids.device.type != "cpu" or compiled or alone or not _takes_more(decoder):
         return {}
     ALL_ATTENTION_FUNCTIONS.register("sdpa", attend)
     return {"sample_spans": batch.spans}
+
+
+def _takes_more(decoder: Any) -> bool:
+    taken = inspect.signature(decoder.forward).parameters.values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
 
 
 def attend(

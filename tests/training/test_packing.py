@@ -236,3 +236,13 @@ def test_attention_by_sample_is_that_of_the_row(
     whole, wanted = found()
     torch.testing.assert_close(loss, whole)
     torch.testing.assert_close(gradients, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_decoder_that_takes_no_more_is_given_none() -> None:
+    class Narrow(torch.nn.Module):
+        def forward(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> None: ...
+
+    batch = collate([Row(4, [Tree([], (), [Branch([1], [IGNORED], 1.0)])] * 2, 2)], 4, 0)
+    assert attention.attention_spans(batch, Narrow()) == {}
+    model = VisualPrefixForConditionalGeneration(parts.config())
+    assert attention.attention_spans(batch, model.model.language_model)
