@@ -204,7 +204,13 @@ class Trainable:
             target_modules=pattern,
             task_type="CAUSAL_LM",
         )
-        inject_adapter_in_model(self.config, self.model, ADAPTER_NAME)
+        try:
+            inject_adapter_in_model(self.config, self.model, ADAPTER_NAME)
+        except ValueError as error:  # some layers of a recurrent model are none for LoRA
+            raise RecipeError(
+                f"LoRA does not go onto {self.loaded.name} ({' '.join(str(error).split())[:160]}): choose "
+                f"other layers of it (--set lora.targets=…, of {', '.join(sorted(names))}), or another method."
+            ) from error
         for name, parameter in self.model.named_parameters():
             if ".lora_" in name:
                 parameter.data = parameter.data.float()

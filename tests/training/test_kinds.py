@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Qwen2Config, Sigl
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from mmchat.data.types import Dataset, Example, Turn
-from mmchat.errors import ModelError
+from mmchat.errors import ModelError, RecipeError
 from mmchat.model.configuration import VisualPrefixConfig
 from mmchat.model.loading import LoadedModel, load_model
 from mmchat.model.planning import plan_load
@@ -194,17 +194,26 @@ def hybrid(folder: Path, kind: str) -> Path:
     return tiny._save(folder, AutoModelForCausalLM.from_config(config), tok)
 
 
+def texts() -> Dataset:
+    """Conversations of several lengths, without a picture."""
+    made = [
+        Example((Turn("user", ("what?" * n,)), Turn("assistant", ("That." * n,))), "", f"made, {n}")
+        for n in (1, 4, 9)
+    ]
+    return Dataset("made", "here", made, (), "0" * 64)
+
+
+def test_layers_that_are_none_for_lora_are_told(home: Path) -> None:
+    with pytest.raises(RecipeError, match=r"does not go onto .*lora\.targets=…, of .*in_proj"):
+        trained(hybrid(home / "mamba", "mamba"), home / "run", "lora", texts())
+
+
 @pytest.mark.parametrize(
     ("kind", "method"), [("lfm2", "lora"), ("mamba", "full"), ("qwen3_next", "full")]
 )
 def test_a_recurrent_base_learns_one_conversation_a_row(home: Path, kind: str, method: str) -> None:
     """Conversations of several lengths in a step; none leaks into the next."""
-    made = [
-        Example((Turn("user", ("what?" * n,)), Turn("assistant", ("That." * n,))), "", f"made, {n}")
-        for n in (1, 4, 9)
-    ]
-    data = Dataset("made", "here", made, (), "0" * 64)
-    tune, _ = trained(hybrid(home / kind, kind), home / "run", method, data)
+    tune, _ = trained(hybrid(home / kind, kind), home / "run", method, texts())
     assert not tune.packs and tune.status.loss is not None
     alone = StepFeed(
         tune.prepared.train,
