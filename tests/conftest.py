@@ -1,6 +1,7 @@
 """Every test lives in a home of its own, and never reaches a network."""
 
 import gc
+import os
 import signal
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 # A shell starts what it puts into the background deaf to Ctrl-C, and programs that tests start would be too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
 
 
 def pytest_collection_finish() -> None:
@@ -22,6 +25,5 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     """An empty MMCHAT_HOME, also for the processes that a test starts."""
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("MMCHAT_HOME", str(folder))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("NO_COLOR", "1")
     return folder

@@ -15,9 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["tests.training.runner", "mmchat.cli.training_job", "mmchat.model.merging", "bitsandbytes"]
-)
+_context.set_forkserver_preload(["tests.preloaded"])
 
 
 def run_forked(

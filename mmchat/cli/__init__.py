@@ -7,9 +7,10 @@ import sys
 def main() -> int:
     """The command `mmchat`; returns its exit status."""
     # Threads of torch that wait for each other burn their core meanwhile. On a busy machine that is the
-    # core which the other one needs: answers came up to ten times slower. Read when torch is loaded,
+    # core which the other one needs: answers came several times slower. Read when torch is loaded,
     # also by the processes that we start; a quiet machine is as fast with it.
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
         from mmchat.cli.root import run
 

@@ -25,7 +25,6 @@ def attention_spans(batch: Batch, decoder: Any) -> dict[str, Any]:
     compiled = hasattr(decoder, "_orig_mod")  # it would be compiled anew for every row
     if batch.input_ids.device.type != "cpu" or compiled or alone or not _takes_more(decoder):
         return {}
-    ALL_ATTENTION_FUNCTIONS.register("sdpa", attend)
     return {"sample_spans": batch.spans}
 
 
@@ -74,3 +73,7 @@ def attend(
         parts += [attended.new_zeros(lengths[2 * number], *attended.shape[2:]), attended[0]]
     parts.append(parts[-1].new_zeros(lengths[-1], *parts[-1].shape[1:]))
     return torch.cat(parts).unflatten(0, (rows, tokens)), None
+
+
+# Without spans it is transformers' own.
+ALL_ATTENTION_FUNCTIONS.register("sdpa", attend)

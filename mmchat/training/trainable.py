@@ -190,7 +190,7 @@ class Trainable:
         import_bitsandbytes_quietly()
         from peft import LoraConfig, inject_adapter_in_model
 
-        names = self._linear_names(table)
+        names = self._lora_targets(table)
         blocks = re.escape(self.blocks)
         pattern = rf"{blocks}\.\d+\..*\b({'|'.join(sorted(names))})"
         if table.head:
@@ -207,9 +207,12 @@ class Trainable:
         try:
             inject_adapter_in_model(self.config, self.model, ADAPTER_NAME)
         except ValueError as error:  # some layers of a recurrent model are none for LoRA
+            others = [
+                name for name in sorted(self._linear_names()) if f"'{name}'" not in str(error)
+            ]
             raise RecipeError(
                 f"LoRA does not go onto {self.loaded.name} ({' '.join(str(error).split())[:160]}): choose "
-                f"other layers of it (--set lora.targets=…, of {', '.join(sorted(names))}), or another method."
+                f"other layers of it (--set lora.targets=…, of {', '.join(others)}), or another method."
             ) from error
         for name, parameter in self.model.named_parameters():
             if ".lora_" in name:
@@ -222,13 +225,17 @@ class Trainable:
             id(module.weight) for module in tokens if module is not None
         }
 
-    def _linear_names(self, table: LoraTable) -> set[str]:
-        """The last words of the names of the linear layers that LoRA goes onto."""
-        found = {
+    def _linear_names(self) -> set[str]:
+        """The last words of the names of the blocks' linear layers."""
+        return {
             path.rpartition(".")[2]
             for path, module in self.model.named_modules()
             if path.startswith(self.blocks + ".") and _is_linear(module)
         }
+
+    def _lora_targets(self, table: LoraTable) -> set[str]:
+        """Those of them that LoRA goes onto."""
+        found = self._linear_names()
         if unknown := set(table.targets) - found:
             raise RecipeError(
                 f"lora.targets names {', '.join(sorted(unknown))}, and the linear layers of "

@@ -127,7 +127,7 @@ class ChatApp(App[None]):
         def end(number: int, frame: object) -> None:
             # A hang-up brings a "continue" along, at which Textual would begin anew on no terminal.
             with contextlib.suppress(AttributeError):  # Windows
-                signal.signal(signal.SIGCONT, signal.SIG_IGN)
+                signal.signal(signal.SIGCONT, lambda number, frame: None)
             leave = threading.Timer(LEAVE_SECONDS, os._exit, (128 + number,))
             leave.daemon = True
             leave.start()

@@ -1,4 +1,4 @@
-"""The installed command in a process of its own, with an engine that answers by script."""
+"""The command in a process of its own, with an engine that answers by script."""
 
 import os
 import subprocess
@@ -18,7 +18,8 @@ __all__ = ["scripted_engine", "shared_engine", "shared_home"]
 MMCHAT = str(Path(sys.executable).with_name("mmchat"))
 Run = Callable[..., subprocess.CompletedProcess[str]]
 _WITH_TORCH = {("train",), ("doctor",), ("adapters", "merge")}
-"""Commands that import it themselves."""
+"""Commands that import it themselves: forked where they can be, the installed command else."""
+_READ_AT_THE_START = ("PYTHON", "OMP_", "GOMP_", "HF_")
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def mmchat() -> Run:
         *arguments: str, stdin: bytes = b"", **environment: str
     ) -> subprocess.CompletedProcess[str]:
         with_torch = arguments[:1] in _WITH_TORCH or arguments[:2] in _WITH_TORCH
-        if with_torch and "PYTHONPATH" not in environment:  # which is read at the very start
+        if with_torch and not any(name.startswith(_READ_AT_THE_START) for name in environment):
             forked = run_forked(
                 main, arguments, {**os.environ, **environment}, stdin=stdin, patience=120
             )

@@ -17,6 +17,7 @@ from mmchat.client.protocol import Loading, Started, Waiting
 from mmchat.history import History, Origin
 from mmchat.tui.actions import ACTIONS, key_label
 from mmchat.tui.app import ChatApp
+from mmchat.tui.completion import Suggestion
 from mmchat.tui.news import Live
 from mmchat.tui.screens.help import HelpScreen
 from mmchat.tui.widgets import composer
@@ -407,6 +408,29 @@ async def test_a_key_that_waits_is_for_the_text_that_it_was_pressed_on(
         await until(pilot, lambda: not box.suggesting)
         await pilot.pause()
         assert box.text == "see @/no-suchh"
+
+        # Nor does it wait where more was typed and taken back, or the list was closed.
+        for typed, meanwhile in (("n", ("h", "backspace")), ("m", ("escape",))):
+            may_answer.clear()
+            box.take_text("see @/")
+            box.suggesting, app.chat.composer._suggestions = True, [Suggestion("x", "", 0, 0, "x")]
+            await pilot.press(typed, "enter", *meanwhile)
+            may_answer.set()
+            await until(pilot, lambda: not box.suggesting)
+            assert box.text == f"see @/{typed}"
         box.take_text("see @/nothing")
         await pilot.press("enter")
         await until(pilot, lambda: not box.text)
+
+
+async def test_what_is_typed_behind_enter_is_not_sent_with_it(new_app: NewApp) -> None:
+    """Keys that come at once, as from a slow line: each is for the text that it met."""
+    app = new_app()
+    async with app.run_test() as pilot:
+        box = app.chat.composer.input
+        box.take_text("hello")
+        for key in (events.Key("enter", None), events.Key("h", "h")):
+            app.post_message(key)
+        await until(pilot, lambda: bool(app.chat.query(MessageView)))
+        assert app.chat.query(MessageView).first().message.text == "hello"
+        await until(pilot, lambda: box.text == "h")

@@ -212,7 +212,7 @@ class ChatScreen(Comparing):
         event.stop()
         welcome = self.query(Welcome)
         if self.composer.input.suggesting or event.where == "chips" or not welcome:
-            self.composer.steer(event.where)
+            self.composer.steer(event.where, event.text)
         elif self.composer.pictures and event.where == "enter":
             self.composer.complain("Type a question about the picture, then Enter.")
         else:

@@ -182,6 +182,8 @@ class Composer(Vertical):
             self.complain("")
         if self.input.text != self._closed_for:
             self._closed_for = ""
+        if self.input.text != self._wanted[1]:
+            self._wanted = ("", "")
         self._look()
 
     @on(ChatInput.SelectionChanged)
@@ -200,7 +202,7 @@ class Composer(Vertical):
         found = await asyncio.to_thread(
             suggest, text, cursor, suffixes=_SUFFIXES, choices=self._choices
         )
-        if self.input.text == text:
+        if self.input.text == text and not self._closed_for:
             self._offer(found)
 
     def _offer(self, found: Sequence[Suggestion]) -> None:
@@ -223,7 +225,7 @@ class Composer(Vertical):
         if text != self.input.text:  # more was typed since: the key was not meant for that
             return
         if wanted and self._suggestions:
-            self.steer(wanted)
+            self.steer(wanted, text)
         elif wanted == "enter":
             self.input.submit()
 
@@ -232,11 +234,12 @@ class Composer(Vertical):
         if not self._suggestions:
             return False
         self._closed_for = self.input.text
+        self._wanted = ("", "")
         self._offer([])
         return True
 
-    def steer(self, where: str) -> None:
-        """A key of the input that is meant for the suggestions or the chips."""
+    def steer(self, where: str, text: str) -> None:
+        """A key of the input, pressed on `text`, that is meant for the suggestions or the chips."""
         shown = self.query_one("#suggestions", OptionList)
         if where == "chips":
             chips = list(self.query(Chip))
@@ -246,9 +249,11 @@ class Composer(Vertical):
             shown.action_cursor_up()
         elif where == "down":
             shown.action_cursor_down()
-        elif self._offered_for != self.input.text:
+        elif text != self.input.text:
+            return  # typed on since
+        elif self._offered_for != text:
             # The list is still that of an earlier text: the key waits for the one that it means.
-            self._wanted = (where, self.input.text)
+            self._wanted = (where, text)
         elif shown.highlighted is not None and shown.highlighted < len(self._suggestions):
             self._accept(self._suggestions[shown.highlighted], send=where == "enter")
 

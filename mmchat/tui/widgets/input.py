@@ -49,9 +49,14 @@ class LinesInput(TextArea):
         self.scroll_cursor_visible()
 
     async def _on_key(self, event: events.Key) -> None:
-        # Textual calls the base class's handler next, which would insert a line break on
-        # Enter before the bindings are asked.
-        if event.key in ("enter", "tab"):
+        # At once: the bindings are asked when the key has come up to the app, and what was typed
+        # behind Enter meanwhile would be sent too. Not by Textual's own handler, which is called
+        # next and would insert a line break.
+        if event.key == "enter":
+            event.stop()
+            event.prevent_default()
+            self.action_submit()
+        elif event.key == "tab":
             event.prevent_default()
 
     async def _on_paste(self, event: events.Paste) -> None:
@@ -89,11 +94,12 @@ class ChatInput(LinesInput):
             self.paths = found
 
     class Steered(Message):
-        """A key for what stands around the input: up, down, take, chips."""
+        """A key for what stands around the input: up, down, take, chips; `text` stood there then."""
 
-        def __init__(self, where: str) -> None:
+        def __init__(self, where: str, text: str) -> None:
             super().__init__()
             self.where = where
+            self.text = text
 
     class Scrolled(Message):
         """Page keys, while the text has one line: scroll the conversation."""
@@ -116,41 +122,50 @@ class ChatInput(LinesInput):
         row, column = self.cursor_location
         return sum(len(line) + 1 for line in self.document.lines[:row]) + column
 
+    def _steer(self, where: str) -> None:
+        self.post_message(self.Steered(where, self.text))
+
+    async def _on_key(self, event: events.Key) -> None:
+        if event.key == "tab":  # at once, as Enter
+            event.stop()
+            event.prevent_default()
+            self.action_tab()
+
     def action_submit(self) -> None:
         if self.suggesting or (self.choosing and not self.text):
-            self.post_message(self.Steered("enter"))
+            self._steer("enter")
         else:
             self.submit()
 
     def action_tab(self) -> None:
         if self.suggesting:
-            self.post_message(self.Steered("tab"))
+            self._steer("tab")
         else:
             self.screen.focus_next()
 
     def action_up(self) -> None:
         if self.suggesting or (self.choosing and not self.text):
-            self.post_message(self.Steered("up"))
+            self._steer("up")
         elif self.cursor_at_first_line:
-            self.post_message(self.Steered("chips"))
+            self._steer("chips")
         else:
             self.action_cursor_up()
 
     def action_down(self) -> None:
         if self.suggesting or (self.choosing and not self.text):
-            self.post_message(self.Steered("down"))
+            self._steer("down")
         else:
             self.action_cursor_down()
 
     def action_left(self) -> None:
         if self.choosing and not self.text:
-            self.post_message(self.Steered("up"))
+            self._steer("up")
         else:
             self.action_cursor_left()
 
     def action_right(self) -> None:
         if self.choosing and not self.text:
-            self.post_message(self.Steered("down"))
+            self._steer("down")
         else:
             self.action_cursor_right()
 
@@ -158,7 +173,7 @@ class ChatInput(LinesInput):
         if self.text:
             self.action_delete_left()
         else:
-            self.post_message(self.Steered("chips"))
+            self._steer("chips")
 
     def action_scroll(self, pages: int) -> None:
         self.post_message(self.Scrolled(pages))
