@@ -119,7 +119,7 @@ def everywhere(check: Callable[[Family, list[Turn]], None], *, pictures: bool = 
         _run(check, FAMILIES[name], pictures, 15)
 
     def many(name: str) -> None:
-        _run(check, FAMILIES[name], pictures, 300)
+        _run(check, FAMILIES[name], pictures, 100)
 
     few, many = (pytest.mark.parametrize("name", NAMES)(test) for test in (few, many))
     return few, pytest.mark.slow(many)
