@@ -4,8 +4,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# More than two cores: a worker waits for other processes for a good part of its time.
+# One more than two cores, for a worker waits for other processes for a good part of its time.
 JOBS ?= 3
+SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # An installation is as good as the files that it was made from.
 KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
@@ -37,14 +38,14 @@ chat: $(RUN)
 
 # One thread a process: several workers of two threads each on two cores only hinder each other.
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) -m "not slow" $(ARGS)
 
 test-slow: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 # All that needs no torch, on another Python: make test-light PYTHON=python3.13
 test-light: $(LIGHT)
-	$(LIGHT_VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow" \
+	$(LIGHT_VENV)/bin/python -m pytest $(SPREAD) -m "not slow" \
 	  tests/images tests/history tests/data tests/client tests/cli tests/tui \
 	  tests/test_settings.py tests/test_sanitize.py $(ARGS)
 

@@ -1,11 +1,12 @@
 """Attention of a packed row, sample by sample.
 
 Between samples all is masked: computing it and throwing it away is most of a long row's
-attention (28 % of a step of the built-in model with 464 tokens a row). A CPU is faster with each
-sample's own square. On a GPU, where many small calls have their price, the row is one.
+attention. A CPU is faster with each sample's own square (`tests.benchmarks.bench_training`). On a
+GPU, where many small calls have their price, the row is one.
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mmchat.training.packing import Batch
+from mmchat.training.packing import Batch, Span
 
 
 def attention_spans(batch: Batch, decoder: Any) -> dict[str, Any]:
@@ -39,8 +40,8 @@ def attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    *given: Any,
-    sample_spans: Any = None,
+    *,
+    sample_spans: Sequence[Span] | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """transformers' sdpa attention, within each of `sample_spans` alone where there are some.
@@ -49,7 +50,7 @@ def attend(
     tokens). Returns (rows, tokens, heads, head_dim), zeros outside of the spans, and None.
     """
     if sample_spans is None or attention_mask is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, *given, **options)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     rows, _, tokens, _ = query.shape
     lengths: list[int] = []  # of gaps and spans in turn, one row after the other
     at = 0
@@ -67,7 +68,6 @@ def attend(
             module,
             *(pieces[2 * number + 1].transpose(0, 1)[None] for pieces in split),
             attention_mask[span.row : span.row + 1, :, place, place],
-            *given,
             **options,
         )
         parts += [attended.new_zeros(lengths[2 * number], *attended.shape[2:]), attended[0]]

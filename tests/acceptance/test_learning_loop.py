@@ -2,7 +2,7 @@
 
     python -m pytest -m slow tests/acceptance/test_learning_loop.py -s
 
-Half of an hour of a busy machine, a third of that of a quiet one.
+Up to half of an hour of a busy machine.
 """
 
 import json

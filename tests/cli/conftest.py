@@ -39,24 +39,23 @@ def mmchat() -> Run:
         *arguments: str, stdin: bytes = b"", **environment: str
     ) -> subprocess.CompletedProcess[str]:
         with_torch = arguments[:1] in _WITH_TORCH or arguments[:2] in _WITH_TORCH
+        whole = {**os.environ, **environment}
         if with_torch and not any(name.startswith(_READ_AT_THE_START) for name in environment):
-            forked = run_forked(
-                main, arguments, {**os.environ, **environment}, stdin=stdin, patience=120
+            done = run_forked(main, arguments, whole, stdin=stdin, patience=120)
+        else:
+            ran = subprocess.run(
+                [MMCHAT, *arguments],
+                input=stdin,
+                capture_output=True,
+                env=whole,
+                timeout=120,
+                check=False,
             )
-            assert "Traceback" not in forked.stderr, forked.stderr
-            return forked
-        done = subprocess.run(
-            [MMCHAT, *arguments],
-            input=stdin,
-            capture_output=True,
-            env={**os.environ, **environment},
-            timeout=120,
-            check=False,
-        )
-        assert b"Traceback" not in done.stderr, done.stderr.decode()
-        return subprocess.CompletedProcess(
-            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
-        )
+            done = subprocess.CompletedProcess(
+                ran.args, ran.returncode, ran.stdout.decode(), ran.stderr.decode()
+            )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
 
     return run
 

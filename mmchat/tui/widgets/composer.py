@@ -182,13 +182,13 @@ class Composer(Vertical):
             self.complain("")
         if self.input.text != self._closed_for:
             self._closed_for = ""
-        if self.input.text != self._wanted[1]:
-            self._wanted = ("", "")
         self._look()
 
     @on(ChatInput.SelectionChanged)
     def _look(self) -> None:
         text = self.input.text
+        if text != self._wanted[1]:  # more was typed since: the key was not meant for that
+            self._wanted = ("", "")
         if self._closed_for or not (text.startswith("/") or "@" in text):
             self._offer([])
             return
@@ -222,8 +222,6 @@ class Composer(Vertical):
         if self._suggestions:
             shown.highlighted = 0
         (wanted, text), self._wanted = self._wanted, ("", "")
-        if text != self.input.text:  # more was typed since: the key was not meant for that
-            return
         if wanted and self._suggestions:
             self.steer(wanted, text)
         elif wanted == "enter":
