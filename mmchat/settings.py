@@ -20,6 +20,7 @@ from mmchat.errors import SettingsError
 
 Quantization = Literal["auto", "4bit", "bf16", "fp32"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+ComputeDtype = Literal["auto", "bf16", "fp32"]
 
 # Variables that are no settings: a home, a server's key, another backend for tests.
 _OTHER_VARIABLES = frozenset(
@@ -46,6 +47,8 @@ class ModelSettings(_Section, frozen=True):
     quantization: Quantization = "auto"
     """`auto` is 4-bit wherever bitsandbytes works."""
     device: Device = "auto"
+    compute_dtype: ComputeDtype = "auto"
+    """What a 4-bit model computes in; `auto` is what the processor is fast at."""
 
 
 class GenerationSettings(_Section, frozen=True):

@@ -12,6 +12,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+# The same on every processor; tests of what is computed run in both themselves. `MMCHAT_TEST_DTYPE=bf16
+# make test` (or auto) forces another for all the others.
+os.environ["MMCHAT_MODEL_COMPUTE_DTYPE"] = os.environ.get("MMCHAT_TEST_DTYPE", "fp32")
 
 
 def pytest_collection_finish() -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from mmchat.model.adapters import (
 from mmchat.model.checkpoint import file_stamps
 from mmchat.model.lora import read_lora, read_tensors
 from mmchat.model.lora_file import read_shapes
-from mmchat.model.quantization import Part, part_of, text_blocks
+from mmchat.model.quantization import Part, part_tensors
 from mmchat.model.ready import ReadyAdapter, Worn
 
 if TYPE_CHECKING:
@@ -89,7 +89,12 @@ def _wear(loaded: "LoadedModel", adapter: ReadyAdapter | None) -> None:
 
 def _swaps(loaded: "LoadedModel", file: Path, part: Part) -> list[tuple[Tensor, Tensor]]:
     """(place in the base, tensor of the file): of a projector all of them, of the tower some."""
-    places = _state(loaded, part)
+    # An adapter that is attached has its tensors in these places; only the places matter here.
+    places = part_tensors(loaded.model, part)
+    if not places:
+        raise AdapterError(
+            f"{loaded.name} has no {part} that an adapter could replace: choose another adapter."
+        )
     # By the header first: a file for a larger model is never read into memory.
     shapes = read_shapes(file)
     fits = all(
@@ -104,18 +109,3 @@ def _swaps(loaded: "LoadedModel", file: Path, part: Part) -> list[tuple[Tensor, 
         (places[name], tensor.to(places[name].device, places[name].dtype, copy=True))
         for name, tensor in read_tensors(file).items()
     ]
-
-
-def _state(loaded: "LoadedModel", part: Part) -> dict[str, Any]:
-    """The parameters and buffers of a part of the base themselves, by their names inside of it.
-
-    An adapter that is on has its tensors in them; they are places, and their numbers are not asked.
-    """
-    blocks, _ = text_blocks(loaded.model)
-    for path, module in loaded.model.named_modules():
-        if path and part_of(path, blocks) == part:
-            state: dict[str, Any] = module.state_dict(keep_vars=True)
-            return state
-    raise AdapterError(
-        f"{loaded.name} has no {part} that an adapter could replace: choose another adapter."
-    )

@@ -38,8 +38,19 @@ class Encoder(ABC):
         without a list of equal hidden states give their last one.
         """
 
+    def blocks_used(self, blocks: int, layer: int) -> int:
+        """How many of the tower's `blocks`, counted from its input, `features` depends on."""
+        return blocks
 
-class TokenEncoder(Encoder):
+
+class LayeredEncoder(Encoder):
+    """An encoder whose hidden states are a list: the input of the first block, then each one's output."""
+
+    def blocks_used(self, blocks: int, layer: int) -> int:
+        return layer if layer >= 0 else blocks + 1 + layer
+
+
+class TokenEncoder(LayeredEncoder):
     """CLIP, DINOv2 (and any ViT): extra tokens (class, registers) stand in front."""
 
     def features(self, tower: nn.Module, pixel_values: Tensor, layer: int) -> Tensor:
@@ -47,7 +58,7 @@ class TokenEncoder(Encoder):
         return states[layer][:, -self.grid * self.grid :]
 
 
-class FlexibleEncoder(Encoder):
+class FlexibleEncoder(LayeredEncoder):
     """SigLIP 2 in its NaFlex form: it is given patches, a mask and the grid's shape."""
 
     def features(self, tower: nn.Module, pixel_values: Tensor, layer: int) -> Tensor:

@@ -121,6 +121,8 @@ def load_planned(plan: Plan, tell: Progress) -> LoadedModel:
     model = _load_weights(plan, tell)
     if plan.form == "4bit":
         nf4.assert_four_bit(model, plan.name)
+        # The packed kernel computes in bfloat16, whatever it is asked for.
+        nf4.set_packing(model, allowed=plan.dtype is torch.bfloat16)
     processor, tokenizer = processor_of(plan)
     loaded = LoadedModel(
         name=plan.name,

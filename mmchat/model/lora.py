@@ -19,12 +19,11 @@ from torch.nn import functional as F  # noqa: N812
 from mmchat.errors import AdapterError
 from mmchat.model.adapters import LORA_WEIGHTS
 from mmchat.model.lora_file import HEAD, LoraLayer, read_lora_file
-from mmchat.model.quantization import import_bitsandbytes, is_four_bit, text_blocks
+from mmchat.model.quantization import dequantized_weight, is_four_bit, text_blocks
 
 # Where older transformers had the text model of an image-text-to-text model, whose adapters
 # still go around.
 _OLDER = ("language_model.model.", "language_model.")
-_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,24 +180,10 @@ def _gain(layer: nn.Module, down: Tensor, up: Tensor, magnitude: Tensor) -> Tens
 
 def plain_weight(layer: nn.Module) -> Tensor:
     """The weight that a linear layer computes with, 4-bit or not: float32 (outputs, inputs)."""
-    weight = layer.weight
-    if not is_four_bit(layer):
-        return (
-            weight.detach().float() if isinstance(layer, nn.Linear) else weight.detach().float().T
-        )
-    state = weight.quant_state
-    if not getattr(state, "packing_format_for_cpu", False):
-        functional = import_bitsandbytes().functional
-        return functional.dequantize_4bit(weight.data, state).float()
-    # On CPUs with AVX512-BF16 the first answer packs the weights in a form that nothing but the
-    # layer itself can read: it is asked for its columns.
-    columns = []
-    for start in range(0, layer.in_features, _ROWS):
-        count = min(_ROWS, layer.in_features - start)
-        ones = torch.zeros(count, layer.in_features, dtype=state.dtype, device=weight.device)
-        ones[torch.arange(count), torch.arange(start, start + count)] = 1
-        columns.append(import_bitsandbytes().matmul_4bit(ones, weight, quant_state=state).float())
-    return torch.cat(columns).T
+    if is_four_bit(layer):
+        return dequantized_weight(layer)
+    weight: Tensor = layer.weight.detach().float()
+    return weight if isinstance(layer, nn.Linear) else weight.T
 
 
 def _unfit(file: Path, name: str, why: str) -> AdapterError:

@@ -63,12 +63,11 @@ def plan_load(
     device: Device = "auto",
     replaced: "LoadedModel | None" = None,
     smaller: str = SMALLER,
-    plainer: str = "load it with --quantization auto",
 ) -> Plan:
     """Checks a load without doing it, so that a wrong one costs nothing that is loaded.
 
-    `replaced` will be gone by then: its memory counts as free. `smaller` and `plainer` say how a
-    person has it in 4-bit, or not. Raises as `load_model` does.
+    `replaced` will be gone by then: its memory counts as free. `smaller` says how a
+    person has it in 4-bit. Raises as `load_model` does.
     """
     folder = resolve_model(name)
     raw = read_config(folder)
@@ -78,13 +77,6 @@ def plan_load(
     form, dtype = _form(quantization, where, raw, name)
     kind, config = _configuration(folder, raw)
     skeleton = _skeleton(config, kind, name) if form == "4bit" else None
-    if skeleton is not None and (layer := nf4.unfit_layer(skeleton, where)):
-        if quantization == "4bit":
-            raise ModelError(
-                f"{name} cannot be 4-bit on this CPU, for the sizes of {layer} do not suit "
-                f"bitsandbytes: {plainer}."
-            )
-        form, skeleton = _plain(dtype), None
     freed = 0
     if replaced is not None and replaced.device.type == where.type:
         freed = replaced.memory_bytes

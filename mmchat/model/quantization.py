@@ -4,8 +4,10 @@ Every linear layer inside the text model's blocks is 4-bit; the vision tower,
 the projector and `lm_head` never are. It is asserted after each load.
 """
 
+import copy
 import importlib
 import logging
+import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -13,10 +15,11 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmchat.errors import ModelError
 from mmchat.model.machine import fast_in_bfloat16
+from mmchat.settings import load_settings
 
 Part = Literal["vision tower", "projector", "text blocks", "lm_head", "other"]
 PARTS: tuple[Part, ...] = ("vision tower", "projector", "text blocks", "lm_head", "other")
@@ -73,11 +76,14 @@ def works(device: torch.device) -> bool:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where `device` is fast at it, else float32.
+    """What the setting model.compute_dtype says; by default bfloat16 if `device` is fast at it, else float32.
 
     An AVX2 CPU takes 10 to 30 times as long in bfloat16, so flags are read, not
     assumed, and so is what torch makes of them (ATEN_CPU_CAPABILITY can lower it).
     """
+    chosen = load_settings().model.compute_dtype
+    if chosen != "auto":
+        return torch.bfloat16 if chosen == "bf16" else torch.float32
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
@@ -148,22 +154,59 @@ def bitsandbytes_config(model: nn.Module, dtype: torch.dtype) -> Any:
     )
 
 
-def unfit_layer(model: nn.Module, device: torch.device) -> str | None:
-    """The first linear layer of the text blocks that bitsandbytes could hold and not run here.
+def set_packing(model: nn.Module, *, allowed: bool) -> None:
+    """Says whether bitsandbytes may repack the 4-bit layers of `model` for inference on this CPU.
 
-    On a CPU with AVX512-BF16 it repacks weights by 32 outputs and whole blocks
-    of 64 inputs, and fails at the first forward where a layer has other sizes.
+    On a CPU with AVX512-BF16 it repacks a layer in place at its first forward in eval mode, and then
+    computes with a kernel that has no gradient and rounds the scales to bfloat16. The kernel takes
+    outputs by 32 and whole blocks of 64 inputs, so layers of other sizes are never repacked. Without
+    permission a layer that is packed already is unpacked: it goes on with the numbers that it has.
     """
-    repacks = getattr(import_bitsandbytes().functional, "has_avx512bf16", None)  # since 0.49
-    if device.type != "cpu" or repacks is None or not repacks():
-        return None
-    blocks, _ = text_blocks(model)
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or not name.startswith(blocks + "."):
+    for module in model.modules():
+        if not is_four_bit(module):
             continue
-        if module.out_features % 32 or module.in_features % 64:
-            return f"{name} ({module.in_features} x {module.out_features})"
-    return None
+        layer: Any = module
+        fits = layer.out_features % 32 == 0 and layer.in_features % 64 == 0
+        layer.support_avx512bf16_for_cpu = allowed and fits and has_packed_kernel()
+        if not allowed and is_packed(layer):
+            layer.weight.data, layer.weight.quant_state = _unpacked(
+                layer.weight.data, layer.weight.quant_state
+            )
+            layer.quant_state = layer.weight.quant_state
+
+
+def has_packed_kernel() -> bool:
+    """Whether bitsandbytes has its kernel for packed 4-bit weights on this CPU (since 0.49)."""
+    asked = getattr(import_bitsandbytes().functional, "has_avx512bf16", None)
+    return asked is not None and bool(asked())
+
+
+def is_packed(layer: nn.Module) -> bool:
+    """Whether a linear layer is 4-bit and repacked for inference, so that no gradient passes it."""
+    state = getattr(getattr(layer, "weight", None), "quant_state", None)
+    return bool(getattr(state, "packing_format_for_cpu", False))
+
+
+def dequantized_weight(layer: Any) -> Tensor:
+    """The numbers of a 4-bit layer's weight: float32 (outputs, inputs)."""
+    weight, state = layer.weight.data, layer.weight.quant_state
+    if is_packed(layer):
+        weight, state = _unpacked(weight, copy.copy(state))
+    found: Tensor = import_bitsandbytes().functional.dequantize_4bit(weight, state)
+    return found.float()
+
+
+def _unpacked(weight: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """The reverse of bitsandbytes' packing; `state` is changed.
+
+    bitsandbytes' own reverse quantizes nested scales a second time. They stay plain here, so that
+    nothing is lost beyond the rounding to bfloat16 that packing did.
+    """
+    state.original_nested = False
+    convert = import_bitsandbytes().functional._convert_weight_packed_for_cpu_inverse
+    weight, state = convert(weight, state)
+    state.absmax = state.absmax.t().reshape(-1).float()
+    return weight, state
 
 
 def part_of(name: str, blocks: str) -> Part:
@@ -179,6 +222,28 @@ def part_of(name: str, blocks: str) -> Part:
     if any("vision" in word or word == "visual" for word in words):
         return "vision tower"
     return "lm_head" if "lm_head" in words else "other"
+
+
+def part_tensors(model: nn.Module, part: Part) -> dict[str, Tensor]:
+    """The parameters and buffers of a part of `model` themselves, by their names inside it.
+
+    Names begin below the module that holds the whole part. Where several modules do (the mergers of
+    Qwen3-VL), they begin below the module that those have in common. Empty if there is no such part.
+    """
+    blocks, _ = text_blocks(model)
+    roots: list[str] = []
+    for path, _ in model.named_modules():
+        inside = any(path.startswith(f"{root}.") for root in roots)
+        if path and part_of(path, blocks) == part and not inside:
+            roots.append(path)
+    if not roots:
+        return {}
+    start = os.path.commonpath([root.replace(".", "/") for root in roots]).replace("/", ".") + "."
+    return {
+        f"{root}.{name}".removeprefix(start): tensor
+        for root in roots
+        for name, tensor in model.get_submodule(root).state_dict(keep_vars=True).items()
+    }
 
 
 def report(model: nn.Module) -> list[PartReport]:

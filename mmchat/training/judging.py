@@ -26,8 +26,7 @@ def judged(
         trees = [(tree, samples.pictures) for tree in samples.trees[start : start + at_once]]
         for row in rows(trees):
             batch, features = together([row], accelerator.device)
-            with accelerator.autocast():
-                loss, right = judge.judged(batch, features)
+            loss, right = judge.judged(batch, features)
             total += float(loss)
             weight += float(batch.weights.sum())
             scores.add(batch, right.cpu())

@@ -9,7 +9,7 @@ row equals one time n rows, and so does splitting them over processes.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,10 +66,17 @@ class Updates:
         clip: float,
         rates: Sequence[str],
         clip_norm: Callable[[Sequence[Tensor], float], Any] = nn.utils.clip_grad_norm_,
+        parts: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> None:
         """Each group of the optimizers has its learning rate as `rate`; `rates` are the recipe's keys
-        of those that count. `clip_norm` clips the gradients to a norm, and gives what it was."""
+        of those that count. `clip_norm` clips the gradients to a norm, and gives what it was. Every
+        one of `parts` (its parameters by its name) has to get a gradient in every step."""
         self.optimizers = list(optimizers)
+        # The smallest first: one number that is not 0 is enough.
+        self.parts = {
+            name: sorted(part, key=lambda tensor: tensor.numel())
+            for name, part in (parts or {}).items()
+        }
         self.parameters = list(parameters)
         self.clip = clip
         self.rates = tuple(rates)
@@ -79,9 +86,11 @@ class Updates:
     def apply(self, loss: float, factor: float, called: str, places: Sequence[str] = ()) -> float:
         """One optimizer step with every learning rate at `factor` of its own; -> the gradient's norm.
 
-        Raises RecipeError where loss or gradient are not finite or the loss explodes; then nothing
-        was changed. `called` names the step, `places` are where its samples come from.
+        Raises RecipeError if loss or gradient are not finite, if a part that trains got no gradient
+        or if the loss explodes; then nothing was changed. `called` names the step, `places` are where
+        its samples come from.
         """
+        self._check_gradients(loss, called, places)
         norm = float(self._clip_norm(self.parameters, self.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             # Before the step: a gradient that is not finite would spoil weights and checkpoint.
@@ -101,6 +110,26 @@ class Updates:
     def suspicious(self) -> bool:
         """Whether the last steps were far above: no checkpoint is to be made of them."""
         return self._watch.suspicious
+
+    def _check_gradients(self, loss: float, called: str, places: Sequence[str]) -> None:
+        """A part that trains and gets no gradient would stay as it is, and the run would end well."""
+        if loss == 0:
+            return  # nothing is left to learn
+        missing = self._without_gradient()
+        if not missing:
+            return
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        shown = ", ".join(missing[:6]) + (" …" if len(missing) > 6 else "")
+        raise RecipeError(
+            f"{called}: no gradient reached {shown}, so nothing would be learned there. Nothing was "
+            "changed in this step. Leave that part out of the training or try another method (--set "
+            "method=lora), and please report the model."
+        )
+
+    def _without_gradient(self) -> list[str]:
+        """The names of `parts` whose gradients are absent or all 0."""
+        return [name for name, part in self.parts.items() if not has_gradient(part)]
 
     def _fail(self, what: str, places: Sequence[str]) -> None:
         for optimizer in self.optimizers:
@@ -128,11 +157,21 @@ class Steps(Updates):
         micro_rows: int,
         say: Callable[[str], None],
         rates: Sequence[str] = ("learning_rate",),
+        parts: Mapping[str, Sequence[Tensor]] | None = None,
+        seeing: Container[str] = (),
     ) -> None:
-        """The rest is as in `Updates`."""
+        """`seeing` are those of `parts` that get a gradient only in steps with pictures. The rest is
+        as in `Updates`."""
         super().__init__(
-            optimizers, parameters, clip=clip, rates=rates, clip_norm=accelerator.clip_grad_norm_
+            optimizers,
+            parameters,
+            clip=clip,
+            rates=rates,
+            clip_norm=accelerator.clip_grad_norm_,
+            parts=parts,
         )
+        self.seeing = seeing
+        self._pictures = True
         self.accelerator = accelerator
         self.module = module
         self.micro_rows = micro_rows
@@ -144,6 +183,7 @@ class Steps(Updates):
         memory is too small."""
         began = time.monotonic()
         loss = self._backward(given)
+        self._pictures = any(row.batch.images for row in given.rows)
         norm = self.apply(loss, factor, called, given.places)
         seconds = time.monotonic() - began
         return StepFigures(loss, norm, seconds, given.tokens, given.samples, given.waited)
@@ -191,8 +231,7 @@ class Steps(Updates):
             # Gradients are exchanged once, with the last micro-batch.
             last = number == len(micro)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
-                with accelerator.autocast():
-                    value = self.module(batch, features)
+                value = self.module(batch, features)
                 # Processes' gradients are averaged, and ours are parts of one sum.
                 (value * (accelerator.num_processes / total)).backward()
             loss += float(value.detach())
@@ -203,12 +242,32 @@ class Steps(Updates):
         for start in range(0, len(rows), size):
             yield together(rows[start : start + size], self.accelerator.device)
 
+    def _without_gradient(self) -> list[str]:
+        """As in `Updates`, over all processes: each may hold a piece of a part."""
+        here = [float(self._pictures), *(float(has_gradient(part)) for part in self.parts.values())]
+        pictures, *found = self._reduce_all(here)
+        return [
+            name
+            for name, there in zip(self.parts, found, strict=True)
+            if not there and (pictures or name not in self.seeing)
+        ]
+
     def _reduce(self, value: float) -> float:
         """The sum over all processes."""
+        return self._reduce_all([value])[0]
+
+    def _reduce_all(self, values: list[float]) -> list[float]:
+        """The sum of each over all processes."""
         if self.accelerator.num_processes == 1:
-            return value
-        tensor = torch.tensor(value, dtype=torch.float64, device=self.accelerator.device)
-        return float(self.accelerator.reduce(tensor, "sum"))
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        reduced: list[float] = self.accelerator.reduce(tensor, "sum").tolist()
+        return reduced
+
+
+def has_gradient(parameters: Sequence[Tensor]) -> bool:
+    """Whether any number of their gradients differs from 0."""
+    return any(p.grad is not None and bool(p.grad.any()) for p in parameters)
 
 
 def together(rows: Sequence[RowInput], device: torch.device) -> tuple[Batch, Any]:

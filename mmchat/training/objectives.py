@@ -153,12 +153,27 @@ def _as_taken(mask: Tensor, config: Any, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-class PackedLoss(nn.Module):
-    """`answer_loss` as a module, as accelerate wraps one: (batch, features) -> the sum."""
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Computes in `dtype` what tolerates it; nothing changes for float32.
 
-    def __init__(self, model: Any, *, compiled: bool = False) -> None:
+    It is ours and not accelerate's, which keeps one choice for the whole process: a second run with
+    another dtype would raise.
+    """
+    return torch.autocast(device.type, dtype, enabled=dtype is torch.bfloat16)
+
+
+class PackedLoss(nn.Module):
+    """`answer_loss` as a module, as accelerate wraps one: (batch, features) -> the sum.
+
+    The forward computes in `dtype` where that is bfloat16.
+    """
+
+    def __init__(
+        self, model: Any, dtype: torch.dtype = torch.float32, *, compiled: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
+        self.dtype = dtype
         decoder = decoder_of(model)
         self.decoder = (torch.compile(decoder, dynamic=False) if compiled else decoder,)
         """In a tuple, so that it is not registered a second time."""
@@ -168,28 +183,36 @@ class PackedLoss(nn.Module):
 
     def judged(self, batch: Batch, features: Tensor | None) -> tuple[Tensor, Tensor]:
         """(the sum of weighted losses, which answer tokens are right)"""
-        pixels = features is not None and features.ndim == 4
-        if pixels:
-            features = self.model.encode_images(features)
-        loss, right = answer_loss(self.model, self.decoder[0], batch, features)
-        return self._all_take_part(loss, batch), right
+        with autocast(batch.input_ids.device, self.dtype):
+            pixels = features is not None and features.ndim == 4
+            if pixels:
+                features = self.model.encode_images(features)
+            loss, right = answer_loss(self.model, self.decoder[0], batch, features)
+            if not batch.images:
+                loss = _with_every_gradient(loss, self.model)
+            return loss, right
 
-    def _all_take_part(self, loss: Tensor, batch: Batch) -> Tensor:
-        """Several processes wait for a gradient of every weight, also where a batch has no picture."""
-        if batch.images or not torch.is_grad_enabled():
-            return loss
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad and ".language_model." not in name:
-                loss = loss + 0 * parameter.sum()
+
+def _with_every_gradient(loss: Tensor, model: nn.Module) -> Tensor:
+    """The same loss, with a gradient of 0 for projector and tower in a batch without pictures.
+
+    Several processes wait for a gradient of every weight that trains.
+    """
+    if not torch.is_grad_enabled():
         return loss
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ".language_model." not in name:
+            loss = loss + 0 * parameter.sum()
+    return loss
 
 
 class StockLoss(nn.Module):
     """The same for a stock image-text-to-text model, which takes its own inputs: one row at a time."""
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model = model
+        self.dtype = dtype
         self._kinds = token_kinds(processor)
         self._image_tokens = image_token_ids(processor)
 
@@ -205,16 +228,19 @@ class StockLoss(nn.Module):
         if inputs and self._kinds is not None:
             places = torch.tensor(self._image_tokens, device=batch.input_ids.device)
             inputs[self._kinds] = torch.isin(batch.input_ids, places).long()
-        logits = self.model(
-            input_ids=batch.input_ids,
-            logits_to_keep=asked.nonzero().flatten(),
-            use_cache=False,
-            **inputs,
-        ).logits[0]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        labels, weights = batch.labels[0][asked], batch.weights[0][asked].to(logits.dtype)
-        loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
-        return loss, logits.detach().argmax(-1) == labels
+        with autocast(batch.input_ids.device, self.dtype):
+            logits = self.model(
+                input_ids=batch.input_ids,
+                logits_to_keep=asked.nonzero().flatten(),
+                use_cache=False,
+                **inputs,
+            ).logits[0]
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            labels, weights = batch.labels[0][asked], batch.weights[0][asked].to(logits.dtype)
+            loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+            if not inputs:
+                loss = _with_every_gradient(loss, self.model)
+            return loss, logits.detach().argmax(-1) == labels
 
 
 class AnswerScores:

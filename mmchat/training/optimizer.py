@@ -144,7 +144,7 @@ def build_tuning_optimizers(
 
 def _only(group: dict[str, Any], parameters: list[Tensor]) -> dict[str, Any]:
     """The group as torch takes it, of these parameters."""
-    rest = {key: value for key, value in group.items() if key not in ("names", "linear")}
+    rest = {key: value for key, value in group.items() if key not in ("names", "linear", "part")}
     return {**rest, "params": parameters}
 
 

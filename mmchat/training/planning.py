@@ -97,8 +97,7 @@ def _trainable(prepared: Prepared, stage: TuningStage, skeleton: nn.Module) -> i
         tower = tower_names(skeleton, stage.vision_blocks, prepared.plan.kind, prepared.plan.name)
     for name, parameter in skeleton.named_parameters():
         part = part_of(name, blocks)
-        own = prepared.plan.kind == "visual_prefix"
-        if (part == "projector" and stage.projector and own) or (
+        if (part == "projector" and stage.projector) or (
             name in tower
             or (stage.method == "full" and part in ("text blocks", "lm_head", "other"))
         ):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -113,7 +114,6 @@ def prepare(
         recipe.model,
         quantization=_form(recipe, parameters),
         smaller="in 4-bit (--set method=qlora)",
-        plainer="take --set method=lora",
     )
     processor, tokenizer = processor_of(plan)
     reader = Reader(plan.name, plan.kind, processor, tokenizer, plan.kind != "text")
@@ -139,7 +139,8 @@ def prepare(
         parameters=parameters,
         cuda=plan.device.type == "cuda",
         four_bit=plan.form == "4bit",
-        has_projector=plan.kind == "visual_prefix",
+        has_projector=plan.kind != "text" and _has_projector(plan.folder),
+        own_kind=plan.kind == "visual_prefix",
         replay=has_replay(plan.folder),
     )
     chosen = resolve(recipe, facts)
@@ -157,6 +158,11 @@ def prepare(
         parameters=parameters,
     )
     return eased(prepared)
+
+
+def _has_projector(folder: Path) -> bool:
+    # No module of a projector lies inside the text blocks, so their name does not matter here.
+    return any(nf4.part_of(tensor.name, "-") == "projector" for tensor in tensors(folder))
 
 
 def _form(recipe: Tuning, parameters: int) -> Quantization:

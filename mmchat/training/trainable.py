@@ -25,10 +25,25 @@ from mmchat.model.adapters import (
     write_card,
 )
 from mmchat.model.loading import LoadedModel
-from mmchat.model.quantization import import_bitsandbytes, is_four_bit, part_of, text_blocks
+from mmchat.model.quantization import (
+    import_bitsandbytes,
+    is_four_bit,
+    part_of,
+    part_tensors,
+    set_packing,
+    text_blocks,
+)
 from mmchat.training.tuning import LORA_METHODS, LoraTable, Tuning, TuningStage
 
 ADAPTER_NAME = "default"
+PART_NAMES = {
+    "lora": "LoRA",
+    "text": "the text model",
+    "projector": "the projector",
+    "vision": "the vision encoder",
+}
+SEEING = (PART_NAMES["projector"], PART_NAMES["vision"])
+"""Parts that get no gradient from conversations without pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +67,7 @@ class Trainable:
         """
         self.loaded = loaded
         self.model: Any = loaded.model
+        set_packing(self.model, allowed=False)
         self.recipe = recipe
         self.blocks, _ = text_blocks(self.model)
         methods = {stage.method for stage in recipe.stages}
@@ -63,18 +79,12 @@ class Trainable:
             for blocks in {stage.vision_blocks for stage in recipe.stages}
         }
         self.tower_names = frozenset[str]().union(*self._of_tower.values())
-        if any(stage.projector for stage in recipe.stages) and self.projector is not None:
-            self.projector.float()
+        self.trains_projector = any(stage.projector for stage in recipe.stages)
         for name, parameter in self.model.named_parameters():
-            if name in self.tower_names or ("full" in methods and self._is_text(name)):
+            projector = self.trains_projector and part_of(name, self.blocks) == "projector"
+            text = "full" in methods and self._is_text(name)
+            if name in self.tower_names or projector or text:
                 parameter.data = parameter.data.float()
-
-    @property
-    def projector(self) -> nn.Module | None:
-        """The base's projector, if it is one of ours."""
-        inner = getattr(self.model, "model", None)
-        found = getattr(inner, "multi_modal_projector", None)
-        return found if self.loaded.kind == "visual_prefix" else None
 
     def begin(self, stage: TuningStage) -> list[dict[str, Any]]:
         """Lets exactly what the stage trains have gradients; -> its groups, each with `lr`, `names` and
@@ -104,6 +114,7 @@ class Trainable:
                     parameter.requires_grad_(True)
                 groups.append(
                     {
+                        "part": PART_NAMES[part],
                         "params": [p for _, p in chosen],
                         "names": [n for n, _ in chosen],
                         "linear": [id(p) in linear for _, p in chosen],
@@ -118,6 +129,21 @@ class Trainable:
             )
         self._assert_confined(stage)
         return groups
+
+    @staticmethod
+    def parts(groups: list[dict[str, Any]]) -> dict[str, list[Tensor]]:
+        """The parameters of `groups` by the part that has to get a gradient in each step.
+
+        LoRA is told by the layers that it is on, over all blocks: a block may go without for a step
+        (an expert that no token chose), all of them cannot.
+        """
+        found: dict[str, list[Tensor]] = {}
+        for group in groups:
+            for name, parameter in zip(group["names"], group["params"], strict=True):
+                layer, lora, _ = name.partition(".lora_")
+                part = f"LoRA of {layer.rpartition('.')[2]}" if lora else group["part"]
+                found.setdefault(part, []).append(parameter)
+        return found
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every weight that any stage trains, in the model's order."""
@@ -160,8 +186,8 @@ class Trainable:
         """Writes the adapter's folder (design: adapter.toml, projector, lora/, vision tower)."""
         folder.mkdir(parents=True, exist_ok=True)
         trained = []
-        if any(stage.projector for stage in self.recipe.stages) and self.projector is not None:
-            save_file(_plain(self.projector.state_dict()), folder / PROJECTOR)
+        if self.trains_projector:
+            save_file(_plain(part_tensors(self.model, "projector")), folder / PROJECTOR)
             trained.append("projector")
         if self.tower_names:
             tower = {
@@ -255,7 +281,7 @@ class Trainable:
             return "vision" if name in self._of_tower[stage.vision_blocks] else ""
         part = part_of(name, self.blocks)
         if part == "projector":
-            return "projector" if stage.projector and self.projector is not None else ""
+            return "projector" if stage.projector else ""
         return "text" if stage.method == "full" and self._is_text(name) else ""
 
     def _assert_confined(self, stage: TuningStage) -> None:
@@ -285,9 +311,9 @@ class Trainable:
 
 
 def tower_names(model: Any, blocks: int, kind: str, called: str) -> frozenset[str]:
-    """The parameters of the vision encoder's last `blocks` blocks; `called` is the base's name.
+    """The parameters of the last `blocks` blocks of the vision encoder that the model uses.
 
-    Raises RecipeError where it has not as many.
+    `called` is the base's name. Raises RecipeError if there are not as many.
     """
     if not blocks:
         return frozenset()
@@ -303,12 +329,14 @@ def tower_names(model: Any, blocks: int, kind: str, called: str) -> frozenset[st
             "can train: set it to 0."
         )
     path, found = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
-    if blocks > len(found):
+    # What comes after the hidden state that is taken has no part in the answer (LLaVA's last block).
+    used = model.model.encoder.blocks_used(len(found), model.config.vision_feature_layer)
+    if blocks > used:
         raise RecipeError(
-            f"vision_blocks = {blocks}, and the vision encoder of {called} has "
-            f"{len(found)} of them: lower it."
+            f"vision_blocks = {blocks}, and the vision encoder of {called} has only {used} blocks that "
+            "the model uses: lower it."
         )
-    last = tuple(f"{path}.{len(found) - 1 - number}." for number in range(blocks))
+    last = tuple(f"{path}.{used - 1 - number}." for number in range(blocks))
     return frozenset(
         f"model.vision_tower.{name}"
         for name, _ in tower.named_parameters()

@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 import tomli_w
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -18,6 +17,7 @@ from mmchat.errors import DataError, MmchatError, RecipeError
 from mmchat.model.heap import give_back_at_once
 from mmchat.model.loading import LoadedModel, load_planned
 from mmchat.model.quantization import decoder_of
+from mmchat.training.accelerate_state import OwnAccelerator
 from mmchat.training.checkpoint import (
     load_checkpoint,
     optimizer_tensors,
@@ -29,7 +29,7 @@ from mmchat.training.features import FeatureCache, FeatureReader, pixel_values
 from mmchat.training.feeding import Rows, StepFeed
 from mmchat.training.judging import judged
 from mmchat.training.loop import StepInput, Steps, schedule_factor
-from mmchat.training.objectives import PackedLoss, StockLoss
+from mmchat.training.objectives import PackedLoss, StockLoss, autocast
 from mmchat.training.optimizer import build_tuning_optimizers
 from mmchat.training.pace import Pace, stage_lines
 from mmchat.training.packing import packs
@@ -39,7 +39,7 @@ from mmchat.training.samples import answer
 from mmchat.training.steering import Steering
 from mmchat.training.telling import Show, Telling
 from mmchat.training.trackers import Trackers
-from mmchat.training.trainable import Trainable
+from mmchat.training.trainable import SEEING, Trainable
 from mmchat.training.tuning import Tuning, TuningStage, to_tables, tuning_hash
 
 SHOWN_SAMPLES = 3
@@ -80,11 +80,10 @@ class Tune:
         self.folder = folder
         self.say = say
         self.device = prepared.plan.device
+        self.dtype = prepared.plan.dtype
         self.steering = Steering(say)
-        low = prepared.plan.dtype is torch.bfloat16
-        self.accelerator = Accelerator(
-            cpu=self.device.type == "cpu", mixed_precision="bf16" if low else "no"
-        )
+        self.own_accelerator = OwnAccelerator(self.device)
+        self.accelerator = self.own_accelerator.accelerator
         self.main = self.accelerator.is_main_process
         self.telling = Telling(folder, status, show, main=self.main)
         self.loaded: LoadedModel = load_planned(prepared.plan, self._loading)
@@ -118,6 +117,10 @@ class Tune:
 
         Raises Paused after SIGINT or SIGTERM, RecipeError and DataError for what can be mended.
         """
+        with self.own_accelerator.active():
+            return self._run()
+
+    def _run(self) -> Path:
         if self.prepared.tight:
             give_back_at_once()
         self._write_recipe()
@@ -143,7 +146,7 @@ class Tune:
         if self.main:
             for line in stage_lines(stage, self.loaded, self.trainable):
                 self.say(line)
-        optimizers = build_tuning_optimizers(groups, stage.optimizer, self.loaded.compute_dtype)
+        optimizers = build_tuning_optimizers(groups, stage.optimizer, self.dtype)
         if self.restored and self.restored_by not in ("", stage.optimizer):
             self.say(
                 f"Stage {stage.name} goes on with {stage.optimizer} in place of {self.restored_by}: what "
@@ -156,9 +159,9 @@ class Tune:
             raise self._unfit(f"stage {stage.name} trained other weights then", error) from error
         self.restored = {}
         if self.loaded.kind == "stock":
-            loss: Any = StockLoss(self.loaded.model, self.loaded.processor)
+            loss: Any = StockLoss(self.loaded.model, self.loaded.processor, self.dtype)
         else:
-            loss = PackedLoss(self.loaded.model, compiled=stage.compile)
+            loss = PackedLoss(self.loaded.model, self.dtype, compiled=stage.compile)
         if self.accelerator.num_processes > 1:
             loss = self.accelerator.prepare_model(loss)
         parameters = [p for group in groups for p in group["params"]]
@@ -172,6 +175,8 @@ class Tune:
             micro_rows=stage.micro_rows if self.packs else 1,
             say=self.say,
             rates=stage.rates,
+            parts=self.trainable.parts(groups),
+            seeing=SEEING,
         )
         judge = self.accelerator.unwrap_model(loss)
         pace = Pace(stage.steps - self.step + sum(s.steps for s in self._later()))
@@ -302,7 +307,7 @@ class Tune:
         self.telling.held_out(self._place(stage), loss, right, self._answers())
 
     def _answers(self) -> tuple[SampleAnswer, ...]:
-        with self.accelerator.autocast():
+        with autocast(self.device, self.dtype):
             return tuple(
                 answer(self.loaded, example)
                 for example in self.prepared.held_out_examples[:SHOWN_SAMPLES]
@@ -321,7 +326,7 @@ class Tune:
             def tell(done: int, of: int) -> None:
                 self.telling.preparing(f"looking at pictures: {done} of {of}")
 
-            with self.accelerator.autocast():  # blocks that will train are in float32 already
+            with autocast(self.device, self.dtype):  # blocks that will train are in float32 already
                 self.cache.fill(pictures, tell)
         self.accelerator.wait_for_everyone()
 

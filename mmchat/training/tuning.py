@@ -84,8 +84,9 @@ class TuningStage(Table, frozen=True):
     name: str = "adapter"
     method: Method = "auto"
     """`projector`: alignment, nothing else trains. `lora`, `qlora` (on a 4-bit base), `full`."""
-    projector: bool = True
-    """Whether the projector trains as well, where the base has one of ours."""
+    projector: bool | Literal["auto"] = "auto"
+    """Whether the projector trains as well; `auto` does it for bases of mmchat's own kind. Published
+    models have a projector that was aligned on far more pictures: theirs trains if it is asked for."""
     vision_blocks: int = 0
     """How many of the vision encoder's last blocks train."""
     steps: int = 0
@@ -253,6 +254,8 @@ class Facts:
     four_bit: bool
     """Whether the base is loaded in 4-bit."""
     has_projector: bool
+    own_kind: bool
+    """Whether it is a visual-prefix model."""
     replay: bool
     """Whether the base brings old material."""
 
@@ -289,15 +292,18 @@ def _resolve_stage(stage: TuningStage, facts: Facts, replay: float, rows: int) -
     if method == "auto":
         method = "qlora" if facts.four_bit else "lora"
         chosen["method"] = method
-    if not facts.has_projector:
-        if method == "projector":
-            raise RecipeError(
-                f"Stage {stage.name} trains the projector, and the base has none of ours: take lora or "
-                "qlora."
-            )
-        chosen["projector"] = False
-    elif method == "projector":
-        chosen["projector"] = True
+    projector = stage.projector
+    if method == "projector" and projector is False:
+        raise RecipeError(
+            f"Stage {stage.name} has method = projector and projector = false: take one of them out."
+        )
+    if not facts.has_projector and (method == "projector" or projector is True):
+        raise RecipeError(
+            f"Stage {stage.name} trains the projector, and the base has none, because it reads text "
+            "only: use method = lora or qlora, and leave projector out."
+        )
+    if projector == "auto":
+        chosen["projector"] = method == "projector" or (facts.has_projector and facts.own_kind)
     own = own_samples(stage.batch, replay)
     if not stage.steps:
         epochs = stage.epochs or EPOCHS

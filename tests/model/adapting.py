@@ -11,7 +11,9 @@ from mmchat.model import adapters
 from mmchat.model.adapters import Base, Card
 from mmchat.model.loading import LoadedModel, load_model
 from mmchat.model.prompt import build_prompt
+from mmchat.model.quantization import set_packing
 from mmchat.settings import paths, private_dir
+from tests.model.forms import form_of, load
 from tests.model.tiny import Turn, shown
 
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
@@ -85,7 +87,9 @@ def with_peft(base: LoadedModel, folder: Path) -> LoadedModel:
     """The same base, loaded anew, with the adapter's LoRA put on by stock peft."""
     from peft import PeftModel
 
-    reference = load_model(str(base.folder), quantization=base.quantization, device="cpu")
+    reference = load(base.folder, form_of(base))
+    # peft's DoRA reads the weights themselves, and a packed layer's cannot be read.
+    set_packing(reference.model, allowed=False)
     reference.model = PeftModel.from_pretrained(reference.model, folder / adapters.LORA)
     reference.model.eval()
     return reference

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mmchat.model.applying import apply_adapter
-from mmchat.model.loading import LoadedModel, load_model
-from tests.model import tiny
+from mmchat.model.loading import LoadedModel
+from tests.model import forms, tiny
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,17 +26,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="session")
 def loaded(checkpoint: Callable[[str], Path]) -> Callable[[str, str], LoadedModel]:
-    """(kind, quantization) -> that tiny checkpoint, loaded on the CPU; not to be changed."""
-    return lru_cache(
-        lambda kind, form: load_model(str(checkpoint(kind)), quantization=form, device="cpu")
-    )
+    """(kind, one of FORMS) -> that tiny checkpoint, loaded on the CPU; not to be changed."""
+    return lru_cache(lambda kind, form: forms.load(checkpoint(kind), form))
 
 
-@pytest.fixture(scope="module", params=["4bit", "fp32"])
+@pytest.fixture(scope="module", params=forms.FORMS)
 def model(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> LoadedModel:
-    """The tiny base of the adapters' tests, in both forms."""
-    folder = str(checkpoint("visual_prefix"))
-    return load_model(folder, quantization=request.param, device="cpu")
+    """The tiny base of the adapters' tests, in every form."""
+    return forms.load(checkpoint("visual_prefix"), request.param)
 
 
 @pytest.fixture

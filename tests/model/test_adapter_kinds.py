@@ -14,9 +14,10 @@ from mmchat.model import adapters
 from mmchat.model.applying import apply_adapter, read_adapter
 from mmchat.model.loading import LoadedModel, load_model
 from mmchat.model.lora import plain_weight
-from mmchat.model.quantization import import_bitsandbytes
+from mmchat.model.quantization import set_packing
 from mmchat.settings import paths
 from tests.model.adapting import LAST_BLOCK, logits, make, save_lora, with_peft
+from tests.model.forms import assert_as_exact, exact_form, form_of, load
 
 # peft, as it wraps the model that a test trains, asks it for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -39,15 +40,16 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_lora_gives_what_peft_gives_and_comes_off_exactly(base: LoadedModel, kind: str) -> None:
-    packs = getattr(import_bitsandbytes().functional, "has_avx512bf16", lambda: False)()
-    if "dora" in kind and base.quantization == "4bit" and packs:
-        pytest.skip("peft's DoRA reads weights here that bitsandbytes has packed in another form")
     before = logits(base)
     folder = make(base, kind, projector=False, lora=True, **KINDS[kind])
     apply_adapter(base, kind)
     ours = logits(base)
-    close = 5e-5 if base.compute_dtype == torch.float32 else 0.1
-    torch.testing.assert_close(ours, logits(with_peft(base, folder)), atol=close, rtol=close)
+    stock = logits(with_peft(base, folder))
+    if base.compute_dtype is torch.float32:
+        torch.testing.assert_close(ours, stock, atol=5e-5, rtol=5e-5)
+    else:
+        exact = load(base.folder, exact_form(form_of(base)))
+        assert_as_exact(ours, stock, logits(with_peft(exact, folder)))
     assert not torch.allclose(ours, before, atol=0.05)
     apply_adapter(base, "")
     assert torch.equal(logits(base), before)
@@ -67,33 +69,6 @@ def test_every_layer_gives_what_its_merged_weight_would(base: LoadedModel, kind:
             torch.testing.assert_close(
                 given, hidden.float() @ merged.T, atol=close * 10, rtol=close * 10
             )
-
-
-def test_weights_that_only_their_layer_can_read_are_asked_of_it(
-    base: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on CPUs with AVX512-BF16 once a layer has run; the packed product is stood in for."""
-    if base.quantization != "4bit":
-        pytest.skip("only 4-bit weights are packed")
-    bitsandbytes = import_bitsandbytes()
-    layer = base.model.get_submodule("model.language_model.layers.0.mlp.up_proj")
-    wanted = plain_weight(layer)
-    real = bitsandbytes.matmul_4bit
-    asked: list[tuple[int, ...]] = []
-
-    def packed(x: torch.Tensor, weight: Any, *, quant_state: Any) -> torch.Tensor:
-        asked.append(tuple(x.shape))
-        result: torch.Tensor = real(x.to(base.compute_dtype), weight, quant_state=quant_state)
-        return result
-
-    monkeypatch.setattr(bitsandbytes, "matmul_4bit", packed)
-    monkeypatch.setattr("mmchat.model.lora._ROWS", 24)
-    state = layer.weight.quant_state
-    monkeypatch.setattr(state, "packing_format_for_cpu", True, raising=False)
-    with torch.no_grad():
-        given = plain_weight(layer)
-    assert asked == [(24, 64), (24, 64), (16, 64)]
-    torch.testing.assert_close(given, wanted, atol=1e-6, rtol=1e-2)
 
 
 def test_a_bias_of_lora_is_added(base: LoadedModel) -> None:
@@ -223,6 +198,8 @@ def test_gradients_flow_through_an_adapter_that_was_put_on_in_inference_mode(
     base: LoadedModel,
 ) -> None:
     make(base, "mode", lora=True)
+    base = load(base.folder, form_of(base))
+    set_packing(base.model, allowed=False)  # as training does
     with torch.inference_mode():
         apply_adapter(base, "mode")
     ids = torch.arange(5, 9)[None]
@@ -232,24 +209,23 @@ def test_gradients_flow_through_an_adapter_that_was_put_on_in_inference_mode(
 
 
 def test_the_backend_looks_at_a_picture_again_only_where_the_tower_changes(
-    checkpoint: Callable[[str], Path], base: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    loaded: Callable[[str, str], LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mmchat.client.protocol import Delta, Options
     from tests.model.tiny import Turn, shown
 
-    if base.quantization == "fp32":
-        pytest.skip("one form is enough")
+    base = loaded("visual_prefix", "fp32")
     backend = TorchBackend()
     backend.load(base.name, "", "fp32", "cpu", lambda stage, fraction: None)
     make(base, "eyes", projector=False, tower=True)
     make(base, "words", lora=True)
-    loaded = backend._loaded
-    assert loaded is not None
+    held = backend._loaded
+    assert held is not None
     read: list[str] = []
-    encode = loaded.model.encode_images
+    encode = held.model.encode_images
 
     def counted(pixels: torch.Tensor) -> torch.Tensor:
-        read.append(loaded.adapter)
+        read.append(held.adapter)
         features: torch.Tensor = encode(pixels)
         return features
 
@@ -258,7 +234,7 @@ def test_the_backend_looks_at_a_picture_again_only_where_the_tower_changes(
         events = backend.generate(turns, Options(max_tokens=12), lambda: False)
         return "".join(event.text for event in events if isinstance(event, Delta))
 
-    monkeypatch.setattr(loaded.model, "encode_images", counted)
+    monkeypatch.setattr(held.model, "encode_images", counted)
     said = {}
     for name in ("", "words", "eyes"):
         backend.use_adapter(name)

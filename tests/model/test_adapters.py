@@ -12,7 +12,8 @@ from mmchat.errors import AdapterError, ModelError
 from mmchat.model import adapters
 from mmchat.model.applying import apply_adapter
 from mmchat.model.catalogue import resolve_model
-from mmchat.model.loading import LoadedModel, load_model
+from mmchat.model.loading import LoadedModel
+from tests.model import forms
 from tests.model.adapting import change, logits, make
 
 # peft, as it wraps the model that a test trains, asks it for a property by its old name.
@@ -56,9 +57,7 @@ def test_one_adapter_replaces_another(base: LoadedModel) -> None:
 def test_load_model_takes_an_adapter(base: LoadedModel) -> None:
     make(base, "start")
     apply_adapter(base, "start")
-    loaded = load_model(
-        str(base.folder), adapter="start", quantization=base.quantization, device="cpu"
-    )
+    loaded = forms.load(base.folder, forms.form_of(base), adapter="start")
     assert loaded.adapter_hash == base.adapter_hash
     assert torch.equal(logits(loaded), logits(base))
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmchat.errors import ModelError
 from mmchat.model import machine as machines
@@ -116,10 +115,13 @@ def test_the_compute_dtype_is_what_this_cpu_is_fast_at(
     wanted: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("MMCHAT_MODEL_COMPUTE_DTYPE", "auto")
     monkeypatch.setattr(machines, "cpu_flags", lambda: frozenset(flags))
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert quantization.compute_dtype(torch.device("cpu")) == wanted
+    monkeypatch.setenv("MMCHAT_MODEL_COMPUTE_DTYPE", "bf16")
+    assert quantization.compute_dtype(torch.device("cpu")) == torch.bfloat16
 
 
 def test_a_broken_promise_is_told(loaded: Loaded) -> None:
@@ -140,29 +142,6 @@ def refused(folder: Path | str) -> str:
     message = str(caught.value)
     assert "\n" not in message and "Traceback" not in message
     return message
-
-
-def test_sizes_that_bitsandbytes_cannot_run_are_not_made_four_bit(
-    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=48,
-        intermediate_size=100,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        tie_word_embeddings=False,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
-    for file in checkpoint("llama").glob("*token*"):
-        shutil.copy(file, tmp_path)
-    functional = quantization.import_bitsandbytes().functional
-    monkeypatch.setattr(functional, "has_avx512bf16", lambda: True)
-    assert planning.plan_load(str(tmp_path), device="cpu").form in {"bf16", "fp32"}
-    with pytest.raises(ModelError, match="cannot be 4-bit on this CPU"):
-        load_model(str(tmp_path), quantization="4bit", device="cpu")
-    monkeypatch.setattr(functional, "has_avx512bf16", lambda: False)
-    assert planning.plan_load(str(tmp_path), device="cpu").form == "4bit"
 
 
 @pytest.mark.parametrize(
