@@ -1,5 +1,6 @@
 """One tiny base for the tests of training that only look at it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,14 @@ from mmchat.training.collation import Collator
 from mmchat.training.dataset import PreparedData
 from mmchat.training.recipe import Recipe, read_recipe
 from tests.training.prepared import RECIPE, write_prepared
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What runs compute in, those in other processes too: both are tested on every machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMCHAT_MODEL_COMPUTE_DTYPE", request.param)
+        yield request.param
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from tests.forked import run_forked
 from tests.training.runner import RECIPE, STEPS, main
 from tests.training.tuned import dataset, examples, write_base
 
+QLORA = ("--set", "stages.0.method=qlora")
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,8 +33,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+def home(tmp_path_factory: pytest.TempPathFactory, dtype: str) -> Path:
+    return tmp_path_factory.mktemp(f"home-{dtype}")
 
 
 def _run(
@@ -67,6 +70,14 @@ def straight(base: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -
     return run
 
 
+@pytest.fixture(scope="module")
+def straight_qlora(base: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on a 4-bit base."""
+    run = tmp_path_factory.mktemp("straight-qlora")
+    _run(home, base, run, *QLORA)
+    return run
+
+
 def _losses(run: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in RunFolder(run).metrics() if "loss" in line}
 
@@ -99,6 +110,13 @@ def test_killed_and_resumed_is_bit_identical(
     _killed_and_resumed(straight, base, home, tmp_path, [step], anew=step == 1)
 
 
+def test_killed_and_resumed_is_bit_identical_on_a_four_bit_base(
+    straight_qlora: Path, base: Path, home: Path, tmp_path: Path
+) -> None:
+    """Also right behind a look at the held-out samples, which is a forward in eval mode."""
+    _killed_and_resumed(straight_qlora, base, home, tmp_path, [4, 6], more=QLORA)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [[n] for n in range(2, STEPS) if n != 7] + [[2, 5, 6, 11]])
 def test_killed_at_any_step(
@@ -108,25 +126,37 @@ def test_killed_at_any_step(
 
 
 def _killed_and_resumed(
-    straight: Path, base: Path, home: Path, run: Path, steps: list[int], *, anew: bool = False
+    straight: Path,
+    base: Path,
+    home: Path,
+    run: Path,
+    steps: list[int],
+    *,
+    anew: bool = False,
+    more: Sequence[str] = (),
 ) -> None:
     """`anew`: a program of its own goes on, with other hashes, as all that are forked share theirs."""
     for step in steps:
-        done = _run(home, base, run, "--kill-after", str(step), fails=True)
+        done = _run(home, base, run, "--kill-after", str(step), *more, fails=True)
         assert done.returncode == -9, done.stderr[-2000:]
         saved = load_checkpoint(run / "checkpoints")
         assert saved is not None and saved[1]["step"] == step
     if anew:
-        _launch(home, "tests.training.runner", str(base), str(run))
+        _launch(home, "tests.training.runner", str(base), str(run), *more)
     else:
-        _run(home, base, run)
+        _run(home, base, run, *more)
     assert _losses(run) == _losses(straight)
     _same_weights(run, straight)
 
 
 @pytest.mark.slow  # three processes import torch side by side
-def test_two_processes_equal_one(straight: Path, base: Path, home: Path, tmp_path: Path) -> None:
-    """A step of two processes is that of one with both their samples: within 1e-4, and they are two."""
+def test_two_processes_equal_one(base: Path, home: Path, tmp_path: Path, dtype: str) -> None:
+    """A step of two processes is that of one with both their samples, and they are two.
+
+    In float32 within 1e-4. In bfloat16 the rows of a batch are rounded apart where they are computed
+    apart, and twelve steps at a rate of 1e-2 carry that on.
+    """
+    close = 1e-4 if dtype == "fp32" else 2e-2
     plain = ["--set", "lora.dropout=0"]
     one, two = tmp_path / "one", tmp_path / "two"
     _run(home, base, one, *plain)
@@ -136,11 +166,11 @@ def test_two_processes_equal_one(straight: Path, base: Path, home: Path, tmp_pat
     wanted, found = _losses(one), _losses(two)
     assert len(found) == STEPS
     for step, loss in wanted.items():
-        assert found[step] == pytest.approx(loss, abs=1e-4)
+        assert found[step] == pytest.approx(loss, abs=close)
     a = load_file(one / "adapter" / "projector.safetensors")
     b = load_file(two / "adapter" / "projector.safetensors")
     for name in a:
-        assert torch.allclose(a[name], b[name], atol=1e-4), name
+        assert torch.allclose(a[name], b[name], atol=close), name
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
