@@ -21,9 +21,10 @@ Loaded = Callable[[str, str], LoadedModel]
 Checkpoint = Callable[[str], Path]
 
 
+@pytest.mark.parametrize("form", ["4bit-fp32", "4bit-bf16"])
 @pytest.mark.parametrize("kind", tiny.KINDS)
-def test_exactly_the_text_blocks_are_four_bit(loaded: Loaded, kind: str) -> None:
-    model = loaded(kind, "4bit")
+def test_exactly_the_text_blocks_are_four_bit(loaded: Loaded, kind: str, form: str) -> None:
+    model = loaded(kind, form)
     parts = {part.part: part for part in model.parts}
     assert parts["text blocks"].linear_layers == parts["text blocks"].four_bit == 14
     assert all(part.four_bit == 0 for part in model.parts if part.part != "text blocks")
@@ -36,10 +37,12 @@ def test_exactly_the_text_blocks_are_four_bit(loaded: Loaded, kind: str) -> None
     assert model.model(input_ids=prompt.input_ids).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("form", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", tiny.KINDS)
-def test_fp32_holds_the_files_numbers(loaded: Loaded, checkpoint: Checkpoint, kind: str) -> None:
-    model = loaded(kind, "fp32")
-    assert {p.dtype for p in model.model.parameters()} == {torch.float32}
+def test_a_plain_form_holds_the_files_numbers(loaded: Loaded, kind: str, form: str) -> None:
+    model = loaded(kind, form)
+    assert {p.dtype for p in model.model.parameters()} == {model.compute_dtype}
+    assert model.compute_dtype is (torch.float32 if form == "fp32" else torch.bfloat16)
     assert not any(p.requires_grad for p in model.model.parameters())
     assert sum(part.four_bit for part in model.parts) == 0
     assert sum(part.parameters for part in model.parts) == sum(
@@ -47,9 +50,10 @@ def test_fp32_holds_the_files_numbers(loaded: Loaded, checkpoint: Checkpoint, ki
     )
 
 
-def test_four_bit_stays_near_fp32(loaded: Loaded) -> None:
+@pytest.mark.parametrize("form", ["4bit-fp32", "4bit-bf16"])
+def test_four_bit_stays_near_fp32(loaded: Loaded, form: str) -> None:
     turns = [Turn("user", ("what colour is the circle?",))]
-    full, packed = loaded("llama", "fp32"), loaded("llama", "4bit")
+    full, packed = loaded("llama", "fp32"), loaded("llama", form)
     prompt = build_prompt(full, turns, 8)
     wanted = full.model(input_ids=prompt.input_ids).logits
     got = packed.model(input_ids=prompt.input_ids).logits.float()

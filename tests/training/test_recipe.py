@@ -23,6 +23,7 @@ FACTS = Facts(
     cuda=False,
     four_bit=False,
     has_projector=True,
+    own_kind=True,
     replay=True,
 )
 
