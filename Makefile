@@ -78,11 +78,11 @@ train-scenes: $(DEV)
 	@echo "End it: kill -- -\$$(cat $(SCENES)/pid)   Go on with it: make train-scenes"
 
 scenes: $(SCENES)/train/.drawn $(SCENES)/held-out/.drawn
-	$(BIN)/mmchat train $(SCENES) --recipe adapters/scenes/recipe.toml --out $(SCENES)/run --resume
+	$(BIN)/python adapters/scenes/pretrain.py $(SCENES) --out $(SCENES)/run
 	@echo "Try it: mmchat ask --model $(SCENES)/run/model …   Adopt it: cp $(SCENES)/run/model/* adapters/scenes/"
 
 $(SCENES)/train/.drawn: | $(DEV)
-	$(BIN)/python adapters/scenes/draw.py --out $(@D) --split train --seed 1 --scenes 80000 --workers $(JOBS)
+	$(BIN)/python adapters/scenes/draw.py --out $(@D) --split train --seed 1 --scenes 48000 --workers $(JOBS)
 	@touch $@
 
 $(SCENES)/held-out/.drawn: | $(DEV)

@@ -46,7 +46,7 @@ def heavy_after(script: str) -> list[str]:
         "mmchat.model.adapters",
         "mmchat.model.catalogue",
         "mmchat.settings",
-        "mmchat.training.recipe",
+        "mmchat.training.finetune_config",
         "mmchat.tui",
         "mmchat.tui.app",
     ],

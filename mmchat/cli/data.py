@@ -62,7 +62,7 @@ def inspect(
     """
     from mmchat.data.inspection import inspect as look
     from mmchat.data.reading import read_parts
-    from mmchat.training.tuning import Tuning
+    from mmchat.training.finetune_config import FinetuneConfig
 
     name = model or load_settings().model.name
     if model:
@@ -72,7 +72,7 @@ def inspect(
         parts = read_parts(
             path, images=images, tell=lambda samples: progress.show(f"reading: {samples:,} samples")
         )
-        recipe = Tuning()
+        recipe = FinetuneConfig()
         found = look(path, parts, share=recipe.data.held_out, seed=recipe.seed, allow_bad=allow_bad)
         progress.clear()
         if not as_json:

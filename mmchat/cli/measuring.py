@@ -18,7 +18,7 @@ from typing import Any
 
 from mmchat.errors import EngineError, MmchatError
 from mmchat.model.adapters import NONE
-from mmchat.training.progress import Row
+from mmchat.training.run_folder import Row
 
 HELD_OUT, OLD_SKILLS = "held-out answers", "old skills"
 ENDING = 30.0

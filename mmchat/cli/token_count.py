@@ -66,8 +66,8 @@ def count_tokens(
     """
     from mmchat.model.loading import context_length, processor_of
     from mmchat.model.planning import plan_load
-    from mmchat.training.examples import ExampleEncoder
-    from mmchat.training.preparing import LONGEST, Reader
+    from mmchat.training.encode import ExampleEncoder
+    from mmchat.training.prepare import LONGEST, Reader
 
     plan = plan_load(name)
     processor, tokenizer = processor_of(plan)

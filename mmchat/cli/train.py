@@ -1,4 +1,4 @@
-"""`mmchat train`: from data to an adapter, or from a recipe to a base."""
+"""`mmchat train`: from data to an adapter."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,6 @@ import click
 from msgspec import to_builtins
 
 from mmchat.cli.output import note, say, say_json
-from mmchat.errors import RecipeError
 
 
 @click.command()
@@ -61,12 +60,6 @@ from mmchat.errors import RecipeError
 )
 @click.option("--no-measure", is_flag=True, help="Do not measure before and after.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="With a recipe that has a [base]: where that new model goes.",
-)
 def train(
     data: Path | None,
     name: str,
@@ -85,7 +78,6 @@ def train(
     images: Path | None,
     no_measure: bool,
     as_json: bool,
-    out: Path | None,
 ) -> None:
     """Train an adapter on DATA: pictures with texts, or folders of pictures, or conversations.
 
@@ -106,23 +98,6 @@ def train(
         raise click.UsageError("--rating, --since, --conversation and --tag need --from-history.")
     if resume and restart:
         raise click.UsageError("--resume or --restart, not both.")
-    from mmchat.training.recipe import read_recipe, read_tables
-
-    if recipe is not None and "base" in read_tables(recipe):
-        if data is None or out is None:
-            raise click.UsageError("A recipe with a [base] takes DATA and --out DIR.")
-        of_adapters = (name, model, from_history, restart, dry_run, allow_bad, images)
-        if any(of_adapters) or no_measure or as_json:
-            raise click.UsageError(
-                "A recipe with a [base] takes DATA, --out, --set and --resume only."
-            )
-        read_recipe(recipe, overrides)  # a mistake is told before torch is imported
-        say(str(_base(data, recipe, out, overrides, resume=resume)))
-        return
-    if out is not None:
-        raise click.UsageError(
-            "--out goes with a recipe that has a [base]; an adapter has a --name."
-        )
     if data is None and not from_history and not resume:
         raise click.UsageError("Name DATA, or take --from-history.")
     if resume and recipe is not None:
@@ -168,18 +143,3 @@ def train(
         say_json(to_builtins(status))
     else:
         say(status.said)
-
-
-def _base(data: Path, recipe: Path, out: Path, overrides: tuple[str, ...], *, resume: bool) -> Path:
-    """Trains a base; -> its folder. Raises RecipeError where another process writes into `out`."""
-    from mmchat.training.progress import RunFolder
-
-    folder = RunFolder(out)
-    if folder.is_running():
-        raise RecipeError(
-            f"Another process trains into {out}: wait for it, or name another folder with --out."
-        )
-    with folder.working():
-        from mmchat.training.run import train as run_base
-
-        return run_base(data, recipe, out, resume=resume, overrides=overrides, say=note)

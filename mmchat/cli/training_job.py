@@ -1,5 +1,6 @@
 """What `mmchat train` does: read, choose, train, measure, keep."""
 
+import contextlib
 import gc
 import os
 import re
@@ -22,7 +23,8 @@ from mmchat.errors import DataError, MmchatError, RecipeError
 from mmchat.model.adapters import is_name
 from mmchat.model.heap import give_back
 from mmchat.settings import builtin_adapters, load_settings, paths
-from mmchat.training.progress import (
+from mmchat.training.finetune_config import LARGE, FinetuneConfig, read_config
+from mmchat.training.run_folder import (
     KEEP,
     PAUSE,
     RECIPE,
@@ -32,10 +34,9 @@ from mmchat.training.progress import (
     run_folder,
     writing,
 )
-from mmchat.training.tuning import LARGE, Tuning, read_tuning
 
 if TYPE_CHECKING:
-    from mmchat.training.preparing import Prepared
+    from mmchat.training.prepare import Prepared
 
 HISTORY = "history"
 MODEL = "model"
@@ -97,10 +98,12 @@ class Job:
         """All of it; the last status. Raises MmchatError for what can be mended, told in the run too."""
         if not self.main:
             return self._work()
-        # Training hears these itself (`Steering`). Before and after it there is nothing that could
+        # Training hears these itself (`StopSignals`). Before and after it there is nothing that could
         # end early, and a pause interrupts.
         signal.signal(KEEP, signal.SIG_IGN)
         signal.signal(PAUSE, signal.default_int_handler)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            signal.signal(signal.SIGHUP, signal.default_int_handler)
         _check_begun(self.folder, self.wish)
         with self.folder.working():
             if not self.wish.resume:
@@ -119,7 +122,7 @@ class Job:
     def _work(self) -> Status:
         self._tell()
         material = read_material(self.wish, self.recipe, self.folder, written=self.main)
-        from mmchat.training.preparing import prepare
+        from mmchat.training.prepare import prepare
 
         prepared = prepare(
             with_data(self.recipe, material, self.wish),
@@ -129,7 +132,7 @@ class Job:
             say=lambda words: self._tell(said=words),
         )
         for line in notes_of(material, prepared):
-            self.watcher.say(line)
+            self._say(line)
         made = self._train(prepared, material)
         if made is None or not self.main:
             return self.status
@@ -152,14 +155,14 @@ class Job:
 
     def _train(self, prepared: "Prepared", material: Material) -> Path | None:
         """What was made, or None where it was paused; the weights go when this returns."""
-        from mmchat.training.tune import Paused, Tune
+        from mmchat.training.finetune import Paused, Trainer
 
-        tune = Tune(
+        tune = Trainer(
             prepared,
             material.sha256,
             self.folder,
             self.status,
-            say=self.watcher.say,
+            say=self._say,
             show=self.watcher.show,
         )
         try:
@@ -201,7 +204,12 @@ class Job:
         if self.main:
             self.folder.folder.mkdir(parents=True, exist_ok=True)
             self.folder.tell(self.status)
-            self.watcher.show(self.status, self.folder.metrics())
+            with contextlib.suppress(OSError):  # the terminal may have been closed
+                self.watcher.show(self.status, self.folder.metrics())
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            self.watcher.say(line)
 
 
 def _give_room_back() -> None:
@@ -215,7 +223,7 @@ def _give_room_back() -> None:
 
 
 def read_material(
-    wish: Wish, recipe: Tuning, folder: RunFolder, *, written: bool = False
+    wish: Wish, recipe: FinetuneConfig, folder: RunFolder, *, written: bool = False
 ) -> Material:
     """Reads the data of the wish, or on a resume of the run; raises DataError and HistoryError.
 
@@ -239,7 +247,7 @@ def read_material(
     return _divided(train, recipe)
 
 
-def _divided(whole: Dataset, recipe: Tuning) -> Material:
+def _divided(whole: Dataset, recipe: FinetuneConfig) -> Material:
     train, held_out = split(whole.examples, recipe.data.held_out, recipe.seed)
     if not train:
         raise DataError(
@@ -249,7 +257,7 @@ def _divided(whole: Dataset, recipe: Tuning) -> Material:
     return Material(replace(whole, examples=train), held_out)
 
 
-def _from_history(wish: Wish, recipe: Tuning) -> Dataset:
+def _from_history(wish: Wish, recipe: FinetuneConfig) -> Dataset:
     from mmchat.data.from_history import read_history
 
     found = read_history(
@@ -267,7 +275,7 @@ def _from_history(wish: Wish, recipe: Tuning) -> Dataset:
     return found
 
 
-def with_data(recipe: Tuning, material: Material, wish: Wish) -> Tuning:
+def with_data(recipe: FinetuneConfig, material: Material, wish: Wish) -> FinetuneConfig:
     """The recipe that says what it was made from."""
     source = HISTORY if wish.from_history else str(wish.data.absolute()) if wish.data else ""
     data = msgspec.structs.replace(
@@ -305,7 +313,7 @@ def notes_of(material: Material, prepared: "Prepared") -> list[str]:
     return lines
 
 
-def recipe_of(wish: Wish) -> tuple[Tuning, RunFolder]:
+def recipe_of(wish: Wish) -> tuple[FinetuneConfig, RunFolder]:
     """The recipe with its name and base, and where its run lies.
 
     Raises RecipeError, and UsageError where a run that goes on is asked for another base.
@@ -319,13 +327,13 @@ def recipe_of(wish: Wish) -> tuple[Tuning, RunFolder]:
                 f"There is no run {name} to go on with: leave --resume out, or name another (--name)."
             )
         return _going_on(wish, folder), folder
-    recipe = read_tuning(wish.recipe, wish.overrides)
+    recipe = read_config(wish.recipe, wish.overrides)
     name = _name(wish.name or recipe.name or _default_name(wish), settings.model.name)
     model = wish.model or recipe.model or settings.model.name
     return msgspec.structs.replace(recipe, name=name, model=model), run_folder(name)
 
 
-def _going_on(wish: Wish, folder: RunFolder) -> Tuning:
+def _going_on(wish: Wish, folder: RunFolder) -> FinetuneConfig:
     """The recipe that a begun run goes on with. Raises RecipeError where it cannot."""
     name = folder.folder.name
     status = folder.status()
@@ -335,7 +343,7 @@ def _going_on(wish: Wish, folder: RunFolder) -> Tuning:
             f"The run {name} is finished ({where}): leave --resume out to train it again."
         )
     file = folder.folder / RECIPE
-    begun, recipe = read_tuning(file), read_tuning(file, wish.overrides)
+    begun, recipe = read_config(file), read_config(file, wish.overrides)
     if (recipe.seed, recipe.data.held_out) != (begun.seed, begun.data.held_out):
         raise RecipeError(
             f"seed and data.held_out decide what is held out, so the run {name} keeps its own: leave "

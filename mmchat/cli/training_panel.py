@@ -25,8 +25,8 @@ from rich.text import Text
 from mmchat.cli.output import note
 from mmchat.cli.training_view import draw, table_lines
 from mmchat.sanitize import clean
-from mmchat.training import words
-from mmchat.training.progress import Status
+from mmchat.training import status_format
+from mmchat.training.run_folder import Status
 
 Metrics = Sequence[Mapping[str, Any]]
 
@@ -103,13 +103,13 @@ class LogLines(_Closing):
     def show(self, status: Status, metrics: Metrics) -> None:
         if status.state == "failed":
             return  # why is the command's last word
-        sentence = words.sentence(status)
+        sentence = status_format.sentence(status)
         # The same sentence with other numbers is a count that goes on.
         said = (status.state, re.sub(r"\d+", "", sentence))
         if said != self._said or (sentence != self._sentence and self._due()):
             self._said, self._sentence = said, sentence
             self._wait()
-            note(": ".join(part for part in (words.heading(status), sentence) if part))
+            note(": ".join(part for part in (status_format.heading(status), sentence) if part))
             if status.state == "finished":
                 for line in table_lines(status.rows, WIDEST):
                     note(line)
@@ -119,8 +119,8 @@ class LogLines(_Closing):
         self._logged = len(metrics)
         if measured or self._due() or status.step == status.steps:
             self._wait()
-            told = words.where(status) or [words.heading(status)]
-            note("  ".join([*told, *words.figures(status)]))
+            told = status_format.where(status) or [status_format.heading(status)]
+            note("  ".join([*told, *status_format.figures(status)]))
 
     def _due(self) -> bool:
         return time.monotonic() >= self._next

@@ -4,15 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 from mmchat.cli.training_job import Wish, read_material, recipe_of, with_data
-from mmchat.training import words
+from mmchat.training import status_format
 
 
 def plan_of(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
     """What a run would do, without loading weights."""
     recipe, folder = recipe_of(wish)
     material = read_material(wish, recipe, folder)
-    from mmchat.training.planning import plan
-    from mmchat.training.preparing import prepare
+    from mmchat.training.prepare import prepare
+    from mmchat.training.run_plan import plan
 
     prepared = prepare(
         with_data(recipe, material, wish),
@@ -53,7 +53,7 @@ def say_plan(plan: dict[str, Any]) -> None:
         *((f"stage {stage['name']}", _stage_words(stage)) for stage in plan["stages"]),
         ("trains", f"{plan['trainable_parameters']:,} of {plan['parameters']:,} parameters"),
         ("memory", plan["memory"]),
-        ("time", f"about {words.duration(plan['seconds'])}, and measuring after it"),
+        ("time", f"about {status_format.duration(plan['seconds'])}, and measuring after it"),
     ]
     say_table(rows)
     say(f"Nothing was changed. Without --dry-run it begins, as {plan['name']} for {plan['model']}.")

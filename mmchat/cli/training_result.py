@@ -8,7 +8,7 @@ import msgspec
 from mmchat.errors import AdapterError
 from mmchat.model.adapters import LONGEST_NAME, Figure, read_card, rename_adapter, write_card
 from mmchat.settings import paths, private_dir
-from mmchat.training.progress import Row, RunFolder, writing
+from mmchat.training.run_folder import Row, RunFolder, writing
 
 
 def keep(made: Path, name: str, rows: list[Row]) -> Path | None:

@@ -7,10 +7,10 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.text import Text
 
 from mmchat.cli.curve import HELD_OUT, curve
-from mmchat.training import words
+from mmchat.training import status_format
 from mmchat.training.curves import curves, smoothed, thinned
-from mmchat.training.progress import Row, SampleAnswer, Status
-from mmchat.training.words import GAP, cut, wrapped
+from mmchat.training.run_folder import Row, SampleAnswer, Status
+from mmchat.training.status_format import GAP, cut, wrapped
 
 HIGHEST_CURVE, GOOD_CURVE, LOWEST_CURVE = 12, 7, 5
 HINT = "Ctrl-C saves a checkpoint and says how to go on."
@@ -25,7 +25,7 @@ def draw(
     the figures. What the run says and the table stay longest. Nothing is cut in half.
     """
     top = _title(status, width)
-    sentence = words.sentence(status) or (HINT if status.state == "training" else "")
+    sentence = status_format.sentence(status) or (HINT if status.state == "training" else "")
     said = [Text(line, _tone(status)) for line in _folded(sentence, width)]
     said = [Text(), *said] if said else []
     room = height - len(top) - len(said)
@@ -47,7 +47,7 @@ def table_lines(rows: Sequence[Row], width: int) -> list[str]:
     """The table of before and after: in columns, or below each other where it is narrow."""
     if not rows:
         return []
-    table = [words.TABLE_HEADER, *words.table(rows)]
+    table = [status_format.TABLE_HEADER, *status_format.table(rows)]
     widths = [max(cell_len(row[n]) for row in table) for n in range(4)]
     if sum(widths) + 3 * GAP <= width:
         return [
@@ -72,18 +72,22 @@ def table_lines(rows: Sequence[Row], width: int) -> list[str]:
 def _title(status: Status, width: int) -> list[Text]:
     """The name, what is done and how far it is; the bar; the step."""
     finished = status.state == "finished"
-    right = "" if finished else words.percent(status)
+    right = "" if finished else status_format.percent(status)
     room = width - cell_len(right) - 1
-    line = Text().append(cut(words.one_line(status.name, 100), room), "bold")
-    about = words.heading(status)
+    line = Text().append(cut(status_format.one_line(status.name, 100), room), "bold")
+    about = status_format.heading(status)
     if line.cell_len + 2 + cell_len(about) <= room:
         line.append("  ").append(about, "dim")
     line.append(" " * (width - line.cell_len - cell_len(right))).append(right, "bold")
     if finished:
         return [line]
-    done = int(words.fraction(status) * width)
+    done = int(status_format.fraction(status) * width)
     bar = Text().append("━" * done, "cyan").append("━" * (width - done), "bright_black")
-    return [line, bar, *(Text(part, "bold") for part in wrapped(words.where(status), width))]
+    return [
+        line,
+        bar,
+        *(Text(part, "bold") for part in wrapped(status_format.where(status), width)),
+    ]
 
 
 def _tone(status: Status) -> str:
@@ -93,7 +97,7 @@ def _tone(status: Status) -> str:
 def _figures(status: Status, width: int) -> list[Text]:
     if status.state == "finished":
         return []
-    return [Text(line) for line in wrapped(words.figures(status), width)]
+    return [Text(line) for line in wrapped(status_format.figures(status), width)]
 
 
 def _table(rows: Sequence[Row], width: int) -> list[Text]:
@@ -136,7 +140,7 @@ def _answers(samples: Sequence[SampleAnswer], width: int, height: int) -> list[T
 
 def _answer(sample: SampleAnswer, width: int) -> list[Text]:
     """Right or wrong, the question, what was wanted and what was given: a line, or more of them."""
-    told = words.answer(sample)
+    told = status_format.answer(sample)
     line = Text().append("✓ " if told.right else "✗ ", "green" if told.right else "red")
     together = ", ".join(told.parts)
     if line.cell_len + cell_len(told.question) + GAP + cell_len(together) <= width:

@@ -7,8 +7,8 @@ from mmchat.data import split
 from mmchat.data.types import Dataset, Example
 from mmchat.errors import AdapterError, RecipeError
 from mmchat.model.adapters import NONE, find_adapter
-from mmchat.training.progress import RECIPE
-from mmchat.training.tuning import Tuning, read_tuning
+from mmchat.training.finetune_config import FinetuneConfig, read_config
+from mmchat.training.run_folder import RECIPE
 
 
 def held_out(whole: Dataset, adapters: Iterable[str]) -> tuple[list[Example], list[str]]:
@@ -30,11 +30,11 @@ def held_out(whole: Dataset, adapters: Iterable[str]) -> tuple[list[Example], li
     return (list(kept), by) if by else ([], [])
 
 
-def _recipe(adapter: str) -> Tuning | None:
+def _recipe(adapter: str) -> FinetuneConfig | None:
     """None where there is no recipe, or no adapter: the engine tells what is wrong with one."""
     if adapter in ("", NONE):
         return None
     try:
-        return read_tuning(find_adapter(adapter) / RECIPE)
+        return read_config(find_adapter(adapter) / RECIPE)
     except (AdapterError, RecipeError):
         return None

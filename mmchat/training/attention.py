@@ -1,12 +1,13 @@
 """Attention of a packed row, sample by sample.
 
-Between samples all is masked: computing it and throwing it away is most of a long row's
+Everything between samples is masked: computing it and throwing it away is most of a long row's
 attention. A CPU is faster with each sample's own square (`tests.benchmarks.bench_training`). On a
-GPU, where many small calls have their price, the row is one.
+GPU, where many small calls have their price, the row is computed whole.
 """
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +18,25 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mmchat.training.packing import Batch, Span
 
 
-def attention_spans(batch: Batch, decoder: Any) -> dict[str, Any]:
-    """What `decoder` has to be called with beside its mask: the samples' places, where that is faster.
+@contextlib.contextmanager
+def sample_attention() -> Iterator[None]:
+    """Inside it transformers' "sdpa" attention takes `sample_spans`; without spans it is unchanged."""
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", attend)
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS.register("sdpa", before)
 
-    Where they are not given or not handed on to the layers, it attends through the mask, to the same end.
+
+def attention_spans(batch: Batch, decoder: Any) -> dict[str, Any]:
+    """The samples' places, as an argument for `decoder` beside its mask, if that is faster.
+
+    Without them, or if the decoder does not pass them on, it attends through the mask, with the same
+    result.
     """
+    if ALL_ATTENTION_FUNCTIONS["sdpa"] is not attend:
+        return {}
     alone = len(batch.spans) == 1 and batch.spans[0].stop == batch.input_ids.shape[1]
     compiled = hasattr(decoder, "_orig_mod")  # it would be compiled anew for every row
     if batch.input_ids.device.type != "cpu" or compiled or alone or not _takes_more(decoder):
@@ -73,7 +88,3 @@ def attend(
         parts += [attended.new_zeros(lengths[2 * number], *attended.shape[2:]), attended[0]]
     parts.append(parts[-1].new_zeros(lengths[-1], *parts[-1].shape[1:]))
     return torch.cat(parts).unflatten(0, (rows, tokens)), None
-
-
-# Without spans it is transformers' own.
-ALL_ATTENTION_FUNCTIONS.register("sdpa", attend)

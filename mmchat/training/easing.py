@@ -15,12 +15,12 @@ from mmchat.errors import ModelError
 from mmchat.model.checkpoint import available_memory
 from mmchat.model.facts import ModelFacts, read_facts
 from mmchat.model.room import IMPORTS, Machine, Room, training_room
-from mmchat.training.tuning import LORA_METHODS, TuningStage, own_samples
+from mmchat.training.finetune_config import LORA_METHODS, StageConfig, own_samples
 
 if TYPE_CHECKING:
     from mmchat.model.planning import Plan
-    from mmchat.training.examples import Samples
-    from mmchat.training.preparing import Prepared
+    from mmchat.training.encode import Samples
+    from mmchat.training.prepare import Prepared
 
 FILLED = 0.9
 """Of a packed row's tokens."""
@@ -36,7 +36,7 @@ class StepShape:
     rows: int
 
 
-def step_shape(prepared: "Prepared", stage: TuningStage) -> StepShape:
+def step_shape(prepared: "Prepared", stage: StageConfig) -> StepShape:
     """The mean step of a stage, over all processes."""
     own = own_samples(stage.batch, prepared.recipe.data.replay)
     parts = [(own, prepared.train)]
@@ -70,7 +70,7 @@ def eased(prepared: "Prepared") -> "Prepared":
     return replace(prepared, recipe=recipe, rooms=tuple(rooms))
 
 
-def _room(prepared: "Prepared", stage: TuningStage, facts: ModelFacts, machine: Machine) -> Room:
+def _room(prepared: "Prepared", stage: StageConfig, facts: ModelFacts, machine: Machine) -> Room:
     shape = step_shape(prepared, stage)
     lora = prepared.recipe.lora
     # A stock model's rows are computed one at a time.
@@ -89,9 +89,15 @@ def _room(prepared: "Prepared", stage: TuningStage, facts: ModelFacts, machine: 
         rank=lora.rank if stage.method in LORA_METHODS else 1,
         targets=lora.targets,
         projector=stage.projector,
-        vision_blocks=stage.vision_blocks,
+        vision_blocks=_tower_blocks(stage, facts),
         optimizer=stage.optimizer,
     )
+
+
+def _tower_blocks(stage: StageConfig, facts: ModelFacts) -> int:
+    if stage.vision_blocks != "all":
+        return stage.vision_blocks
+    return facts.vision.layers if facts.vision is not None else 0
 
 
 def _machine(plan: "Plan") -> Machine:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmchat.errors import RecipeError
 from mmchat.model.quantization import import_bitsandbytes
@@ -65,48 +65,6 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def build_optimizers(
-    modules: Iterable[nn.Module],
-    learning_rate: float,
-    weight_decay: float,
-    vocabulary: Iterable[nn.Module] = (),
-    compute_dtype: torch.dtype = torch.float32,
-) -> list[torch.optim.Optimizer]:
-    """[Muon, AdamW] over the parameters of `modules` that train.
-
-    Matrices of linear layers go to Muon; embeddings, convolutions, norms,
-    biases and positions to AdamW, the vectors among them without weight decay.
-    `vocabulary` names the input embedding and the head (often one tied matrix),
-    whose rows are tokens and which go to AdamW. Each group has `rate`, its learning rate before
-    any schedule.
-    """
-    tokens = {id(module.weight) for module in vocabulary}
-    matrices: dict[int, Tensor] = {}
-    others: dict[int, Tensor] = {}
-    for module in modules:
-        linear = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)} - tokens
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                chosen = matrices if id(parameter) in linear else others
-                chosen[id(parameter)] = parameter
-    decayed = [p for p in others.values() if p.ndim > 1]
-    free = [p for p in others.values() if p.ndim <= 1]
-    adamw = torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": weight_decay, "rate": learning_rate},
-            {"params": free, "weight_decay": 0.0, "rate": learning_rate},
-        ],
-        lr=learning_rate,
-        betas=(0.9, 0.95),
-    )
-    optimizers: list[torch.optim.Optimizer] = [adamw]
-    if matrices:
-        group = {"params": list(matrices.values()), "rate": learning_rate}
-        muon = Muon([group], learning_rate, weight_decay=weight_decay, compute_dtype=compute_dtype)
-        optimizers.insert(0, muon)
-    return optimizers
-
-
-def build_tuning_optimizers(
     groups: Iterable[dict[str, Any]], name: str, compute_dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
     """The optimizers over `groups` (params, lr, rate, weight_decay), as `Trainable.begin` gives them.
@@ -146,14 +104,3 @@ def _only(group: dict[str, Any], parameters: list[Tensor]) -> dict[str, Any]:
     """The group as torch takes it, of these parameters."""
     rest = {key: value for key, value in group.items() if key not in ("names", "linear", "part")}
     return {**rest, "params": parameters}
-
-
-def schedule(step: int, steps: int, warmup: float, decay: float) -> float:
-    """The learning rate's factor at `step`: up, level, then straight down to 0.
-
-    Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed
-    Training Durations": a level stretch can be made longer at any time.
-    """
-    rising = max(1, round(steps * warmup))
-    falling = max(1, round(steps * decay))
-    return min(1.0, (step + 1) / rising, (steps - step) / falling)

@@ -123,23 +123,6 @@ def pack(trees: Iterable[Tree], capacity: int) -> list[Row]:
     return rows
 
 
-def trim(tree: Tree, capacity: int) -> Tree:
-    """The tree with as many of its first dialogs as fit; never a part of one.
-
-    Where none fits the tree is empty: its pictures' tokens may have stood in a dialog, and a
-    picture without its tokens would give them those of the next one.
-    """
-    room = capacity - len(tree.trunk)
-    kept: list[Branch] = []
-    for branch in tree.branches:
-        if len(branch.tokens) <= room:
-            kept.append(branch)
-            room -= len(branch.tokens)
-    if not kept:
-        return Tree([], (), [])
-    return Tree(tree.trunk, tree.images, kept)
-
-
 def collate(rows: Sequence[Row], capacity: int, pad_id: int) -> Batch:
     """Rows -> tensors of shape (rows, capacity)."""
     shape = (len(rows), capacity)

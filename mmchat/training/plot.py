@@ -8,7 +8,7 @@ from typing import Any
 
 from mmchat.sanitize import clean
 from mmchat.training.curves import curves, smoothed, thinned
-from mmchat.training.progress import writing
+from mmchat.training.run_folder import writing
 
 WIDTH, HEIGHT, DPI = 8.0, 4.5, 120
 """Inches, inches, pixels an inch."""

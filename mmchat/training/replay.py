@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mmchat.errors import DataError
 from mmchat.settings import builtin_adapters, paths, private_dir
-from mmchat.training.progress import writing
+from mmchat.training.run_folder import writing
 
 SCRIPT = "draw.py"
 MOST_SCENES = 1024

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -33,7 +33,7 @@ from mmchat.model.quantization import (
     set_packing,
     text_blocks,
 )
-from mmchat.training.tuning import LORA_METHODS, LoraTable, Tuning, TuningStage
+from mmchat.training.finetune_config import LORA_METHODS, FinetuneConfig, LoraOptions, StageConfig
 
 ADAPTER_NAME = "default"
 PART_NAMES = {
@@ -42,7 +42,7 @@ PART_NAMES = {
     "projector": "the projector",
     "vision": "the vision encoder",
 }
-SEEING = (PART_NAMES["projector"], PART_NAMES["vision"])
+NEEDS_PICTURES = (PART_NAMES["projector"], PART_NAMES["vision"])
 """Parts that get no gradient from conversations without pictures."""
 
 
@@ -60,7 +60,7 @@ class PartRow:
 class Trainable:
     """The weights of a base that train, by the names that they have in a checkpoint."""
 
-    def __init__(self, loaded: LoadedModel, recipe: Tuning) -> None:
+    def __init__(self, loaded: LoadedModel, recipe: FinetuneConfig) -> None:
         """Puts LoRA on where a stage of `recipe` wants it.
 
         Raises RecipeError where `lora.targets` names no layer, or a stage wants what the base has not.
@@ -86,7 +86,7 @@ class Trainable:
             if name in self.tower_names or projector or text:
                 parameter.data = parameter.data.float()
 
-    def begin(self, stage: TuningStage) -> list[dict[str, Any]]:
+    def begin(self, stage: StageConfig) -> list[dict[str, Any]]:
         """Lets exactly what the stage trains have gradients; -> its groups, each with `lr`, `names` and
         `linear`: whether a parameter is the matrix of a linear layer, and not of tokens.
 
@@ -212,7 +212,7 @@ class Trainable:
         self.model.to(torch.bfloat16).save_pretrained(folder)
         (self.loaded.processor or self.loaded.tokenizer).save_pretrained(folder)
 
-    def _put_on_lora(self, table: LoraTable) -> None:
+    def _put_on_lora(self, table: LoraOptions) -> None:
         import_bitsandbytes_quietly()
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -259,7 +259,7 @@ class Trainable:
             if path.startswith(self.blocks + ".") and _is_linear(module)
         }
 
-    def _lora_targets(self, table: LoraTable) -> set[str]:
+    def _lora_targets(self, table: LoraOptions) -> set[str]:
         """Those of them that LoRA goes onto."""
         found = self._linear_names()
         if unknown := set(table.targets) - found:
@@ -273,7 +273,7 @@ class Trainable:
     def _is_text(self, name: str) -> bool:
         return part_of(name, self.blocks) in ("text blocks", "lm_head", "other")
 
-    def _part(self, name: str, stage: TuningStage) -> str:
+    def _part(self, name: str, stage: StageConfig) -> str:
         """What of the stage the parameter belongs to; "" where it does not train in it."""
         if ".lora_" in name:
             return "lora" if stage.method in LORA_METHODS else ""
@@ -284,7 +284,7 @@ class Trainable:
             return "projector" if stage.projector else ""
         return "text" if stage.method == "full" and self._is_text(name) else ""
 
-    def _assert_confined(self, stage: TuningStage) -> None:
+    def _assert_confined(self, stage: StageConfig) -> None:
         """LoRA stands on text blocks only, and nothing trains that the stage does not name."""
         for name, parameter in self.model.named_parameters():
             if ".lora_" in name:
@@ -310,10 +310,10 @@ class Trainable:
         return {n: p.detach() for n, p in self.model.named_parameters() if ".lora_" in n}
 
 
-def tower_names(model: Any, blocks: int, kind: str, called: str) -> frozenset[str]:
+def tower_names(model: Any, blocks: int | Literal["all"], kind: str, called: str) -> frozenset[str]:
     """The parameters of the last `blocks` blocks of the vision encoder that the model uses.
 
-    `called` is the base's name. Raises RecipeError if there are not as many.
+    `all` is the whole encoder. `called` is the base's name. Raises RecipeError if there are not as many.
     """
     if not blocks:
         return frozenset()
@@ -328,6 +328,8 @@ def tower_names(model: Any, blocks: int, kind: str, called: str) -> frozenset[st
             f"vision_blocks = {blocks}, and {called} has no vision encoder of blocks that "
             "can train: set it to 0."
         )
+    if blocks == "all":
+        return frozenset(f"model.vision_tower.{name}" for name, _ in tower.named_parameters())
     path, found = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
     # What comes after the hidden state that is taken has no part in the answer (LLaVA's last block).
     used = model.model.encoder.blocks_used(len(found), model.config.vision_feature_layer)

@@ -23,8 +23,8 @@ from mmchat.errors import RecipeError
 from mmchat.model.adapters import is_name, list_adapters
 from mmchat.settings import private_dir
 from mmchat.training.curves import Curves, MetricsTail, curves
-from mmchat.training.progress import RunFolder, Status, list_runs, run_folder
-from mmchat.training.words import WORKING, one_line, percent
+from mmchat.training.run_folder import RunFolder, Status, list_runs, run_folder
+from mmchat.training.status_format import WORKING, one_line, percent
 
 # -P: the folder that we are in must not be where Python looks for modules.
 MMCHAT = (sys.executable, "-P", "-m", "mmchat")

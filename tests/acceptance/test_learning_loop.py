@@ -17,7 +17,7 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from mmchat.settings import load_settings
-from mmchat.training.progress import run_folder
+from mmchat.training.run_folder import run_folder
 from mmchat.tui.app import ChatApp
 from mmchat.tui.screens.training import TrainingScreen
 from mmchat.tui.widgets.message import MessageView

@@ -26,14 +26,14 @@ from accelerate import Accelerator
 
 from mmchat.data.types import Dataset, Example, Turn
 from mmchat.model.loading import LoadedModel, load_planned
-from mmchat.training.features import FeatureCache, FeatureReader, pixel_values
-from mmchat.training.feeding import Rows, StepFeed
-from mmchat.training.loop import StepInput, Steps
-from mmchat.training.objectives import PackedLoss
-from mmchat.training.optimizer import build_tuning_optimizers
-from mmchat.training.preparing import Prepared, prepare
+from mmchat.training.dataloader import Rows, StepDataset
+from mmchat.training.feature_cache import FeatureCache, FeatureReader, pixel_values
+from mmchat.training.finetune_config import read_config
+from mmchat.training.losses import PackedLoss
+from mmchat.training.optimizer import build_optimizers
+from mmchat.training.prepare import Prepared, prepare
+from mmchat.training.train_step import StepInput, TrainStep
 from mmchat.training.trainable import Trainable
-from mmchat.training.tuning import read_tuning
 from tests.benchmarks.memory_cases import SHAPES, write_model
 from tests.training.tuned import picture
 
@@ -65,11 +65,11 @@ class Way:
         self.trainable, self.stage = Trainable(loaded, recipe), stage
         self.groups = self.trainable.begin(stage)
         made = Rows(stage.row_tokens, 0, feed, fixed=False, **rows)
-        self.feed = StepFeed(prepared.train, None, made, batch=BATCH, replay_share=0, seed=1)
-        self.steps = Steps(
+        self.feed = StepDataset(prepared.train, None, made, batch=BATCH, replay_share=0, seed=1)
+        self.steps = TrainStep(
             Accelerator(cpu=True),
             PackedLoss(loaded.model),
-            build_tuning_optimizers(self.groups, "adamw"),
+            build_optimizers(self.groups, "adamw"),
             [p for group in self.groups for p in group["params"]],
             clip=1.0,
             micro_rows=0,
@@ -107,7 +107,7 @@ def padded(rows: Rows) -> Callable[[Any], Any]:
 def base(model: str, most_words: int, row_tokens: int = 512) -> tuple[LoadedModel, Prepared]:
     """A loaded base and the samples that it is given."""
     overrides = [f"model={model}", "name=bench", "data.replay=0", f"row_tokens={row_tokens}"]
-    prepared = prepare(read_tuning(None, overrides), material(most_words), [])
+    prepared = prepare(read_config(None, overrides), material(most_words), [])
     return load_planned(prepared.plan, lambda stage, fraction: None), prepared
 
 
@@ -137,7 +137,7 @@ def rows_packed(rounds: int) -> None:
     cached = FeatureReader(cache.folder, cache.dtype).read
     packed = Way(loaded, prepared, "lora", cached, packs=True)
     alone = copy.copy(packed)
-    alone.feed = StepFeed(
+    alone.feed = StepDataset(
         prepared.train,
         None,
         padded(Rows(packed.stage.row_tokens, 0, cached, packs=True, fixed=True)),  # type: ignore[arg-type]

@@ -24,12 +24,12 @@ from mmchat.model.planning import plan_load
 from mmchat.model.processor import VisualPrefixProcessor
 from mmchat.model.quantization import import_bitsandbytes
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
-from mmchat.training.loop import RowInput, StepInput, Steps
-from mmchat.training.objectives import PackedLoss
-from mmchat.training.optimizer import build_tuning_optimizers
+from mmchat.training.finetune_config import FinetuneConfig, LoraOptions, StageConfig
+from mmchat.training.losses import PackedLoss
+from mmchat.training.optimizer import build_optimizers
 from mmchat.training.packing import IGNORED, Branch, Row, Tree, collate
+from mmchat.training.train_step import RowInput, StepInput, TrainStep
 from mmchat.training.trainable import Trainable
-from mmchat.training.tuning import LoraTable, Tuning, TuningStage
 from tests.model.tiny import CHATML, tokenizer
 
 import_bitsandbytes()
@@ -237,7 +237,7 @@ class _NoText:
 
 
 def _train(case: Case, loaded: Any) -> None:
-    stage = TuningStage(
+    stage = StageConfig(
         method=case.method,
         projector=case.projector or case.method == "projector",
         vision_blocks=case.vision_blocks,
@@ -249,14 +249,14 @@ def _train(case: Case, loaded: Any) -> None:
         vision_learning_rate=1e-5,
         gradient_checkpointing=case.checkpointing,
     )
-    recipe = Tuning(
-        name="measured", stages=(stage,), lora=LoraTable(rank=case.rank, targets=case.targets)
+    recipe = FinetuneConfig(
+        name="measured", stages=(stage,), lora=LoraOptions(rank=case.rank, targets=case.targets)
     )
     trainable = Trainable(loaded, recipe)
     groups = trainable.begin(stage)
-    optimizers = build_tuning_optimizers(groups, case.optimizer, loaded.compute_dtype)
+    optimizers = build_optimizers(groups, case.optimizer, loaded.compute_dtype)
     accelerator = Accelerator(cpu=True)
-    steps = Steps(
+    steps = TrainStep(
         accelerator,
         PackedLoss(loaded.model),
         optimizers,

@@ -1,10 +1,14 @@
 """`mmchat train` as a person types it: what goes well, and each mistake in one sentence."""
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,13 +18,11 @@ from mmchat.cli.measuring import Asked, measure
 from mmchat.cli.train import train
 from mmchat.cli.training_job import Wish, read_material
 from mmchat.cli.training_result import keep
-from mmchat.errors import RecipeError
 from mmchat.model.adapters import LONGEST_NAME, Base, Card, is_name, read_card, write_card
-from mmchat.training.progress import KEEP, PAUSE, RunFolder
-from mmchat.training.tuning import read_tuning
+from mmchat.training.finetune_config import read_config
+from mmchat.training.run_folder import KEEP, PAUSE, RunFolder
 from tests.cli.conftest import MMCHAT, Run
 from tests.evaluation.folders import line, write
-from tests.training.prepared import RECIPE
 from tests.training.tuned import picture, write_base
 
 QUICK = ("--set", "steps=4", "--no-measure", "--set", "data.replay=0")
@@ -109,6 +111,48 @@ def test_interrupted_it_says_how_to_go_on_and_goes_on(
     assert [line["step"] for line in run.metrics() if "loss" in line][-1] == status.step + 2
 
 
+def test_a_closed_terminal_saves_and_a_killed_run_can_be_resumed_at_once(
+    base: Path, home: Path, classes: Path
+) -> None:
+    command = [MMCHAT, "train", str(classes), "--model", str(base), "--name", "birds"]
+    command += ["--no-measure", "--set", "steps=2000", "--set", "checkpoint_every=1000"]
+    run = RunFolder(home / "runs" / "birds")
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(MMCHAT, command)
+    reader = threading.Thread(target=_drain, args=(terminal,))
+    reader.start()
+    _wait_for(lambda: any("loss" in line for line in run.metrics()))
+    os.kill(process, signal.SIGHUP)  # what the kernel sends when the terminal is closed
+    os.close(terminal)
+    os.waitpid(process, 0)
+    reader.join()
+    status = run.status()
+    assert status is not None and status.state == "paused"
+    assert run.kept_steps() == status.step >= 1
+    assert status.said.startswith(f"Saved after {status.step}")
+
+    lines = len(run.metrics())
+    again = [MMCHAT, "train", "--resume", "--name", "birds", "--no-measure"]
+    with subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as going:
+        _wait_for(lambda: any("loss" in line for line in run.metrics()[lines:]))
+        going.kill()
+    assert not run.is_running()  # no data loader of it holds the lock
+
+
+def _drain(terminal: int) -> None:
+    with contextlib.suppress(OSError):  # it is closed
+        while os.read(terminal, 65536):
+            pass
+
+
+def _wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_what_an_adapter_replaces_is_never_deleted(home: Path, tmp_path: Path) -> None:
     adapters, longest = home / "adapters", "n" * LONGEST_NAME
     kept = []
@@ -160,7 +204,7 @@ def test_data_called_history_is_data(tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / "history" / f"{number}.png").write_bytes(picture(number).data)
         (tmp_path / "history" / f"{number}.txt").write_text(f"picture {number}")
-    recipe = read_tuning(None, ["data.source=history"])
+    recipe = read_config(None, ["data.source=history"])
     wish = Wish(tmp_path / "history", "", "", None, (), (), "", (), (), *(False,) * 4, None, False)
     found = read_material(wish, recipe, RunFolder(tmp_path / "run"))
     assert len(found.train.examples) + len(found.held_out) == 4
@@ -291,25 +335,3 @@ def test_each_mistake_is_one_sentence(
 def test_wrong_usage(arguments: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "lora.toml").write_text("[lora]\nrank = 4\n")
     assert CliRunner().invoke(train, arguments).exit_code == 2
-
-
-def test_a_base_takes_few_options_and_one_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun: list[Path] = []
-    monkeypatch.setattr("mmchat.training.run.train", lambda data, *_, **__: begun.append(data))
-    recipe, out = tmp_path / "base.toml", tmp_path / "out"
-    recipe.write_text(RECIPE)
-    command = ["data", "--recipe", str(recipe), "--out", str(out), "--set", "seed=2"]
-    for option in (
-        ["--dry-run"], ["--restart"], ["--no-measure"], ["--json"], ["--allow-bad"],
-        ["--name", "n"], ["--model", "m"], ["--images", "."],
-    ):  # fmt: skip
-        done = CliRunner().invoke(train, [*command, *option])
-        assert done.exit_code == 2 and "DATA, --out, --set and --resume only." in done.output
-    with RunFolder(out).working():
-        done = CliRunner().invoke(train, command)
-    assert isinstance(done.exception, RecipeError) and "--out" in str(done.exception)
-    assert begun == []
-    assert CliRunner().invoke(train, [*command, "--resume"]).exit_code == 0
-    assert begun == [Path("data")]

@@ -20,8 +20,8 @@ from mmchat.cli.training_result import how_to_go_on
 from mmchat.data.snapshot import load_snapshot, save_snapshot
 from mmchat.errors import EngineError, RecipeError
 from mmchat.model.adapters import Base, Card, write_card
-from mmchat.training.progress import KEEP, PAUSE, RECIPE, RunFolder, Status, run_folder
-from mmchat.training.tuning import read_tuning, to_tables
+from mmchat.training.finetune_config import read_config, to_tables
+from mmchat.training.run_folder import KEEP, PAUSE, RECIPE, RunFolder, Status, run_folder
 from tests.training.tuned import dataset
 
 STEPS = 90
@@ -48,7 +48,7 @@ def home(
 
 
 class Played:
-    """A `Tune` of ninety steps; `learns` is what happens at step 45."""
+    """A `Trainer` of ninety steps; `learns` is what happens at step 45."""
 
     learns: Callable[["Played"], None]
     last: "weakref.ref[Played]"
@@ -58,7 +58,7 @@ class Played:
         Played.last = weakref.ref(self)
 
     def run(self) -> Path:
-        recipe = to_tables(read_tuning(None, ["name=birds", "model=scenes"]))
+        recipe = to_tables(read_config(None, ["name=birds", "model=scenes"]))
         (self.folder.folder / RECIPE).write_text(tomli_w.dumps(recipe))
         self._at(45)
         type(self).learns(self)
@@ -82,8 +82,8 @@ def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
     prepared = SimpleNamespace(
         problems=[], shortened=0, rooms=(), tight=False, parameters=9, plan=SimpleNamespace()
     )
-    monkeypatch.setattr("mmchat.training.tune.Tune", Played)
-    monkeypatch.setattr("mmchat.training.preparing.prepare", lambda *_, **__: prepared)
+    monkeypatch.setattr("mmchat.training.finetune.Trainer", Played)
+    monkeypatch.setattr("mmchat.training.prepare.prepare", lambda *_, **__: prepared)
     monkeypatch.setattr(Played, "learns", lambda self: None, raising=False)
     monkeypatch.setattr(Job, "_measure", lambda *_: [])
     return Played
@@ -126,7 +126,7 @@ def test_a_pause_says_what_is_kept(tmp_path: Path, kept: int, saved: bool, said:
 def test_a_pause_that_saved_nothing_does_not_say_saved(
     played: type[Played], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmchat.training.tune import Paused
+    from mmchat.training.finetune import Paused
 
     monkeypatch.setattr(played, "learns", _raising(Paused(saved=False, kept=40)))
     status = _job().run()
@@ -236,7 +236,7 @@ def test_checkpoints_without_a_readable_status_are_not_removed_without_a_word(
 
 def test_the_history_is_read_anew_but_to_go_on_and_only_a_job_keeps_it(home: Path) -> None:
     """A dry run beside a running one of that name, too."""
-    recipe, run = read_tuning(None), run_folder("birds")
+    recipe, run = read_config(None), run_folder("birds")
     snapshot = run.folder / "data"
     save_snapshot(dataset(4), snapshot)
     with run.working():

@@ -1,17 +1,20 @@
 """One tiny base for the tests of training that only look at it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from mmchat.training.base import build_config, build_model, build_processor, train_tokenizer
-from mmchat.training.collation import Collator
-from mmchat.training.dataset import PreparedData
-from mmchat.training.recipe import Recipe, read_recipe
+from mmchat.data import read_data
+from mmchat.data.types import Example
+from mmchat.training.encode import ExampleEncoder, Samples
+from mmchat.training.feature_cache import pixel_values
+from mmchat.training.prepare import Reader
 from tests.training.prepared import RECIPE, write_prepared
+from tests.training.tuned import tiny_base
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
@@ -24,28 +27,33 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Tiny:
-    """A tiny base with its data, recipe and collator."""
+    """A tiny base of random weights with the conversations of a prepared folder."""
 
-    data: PreparedData
-    recipe: Recipe
-    tokenizer: Any
     model: Any
-    collator: Collator
+    processor: Any
+    examples: list[Example]
+    encoder: ExampleEncoder
+    samples: Samples
+
+    def features(self, images: Sequence[int]) -> torch.Tensor | None:
+        """(pictures, patches, vision_width) of `samples.pictures`."""
+        if not images:
+            return None
+        pictures = [self.samples.pictures[image] for image in images]
+        pixels = torch.cat([pixel_values(self.processor, picture) for picture in pictures])
+        found: torch.Tensor = self.model.encode_images(pixels)
+        return found
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    folder = tmp_path_factory.mktemp("prepared")
-    write_prepared(folder)
-    file = folder / "recipe.toml"
-    file.write_text(RECIPE)
-    recipe = read_recipe(file)
-    data = PreparedData(folder / "train")
-    tokenizer = train_tokenizer(data.texts(100), recipe.base.vocabulary_size, 512)
-    config = build_config(recipe.base, tokenizer)
-    processor = build_processor(tokenizer, config)
-    collator = Collator(tokenizer, processor.image_token, processor.prefix_tokens, 0.75)
-    return Tiny(data, recipe, tokenizer, build_model(config, 1), collator)
+    folder = write_prepared(tmp_path_factory.mktemp("prepared")) / "train"
+    model, processor = tiny_base(folder)
+    examples = list(read_data(folder).examples)
+    reader = Reader("tiny", "visual_prefix", processor, processor.tokenizer, True)
+    encoder = ExampleEncoder(reader)
+    samples = encoder.samples(encoder.encodings(examples, 512), 512, 0.75)
+    return Tiny(model, processor, examples, encoder, samples)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A tiny prepared folder and the recipe of a tiny base, for the tests of training."""
+"""A tiny prepared folder and the recipe of a tiny model made from nothing, for the tests of training."""
 
 import json
 from pathlib import Path
@@ -31,26 +31,44 @@ num_key_value_heads = 2
 max_position_embeddings = 512
 tie_word_embeddings = true
 
-[[stages]]
-name = "cells"
-objective = "cells"
-trains = ["vision_tower"]
+[cells]
 steps = 3
-rows = 4
+pictures = 4
 learning_rate = 1e-2
+checkpoint_every = 1
+
+[data]
+replay = 0
+cache_features = false
+
+[[stages]]
+name = "answers"
+method = "full"
+projector = true
+optimizer = "muon"
+schedule = "wsd"
+steps = 3
+batch = 4
+row_tokens = 160
+learning_rate = 1e-2
+projector_learning_rate = 1e-2
 checkpoint_every = 1
 evaluate_every = 3
 
 [[stages]]
-name = "answers"
-objective = "answers"
-trains = ["projector", "language_model"]
-steps = 4
-rows = 3
+name = "together"
+method = "full"
+projector = true
+vision_blocks = "all"
+optimizer = "muon"
+steps = 2
+batch = 4
 row_tokens = 160
 learning_rate = 1e-2
+projector_learning_rate = 1e-2
+vision_learning_rate = 1e-2
 checkpoint_every = 1
-evaluate_every = 4
+evaluate_every = 2
 """
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from mmchat.training.loop import Steps
-from mmchat.training.preparing import prepare
-from mmchat.training.progress import RunFolder, Status
-from mmchat.training.tune import Paused, Tune
-from mmchat.training.tuning import read_tuning
+from mmchat.training.finetune import Paused, Trainer
+from mmchat.training.finetune_config import read_config
+from mmchat.training.prepare import prepare
+from mmchat.training.run_folder import RunFolder, Status
+from mmchat.training.train_step import TrainStep
 from tests.training.tuned import dataset, examples
 
 STEPS = 12
@@ -35,21 +35,21 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.run.mkdir(parents=True, exist_ok=True)
-    recipe = read_tuning(None, [*RECIPE, f"model={options.base}", "name=t", *options.overrides])
+    recipe = read_config(None, [*RECIPE, f"model={options.base}", "name=t", *options.overrides])
     data = dataset(10)
     prepared = prepare(recipe, data, examples(3))
     folder = RunFolder(options.run)
-    tune = Tune(prepared, data.sha256, folder, Status("t", options.base, "preparing"))
-    done = Steps.step
+    tune = Trainer(prepared, data.sha256, folder, Status("t", options.base, "preparing"))
+    done = TrainStep.step
     world = os.environ.get("WORLD_SIZE", "1")
     assert str(tune.accelerator.num_processes) == world, "the processes did not find each other"
 
-    def step(self: Steps, *given: Any) -> Any:
+    def step(self: TrainStep, *given: Any) -> Any:
         if options.kill_after and tune.done == options.kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
         return done(self, *given)
 
-    Steps.step = step  # type: ignore[method-assign]
+    TrainStep.step = step  # type: ignore[method-assign]
     try:
         tune.run()
     except Paused:

@@ -8,9 +8,9 @@ import pytest
 from mmchat.cli.training_job import Material, notes_of
 from mmchat.training import easing
 from mmchat.training.easing import step_shape
-from mmchat.training.planning import plan
-from mmchat.training.preparing import Prepared, prepare
-from mmchat.training.tuning import read_tuning
+from mmchat.training.finetune_config import read_config
+from mmchat.training.prepare import Prepared, prepare
+from mmchat.training.run_plan import plan
 from tests.training.tuned import dataset, write_base
 
 
@@ -21,7 +21,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _prepared(base: Path, free: int, monkeypatch: Any, *overrides: str) -> Prepared:
     monkeypatch.setattr(easing, "available_memory", lambda: free)
-    recipe = read_tuning(None, [f"model={base}", "name=little", *overrides])
+    recipe = read_config(None, [f"model={base}", "name=little", *overrides])
     return prepare(recipe, dataset(16), [])
 
 

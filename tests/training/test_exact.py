@@ -9,16 +9,16 @@ from accelerate import Accelerator
 
 from mmchat.errors import RecipeError
 from mmchat.model.loading import load_model
-from mmchat.training.examples import ExampleEncoder
-from mmchat.training.features import pixel_values
-from mmchat.training.feeding import Rows, StepFeed
-from mmchat.training.loop import StepInput, Steps
-from mmchat.training.objectives import PackedLoss
+from mmchat.training.dataloader import Rows, StepDataset
+from mmchat.training.encode import ExampleEncoder
+from mmchat.training.feature_cache import pixel_values
+from mmchat.training.finetune_config import FinetuneConfig, StageConfig
+from mmchat.training.losses import PackedLoss
+from mmchat.training.train_step import StepInput, TrainStep
 from mmchat.training.trainable import Trainable
-from mmchat.training.tuning import Tuning, TuningStage
 from tests.training.tuned import examples, write_base
 
-STAGE = TuningStage(
+STAGE = StageConfig(
     method="lora",
     batch=10,
     row_tokens=96,
@@ -38,7 +38,7 @@ class Bench:
 
     def __init__(self, base: Path, dtype: torch.dtype, *, packs: bool = True) -> None:
         self.loaded = load_model(str(base), quantization="fp32", device="cpu")
-        recipe = Tuning(name="t", model=str(base), stages=(STAGE,))
+        recipe = FinetuneConfig(name="t", model=str(base), stages=(STAGE,))
         torch.manual_seed(5)
         self.trainable = Trainable(self.loaded, recipe)
         self.groups = self.trainable.begin(STAGE)
@@ -61,13 +61,13 @@ class Bench:
         self.parameters = [p for group in self.groups for p in group["params"]]
 
     def given(self, **of: Any) -> StepInput:
-        feed = StepFeed(self.samples, None, self.rows, batch=10, replay_share=0, seed=1, **of)
+        feed = StepDataset(self.samples, None, self.rows, batch=10, replay_share=0, seed=1, **of)
         step = feed[0]
         assert isinstance(step, StepInput)
         return step
 
     def gradients(self, micro_rows: int, given: StepInput | None = None) -> tuple[float, list[Any]]:
-        steps = Steps(
+        steps = TrainStep(
             Accelerator(cpu=True),
             PackedLoss(self.loaded.model),
             [],
@@ -78,7 +78,7 @@ class Bench:
         )
         for parameter in self.parameters:
             parameter.grad = None
-        loss = steps._backward(given or self.given())
+        loss = steps.backward(given or self.given())
         return loss, [None if p.grad is None else p.grad.clone() for p in self.parameters]
 
 
@@ -140,13 +140,13 @@ def test_out_of_memory_halves_and_gives_the_same_step(base: Path) -> None:
             return super().forward(batch, features)
 
     told: list[str] = []
-    steps = Steps(
+    steps = TrainStep(
         Accelerator(cpu=True), Small(bench.loaded.model), [], bench.parameters,
         clip=1.0, micro_rows=0, say=told.append,
     )  # fmt: skip
     for parameter in bench.parameters:
         parameter.grad = None
-    assert steps._backward(given) == pytest.approx(loss, rel=1e-9)
+    assert steps.backward(given) == pytest.approx(loss, rel=1e-9)
     assert steps.micro_rows == 1 and "same steps" in told[0]
     _close(gradients, [p.grad for p in bench.parameters], 1e-9)
 
@@ -158,7 +158,7 @@ def test_a_loss_that_is_no_number_names_the_rates_that_count(base: Path) -> None
         def forward(self, batch: Any, features: Any) -> Any:
             return super().forward(batch, features) * float("nan")
 
-    steps = Steps(
+    steps = TrainStep(
         Accelerator(cpu=True), Spoiled(bench.loaded.model), [], bench.parameters,
         clip=1.0, micro_rows=0, say=print, rates=("projector_learning_rate",),
     )  # fmt: skip

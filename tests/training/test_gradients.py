@@ -14,17 +14,17 @@ from mmchat.data.types import Dataset, Example, Turn
 from mmchat.errors import RecipeError
 from mmchat.model.loading import LoadedModel
 from mmchat.model.quantization import dequantized_weight, is_four_bit, is_packed
-from mmchat.training.objectives import autocast
-from mmchat.training.preparing import prepare
-from mmchat.training.progress import RunFolder, Status
+from mmchat.training.finetune import Trainer
+from mmchat.training.finetune_config import FinetuneConfig, StageConfig, read_config
+from mmchat.training.losses import autocast
+from mmchat.training.prepare import prepare
+from mmchat.training.run_folder import RunFolder, Status
 from mmchat.training.trainable import Trainable
-from mmchat.training.tune import Tune
-from mmchat.training.tuning import Tuning, TuningStage, read_tuning
 from tests.model import parts, tiny
 from tests.model.forms import load, pack
 from tests.training.tuned import dataset, examples
 
-STAGE = TuningStage(method="qlora", steps=1, projector=False, learning_rate=1e-3)
+STAGE = StageConfig(method="qlora", steps=1, projector=False, learning_rate=1e-3)
 IDS = torch.arange(5, 21)[None]
 CLOSE = {"fp32": 1e-4, "bf16": 1e-2}
 """Relative, of the gradient of one matrix."""
@@ -84,7 +84,7 @@ def test_lora_learns_on_four_bits_what_it_learns_on_their_numbers(
     loaded = load(base(decoder), f"4bit-{dtype}")
     if packed_before:
         pack(loaded.model)
-    trainable = Trainable(loaded, Tuning(name="t", stages=(STAGE,)))
+    trainable = Trainable(loaded, FinetuneConfig(name="t", stages=(STAGE,)))
     trainable.begin(STAGE)
     model = loaded.model
     with torch.no_grad():
@@ -104,24 +104,24 @@ def test_lora_learns_on_four_bits_what_it_learns_on_their_numbers(
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> Callable[..., Tune]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> Callable[..., Trainer]:
     monkeypatch.setenv("MMCHAT_HOME", str(tmp_path / "home"))
 
-    def make(folder: Path, *more: str, data: Dataset | None = None) -> Tune:
-        recipe = read_tuning(
+    def make(folder: Path, *more: str, data: Dataset | None = None) -> Trainer:
+        recipe = read_config(
             None,
             [f"model={folder}", "name=t", "data.replay=0", "steps=2", "batch=4", "row_tokens=128",
              "stages.0.method=qlora", *more],
         )  # fmt: skip
         (tmp_path / "run").mkdir()
         prepared = prepare(recipe, data or dataset(6), examples(2))
-        return Tune(prepared, "", RunFolder(tmp_path / "run"), Status("t", "", "preparing"))
+        return Trainer(prepared, "", RunFolder(tmp_path / "run"), Status("t", "", "preparing"))
 
     return make
 
 
 def test_a_layer_that_lets_no_gradient_through_ends_the_run(
-    run: Callable[..., Tune], tmp_path: Path
+    run: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     """As a packed layer does: what comes before it would learn nothing, and the run would end well."""
     tune = run(tiny.build("visual_prefix", tmp_path / "base"))
@@ -143,7 +143,7 @@ def test_a_layer_that_lets_no_gradient_through_ends_the_run(
 
 
 def test_a_projector_without_gradient_ends_the_run(
-    run: Callable[..., Tune], tmp_path: Path
+    run: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     tune = run(tiny.build("llava", tmp_path / "base"), "projector=true")
     projector = tune.loaded.model.get_submodule("model.multi_modal_projector")
@@ -153,7 +153,7 @@ def test_a_projector_without_gradient_ends_the_run(
 
 
 def test_conversations_without_pictures_ask_nothing_of_the_projector(
-    run: Callable[..., Tune], tmp_path: Path
+    run: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     folder = tiny.build("visual_prefix", tmp_path / "base")
     words = (Turn("user", ("what colour is it?",)), Turn("assistant", ("It is red.",)))

@@ -24,13 +24,13 @@ from mmchat.model.processor import VisualPrefixProcessor
 from mmchat.model.prompt import build_prompt
 from mmchat.model.quantization import part_tensors, set_packing
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
-from mmchat.training.feeding import StepFeed
-from mmchat.training.objectives import PackedLoss, autocast
-from mmchat.training.planning import _skeleton, _trainable
-from mmchat.training.preparing import prepare
-from mmchat.training.progress import RunFolder, Status
-from mmchat.training.tune import Tune
-from mmchat.training.tuning import read_tuning
+from mmchat.training.dataloader import StepDataset
+from mmchat.training.finetune import Trainer
+from mmchat.training.finetune_config import read_config
+from mmchat.training.losses import PackedLoss, autocast
+from mmchat.training.prepare import prepare
+from mmchat.training.run_folder import RunFolder, Status
+from mmchat.training.run_plan import _skeleton, _trainable
 from tests.model import tiny
 from tests.model.forms import relative_error
 from tests.training.tuned import picture
@@ -102,16 +102,16 @@ def three_pictures(count: int = 6, *, shown: int = 3) -> Dataset:
 
 def trained(
     base: Path, run: Path, method: str, data: Dataset, *more: str, file: Path | None = None
-) -> tuple[Tune, Path]:
+) -> tuple[Trainer, Path]:
     rates = ["learning_rate=1e-2", "projector_learning_rate=1e-2", "vision_learning_rate=1e-2"]
-    recipe = read_tuning(
+    recipe = read_config(
         file,
         [f"model={base}", "name=t", "data.replay=0", f"stages.0.method={method}", "steps=2",
          "batch=3", "row_tokens=256", *rates, *more],
     )  # fmt: skip
     run.mkdir(parents=True, exist_ok=True)
     prepared = prepare(recipe, data, list(data.examples[:2]))
-    tune = Tune(prepared, data.sha256, RunFolder(run), Status("t", str(base), "preparing"))
+    tune = Trainer(prepared, data.sha256, RunFolder(run), Status("t", str(base), "preparing"))
     return tune, tune.run()
 
 
@@ -247,7 +247,7 @@ def test_a_recurrent_base_learns_one_conversation_a_row(home: Path, kind: str, m
     """Conversations of several lengths in a step; none leaks into the next."""
     tune, _ = trained(hybrid(home / kind, kind), home / "run", method, texts())
     assert not tune.packs and tune.status.loss is not None
-    alone = StepFeed(
+    alone = StepDataset(
         tune.prepared.train,
         None,
         tune._rows(tune.recipe.stages[0]),
@@ -274,9 +274,9 @@ def test_conversations_share_a_picture_where_attention_alone_connects_them(
     turns = three_pictures(1).examples[0].turns
     twice = [Example(turns[:2], "", "made, 1"), Example(turns[:2], "", "made, 2")]
     data = Dataset("made", "here", twice, (), "0" * 64)
-    recipe = read_tuning(None, [f"model={base('qwen_siglip')}", "data.replay=0"])
+    recipe = read_config(None, [f"model={base('qwen_siglip')}", "data.replay=0"])
     assert [len(tree.branches) for tree in prepare(recipe, data, []).train.trees] == [2]
-    monkeypatch.setattr("mmchat.training.preparing.packs", lambda config: False)
+    monkeypatch.setattr("mmchat.training.prepare.packs", lambda config: False)
     assert [len(tree.branches) for tree in prepare(recipe, data, []).train.trees] == [1, 1]
 
 
@@ -289,7 +289,7 @@ def test_stages_that_train_other_blocks_of_the_encoder(
     file = home / "recipe.toml"
     file.write_text(f"stages = [{', '.join(stages)}]".replace("{{", "{").replace("}}", "}"))
     tune, _ = trained(base("qwen_siglip"), home / "run", "lora", three_pictures(), file=file)
-    assert [tune._sees_pixels(index) for index in range(4)] == [False, True, True, True]
+    assert [tune._reads_pixels(index) for index in range(4)] == [False, True, True, True]
     counts = []
     for stage in tune.recipe.stages:
         tune.trainable.begin(stage)
@@ -307,14 +307,14 @@ def test_what_the_base_cannot_be_asked_is_no_sample(
     long = Example((Turn("user", ("why? " * 900,)), Turn("assistant", ("So.",))), "", "made, long")
     cut = Example((*text[0].turns, *long.turns), "", "made, cut")
     data = Dataset("made", "here", list(text), (), "0" * 64)
-    recipe = read_tuning(None, [f"model={base('llama')}", "name=t", "steps=1", "row_tokens=256"])
+    recipe = read_config(None, [f"model={base('llama')}", "name=t", "steps=1", "row_tokens=256"])
     prepared = prepare(recipe, data, [*seen, long, cut, text[1]], allow_bad=True)
     assert [example.place for example in prepared.held_out_examples] == ["made, cut", text[1].place]
     assert prepared.held_out_examples[0].turns == text[0].turns
-    tune = Tune(prepared, "", RunFolder(home), Status("t", "", "preparing"))
+    tune = Trainer(prepared, "", RunFolder(home), Status("t", "", "preparing"))
     tune.run()
     assert len(tune.status.samples) == 2
-    monkeypatch.setattr("mmchat.training.preparing.NEW_TOKENS", 4096)  # no room for an answer
+    monkeypatch.setattr("mmchat.training.prepare.NEW_TOKENS", 4096)  # no room for an answer
     assert prepare(recipe, data, [text[1]]).held_out_examples == []
 
 
@@ -323,7 +323,7 @@ def test_each_stage_weighs_answers_as_it_says(base: Callable[[str], Path], home:
     stages = ("a", 0.0), ("b", 1.0)
     told = [f'[[stages]]\nname = "{name}"\nlength_weight = {weight}\n' for name, weight in stages]
     file.write_text("\n".join(told))
-    recipe = read_tuning(file, [f"model={base('llama')}", "data.replay=0"])
+    recipe = read_config(file, [f"model={base('llama')}", "data.replay=0"])
     prepared = prepare(recipe, three_pictures(3, shown=0), [])
     for stage in prepared.recipe.stages:
         for tree in prepared.of_stage(stage).train.trees:
@@ -342,10 +342,10 @@ def test_auto_asks_for_the_memory_that_it_takes(
         asked.append(of["quantization"])
         return plan_load(name, **of)
 
-    monkeypatch.setattr("mmchat.training.preparing.plan_load", planned)
-    recipe = read_tuning(None, [f"model={base('qwen_siglip')}", "data.replay=0"])
+    monkeypatch.setattr("mmchat.training.prepare.plan_load", planned)
+    recipe = read_config(None, [f"model={base('qwen_siglip')}", "data.replay=0"])
     small = prepare(recipe, three_pictures(), [])
-    monkeypatch.setattr("mmchat.training.tuning.LARGE", 0)
+    monkeypatch.setattr("mmchat.training.finetune_config.LARGE", 0)
     large = prepare(recipe, three_pictures(), [])
     assert [small.recipe.stages[0].method, large.recipe.stages[0].method] == ["lora", "qlora"]
     assert large.plan.form == "4bit" and len(asked) == 2 and asked[1] == "auto"
@@ -353,7 +353,7 @@ def test_auto_asks_for_the_memory_that_it_takes(
 
     monkeypatch.setattr("mmchat.model.planning.available_memory", lambda: 0)
     with pytest.raises(ModelError, match=r"--set method=qlora") as told:
-        prepare(read_tuning(None, [f"model={base('llama')}", "method=lora"]), three_pictures(), [])
+        prepare(read_config(None, [f"model={base('llama')}", "method=lora"]), three_pictures(), [])
     assert "--quantization" not in str(told.value)
 
 
@@ -408,7 +408,7 @@ def test_a_projector_that_is_not_there_cannot_be_asked_for(
     base: Callable[[str], Path], home: Path
 ) -> None:
     for asked in (["stages.0.projector=true", "method=lora"], ["method=projector"]):
-        recipe = read_tuning(None, [f"model={base('llama')}", "data.replay=0", *asked])
+        recipe = read_config(None, [f"model={base('llama')}", "data.replay=0", *asked])
         with pytest.raises(RecipeError, match="trains the projector, and the base has none"):
             prepare(recipe, three_pictures(3, shown=0), [])
 
@@ -418,7 +418,7 @@ def test_the_projector_of_a_published_model_trains_only_where_it_is_asked_for(
 ) -> None:
     found = [
         prepare(
-            read_tuning(None, [f"model={base(kind)}", "data.replay=0"]), three_pictures(3), []
+            read_config(None, [f"model={base(kind)}", "data.replay=0"]), three_pictures(3), []
         ).recipe.stages[0].projector
         for kind in ("llava", "visual_prefix")
     ]  # fmt: skip

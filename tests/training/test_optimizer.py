@@ -17,11 +17,8 @@ from mmchat.training.checkpoint import (
 from mmchat.training.optimizer import (
     Muon,
     build_optimizers,
-    build_tuning_optimizers,
     orthogonalize,
-    schedule,
 )
-from tests.training.conftest import Tiny
 
 
 @settings(max_examples=30, deadline=None)
@@ -39,30 +36,15 @@ def test_orthogonalize(rows: int, columns: int, seed: int) -> None:
     assert result.diagonal().min() > 0.6 and result.diagonal().max() < 1.3
 
 
-def test_parameters_are_shared_out_once(tiny: Tiny) -> None:
-    tiny.model.requires_grad_(True)
-    vocabulary = [tiny.model.get_input_embeddings(), tiny.model.lm_head]
-    modules = [tiny.model.model, tiny.model.lm_head]
-    muon, adamw = build_optimizers(modules, 1e-3, 0.1, vocabulary)
-    assert isinstance(muon, Muon)
-    matrices = {id(p) for g in muon.param_groups for p in g["params"]}
-    others = {id(p) for g in adamw.param_groups for p in g["params"]}
-    assert not matrices & others
-    assert matrices | others == {id(p) for p in tiny.model.parameters()}
-    embedding = tiny.model.get_input_embeddings().weight
-    assert id(embedding) in others
-    assert id(tiny.model.model.language_model.layers[0].mlp.up_proj.weight) in matrices
-
-
 def test_state_survives_a_checkpoint() -> None:
     def trained(steps: int, saved: dict[str, torch.Tensor] | None) -> torch.Tensor:
         torch.manual_seed(0)
         layer = torch.nn.Linear(4, 4)
-        optimizers = build_optimizers([layer], 0.1, 0.1)
+        optimizers = _optimizers(list(layer.parameters()), "muon")
         for step in range(steps):
             if step == 2 and saved is not None:
                 saved |= {k: v.clone() for k, v in optimizer_tensors(optimizers).items()}
-                optimizers = build_optimizers([layer], 0.1, 0.1)
+                optimizers = _optimizers(list(layer.parameters()), "muon")
                 restore_optimizers(optimizers, saved)
             layer(torch.ones(1, 4) * (step + 1)).pow(2).sum().backward()
             for optimizer in optimizers:
@@ -101,7 +83,7 @@ def test_every_optimizer_goes_on_as_if_it_had_not_stopped(name: str, tmp_path: P
 def _optimizers(weights: list[torch.nn.Parameter], name: str) -> list[torch.optim.Optimizer]:
     linear = [weight.ndim == 2 for weight in weights]
     group = {"params": weights, "linear": linear, "lr": 1e-2, "weight_decay": 0.01}
-    return build_tuning_optimizers([group], name)
+    return build_optimizers([group], name)
 
 
 def test_the_state_of_another_parameter_is_refused() -> None:
@@ -122,7 +104,7 @@ def test_muon_takes_the_matrices_of_linear_layers_one_by_one() -> None:
         torch.nn.Parameter(torch.randn(shape)) for shape in ((4, 4), (9, 4), (2, 4, 4))
     )
     group = {"params": [linear, tokens, experts], "linear": [True, False, False], "lr": 0.1}
-    muon, adamw = build_tuning_optimizers([group], "muon")
+    muon, adamw = build_optimizers([group], "muon")
     assert isinstance(muon, Muon) and isinstance(adamw, torch.optim.AdamW)
     assert [p is linear for p in muon.param_groups[0]["params"]] == [True]
     assert {id(p) for p in adamw.param_groups[0]["params"]} == {id(tokens), id(experts)}
@@ -135,13 +117,3 @@ def test_an_8_bit_optimizer_that_cannot_be_had_is_told(monkeypatch: pytest.Monke
     monkeypatch.setattr("mmchat.training.optimizer.import_bitsandbytes", missing)
     with pytest.raises(RecipeError, match="take adamw"):
         _optimizers([torch.nn.Parameter(torch.ones(2, 2))], "adamw8bit")
-
-
-@pytest.mark.parametrize("steps", [1, 7, 100])
-def test_schedule(steps: int) -> None:
-    factors = [schedule(step, steps, 0.1, 0.3) for step in range(steps)]
-    assert all(0 < factor <= 1 for factor in factors)
-    assert max(factors) == pytest.approx(1.0)
-    if steps == 100:
-        assert factors[9] == factors[69] == 1.0
-        assert factors[-1] < factors[80] < 1

@@ -9,26 +9,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration, scale_logits
 from mmchat.training import attention
-from mmchat.training.objectives import answer_loss, autocast, encode_pictures
-from mmchat.training.packing import IGNORED, Branch, Row, Tree, collate, pack, tree_mask, trim
+from mmchat.training.losses import answer_loss, autocast
+from mmchat.training.packing import IGNORED, Branch, Row, Tree, collate, pack, tree_mask
 from tests.model import parts
 from tests.model.forms import assert_as_exact
 from tests.training.conftest import Tiny
 
 
 def _loss(tiny: Tiny, trees: list[Tree], capacity: int) -> torch.Tensor:
-    batch = collate(pack(trees, capacity), capacity, tiny.collator.pad_id)
-    features = encode_pictures(tiny.model, torch.from_numpy(tiny.data.images[batch.images]))
+    batch = collate(pack(trees, capacity), capacity, tiny.processor.tokenizer.pad_token_id)
+    features = tiny.features(batch.images)
     total, _ = answer_loss(tiny.model, tiny.model.model.language_model, batch, features)
     return total / batch.weights.sum()
 
 
 def test_packed_equals_alone(tiny: Tiny) -> None:
     """Loss and gradients of a row with shared pictures equal the dialogs' own, one at a time."""
-    trees = [tiny.collator.tree(tiny.data[i]) for i in (0, 1, 12, 13)]
+    trees = [tiny.samples.trees[i] for i in (0, 1, 12, 13)]
     capacity = sum(len(tree) for tree in trees) + 5
     tiny.model.zero_grad()
     packed = _loss(tiny, trees, capacity)
@@ -55,20 +56,22 @@ def test_packed_equals_alone(tiny: Tiny) -> None:
 
 
 def test_labels_are_the_answers_and_their_end(tiny: Tiny) -> None:
-    tree = tiny.collator.tree(tiny.data[0])
-    for branch, dialog in zip(tree.branches, tiny.data[0].dialogs, strict=True):
+    tree = tiny.samples.trees[0]
+    shown = [e for e in tiny.examples if e.pictures == tiny.examples[0].pictures]
+    for branch, example in zip(tree.branches, shown, strict=True):
         asked = [label for label in branch.labels if label != IGNORED]
-        answers = [t.parts[0] for t in dialog.turns if t.role == "assistant"]
-        assert tiny.tokenizer.decode(asked) == "".join(f"{a}<|end|>" for a in answers)
+        answers = [turn.text for turn in example.turns if turn.role == "assistant"]
+        decoded = tiny.processor.tokenizer.decode(asked)
+        assert decoded == "".join(f"{answer}<|end|>" for answer in answers)
         follows = zip(branch.labels, [*list(branch.tokens[1:]), IGNORED], strict=True)
         assert all(label in (IGNORED, token) for label, token in follows)
 
 
 def test_pictures_have_their_tokens(tiny: Tiny) -> None:
-    """As many placeholders as prefix tokens, in trunks and inside a dialog."""
+    """As many placeholders as prefix tokens, in trunks and inside a conversation."""
     image = tiny.model.config.image_token_id
-    for index in range(len(tiny.data)):
-        tree = tiny.collator.tree(tiny.data[index])
+    assert len(tiny.samples.trees) == 14
+    for tree in tiny.samples.trees:
         tokens = [*tree.trunk, *(t for b in tree.branches for t in b.tokens)]
         assert tokens.count(image) == len(tree.images) * tiny.model.config.image_seq_length
 
@@ -84,10 +87,11 @@ def test_pictures_have_their_tokens(tiny: Tiny) -> None:
 )
 def test_rows_hold_everything_once(shapes: list[tuple[int, list[int]]], capacity: int) -> None:
     """Nothing is lost or doubled, no row overflows, and no token sees another dialog."""
-    trees = [
-        trim(Tree([1] * trunk, (), [Branch([2] * n, [2] * n, 1.0) for n in lengths]), capacity)
+    whole = [
+        Tree([1] * trunk, (), [Branch([2] * n, [2] * n, 1.0) for n in lengths])
         for trunk, lengths in shapes
     ]
+    trees = [tree for tree in whole if len(tree) <= capacity]
     rows: list[Row] = pack(trees, capacity)
     assert sorted(len(tree) for tree in trees if len(tree)) == sorted(
         len(t) for row in rows for t in row.trees
@@ -117,27 +121,8 @@ def test_mask_by_hand() -> None:
     assert tree_mask(tree, branch)[0].astype(int).tolist() == expected
 
 
-def test_trim_keeps_whole_dialogs() -> None:
-    tree = Tree([1, 1], (), [Branch([2] * 5, [2] * 5, 1.0), Branch([3] * 2, [3] * 2, 1.0)])
-    assert [len(b.tokens) for b in trim(tree, 6).branches] == [2]
-
-
-def test_a_dialog_that_does_not_fit_takes_its_pictures_along(tiny: Tiny) -> None:
-    """A single dialog holds its picture's tokens itself; the next one's picture stays its own."""
-    long, short = (
-        tiny.collator.tree(replace(tiny.data[i], dialogs=(tiny.data[i].dialogs[kind],)))
-        for i, kind in ((4, 1), (5, 0))
-    )
-    capacity = len(short)
-    assert len(long) > capacity and not long.trunk
-    alone = _loss(tiny, [trim(short, capacity)], capacity)
-    assert torch.equal(
-        _loss(tiny, [trim(tree, capacity) for tree in (long, short)], capacity), alone
-    )
-
-
 def test_pictures_without_their_places_are_refused(tiny: Tiny) -> None:
-    tree = tiny.collator.tree(tiny.data[0])
+    tree = tiny.samples.trees[0]
     for images in ((), (0, 1)):
         with pytest.raises(ValueError, match="places for the tokens"):
             _loss(tiny, [replace(tree, images=images)], len(tree))
@@ -145,14 +130,11 @@ def test_pictures_without_their_places_are_refused(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
 def test_length_weight(tiny: Tiny, power: float) -> None:
-    """0 weighs each token alike, 1 each dialog."""
-    tiny.collator.length_weight, kept = power, tiny.collator.length_weight
-    try:
-        for branch in tiny.collator.tree(tiny.data[0]).branches:
-            asked = sum(label != IGNORED for label in branch.labels)
-            assert branch.weight * (asked if power else 1) == pytest.approx(1.0)
-    finally:
-        tiny.collator.length_weight = kept
+    """0 weighs each token the same, 1 each conversation."""
+    encodings = tiny.encoder.encodings(tiny.examples, 512)
+    for branch in tiny.encoder.samples(encodings, 512, power).trees[0].branches:
+        asked = sum(label != IGNORED for label in branch.labels)
+        assert branch.weight * (asked if power else 1) == pytest.approx(1.0)
 
 
 def _branch(length: int) -> Branch:
@@ -246,10 +228,12 @@ def test_attention_by_sample_is_that_of_the_row(
         return by_sample(*given, **options)
 
     monkeypatch.setattr(attention, "sdpa_attention_forward", counted)
-    loss, gradients = found()
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with attention.sample_attention():
+        loss, gradients = found()
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
     if model.config.text_config._attn_implementation == "sdpa":
         assert set(calls) == set(map(len, trees))
-    monkeypatch.setattr("mmchat.training.objectives.attention_spans", lambda batch, decoder: {})
     whole, wanted = found()
     torch.testing.assert_close(loss, whole)
     _assert_close(gradients, wanted)
@@ -260,6 +244,8 @@ def test_a_decoder_that_takes_no_more_is_given_none() -> None:
         def forward(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> None: ...
 
     batch = collate([Row(4, [Tree([], (), [Branch([1], [IGNORED], 1.0)])] * 2, 2)], 4, 0)
-    assert attention.attention_spans(batch, Narrow()) == {}
     model = VisualPrefixForConditionalGeneration(parts.config())
-    assert attention.attention_spans(batch, model.model.language_model)
+    assert attention.attention_spans(batch, model.model.language_model) == {}
+    with attention.sample_attention():
+        assert attention.attention_spans(batch, Narrow()) == {}
+        assert attention.attention_spans(batch, model.model.language_model)

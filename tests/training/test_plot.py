@@ -15,7 +15,7 @@ from PIL import Image
 from mmchat.errors import RecipeError
 from mmchat.training.curves import Curves, MetricsTail, curves, smoothed, thinned
 from mmchat.training.plot import plot_losses
-from mmchat.training.progress import RunFolder
+from mmchat.training.run_folder import RunFolder
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -2,38 +2,41 @@
 
 import hashlib
 import io
+import tomllib
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
+import torch
 from PIL import Image
 
+from mmchat.data import read_data
 from mmchat.data.types import Dataset, Example, Picture, Turn
-from mmchat.training.base import (
-    build_config,
-    build_model,
-    build_processor,
-    save_base,
-    train_tokenizer,
-)
-from mmchat.training.dataset import PreparedData
-from mmchat.training.recipe import read_recipe
+from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
 from tests.training.prepared import RECIPE, write_prepared
+from tests.training.pretraining import pretrain
 
 WORDS = ("red", "blue", "green", "grey")
 
 
 def write_base(folder: Path) -> Path:
     """A whole tiny visual-prefix model with random weights, a few thousand of them."""
-    write_prepared(folder / "prepared")
-    file = folder / "recipe.toml"
-    file.write_text(RECIPE)
-    recipe = read_recipe(file)
-    texts = PreparedData(folder / "prepared" / "train").texts(100)
-    tokenizer = train_tokenizer(texts, recipe.base.vocabulary_size, 512)
-    config = build_config(recipe.base, tokenizer)
-    model = build_model(config, 1)
-    save_base(model, build_processor(tokenizer, config), folder / "base")
+    model, processor = tiny_base(write_prepared(folder / "prepared") / "train")
+    model.to(torch.bfloat16).save_pretrained(folder / "base")
+    processor.save_pretrained(folder / "base")
     return folder / "base"
+
+
+def tiny_base(data: Path) -> tuple[Any, Any]:
+    """(the model of random float32 weights, its processor) of the tests' recipe; the tokenizer knows `data`."""
+    base = msgspec.convert(tomllib.loads(RECIPE)["base"], pretrain.Base)
+    texts = pretrain._texts(read_data(data).examples)
+    tokenizer = pretrain.train_tokenizer(texts, base.vocabulary_size, 512)
+    config = pretrain.build_config(base, tokenizer)
+    torch.manual_seed(1)
+    model = VisualPrefixForConditionalGeneration(config)
+    return model, pretrain.build_processor(tokenizer, config)
 
 
 def picture(number: int) -> Picture:

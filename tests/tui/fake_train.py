@@ -24,7 +24,7 @@ from typing import Any
 
 from mmchat.model.adapters import Base, Card, write_card
 from mmchat.settings import paths
-from mmchat.training.progress import (
+from mmchat.training.run_folder import (
     KEEP,
     PAUSE,
     RECIPE,

@@ -20,7 +20,7 @@ from textual.widgets import Input, OptionList, RadioSet, Static
 
 from mmchat.client.protocol import EngineStatus
 from mmchat.settings import load_settings, paths
-from mmchat.training.progress import RECIPE, RunFolder, list_runs, run_folder
+from mmchat.training.run_folder import RECIPE, RunFolder, list_runs, run_folder
 from mmchat.tui.app import ChatApp
 from mmchat.tui.asking import Asker
 from mmchat.tui.news import LoadEnded
@@ -352,7 +352,7 @@ def test_until_it_speaks_a_run_shows_nothing_of_one_before(
         child.kill()
 
 
-# Steering it
+# StopSignals it
 
 
 async def test_pause_and_go_on(new_app: NewApp) -> None:

@@ -20,8 +20,8 @@ from textual.timer import Timer
 from textual.widgets import Footer, Input
 
 from mmchat.errors import MmchatError
-from mmchat.training.progress import KEEP, PAUSE
-from mmchat.training.words import heading, one_line, percent
+from mmchat.training.run_folder import KEEP, PAUSE
+from mmchat.training.status_format import heading, one_line, percent
 from mmchat.tui.formatting import model_label
 from mmchat.tui.runs import (
     Plan,

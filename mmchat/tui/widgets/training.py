@@ -13,10 +13,10 @@ from textual.widget import Widget
 from textual.widgets import Static
 from textual_plotext import PlotextPlot
 
-from mmchat.training import words
+from mmchat.training import status_format
 from mmchat.training.curves import Curves, Point, smoothed, thinned
-from mmchat.training.progress import Row, SampleAnswer
-from mmchat.training.words import GAP, cut, wrapped
+from mmchat.training.run_folder import Row, SampleAnswer
+from mmchat.training.status_format import GAP, cut, wrapped
 from mmchat.tui.formatting import MUTED, bar
 from mmchat.tui.runs import Seen
 from mmchat.tui.widgets.status import TitleLine
@@ -161,7 +161,7 @@ class Answers(Widget):
 
     @staticmethod
     def _block(sample: SampleAnswer, width: int) -> list[Content]:
-        told = words.answer(sample)
+        told = status_format.answer(sample)
         mark = ("✓ ", "$text-success") if told.right else ("✗ ", "$text-error")
         together = ", ".join(told.parts)
         if 2 + cell_len(told.question) + GAP + cell_len(together) <= width:
@@ -186,7 +186,7 @@ class Table(Static):
         self._write()
 
     def _write(self) -> None:
-        table = [words.TABLE_HEADER, *words.table(self._rows)]
+        table = [status_format.TABLE_HEADER, *status_format.table(self._rows)]
         widths = [max(cell_len(row[n]) for row in table) for n in range(4)]
         lines: list[Content] = []
         if sum(widths) + 3 * GAP <= self.size.width:
@@ -257,18 +257,20 @@ class RunView(Vertical):
         """Brings everything up to date; `said` stands in place of what the run says itself."""
         status = seen.status
         finished = status.state == "finished"
-        right = words.heading(status)
+        right = status_format.heading(status)
         if not finished:
-            right += f" · {words.percent(status)}"
-        self.query_one("#run-name", TitleLine).show(words.one_line(status.name, 100), right)
-        self.query_one(Bar).show(words.fraction(status))
+            right += f" · {status_format.percent(status)}"
+        self.query_one("#run-name", TitleLine).show(status_format.one_line(status.name, 100), right)
+        self.query_one(Bar).show(status_format.fraction(status))
         self.query_one(Bar).display = not finished
-        self.query_one("#run-where", Parts).show([] if finished else words.where(status))
-        self.query_one("#run-figures", Parts).show([] if finished else words.figures(status))
+        self.query_one("#run-where", Parts).show([] if finished else status_format.where(status))
+        self.query_one("#run-figures", Parts).show(
+            [] if finished else status_format.figures(status)
+        )
         self.query_one(Table).show(status.rows)
         self.query_one(Middle).show(seen)
         self.set_class(not seen.works, "ended")
         line = self.query_one("#run-said", Static)
-        line.update(said or words.sentence(status))
+        line.update(said or status_format.sentence(status))
         line.set_class(status.state == "failed" and not said, "error")
-        line.display = bool(said or words.sentence(status))
+        line.display = bool(said or status_format.sentence(status))

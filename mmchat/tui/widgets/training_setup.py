@@ -17,7 +17,7 @@ from textual.widgets import Button, Input, OptionList, RadioButton, RadioSet, St
 from textual.widgets.option_list import Option
 
 from mmchat.sanitize import clean
-from mmchat.training.words import duration, memory, one_line
+from mmchat.training.status_format import duration, memory, one_line
 from mmchat.tui.completion import Suggestion, data_paths
 from mmchat.tui.formatting import MUTED
 from mmchat.tui.pasted import as_path

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from mmchat.errors import RecipeError
-from mmchat.training.recipe import Table, parse, read_tables, require, require_seed
+from mmchat.training.config_table import Table, parse, read_tables, require, require_seed
 
 Method = Literal["auto", "projector", "lora", "qlora", "full"]
 OptimizerName = Literal["auto", "adamw", "adamw8bit", "muon"]
@@ -29,7 +29,7 @@ LARGE = 400_000_000
 """Parameters from which on the base stays 4-bit while it is trained."""
 
 
-class DataTable(Table, frozen=True):
+class DataConfig(Table, frozen=True):
     """What is learned from."""
 
     source: str = ""
@@ -45,6 +45,9 @@ class DataTable(Table, frozen=True):
     what the base offers, 0 none."""
     answers: tuple[Literal["good", "corrected"], ...] = ("good", "corrected")
     """Of one's own history."""
+    cache_features: bool = True
+    """Whether what the frozen vision encoder says of each picture is kept on the disk: 200 KB a
+    picture of the built-in model, which is too much for a hundred thousand of them."""
 
     def __post_init__(self) -> None:
         require("data.held_out", self.held_out, 0 < self.held_out < 1, "above 0 and below 1")
@@ -56,7 +59,7 @@ class DataTable(Table, frozen=True):
         )
 
 
-class LoraTable(Table, frozen=True):
+class LoraOptions(Table, frozen=True):
     """Low-rank changes of the text model's linear layers (Hu et al. 2021, "LoRA"), by peft."""
 
     rank: int = 16
@@ -78,7 +81,7 @@ class LoraTable(Table, frozen=True):
         require("lora.dropout", self.dropout, 0 <= self.dropout < 1, "from 0 to below 1")
 
 
-class TuningStage(Table, frozen=True):
+class StageConfig(Table, frozen=True):
     """One stretch of training."""
 
     name: str = "adapter"
@@ -87,8 +90,8 @@ class TuningStage(Table, frozen=True):
     projector: bool | Literal["auto"] = "auto"
     """Whether the projector trains as well; `auto` does it for bases of mmchat's own kind. Published
     models have a projector that was aligned on far more pictures: theirs trains if it is asked for."""
-    vision_blocks: int = 0
-    """How many of the vision encoder's last blocks train."""
+    vision_blocks: int | Literal["all"] = 0
+    """How many of the vision encoder's last blocks train; `all` is the whole encoder."""
     steps: int = 0
     epochs: float = 0.0
     """Instead of steps: how often every sample is seen."""
@@ -121,8 +124,9 @@ class TuningStage(Table, frozen=True):
 
     def __post_init__(self) -> None:
         at = f"Stage {self.name}: "
+        blocks = self.vision_blocks
+        require(at + "vision_blocks", blocks, blocks == "all" or blocks >= 0, "0 or more, or all")
         for field in (
-            "vision_blocks",
             "steps",
             "row_tokens",
             "micro_rows",
@@ -158,7 +162,7 @@ class TuningStage(Table, frozen=True):
         return found
 
 
-class Tuning(Table, frozen=True):
+class FinetuneConfig(Table, frozen=True):
     """A whole recipe."""
 
     name: str = ""
@@ -168,9 +172,9 @@ class Tuning(Table, frozen=True):
     base_hash: str = ""
     """Of the base's weights, filled in when it was found."""
     seed: int = 1
-    data: DataTable = DataTable()
-    lora: LoraTable = LoraTable()
-    stages: tuple[TuningStage, ...] = (TuningStage(),)
+    data: DataConfig = DataConfig()
+    lora: LoraOptions = LoraOptions()
+    stages: tuple[StageConfig, ...] = (StageConfig(),)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where the figures are told too."""
 
@@ -206,7 +210,7 @@ class Tuning(Table, frozen=True):
         return max(stage.row_tokens for stage in self.stages)
 
 
-def read_tuning(file: Path | None, overrides: Sequence[str] = ()) -> Tuning:
+def read_config(file: Path | None, overrides: Sequence[str] = ()) -> FinetuneConfig:
     """Reads `file` (none: all defaults); each of `overrides` is `key=value` (`stages.0.batch=8`).
 
     `lora.rank=8` and the like are whole paths; a key of a stage alone (`batch=8`) means every stage.
@@ -219,19 +223,19 @@ def read_tuning(file: Path | None, overrides: Sequence[str] = ()) -> Tuning:
     spread = []
     for override in overrides:
         key, equals, value = override.partition("=")
-        if key.strip() in TuningStage.__struct_fields__ and key.strip() != "name" and equals:
+        if key.strip() in StageConfig.__struct_fields__ and key.strip() != "name" and equals:
             spread += [f"stages.{n}.{key.strip()}={value}" for n in range(count)]
         else:
             spread.append(override)
-    return parse(tables, Tuning, str(file) if file is not None else "", spread)
+    return parse(tables, FinetuneConfig, str(file) if file is not None else "", spread)
 
 
-def tuning_hash(recipe: Tuning) -> str:
+def config_hash(recipe: FinetuneConfig) -> str:
     """sha256 of the recipe's content, hexadecimal."""
     return hashlib.sha256(msgspec.json.encode(recipe, order="sorted")).hexdigest()
 
 
-def to_tables(recipe: Tuning) -> dict[str, Any]:
+def to_tables(recipe: FinetuneConfig) -> dict[str, Any]:
     """The recipe as TOML takes it."""
     tables: dict[str, Any] = msgspec.to_builtins(recipe)
     return tables
@@ -260,7 +264,7 @@ class Facts:
     """Whether the base brings old material."""
 
 
-def resolve(recipe: Tuning, facts: Facts) -> Tuning:
+def resolve(recipe: FinetuneConfig, facts: Facts) -> FinetuneConfig:
     """The recipe with nothing left to choose."""
     replay = recipe.data.replay
     if replay < 0:
@@ -273,7 +277,7 @@ def resolve(recipe: Tuning, facts: Facts) -> Tuning:
     return msgspec.structs.replace(recipe, data=data, stages=stages)
 
 
-def starts_four_bit(recipe: Tuning, *, cuda: bool, parameters: int) -> bool:
+def starts_four_bit(recipe: FinetuneConfig, *, cuda: bool, parameters: int) -> bool:
     """Whether the base is to be loaded in 4-bit, if it can be: `auto` is qlora then."""
     methods = {stage.method for stage in recipe.stages}
     if "auto" in methods and "lora" not in methods:
@@ -286,7 +290,7 @@ def own_samples(batch: int, replay: float) -> int:
     return max(1, batch - round(batch * replay))
 
 
-def _resolve_stage(stage: TuningStage, facts: Facts, replay: float, rows: int) -> TuningStage:
+def _resolve_stage(stage: StageConfig, facts: Facts, replay: float, rows: int) -> StageConfig:
     chosen: dict[str, Any] = {}
     method = stage.method
     if method == "auto":

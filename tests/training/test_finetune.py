@@ -11,15 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from mmchat.errors import RecipeError
+from mmchat.training.accelerate_state import OwnAccelerator
 from mmchat.training.checkpoint import load_checkpoint
-from mmchat.training.loop import Steps
-from mmchat.training.preparing import prepare
-from mmchat.training.progress import RunFolder, Status
-from mmchat.training.tune import Paused, Tune
-from mmchat.training.tuning import read_tuning
+from mmchat.training.finetune import Paused, Trainer
+from mmchat.training.finetune_config import read_config
+from mmchat.training.losses import PackedLoss
+from mmchat.training.prepare import prepare
+from mmchat.training.run_folder import RunFolder, Status
+from mmchat.training.train_step import TrainStep
 from tests.forked import run_forked
 from tests.training.runner import RECIPE, STEPS, main
 from tests.training.tuned import dataset, examples, write_base
@@ -186,15 +190,17 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
     assert all(t.isfinite().all() for t in saved[0].values())
 
 
-def _asking(base: Path, run: Path, *more: str) -> tuple[Tune, list[str]]:
+def _asking(base: Path, run: Path, *more: str) -> tuple[Trainer, list[str]]:
     """A run in this process, and what it says."""
     said: list[str] = []
     run.mkdir(exist_ok=True)
     overrides = [*RECIPE, "steps=4", "name=t", f"model={base}", *more]
     data = dataset(6)
-    prepared = prepare(read_tuning(None, overrides), data, examples(2))
+    prepared = prepare(read_config(None, overrides), data, examples(2))
     folder = RunFolder(run)
-    return Tune(prepared, data.sha256, folder, Status("t", "", "preparing"), say=said.append), said
+    return Trainer(
+        prepared, data.sha256, folder, Status("t", "", "preparing"), say=said.append
+    ), said
 
 
 @pytest.fixture
@@ -205,14 +211,14 @@ def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("here")
 def test_a_pause_while_the_last_answers_are_looked_at_is_heard(base: Path, tmp_path: Path) -> None:
     tune, _ = _asking(base, tmp_path)
-    looks = tune._evaluate
+    looks = tune.validate
 
     def paused(*given: Any) -> None:
         looks(*given)
         if tune.done == tune.total:
-            tune.steering.wanted = "pause"
+            tune.stop_signals.requested = "pause"
 
-    tune._evaluate = paused
+    tune.validate = paused
     with pytest.raises(Paused) as told:
         tune.run()
     assert told.value.saved and told.value.kept == 4
@@ -225,16 +231,16 @@ def test_a_pause_at_a_suspicious_step_says_that_nothing_was_saved(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tune, _ = _asking(base, tmp_path)
-    agreed = tune.steering.agreed
+    agreed = tune.stop_signals.agreed
 
     def from_the_third(accelerator: Any) -> Any:
         if tune.step == 2:
-            monkeypatch.setattr(Steps, "suspicious", True)
+            monkeypatch.setattr(TrainStep, "spiked", True)
         if tune.step == 3:
-            tune.steering.wanted = "pause"
+            tune.stop_signals.requested = "pause"
         return agreed(accelerator)
 
-    monkeypatch.setattr(tune.steering, "agreed", from_the_third)
+    monkeypatch.setattr(tune.stop_signals, "agreed", from_the_third)
     with pytest.raises(Paused) as told:
         tune.run()
     assert not told.value.saved and told.value.kept == 1
@@ -255,3 +261,77 @@ def test_another_optimizer_begins_anew_and_another_base_is_refused(
     save_file(weights, own / "model.safetensors", {"format": "pt"})
     with pytest.raises(RecipeError, match=r"began with another .*--restart"):
         _asking(own, run, "steps=8")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is a number at that step; the weights after it would be none."""
+    tune, _ = _asking(base, tmp_path)
+    forward = PackedLoss.forward
+
+    def spoiled(self: PackedLoss, *given: Any) -> torch.Tensor:
+        value = forward(self, *given)
+        weight = next(p for p in self.parameters() if p.requires_grad)
+        return value if tune.step < 2 else value + (weight * 0).sum().sqrt()
+
+    monkeypatch.setattr(PackedLoss, "forward", spoiled)
+    with pytest.raises(RecipeError, match=r"gradient's norm .*go on from the last checkpoint"):
+        tune.run()
+    kept = load_checkpoint(tmp_path / "checkpoints")
+    assert kept is not None and kept[1]["step"] == 2
+    assert all(tensor.isfinite().all() for tensor in kept[0].values())
+
+
+@pytest.mark.usefixtures("here")
+def test_a_loss_that_explodes_ends_the_run(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the second step far above the first, none of them becomes a checkpoint."""
+    monkeypatch.setattr("mmchat.training.train_step.LossSpikeGuard.FIRST", 1)
+    monkeypatch.setattr("mmchat.training.train_step.LossSpikeGuard.STEPS", 2)
+    tune, _ = _asking(base, tmp_path)
+    forward = PackedLoss.forward
+    monkeypatch.setattr(
+        PackedLoss, "forward", lambda self, *given: forward(self, *given) * 100.0**tune.step
+    )
+    with pytest.raises(RecipeError, match=r"Stage adapter, step 3: the loss grew to .*--resume"):
+        tune.run()
+    kept = load_checkpoint(tmp_path / "checkpoints")
+    assert kept is not None and kept[1]["step"] == 1
+
+
+@pytest.mark.usefixtures("here")
+def test_a_recipe_that_the_checkpoint_does_not_fit_is_told(base: Path, tmp_path: Path) -> None:
+    _asking(base, tmp_path, "steps=1")[0].run()
+    with pytest.raises(RecipeError, match=r"does not fit, because other weights .*--restart"):
+        _asking(base, tmp_path, "steps=2", "lora.rank=3")
+
+
+@pytest.mark.usefixtures("here")
+def test_what_cannot_be_written_is_told_and_resumed(base: Path, tmp_path: Path) -> None:
+    tune, _ = _asking(base, tmp_path, "steps=1")
+    (tmp_path / "adapter").touch()  # a file where a folder has to be
+    with pytest.raises(RecipeError, match=r"/adapter cannot be written.*--resume"):
+        tune.run()
+    (tmp_path / "adapter").unlink()
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(RecipeError, match=r"metrics\.jsonl cannot be written"):
+        _asking(base, tmp_path, "steps=2")[0].run()
+    (tmp_path / "metrics.jsonl").rmdir()
+    assert _asking(base, tmp_path, "steps=2")[0].run().is_dir()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_is_its_own_whatever_ran_before_in_the_process(
+    base: Path, tmp_path: Path, dtype: str
+) -> None:
+    """As in a notebook that uses accelerate itself, with another precision."""
+    with OwnAccelerator(torch.device("cpu")).active():
+        AcceleratorState._shared_state = {}
+        theirs = Accelerator(cpu=True, mixed_precision="bf16" if dtype == "fp32" else "no")
+        assert _asking(base, tmp_path)[0].run().is_dir()
+        assert theirs.mixed_precision == Accelerator().mixed_precision
+        assert (theirs.mixed_precision == "bf16") == (dtype == "fp32")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 
 from mmchat.sanitize import clean
-from mmchat.training.progress import Row, SampleAnswer, State, Status
+from mmchat.training.run_folder import Row, SampleAnswer, State, Status
 
 WORKING: tuple[State, ...] = ("preparing", "training", "measuring")
 

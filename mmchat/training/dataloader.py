@@ -1,18 +1,21 @@
-"""Step number -> what is computed in it: the same at every start, on every number of processes."""
+"""What each step of a stage computes: the same at every start, on any number of processes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from mmchat.data.types import Picture
 from mmchat.errors import MmchatError
-from mmchat.training.examples import Samples
-from mmchat.training.loop import RowInput, StepInput
-from mmchat.training.order import Order
+from mmchat.model.loading import LoadedModel
+from mmchat.model.pictures import picture_inputs
+from mmchat.training.encode import Samples
+from mmchat.training.feature_cache import FeatureReader, pixel_values
+from mmchat.training.finetune_config import own_samples
 from mmchat.training.packing import Row, Tree, collate, pack
-from mmchat.training.tuning import own_samples
+from mmchat.training.train_step import RowInput, StepInput
 
 Shown = tuple[Tree, Sequence[Picture]]
 """A tree, and the pictures that its `images` index."""
@@ -69,11 +72,34 @@ def _levelled(ordered: Sequence[Tree], count: int, capacity: int) -> list[list[T
     return rows if max(lengths, default=0) <= capacity else None
 
 
-class StepFeed(Dataset[Any]):
-    """What each step of a stage computes on this process.
+class PictureFeed:
+    """What the loss takes for a row's pictures; called in a worker process."""
 
-    An error that a person can mend is a value: a DataLoader would raise it anew, with its worker's
-    traceback for a sentence.
+    def __init__(self, loaded: LoadedModel, reader: FeatureReader | None) -> None:
+        """`reader` has the features of the frozen encoder; without one the encoder gets pixels."""
+        self._loaded = loaded
+        self._reader = reader
+
+    def __call__(self, pictures: Sequence[Picture]) -> Any:
+        """For a visual-prefix model features (pictures, patches, vision_width) or pixels (pictures, 3,
+        side, side); for a Hugging Face VLM its `pixel_values` and what goes with them."""
+        loaded = self._loaded
+        if loaded.kind == "stock":
+            _, inputs = picture_inputs(loaded, pictures, {}, lambda: False)
+            dtype = loaded.compute_dtype
+            return {n: v.to(dtype) if v.is_floating_point() else v for n, v in inputs.items()}
+        if loaded.kind == "text":
+            return None
+        if self._reader is not None:
+            return self._reader.read(pictures)
+        return torch.cat([pixel_values(loaded.processor, picture) for picture in pictures])
+
+
+class StepDataset(Dataset[Any]):
+    """Step number -> what this process computes in it.
+
+    An error that a person can correct is returned as a value: a DataLoader would raise it again with its
+    worker's traceback as the message.
     """
 
     def __init__(
@@ -127,3 +153,30 @@ def _weightless(row: RowInput) -> RowInput:
     fields = {name: getattr(batch, name) for name in batch.__slots__}
     fields["weights"] = torch.zeros_like(batch.weights)
     return RowInput(type(batch)(**fields), row.features)
+
+
+def build_dataloader(dataset: StepDataset, steps: range, workers: int) -> Iterator[Any]:
+    """The items of `steps` in order, made ahead by worker processes."""
+    return iter(
+        DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4)
+    )
+
+
+class Order:
+    """Which sample stands at a position: each once within every pass, in an order of its own."""
+
+    def __init__(self, length: int, seed: int, salt: tuple[int, ...] = ()) -> None:
+        """`salt` tells orders of one seed apart."""
+        self.length = length
+        self._seed = seed
+        self._salt = salt
+        self._epoch = -1
+        self._order = np.arange(length)
+
+    def __getitem__(self, position: int) -> int:
+        epoch, index = divmod(position, self.length)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            rng = np.random.default_rng((self._seed, epoch, *self._salt))
+            self._order = rng.permutation(self.length)
+        return int(self._order[index])

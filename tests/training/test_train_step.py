@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmchat.training.loop import Explosion, schedule_factor
-from mmchat.training.order import Order
+from mmchat.training.dataloader import Order
+from mmchat.training.train_step import LossSpikeGuard, schedule_factor
 
 
 @given(
@@ -28,17 +28,17 @@ def test_a_schedule_stays_between_0_and_1_and_never_starts_at_0(
 
 
 def test_one_bad_step_is_no_explosion_and_five_are() -> None:
-    watch = Explosion()
-    assert not any(watch.exploded(1.0) for _ in range(20))
-    assert not watch.exploded(50.0) and watch.suspicious
-    assert not watch.exploded(1.0) and not watch.suspicious
-    assert [watch.exploded(50.0) for _ in range(5)] == [False] * 4 + [True]
-    assert watch.usual == pytest.approx(1.0)
+    guard = LossSpikeGuard()
+    assert not any(guard.exploded(1.0) for _ in range(20))
+    assert not guard.exploded(50.0) and guard.active
+    assert not guard.exploded(1.0) and not guard.active
+    assert [guard.exploded(50.0) for _ in range(5)] == [False] * 4 + [True]
+    assert guard.usual == pytest.approx(1.0)
 
 
 def test_a_loss_that_only_wanders_is_none() -> None:
-    watch = Explosion()
-    assert not any(watch.exploded(2 + (step % 7) * 0.5) for step in range(500))
+    guard = LossSpikeGuard()
+    assert not any(guard.exploded(2 + (step % 7) * 0.5) for step in range(500))
 
 
 @given(st.integers(1, 40), st.integers(0, 5))

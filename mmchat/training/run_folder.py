@@ -34,6 +34,7 @@ LOCK_TRIES, LOCK_WAIT = 10, 0.02
 """How often, and how many seconds apart, the lock is asked for."""
 PAUSE, KEEP = signal.SIGTERM, signal.SIGUSR1
 RECIPE = "recipe.toml"
+_held_locks: set[int] = set()
 _LITTLE = 1_000_000
 """Bytes: a disk with less is full."""
 
@@ -148,8 +149,10 @@ class RunFolder:
                     f"Another process works on {self.folder}: wait for it, or give this run "
                     "another --name."
                 )
+            _held_locks.add(handle)
             yield
         finally:
+            _held_locks.discard(handle)
             os.close(handle)
 
     def is_running(self) -> bool:
@@ -222,6 +225,15 @@ def replace_file(file: Path, data: bytes, *, synced: bool = True) -> None:
                 stream.flush()
                 os.fsync(stream.fileno())
         temporary.replace(file)
+
+
+def _close_inherited_locks() -> None:
+    """A forked child, such as a data loader's worker, would hold the lock for as long as it lives."""
+    while _held_locks:
+        os.close(_held_locks.pop())
+
+
+os.register_at_fork(after_in_child=_close_inherited_locks)
 
 
 def _locked(handle: int) -> bool:

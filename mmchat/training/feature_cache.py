@@ -24,7 +24,7 @@ from mmchat.errors import DataError, ImageError
 from mmchat.images import decode
 from mmchat.model.loading import LoadedModel
 from mmchat.settings import paths, private_dir
-from mmchat.training.progress import writing
+from mmchat.training.run_folder import writing
 
 ENCODED_AT_ONCE = 8
 Tell = Callable[[int, int], None]

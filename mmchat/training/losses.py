@@ -1,4 +1,4 @@
-"""What is learned: the labels of every cell, or the words of every answer."""
+"""What is learned: the tokens of every answer, in packed rows or one conversation at a time."""
 
 from collections import Counter, defaultdict
 from typing import Any
@@ -13,49 +13,6 @@ from mmchat.model.stock import token_kinds
 from mmchat.model.visual_prefix import scale_logits
 from mmchat.training.attention import attention_spans
 from mmchat.training.packing import IGNORED, Batch, packs
-
-
-def normalize(pictures: Tensor) -> Tensor:
-    """uint8 (pictures, side, side, 3) -> float32 (pictures, 3, side, side) in -1..1, as the processor does."""
-    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-class CellHeads(nn.Module):
-    """One linear classifier a channel over the tower's features; thrown away afterwards.
-
-    Dense labels make a tower see in minutes what answers would teach it in hours.
-    """
-
-    def __init__(self, width: int, classes: dict[str, list[str]]) -> None:
-        super().__init__()
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(width, len(names) + 1) for name, names in classes.items()}
-        )
-
-    def forward(self, features: Tensor) -> list[Tensor]:
-        """(pictures, cells, width) -> for each channel (pictures, cells, classes + 1)."""
-        return [head(features) for head in self.heads.values()]
-
-    def loss(self, features: Tensor, cells: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """cells: (pictures, grid, grid, channels), 0 where there is nothing.
-
-        Empty and filled cells weigh the same in each channel, however few are
-        filled. Also gives each channel's share of right filled cells.
-        """
-        labels = cells.flatten(1, 2).long()
-        total = features.new_zeros((), dtype=torch.float32)
-        right: dict[str, float] = {}
-        for channel, (name, logits) in enumerate(zip(self.heads, self(features), strict=True)):
-            label = labels[..., channel].flatten()
-            losses = F.cross_entropy(logits.flatten(0, 1).float(), label, reduction="none")
-            filled = label > 0
-            for kind in (filled, ~filled):
-                if kind.any():
-                    total = total + losses[kind].mean()
-            if filled.any():
-                said = logits.detach().flatten(0, 1).argmax(-1)
-                right[name] = float((said == label)[filled].float().mean())
-        return total, right
 
 
 def answer_loss(
@@ -103,16 +60,6 @@ def _with_pictures(model: Any, batch: Batch, embeds: Tensor, features: Tensor | 
         return embeds
     prefix = model.project(features).flatten(0, 1)
     return embeds.masked_scatter(place, prefix.to(embeds.dtype))
-
-
-def encode_pictures(model: Any, pictures: Tensor) -> Tensor | None:
-    """uint8 (pictures, side, side, 3) -> the tower's features, with a gradient where it trains; None of none."""
-    if not len(pictures):
-        return None
-    trains = any(p.requires_grad for p in model.model.vision_tower.parameters())
-    with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-        features: Tensor = model.encode_images(normalize(pictures))
-    return features
 
 
 def attention_masks(batch: Batch, config: Any, dtype: torch.dtype) -> Any:
@@ -179,9 +126,9 @@ class PackedLoss(nn.Module):
         """In a tuple, so that it is not registered a second time."""
 
     def forward(self, batch: Batch, features: Tensor | None) -> Tensor:
-        return self.judged(batch, features)[0]
+        return self.score(batch, features)[0]
 
-    def judged(self, batch: Batch, features: Tensor | None) -> tuple[Tensor, Tensor]:
+    def score(self, batch: Batch, features: Tensor | None) -> tuple[Tensor, Tensor]:
         """(the sum of weighted losses, which answer tokens are right)"""
         with autocast(batch.input_ids.device, self.dtype):
             pixels = features is not None and features.ndim == 4
@@ -206,7 +153,7 @@ def _with_every_gradient(loss: Tensor, model: nn.Module) -> Tensor:
     return loss
 
 
-class StockLoss(nn.Module):
+class HfVlmLoss(nn.Module):
     """The same for a stock image-text-to-text model, which takes its own inputs: one row at a time."""
 
     def __init__(self, model: Any, processor: Any, dtype: torch.dtype = torch.float32) -> None:
@@ -217,10 +164,10 @@ class StockLoss(nn.Module):
         self._image_tokens = image_token_ids(processor)
 
     def forward(self, batch: Batch, inputs: dict[str, Tensor] | None) -> Tensor:
-        return self.judged(batch, inputs)[0]
+        return self.score(batch, inputs)[0]
 
-    def judged(self, batch: Batch, inputs: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """As `PackedLoss.judged`. Raises ValueError for more than one row."""
+    def score(self, batch: Batch, inputs: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """As `PackedLoss.score`. Raises ValueError for more than one row."""
         if len(batch.input_ids) != 1:
             raise ValueError(f"{len(batch.input_ids)} rows, and a stock model takes one")
         asked = batch.labels[0] != IGNORED

@@ -20,7 +20,7 @@ MOST_BRANCHES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class EncodedExample:
     """One example as tokens. `images` are indices into the pictures of all, in order."""
 
     example: Example
@@ -37,10 +37,10 @@ class Said:
 
 
 @dataclass(slots=True)
-class Encodings:
+class EncodedExamples:
     """Examples as tokens, and what could not become any."""
 
-    said: list[Said] = field(default_factory=list)
+    said: list[EncodedExample] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     shortened: int = 0
@@ -119,13 +119,13 @@ class ExampleEncoder:
         self.reader = reader
         self.shares = shares and reader.kind == "visual_prefix"
 
-    def encodings(self, examples: Iterable[Example], limit: int) -> Encodings:
+    def encodings(self, examples: Iterable[Example], limit: int) -> EncodedExamples:
         """Each example as at most `limit` tokens.
 
         Where a conversation is longer, whole last exchanges are left out; where its first
         exchange alone is, the example is a problem.
         """
-        found = Encodings()
+        found = EncodedExamples()
         index: dict[str, int] = {}
         for example in examples:
             try:
@@ -143,7 +143,9 @@ class ExampleEncoder:
                 found.shortened += not whole
         return found
 
-    def samples(self, encodings: Encodings, limit: int, length_weight: float = 0.0) -> Samples:
+    def samples(
+        self, encodings: EncodedExamples, limit: int, length_weight: float = 0.0
+    ) -> Samples:
         """The samples of `encodings`, each of at most `limit` tokens; the weight as in `by_length`."""
         groups = _groups(encodings.said, limit, share=self.shares)
         trees = [_tree(group) for group in groups]
@@ -151,8 +153,8 @@ class ExampleEncoder:
         return Samples(trees, places, encodings.pictures).by_length(length_weight)
 
     def _fitting(
-        self, example: Example, limit: int, found: Encodings, index: dict[str, int]
-    ) -> tuple[Said | None, bool]:
+        self, example: Example, limit: int, found: EncodedExamples, index: dict[str, int]
+    ) -> tuple[EncodedExample | None, bool]:
         """(the longest beginning of whole exchanges that fits, whether it is the whole)"""
         kept: Sequence[Turn] = example.turns
         while True:
@@ -210,7 +212,7 @@ def _without_last(turns: Sequence[Turn]) -> Sequence[Turn] | None:
 
 def _said(
     example: Example, kept: Sequence[Turn], encoded: Encoded, images: tuple[int, ...]
-) -> Said:
+) -> EncodedExample:
     tokens, mask = encoded.input_ids, list(encoded.answer_mask)
     if example.only_last:
         last = len(mask) - 1 - mask[::-1].index(True) if True in mask else 0
@@ -225,19 +227,21 @@ def _said(
     if any(label != IGNORED for label in labels[: max(shared - 1, 0)]):
         shared = 0
     trained = sum(label != IGNORED for label in labels)
-    return Said(example, tokens, labels, images, shared, trained, tuple(kept))
+    return EncodedExample(example, tokens, labels, images, shared, trained, tuple(kept))
 
 
-def _groups(said: Sequence[Said], limit: int, *, share: bool) -> list[list[Said]]:
+def _groups(
+    said: Sequence[EncodedExample], limit: int, *, share: bool
+) -> list[list[EncodedExample]]:
     """Examples that begin alike up to their last picture, as many together as fit; all others alone."""
-    alike: dict[tuple[object, ...], list[Said]] = {}
+    alike: dict[tuple[object, ...], list[EncodedExample]] = {}
     for number, one in enumerate(said):
         begins = tuple(one.tokens[: one.shared])
         key = (one.images, begins) if share and one.shared else (number,)
         alike.setdefault(key, []).append(one)
-    groups: list[list[Said]] = []
+    groups: list[list[EncodedExample]] = []
     for members in alike.values():
-        group: list[Said] = []
+        group: list[EncodedExample] = []
         length = 0
         for one in members:
             own = len(one.tokens) - one.shared
@@ -250,7 +254,7 @@ def _groups(said: Sequence[Said], limit: int, *, share: bool) -> list[list[Said]
     return groups
 
 
-def _tree(group: Sequence[Said]) -> Tree:
+def _tree(group: Sequence[EncodedExample]) -> Tree:
     first = group[0]
     trunk = first.shared if len(group) > 1 else 0
     branches = [

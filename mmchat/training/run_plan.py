@@ -9,9 +9,9 @@ from torch import nn
 from mmchat.model.planning import auto_class
 from mmchat.model.quantization import part_of, text_blocks
 from mmchat.training.easing import FILLED, step_shape
-from mmchat.training.preparing import Prepared
+from mmchat.training.finetune_config import LORA_METHODS, StageConfig, own_samples
+from mmchat.training.prepare import Prepared
 from mmchat.training.trainable import tower_names
-from mmchat.training.tuning import LORA_METHODS, TuningStage, own_samples
 
 TRAINED_PASSES = {"projector": 2.0, "lora": 2.0, "qlora": 2.0, "full": 3.0}
 """Forward passes' worth of work of a step: LoRA's backward needs no gradients of the base's weights."""
@@ -81,7 +81,7 @@ def _text_parameters(skeleton: nn.Module) -> int:
     return inside + (head.weight.numel() if head is not None else 0)
 
 
-def _trainable(prepared: Prepared, stage: TuningStage, skeleton: nn.Module) -> int:
+def _trainable(prepared: Prepared, stage: StageConfig, skeleton: nn.Module) -> int:
     blocks, _ = text_blocks(skeleton)
     count = 0
     if stage.method in LORA_METHODS:

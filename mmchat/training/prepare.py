@@ -20,11 +20,17 @@ from mmchat.model.planning import Plan, plan_load
 from mmchat.model.room import Room
 from mmchat.settings import Quantization
 from mmchat.training.easing import eased
-from mmchat.training.examples import Encodings, ExampleEncoder, Samples
+from mmchat.training.encode import EncodedExamples, ExampleEncoder, Samples
+from mmchat.training.finetune_config import (
+    Facts,
+    FinetuneConfig,
+    StageConfig,
+    resolve,
+    starts_four_bit,
+)
 from mmchat.training.packing import packs
 from mmchat.training.replay import has_replay, replay_data
-from mmchat.training.samples import NEW_TOKENS
-from mmchat.training.tuning import Facts, Tuning, TuningStage, resolve, starts_four_bit
+from mmchat.training.validation import NEW_TOKENS
 
 LONGEST = 4096
 """Tokens of a conversation, where the recipe says nothing and the base could take more."""
@@ -48,7 +54,7 @@ class Reader:
 class Prepared:
     """Everything of a run but the weights."""
 
-    recipe: Tuning
+    recipe: FinetuneConfig
     """With nothing left to choose."""
     plan: Plan
     """How the base is loaded."""
@@ -76,7 +82,7 @@ class Prepared:
     def row_tokens(self) -> int:
         return self.recipe.row_tokens
 
-    def of_stage(self, stage: TuningStage) -> "StageSamples":
+    def of_stage(self, stage: StageConfig) -> "StageSamples":
         """The samples as `stage` weighs them: one of the old as much as one of the new."""
         train = self.train.by_length(stage.length_weight)
         replay = self.replay and self.replay.by_length(stage.length_weight)
@@ -97,7 +103,7 @@ class StageSamples:
 
 
 def prepare(
-    recipe: Tuning,
+    recipe: FinetuneConfig,
     train: Dataset,
     held_out: Sequence[Example],
     *,
@@ -165,7 +171,7 @@ def _has_projector(folder: Path) -> bool:
     return any(nf4.part_of(tensor.name, "-") == "projector" for tensor in tensors(folder))
 
 
-def _form(recipe: Tuning, parameters: int) -> Quantization:
+def _form(recipe: FinetuneConfig, parameters: int) -> Quantization:
     """How the base is kept while it is trained; "auto" is 4-bit where that can be had."""
     methods = {stage.method for stage in recipe.stages}
     cuda = torch.cuda.is_available()
@@ -175,7 +181,7 @@ def _form(recipe: Tuning, parameters: int) -> Quantization:
     return "bf16" if fast is torch.bfloat16 and "full" not in methods else "fp32"
 
 
-def _askable(asked: Encodings, context: int) -> list[Example]:
+def _askable(asked: EncodedExamples, context: int) -> list[Example]:
     """What of the held-out examples could be read, and leaves room for an answer."""
     return [
         replace(said.example, turns=said.turns)
@@ -195,7 +201,7 @@ def _check_bad(problems: Sequence[Problem], whole: int, allow_bad: bool) -> None
 
 
 def _replay(
-    recipe: Tuning,
+    recipe: FinetuneConfig,
     plan: Plan,
     encoder: ExampleEncoder,
     say: Callable[[str], None],
@@ -212,7 +218,7 @@ def _replay(
     wanted = sum(s.steps * s.batch for s in recipe.stages) * recipe.data.replay / 2
     say("drawing old material, so that what the base knows is not forgotten")
     data = read_data(replay_data(plan.folder, int(wanted)))
-    encoded: Encodings = encoder.encodings(data.examples, recipe.row_tokens)
+    encoded: EncodedExamples = encoder.encodings(data.examples, recipe.row_tokens)
     return encoder.samples(encoded, recipe.row_tokens)
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from mmchat.data.types import Example, Picture, Turn
 from mmchat.model.processor import VisualPrefixProcessor
-from mmchat.training.examples import ExampleEncoder
+from mmchat.training.encode import ExampleEncoder
 from mmchat.training.packing import IGNORED, pack
-from mmchat.training.preparing import Reader
+from mmchat.training.prepare import Reader
 from tests.training.tuned import picture, write_base
 
 PICTURES = [picture(number) for number in range(6)]

@@ -7,7 +7,7 @@ import torch
 
 from mmchat.errors import DataError
 from mmchat.model.loading import load_model
-from mmchat.training.features import FeatureCache, FeatureReader, pixel_values
+from mmchat.training.feature_cache import FeatureCache, FeatureReader, pixel_values
 from tests.training.tuned import picture, write_base
 
 

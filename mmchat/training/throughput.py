@@ -1,4 +1,4 @@
-"""How a run goes, in figures and lines: its pace, its memory, what of the model trains."""
+"""How fast a run goes, what memory it takes, and what of the model trains."""
 
 from collections import deque
 
@@ -6,23 +6,23 @@ import psutil
 import torch
 
 from mmchat.model.loading import LoadedModel
-from mmchat.training.loop import StepFigures
+from mmchat.training.finetune_config import StageConfig
+from mmchat.training.train_step import StepResult
 from mmchat.training.trainable import Trainable
-from mmchat.training.tuning import TuningStage
 
 
-class Pace:
+class Throughput:
     """How fast it goes, over the last steps."""
 
     KEPT = 20
 
     def __init__(self, left: int) -> None:
         self._left = left
-        self._last: deque[StepFigures] = deque(maxlen=self.KEPT)
+        self._last: deque[StepResult] = deque(maxlen=self.KEPT)
 
-    def add(self, figures: StepFigures) -> None:
+    def add(self, result: StepResult) -> None:
         self._left -= 1
-        self._last.append(figures)
+        self._last.append(result)
 
     @property
     def _seconds(self) -> float:
@@ -46,7 +46,7 @@ class Pace:
         return self._left * self._seconds / max(len(self._last), 1)
 
 
-def stage_lines(stage: TuningStage, loaded: LoadedModel, trainable: Trainable) -> list[str]:
+def stage_lines(stage: StageConfig, loaded: LoadedModel, trainable: Trainable) -> list[str]:
     """What trains in a stage, and in what form, as lines for people."""
     form = "in 4-bit" if loaded.quantization == "4bit" else "unquantized"
     dtype = str(loaded.compute_dtype).removeprefix("torch.")

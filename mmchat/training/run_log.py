@@ -1,0 +1,105 @@
+"""What a run publishes while it goes on: its status, metrics, trackers and plot."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import torch
+
+from mmchat.training.plot import plot_losses
+from mmchat.training.run_folder import RunFolder, SampleAnswer, Status
+from mmchat.training.throughput import Throughput, memory_of
+from mmchat.training.trackers import Trackers
+from mmchat.training.train_step import StepResult
+from mmchat.training.validation import ValidationResult
+
+STATUS_INTERVAL = 0.5
+"""Seconds between two updates of the status."""
+LOGGED_STEPS = 400
+"""About as many of a run's steps become lines of the metrics."""
+
+Show = Callable[[Status, Sequence[dict[str, Any]]], None]
+
+
+class RunLogger:
+    """Of several processes the main one publishes; the others only keep the status."""
+
+    def __init__(self, folder: RunFolder, status: Status, show: Show, *, main: bool) -> None:
+        """`status` is the run's status so far; `show` is given every new one, and all lines of the
+        metrics."""
+        self.status = status
+        self.trackers: Trackers | None = None
+        self._folder = folder
+        self._show = show
+        self._main = main
+        self._published = 0.0
+        self._lines = folder.metrics()
+
+    def preparing(self, words: str) -> None:
+        """What is done before the first step."""
+        self.status = msgspec.structs.replace(self.status, state="preparing", said=words)
+        self._publish()
+
+    def step(
+        self,
+        position: dict[str, Any],
+        result: StepResult,
+        learning_rate: float,
+        throughput: Throughput,
+        device: torch.device,
+        *,
+        last: bool,
+    ) -> None:
+        """A step was done. `position` is its `stage`, `step` and `of`; `last`: of its stage."""
+        if not self._main:
+            return
+        figures = {
+            "loss": result.loss,
+            "learning_rate": learning_rate,
+            "tokens_per_second": throughput.tokens_per_second,
+            "samples_per_second": throughput.samples_per_second,
+            "waiting": throughput.waiting,
+        }
+        if last or position["step"] % max(1, position["of"] // LOGGED_STEPS) == 0:
+            self._log({**position, **figures, "norm": result.grad_norm})
+        self.status = msgspec.structs.replace(
+            self.status,
+            state="training",
+            said="",
+            stage=position["stage"],
+            step=position["step"],
+            steps=position["of"],
+            memory_bytes=memory_of(device),
+            seconds_left=throughput.seconds_left,
+            **figures,
+        )
+        self._publish(now=last)
+
+    def validation(
+        self, position: dict[str, Any], result: ValidationResult, samples: tuple[SampleAnswer, ...]
+    ) -> None:
+        """The held-out samples were looked at; `samples` are a few answers."""
+        self.status = msgspec.structs.replace(
+            self.status, held_out_loss=result.loss, samples=samples
+        )
+        figures = {"held_out_loss": result.loss, "held_out_right": result.right}
+        by_type = {"held_out_right_by_type": result.right_by_type}
+        self._log({**position, **figures, **(by_type if len(result.right_by_type) > 1 else {})})
+        self._publish(now=True)
+        plot_losses(self._folder.metrics(), self._folder.folder / "loss.png")
+
+    def _log(self, figures: dict[str, Any]) -> None:
+        self._folder.log(**figures)
+        self._lines.append(figures)
+        if self.trackers is not None:
+            self.trackers.log(figures["step"], figures)
+
+    def _publish(self, *, now: bool = False) -> None:
+        if not self._main or (not now and time.monotonic() - self._published < STATUS_INTERVAL):
+            return
+        self._published = time.monotonic()
+        self._folder.tell(self.status)
+        with contextlib.suppress(OSError):  # a terminal that was closed does not end the training
+            self._show(self.status, self._lines)

@@ -1,0 +1,63 @@
+"""What signals ask of a run, acted on between two steps."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+
+from mmchat.training.run_folder import KEEP
+
+Request = Literal["", "pause", "keep"]
+_REQUESTS: tuple[Request, ...] = ("", "pause", "keep")
+
+
+class StopSignals:
+    """SIGINT, SIGTERM and SIGHUP pause, KEEP keeps; a second SIGINT ends at once, as without this."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.requested: Request = ""
+        self._say = say
+
+    def agreed(self, accelerator: Accelerator) -> Request:
+        """What is requested, on all processes after the same step."""
+        if accelerator.num_processes > 1:
+            mine = torch.tensor([_REQUESTS.index(self.requested)], device=accelerator.device)
+            self.requested = _REQUESTS[int(accelerator.gather(mine).max())]
+        return self.requested
+
+    @contextlib.contextmanager
+    def listen(self) -> Iterator[None]:
+        """Handles the signals meanwhile; only the main thread of a process can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        pausing = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            pausing.append(signal.SIGHUP)
+        before = {n: signal.getsignal(n) for n in (*pausing, KEEP)}
+
+        def pause(number: int, frame: Any) -> None:
+            self.requested = "pause"
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+            self._tell("Saving a checkpoint …")
+
+        def keep(number: int, frame: Any) -> None:
+            self.requested = "keep"
+            self._tell("Ending early, and keeping what was learned …")
+
+        for number in pausing:
+            signal.signal(number, pause)
+        signal.signal(KEEP, keep)
+        try:
+            yield
+        finally:
+            for number, old in before.items():
+                signal.signal(number, old)
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be the reason for the signal
+            self._say(line)
