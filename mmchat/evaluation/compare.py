@@ -9,6 +9,7 @@ from mmchat.evaluation.graders import GradedAnswer
 from mmchat.evaluation.results import EvaluationResult
 from mmchat.evaluation.statistics import (
     Estimate,
+    Floats,
     bootstrap_p,
     difference_interval,
     mcnemar,
@@ -118,7 +119,7 @@ def _compare_shares(name: str, pairs: Sequence[tuple[bool, bool]]) -> Comparison
 
 
 def _compare_texts(first: TextMetrics, second: TextMetrics) -> list[ComparisonRow]:
-    def row(name: str, one: Estimate, other: Estimate, resampled: Any) -> ComparisonRow:
+    def row(name: str, one: Estimate, other: Estimate, resampled: Floats) -> ComparisonRow:
         difference = Estimate(one.value - other.value, percentiles(resampled))
         p = bootstrap_p(resampled)
         return ComparisonRow(name, first.n, one.value, other.value, difference, p, is_share=False)

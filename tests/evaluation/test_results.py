@@ -250,6 +250,15 @@ def test_what_could_not_be_answered_is_never_right() -> None:
     )  # an answer, and POPE's yes
 
 
+def test_refusals_count_by_the_reference_whatever_the_type() -> None:
+    refusal = "I can only talk about simple drawn scenes."
+    pairs = [(refusal, refusal), (refusal, "red"), ("red", refusal), ("red", "red")]
+    found = evaluated([*pairs, ("red", "blue")], grader="scenes")
+    assert found.correctly_declined == Proportion(1, 2)
+    assert found.wrongly_declined == Proportion(1, 3)
+    assert evaluated(pairs).wrongly_declined == Proportion(0, 4)  # nothing is known of refusals
+
+
 def test_a_comparison_by_hand() -> None:
     wanted = [f"a text of words {n}" for n in range(10)]
     first = evaluated([(w, w) for w in wanted[:8]] + [(w, "?") for w in wanted[8:]])
