@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import offtopic
 import questions as q
 import wording as w
+from grader import REFUSAL
 from scene import Scene, Thing
 
 Turn = tuple[str, str]  # what the person says, what the model answers
@@ -205,7 +206,7 @@ def about_scene(scene: Scene, rng: random.Random, number: int = 24) -> list[Dial
 
 def refuse_question(rng: random.Random, held_out: bool) -> Dialog:
     text = offtopic.out_of_scope(rng, held_out)
-    return Dialog("refuse_question", [(text, w.REFUSAL)], "refuse_question", w.REFUSAL)
+    return Dialog("refuse_question", [(text, REFUSAL)], "refuse_question", REFUSAL)
 
 
 def greet(rng: random.Random) -> Dialog:
@@ -241,7 +242,7 @@ def about_other(scene: Scene, rng: random.Random, number: int = 6) -> list[Dialo
         else:
             made.append(greet(rng))
             continue
-        made.append(Dialog("refuse_picture", [(text, w.REFUSAL)], "refuse_picture", w.REFUSAL))
+        made.append(Dialog("refuse_picture", [(text, REFUSAL)], "refuse_picture", REFUSAL))
     return made
 
 

@@ -23,9 +23,11 @@ import numpy as np
 import other
 import paint
 import writing
+from grader import REFUSAL
 from PIL import Image
 from scene import CHARACTERS, COLOURS, SHAPES, SIZES, Scene, cells, generator, is_unseen, make_scene
 
+GRADER = "scenes"  # grader.py of this folder knows when an answer is right
 CHUNK = 256  # pictures made together; two-picture samples pair pictures of one chunk
 OTHER_SHARE = 0.12
 PICTURES = ("scene", "other")  # what a whole picture is, told to each of its cells
@@ -165,8 +167,8 @@ def make_question(
         return [], dialogs.greet(rng)
     if kind == "refuse_picture":
         text = dialogs.any_question(make_scene(rng), rng)
-        turn = (text, dialogs.w.REFUSAL)
-        return [other.make_picture(rng)], dialogs.Dialog(kind, [turn], kind, dialogs.w.REFUSAL)
+        turn = (text, REFUSAL)
+        return [other.make_picture(rng)], dialogs.Dialog(kind, [turn], kind, REFUSAL)
     while True:
         scene = make_scene(rng, unseen, evaluation=True)
         if unseen and not is_unseen(scene):
@@ -226,8 +228,8 @@ def write_evaluation(
                     "answer": dialog.turns[-1][1],
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    facts = {"seed": seed, "per_type": per_type, "types": types, "control": control}
-    _about(out, **facts, pairs="unseen" if unseen else "seen", questions=questions)
+    facts = {"grader": GRADER, "seed": seed, "per_type": per_type, "types": types}
+    _about(out, **facts, control=control, pairs="unseen" if unseen else "seen", questions=questions)
     return questions
 
 

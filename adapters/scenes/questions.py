@@ -6,13 +6,13 @@ most frequent choice of each group is what a model that does not look can reach.
 """
 
 import random
-import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import wording as w
+from grader import NOTHING
 from scene import COLOURS, SHAPES, SIZES, UNSEEN_PAIRS, Scene, Thing
 
 Ref = tuple[str | None, str | None, str | None]  # size, colour, shape; None: not said
@@ -188,7 +188,7 @@ def caption(scene: Scene) -> str:
         kind = "number" if scene.writing.is_number else "word"
         items.append(f'the {kind} "{scene.writing.text}"')
     if not items:
-        return w.NOTHING
+        return NOTHING
     return "I see " + ", ".join(items[:-1]) + (" and " if items[:-1] else "") + items[-1] + "."
 
 
@@ -387,32 +387,3 @@ MAKERS: dict[str, Maker] = {
     "size": ask_size,
     "read": ask_read,
 }
-
-_ITEM = re.compile(r'(?:the (word|number) "([^"]*)"|(\w+) (small|large) (\w+) (\w+))')
-
-
-def content(kind: str, text: str) -> object:
-    """An answer's content, for exact match; None where it cannot be parsed.
-
-    Captions: a multiset of things and writings, whatever their order. Others: the sentence
-    without case, spare blanks and closing punctuation.
-    """
-    plain = " ".join(text.split()).rstrip(".!? ")
-    if kind != "caption" or not plain.startswith("I see ") or plain + "." == w.NOTHING:
-        return plain.lower() or None
-    found: Counter[tuple[str, ...]] = Counter()
-    singular = {w.plural(shape): shape for shape in SHAPES}
-    for item in re.split(r", | and ", plain.removeprefix("I see ")):
-        match = _ITEM.fullmatch(item)
-        if match is None:
-            return None
-        kind_of, written, number, size, colour, shape = match.groups()
-        if kind_of:
-            found[kind_of, written] += 1
-        elif number == "a":
-            found[size, colour, shape] += 1
-        elif number in w.NUMBERS:
-            found[size, colour, singular.get(shape, shape)] += w.NUMBERS.index(number)
-        else:
-            return None
-    return frozenset(found.items())

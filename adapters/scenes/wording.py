@@ -13,9 +13,7 @@ SIZE_WORDS = {
     "small": ("small", "small", "small", "little"),
 }
 
-REFUSAL = "I can only talk about simple drawn scenes. Load a larger model with: mmchat models add"
 NO_PICTURE = "Please attach a picture first: type /attach and its path."
-NOTHING = "I see nothing but an empty background."
 NO_WRITING = "There is no writing."
 
 # {the} is a thing with "the", {a} with "a"/"an", {many} a plural, {p} "picture" or "image" …

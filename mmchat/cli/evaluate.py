@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,11 @@ from mmchat.cli.output import OutputError, Progress, note, say, say_json, say_ta
 from mmchat.settings import load_settings
 
 if TYPE_CHECKING:
-    from mmchat.evaluation.comparing import Comparison
-    from mmchat.evaluation.figures import Figures
+    from mmchat.evaluation.compare import Comparison
+    from mmchat.evaluation.question_sets import Part
     from mmchat.evaluation.questions import Questions
-    from mmchat.evaluation.reading import Part
-    from mmchat.evaluation.report import Report
-    from mmchat.evaluation.worst import Wrong
+    from mmchat.evaluation.results import AnswerMetrics, EvaluationResult
+    from mmchat.evaluation.worst_answers import WrongAnswer
 
 
 @click.command()
@@ -26,16 +26,21 @@ if TYPE_CHECKING:
     "--adapter",
     metavar="A",
     default="",
-    help="The adapter it answers with, a name or a folder; none is the bare model.",
+    help="The adapter to answer with, a name or a folder; none is the model without an adapter.",
 )
 @click.option(
-    "--against", metavar="B", default="", help="Ask another adapter, or none, the same questions."
+    "--against",
+    metavar="B",
+    default="",
+    help="Ask the same questions with this adapter, or none, and compare.",
 )
 @click.option(
-    "--blank", is_flag=True, help="Ask about grey pictures too: what is known without looking?"
+    "--blank",
+    is_flag=True,
+    help="Ask with grey pictures too: what does the model know without looking?",
 )
 @click.option(
-    "--limit", type=click.IntRange(1), metavar="N", help="At most so many questions of each type."
+    "--limit", type=click.IntRange(1), metavar="N", help="At most N questions of each type."
 )
 @click.option(
     "--parallel",
@@ -43,33 +48,35 @@ if TYPE_CHECKING:
     metavar="N",
     default=3,
     show_default=True,
-    help="Questions under way at once.",
+    help="How many questions to send at a time.",
 )
 @click.option(
     "--part",
     type=click.Choice(["auto", "held-out", "train", "all"]),
     default="auto",
-    help="Which part of DATA is asked; auto is the held-out one, where there is one.",
+    help="Which part of DATA to ask; auto is the held-out part if there is one.",
 )
-@click.option("--allow-bad", is_flag=True, help="Go on though more than 1 % of the data is bad.")
+@click.option(
+    "--allow-bad", is_flag=True, help="Continue even if more than 1 % of the data cannot be used."
+)
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="A folder that DATA may name pictures in, beside its own.",
+    help="A second folder for the pictures that DATA names.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--markdown",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write the tables into this file too.",
+    help="Write the tables to this file too.",
 )
 @click.option(
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write the worst answers with their pictures as a page.",
+    help="Write the worst answers with their pictures as an HTML page.",
 )
 @click.option(
     "--out",
@@ -95,36 +102,38 @@ def evaluate(
 ) -> None:
     """Ask every question of DATA and count the right answers, by question type.
 
-    DATA is an evaluation folder, or data in any form that `mmchat data inspect` recognises. Of
-    data that has a held-out part only that one is asked; of data that the adapter was trained on,
-    what its training held out. Answers are kept as they come: the same command, given again, asks
-    only what is missing.
+    DATA is an evaluation folder, or data in any form that `mmchat data inspect` recognises. If the
+    data has a held-out part, only that part is asked; if the adapter was trained on the data, only
+    what its training held out. Answers are kept as they come: run the same command again, and it
+    asks only what is missing.
 
     \b
     Examples:
       mmchat evaluate build/evaluation --markdown table.md
       mmchat evaluate my-photos/ --adapter birds --against none --out report/
     """
-    from mmchat.evaluation.comparing import compare
-    from mmchat.evaluation.figures import find_figures
-    from mmchat.evaluation.reading import read
-    from mmchat.evaluation.run import NONE
-    from mmchat.evaluation.run import evaluate as run
-    from mmchat.evaluation.worst import find_worst, worst_page
+    from mmchat.evaluation import runner
+    from mmchat.evaluation.compare import compare
+    from mmchat.evaluation.question_sets import load_questions
+    from mmchat.evaluation.results import compute_metrics
+    from mmchat.evaluation.worst_answers import find_worst, worst_page
+    from mmchat.model.adapters import NONE
 
     settings = load_settings()
     # The settings' adapter belongs to the settings' model.
     answering = adapter or (settings.model.adapter if not model else "")
     if against and against == (answering or NONE):
-        raise click.UsageError("--against is the adapter that answers: name another, or none.")
+        raise click.UsageError(
+            "--against is the adapter that answers anyway: name another one, or none."
+        )
     progress = Progress()
 
-    def ask(adapter: str, what: str = "", blank: bool = False) -> "Report":
+    def ask(adapter: str, what: str = "", blank: bool = False) -> "EvaluationResult":
         def show(text: str, fraction: float | None = None) -> None:
             progress.show(f"{what}: {text}" if what else text, fraction)
 
-        return run(
-            asked,
+        return runner.evaluate(
+            questions,
             settings,
             model=model,
             adapter=adapter,
@@ -134,99 +143,115 @@ def evaluate(
             progress=show,
         )
 
-    others: dict[str, Report] = {}
-    compared: dict[str, Comparison] = {}
+    others: dict[str, EvaluationResult] = {}
+    comparisons: dict[str, Comparison] = {}
     try:
         progress.show("Reading the questions")
-        asked = read(data, part, adapters=(answering, against), allow_bad=allow_bad, images=images)
-        report = ask(adapter)
+        adapters = (answering, against)
+        questions = load_questions(
+            data, part, adapters=adapters, allow_bad=allow_bad, images=images
+        )
+        result = ask(adapter)
         if against:
             other = others["against"] = ask(against, f"against {against}")
-            compared["against"] = compare(report, other, (_name(report), _name(other)))
+            names = (_adapter_name(result), _adapter_name(other))
+            comparisons["against"] = compare(result, other, names)
         if blank:
             other = others["blank"] = ask(adapter, "grey pictures", blank=True)
-            compared["blank"] = compare(report, other, ("with pictures", "grey pictures"))
-        progress.show("Counting")
-        figures = find_figures(report)
+            comparisons["blank"] = compare(result, other, ("with pictures", "grey pictures"))
+        progress.show("Computing the metrics")
+        metrics = compute_metrics(result.answers)
+        worst = find_worst(result)
     except KeyboardInterrupt:
         progress.clear()
-        note("Stopped; the answers so far are kept, and the same command goes on.")
+        note("Stopped. The answers so far are kept: run the same command again to continue.")
         raise
     finally:
         progress.clear()
-    _notes(asked, [report, *others.values()])
-    worst = find_worst(report)
-    text = _markdown(report, figures, compared)
-    made = _made(report, figures, compared, worst)
+    _print_notes(questions, [result, *others.values()])
+    text = _to_markdown(result, metrics, comparisons)
+    report = _to_dict(result, metrics, comparisons, worst)
     if as_json:
-        say_json(made)
+        say_json(report)
     else:
-        _show(text, worst)
+        _print_report(text, worst)
     if markdown is not None:
         _write(markdown, f"{text}\n")
     if html is not None or out is not None:
-        page = worst_page(worst, report, asked)
+        page = worst_page(worst, result, questions)
         if html is not None:
             _write(html, page)
         if out is not None:
-            _write_all(out, made | _outcomes(report, others), text, page, figures)
+            _write_folder(out, report | _answers_dict(result, others), text, page, metrics)
 
 
-def _name(report: "Report") -> str:
-    adapter = report.subject.adapter
+def _adapter_name(result: "EvaluationResult") -> str:
+    adapter = result.setup.adapter
     return (Path(adapter).name or adapter) if adapter else "no adapter"
 
 
-def _notes(asked: "Questions", reports: "list[Report]") -> None:
-    if asked.left_out:
+def _print_notes(questions: "Questions", results: "list[EvaluationResult]") -> None:
+    if questions.skipped:
         note(
-            f"{len(asked.left_out):,} samples of the data cannot be used and are left out, the "
-            f"first: {asked.left_out[0]}"
+            f"Skipped, because they cannot be used: {_count(questions.skipped, 'sample')} of the "
+            f"data. The first: {questions.skipped[0]}"
         )
-    unanswered = [one for one in reports[0].outcomes if one.unanswered]
-    if unanswered:
+    failed = [answer for answer in results[0].answers if answer.error]
+    if failed:
         note(
-            f"{len(unanswered):,} questions could not be answered and count as wrong, the first: "
-            f"{unanswered[0].id}: {unanswered[0].unanswered}"
+            f"Not answered, and counted as wrong: {_count(failed, 'question')}. The first: "
+            f"{failed[0].id}: {failed[0].error}"
         )
-    for report in reports:
-        if report.reused:
+    for result in results:
+        if result.reused:
             note(
-                f"{report.reused} answers are of an earlier run by the same weights on the same "
-                f"data: remove {report.answers_file} to ask again."
+                "Used again from an earlier run with the same weights and data: "
+                f"{result.reused:,} of {_count(result.answers, 'answer')}. To ask anew, remove "
+                f"{result.answers_file}"
             )
 
 
-def _markdown(report: "Report", figures: "Figures", compared: "dict[str, Comparison]") -> str:
-    from mmchat.evaluation.figures import comparison_markdown
-
-    tables = [comparison_markdown(comparison) for comparison in compared.values()]
-    return "\n\n".join([report.to_markdown(), figures.to_markdown(), *tables])
+def _count(things: Sized, noun: str) -> str:
+    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
 
 
-def _made(
-    report: "Report", figures: "Figures", compared: "dict[str, Comparison]", worst: "list[Wrong]"
+def _to_markdown(
+    result: "EvaluationResult", metrics: "AnswerMetrics", comparisons: "dict[str, Comparison]"
+) -> str:
+    from mmchat.evaluation.report import comparison_markdown, metrics_markdown, result_markdown
+
+    tables = [comparison_markdown(comparison) for comparison in comparisons.values()]
+    return "\n\n".join([result_markdown(result), metrics_markdown(metrics), *tables])
+
+
+def _to_dict(
+    result: "EvaluationResult",
+    metrics: "AnswerMetrics",
+    comparisons: "dict[str, Comparison]",
+    worst: "list[WrongAnswer]",
 ) -> dict[str, Any]:
     return {
-        **report.to_dict(),
-        "figures": figures.to_dict(),
-        **{name: comparison.to_dict() for name, comparison in compared.items()},
+        **result.to_dict(),
+        "figures": metrics.to_dict(),
+        **{name: comparison.to_dict() for name, comparison in comparisons.items()},
         "worst": [
-            one.outcome.to_dict() | {"rouge_l": one.words, "same_characters": one.characters}
+            one.answer.to_dict() | {"rouge_l": one.rouge_l, "same_characters": one.same_characters}
             for one in worst
         ],
     }
 
 
-def _outcomes(report: "Report", others: "dict[str, Report]") -> dict[str, Any]:
-    """Every answer, of the comparisons too."""
-    found = {"outcomes": report, **{f"{name}_outcomes": other for name, other in others.items()}}
-    return {name: [one.to_dict() for one in made.outcomes] for name, made in found.items()}
+def _answers_dict(
+    result: "EvaluationResult", others: "dict[str, EvaluationResult]"
+) -> dict[str, Any]:
+    """Every answer, those of the comparisons too."""
+    results = {"outcomes": result, **{f"{name}_outcomes": one for name, one in others.items()}}
+    return {name: [answer.to_dict() for answer in one.answers] for name, one in results.items()}
 
 
-def _show(text: str, worst: "list[Wrong]") -> None:
-    """The tables and the worst answers: drawn on a terminal, as they are elsewhere."""
-    from mmchat.evaluation.worst import worst_rows
+def _print_report(text: str, worst: "list[WrongAnswer]") -> None:
+    """The tables and the worst answers: drawn on a terminal, as plain text elsewhere."""
+    from mmchat.evaluation.worst_answers import worst_rows
 
     title = f"The {len(worst)} worst answers:" if len(worst) > 1 else "The wrong answer:"
     header = ("type", "question", "wanted", "given")
@@ -246,30 +271,30 @@ def _show(text: str, worst: "list[Wrong]") -> None:
     if worst:
         table = Table(*header, title=title, title_justify="left", show_lines=True)
         for row in worst_rows(worst):
-            table.add_row(*map(Text, row))  # as text: what is foreign is no markup
+            table.add_row(*map(Text, row))  # `Text`, because a string would be read as markup
         console.print(table)
 
 
-def _write_all(
-    folder: Path, made: dict[str, Any], text: str, page: str, figures: "Figures"
+def _write_folder(
+    folder: Path, report: dict[str, Any], text: str, page: str, metrics: "AnswerMetrics"
 ) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder} cannot be made ({error.strerror}).") from error
-    _write(folder / "report.json", json.dumps(made, indent=1) + "\n")
+        raise OutputError(f"{folder} cannot be created ({error.strerror}).") from error
+    _write(folder / "report.json", json.dumps(report, indent=1) + "\n")
     _write(folder / "report.md", f"{text}\n")
     _write(folder / "worst.html", page)
-    if figures.classes:
-        from mmchat.evaluation.confusion import draw_confusion
+    if metrics.classifications:
+        from mmchat.evaluation.report import draw_confusion
 
-        _write(folder / "confusion.png", draw_confusion(figures.classes))
-    else:  # one of an earlier report would be taken for this one's
+        _write(folder / "confusion.png", draw_confusion(metrics.classifications))
+    else:  # a picture of an earlier report would be taken for one of this report
         (folder / "confusion.png").unlink(missing_ok=True)
 
 
-def _write(file: Path, what: str | bytes) -> None:
+def _write(file: Path, content: str | bytes) -> None:
     try:
-        file.write_bytes(what.encode(errors="replace") if isinstance(what, str) else what)
+        file.write_bytes(content.encode(errors="replace") if isinstance(content, str) else content)
     except OSError as error:
         raise OutputError(f"{file} cannot be written ({error.strerror}).") from error

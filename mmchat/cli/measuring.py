@@ -106,7 +106,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from mmchat.client import EngineClient
     from mmchat.data.snapshot import has_snapshot, load_snapshot
-    from mmchat.evaluation.run import evaluate
+    from mmchat.evaluation.runner import evaluate
     from mmchat.settings import load_settings
 
     # Told to end, we end our engine first.
@@ -125,9 +125,8 @@ def main(arguments: Sequence[str]) -> int:
         for name in folders:
             folder = Path(name)
             data = load_snapshot(folder) if has_snapshot(folder) else folder
-            report = evaluate(data, settings, model=model, adapter=adapter)
-            total = report.total
-            found.append({"n": total.n, "share": total.share, "interval": total.interval})
+            right = evaluate(data, settings, model=model, adapter=adapter).exact_match
+            found.append({"n": right.n, "share": right.value, "interval": right.interval})
     except MmchatError as error:
         print(f"mmchat: {error}", file=sys.stderr)
         return 1

@@ -1,1 +1,1 @@
-"""How often a model answers right: questions with known answers, asked through the engine."""
+"""Measures how often a model answers right: asks questions with known answers through the engine."""

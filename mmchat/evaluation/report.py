@@ -1,273 +1,258 @@
-"""What an evaluation found, for programs and for people."""
+"""A report for people: tables as Markdown, and the confusion matrices as a picture."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import io
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Final
 
-from mmchat.evaluation import metrics
-from mmchat.evaluation.metrics import Share
-from mmchat.evaluation.outcome import Outcome
-from mmchat.evaluation.questions import Question
-from mmchat.evaluation.texts import Wording, wording
+import numpy as np
+
+from mmchat.evaluation.classification import (
+    SOMETHING_ELSE,
+    Classification,
+    YesNoMetrics,
+    YesNoScores,
+)
+from mmchat.evaluation.compare import Comparison
+from mmchat.evaluation.results import (
+    MARGIN,
+    AnswerMetrics,
+    EvaluationResult,
+    EvaluationSetup,
+    TypeMetrics,
+)
+from mmchat.evaluation.statistics import RESAMPLES, Estimate, Proportion
+from mmchat.evaluation.text_metrics import ROUGE_TYPES, TextMetrics
 from mmchat.sanitize import clean
 
-MARGIN = 0.05
-"""A control's interval may lie so far above the most frequent answer's share."""
-_FACTS = ("part", "seed", "pairs", "control")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SETUP_FACTS = ("part", "seed", "pairs", "control")  # of `EvaluationSetup.about`
 
 
-@dataclass(frozen=True, slots=True)
-class TypeReport:
-    """All questions of one type. Shares are from 0 to 1."""
-
-    name: str
-    exact_match: Share
-    most_frequent: float
-    """What always giving the most frequent answer (of each group) would get right."""
-    declined: Share
-    """Answers that decline: right for the types refuse_*, wrong for the others."""
-    things_right: Share | None = None
-    """Captions as the built-in model has them only: every thing right, whatever was said of
-    writing."""
-    wording: Wording | None = None
-    """Captions only."""
-
-    @property
-    def is_refusal(self) -> bool:
-        return self.name.startswith("refuse_")
-
-    @property
-    def above_most_frequent(self) -> bool:
-        """Whether the whole interval lies more than 5 points above the most frequent answer's
-        share: of a picture that shows something else, a model that looks cannot know so much."""
-        return self.exact_match.interval[0] > self.most_frequent + MARGIN
-
-    def to_dict(self) -> dict[str, Any]:
-        made = {
-            **_share(self.exact_match, "exact_match"),
-            "most_frequent_share": self.most_frequent,
-            "above_most_frequent": self.above_most_frequent,
-            "declined": self.declined.share,
-        }
-        if self.things_right is not None:
-            made["every_object_right"] = self.things_right.share
-            made["every_object_right_interval"] = list(self.things_right.interval)
-        if self.wording is not None:
-            made["bleu"] = self.wording.bleu
-            made["bleu_signature"] = self.wording.bleu_signature
-            made["rouge_l"] = self.wording.rouge_l
-        return made
+def result_markdown(result: EvaluationResult) -> str:
+    """The table by question type, as a model's card has it."""
+    header = [
+        "question type",
+        "n",
+        "exact match",
+        "95 % interval",
+        "most frequent answer",
+        "declined",
+    ]
+    every = result.exact_match
+    rows = [_type_row(one) for one in result.types]
+    rows.append(["mean over types", "", percent(result.mean_exact_match), "", "", ""])
+    rows.append(["all questions", str(every.n), *share_and_interval(every), "", ""])
+    lines = [*_table(header, rows), ""]
+    if any(one.above_most_frequent for one in result.types):
+        lines.append(f"\\* exact match is above it by more than {100 * MARGIN:.0f} points.")
+    for one in result.types:
+        scores = []
+        if one.objects_correct is not None:
+            scores.append(f"every object right {_with_n(one.objects_correct)}")
+        if one.caption_scores is not None:
+            scores.append(f"BLEU {one.caption_scores.bleu:.1f}")
+            scores.append(f"ROUGE-L {one.caption_scores.rouge_l:.3f}")
+        if scores:
+            lines.append(f"{_cell(one.name)}: {', '.join(scores)}.")
+    if result.correctly_declined.n:
+        lines.append(f"Correctly declined: {_with_n(result.correctly_declined)}.")
+    if result.wrongly_declined.n:
+        lines.append(f"Wrongly declined: {_with_n(result.wrongly_declined)}.")
+    lines += ["", _setup_line(result.setup)]
+    return clean("\n".join(lines))
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """Who answered, and what was asked."""
-
-    model: str
-    weights_hash: str
-    adapter: str
-    adapter_hash: str
-    quantization: str
-    compute_dtype: str
-    device: str
-    data: str
-    data_sha256: str
-    about: dict[str, str | int]
-    blank: bool = False
-    """Whether grey pictures stood for the real ones."""
+def _type_row(one: TypeMetrics) -> list[str]:
+    most_frequent = percent(one.most_frequent) + (" *" if one.above_most_frequent else "")
+    declined = percent(one.declined.value)
+    exact_match = share_and_interval(one.exact_match)
+    return [_cell(one.name), str(one.exact_match.n), *exact_match, most_frequent, declined]
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The figures of one evaluation."""
+def _setup_line(setup: EvaluationSetup) -> str:
+    # A card is published, so folders of this machine are shortened to their names.
+    model = f"model {_name(setup.model)}"
+    if setup.weights_hash:
+        model += f" (weights {setup.weights_hash[:12]})"
+    facts = [model]
+    if setup.adapter:
+        hash_ = f" ({setup.adapter_hash[:12]})" if setup.adapter_hash else ""
+        facts.append(f"adapter {_name(setup.adapter)}{hash_}")
+    facts += [fact for fact in (setup.quantization, setup.device) if fact]
+    about = [f"{name} {setup.about[name]}" for name in _SETUP_FACTS if name in setup.about]
+    data = f"data {setup.data_sha256[:12]}" + (f" ({', '.join(about)})" if about else "")
+    return _cell(
+        f"By `mmchat evaluate`: {', '.join(facts)}; greedy; {data}; intervals are 95 % (Wilson)."
+    )
 
-    subject: Subject
-    types: tuple[TypeReport, ...]
-    reused: int
-    """How many of the answers an earlier run had already got."""
-    answers_file: str
-    outcomes: tuple[Outcome, ...]
-    """Of every question, in the order of the data."""
 
-    @property
-    def total(self) -> Share:
-        """Right answers of all: the same as `exact_match`."""
-        return self.exact_match
+def metrics_markdown(metrics: AnswerMetrics) -> str:
+    """The metrics across all types that apply to the questions."""
+    lines = [
+        f"Character for character: {_with_n(metrics.verbatim)}.",
+        f"Same words (without case, punctuation and articles): {_with_n(metrics.same_words)}.",
+    ]
+    if len(metrics.classifications) == 1:
+        lines += ["", *_classification_lines(metrics.classifications[0])]
+    elif metrics.classifications:
+        lines += ["", *_classifications_table(metrics.classifications)]
+    if metrics.yes_no is not None:
+        lines += ["", *_yes_no_lines(metrics.yes_no)]
+    if metrics.texts is not None:
+        lines += ["", *_text_lines(metrics.texts)]
+    lines += [
+        "",
+        f"Intervals are 95 %: Wilson's for shares, else a bootstrap of {RESAMPLES:,} resamples.",
+    ]
+    return clean("\n".join(lines))
 
-    @property
-    def exact_match(self) -> Share:
-        """Over all questions, whatever their type."""
-        return _together([one.exact_match for one in self.types])
 
-    @property
-    def mean_exact_match(self) -> float:
-        """The mean over the types, each counting the same."""
-        return sum(one.exact_match.share for one in self.types) / len(self.types)
+def _classifications_table(classifications: Sequence[Classification]) -> list[str]:
+    header = [
+        "as classes",
+        "classes",
+        "n",
+        "accuracy",
+        "95 % interval",
+        "macro F1",
+        "95 % interval",
+    ]
+    rows = [
+        [
+            _cell(one.type),
+            str(len(one.labels)),
+            str(one.accuracy.n),
+            *share_and_interval(one.accuracy),
+            f"{one.macro.f1.value:.3f}",
+            _interval(one.macro.f1),
+        ]
+        for one in classifications
+    ]
+    return _table(header, rows)
 
-    @property
-    def rightly_declined(self) -> Share:
-        """Of the questions of the types refuse_*."""
-        return _together([one.declined for one in self.types if one.is_refusal])
 
-    @property
-    def wrongly_declined(self) -> Share:
-        """Of all other questions."""
-        return _together([one.declined for one in self.types if not one.is_refusal])
+def _classification_lines(classification: Classification) -> list[str]:
+    header = ["class", "n", "precision", "recall", "F1", "95 % interval"]
+    rows = [
+        [
+            _cell(one.label),
+            str(one.recall.n),
+            f"{one.precision.value:.3f}",
+            f"{one.recall.value:.3f}",
+            f"{one.f1.value:.3f}",
+            _interval(one.f1),
+        ]
+        for one in classification.classes
+    ]
+    for name, average in (("macro", classification.macro), ("micro", classification.micro)):
+        values = [f"{e.value:.3f}" for e in (average.precision, average.recall, average.f1)]
+        rows.append([name, "", *values, _interval(average.f1)])
+    accuracy = classification.accuracy
+    other = Proportion(int(classification.matrix[:, -1].sum()), accuracy.n)
+    return [
+        *_table(header, rows),
+        "",
+        f"Accuracy over {len(classification.labels)} classes: {_with_n(accuracy)}.",
+        f"Answered something else: {_with_n(other)}.",
+    ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; shares are from 0 to 1."""
-        subject = self.subject
-        return {
-            "overall": {
-                **_share(self.exact_match, "exact_match"),
-                "mean_exact_match": self.mean_exact_match,
-                "rightly_declined": _share(self.rightly_declined, "share"),
-                "wrongly_declined": _share(self.wrongly_declined, "share"),
-            },
-            "types": {one.name: one.to_dict() for one in self.types},
-            "model": subject.model,
-            "weights_hash": subject.weights_hash,
-            "adapter": subject.adapter,
-            "adapter_hash": subject.adapter_hash,
-            "quantization": subject.quantization,
-            "compute_dtype": subject.compute_dtype,
-            "device": subject.device,
-            "data": subject.data,
-            "data_sha256": subject.data_sha256,
-            "about": subject.about,
-            "reused": self.reused,
-            "answers_file": self.answers_file,
-        }
 
-    def to_markdown(self) -> str:
-        """The table of a model's card, which reads well on a terminal too."""
-        rows = [_row(one) for one in self.types]
-        every = self.exact_match
-        mean = ["mean over types", "", percent(self.mean_exact_match), "", "", ""]
-        rows += [mean, ["all questions", str(every.n), *figures(every), "", ""]]
-        said = [*table(_HEADER, rows), ""]
-        if any(one.above_most_frequent for one in self.types):
-            said.append(f"\\* exact match is above it by more than {100 * MARGIN:.0f} points.")
-        for one in self.types:
-            of_captions = []
-            if one.things_right is not None:
-                of_captions.append(f"every object right {_whole(one.things_right)}")
-            if one.wording is not None:
-                of_captions.append(f"BLEU {one.wording.bleu:.1f}")
-                of_captions.append(f"ROUGE-L {one.wording.rouge_l:.3f}")
-            if of_captions:
-                said.append(f"{cell(one.name)}: {', '.join(of_captions)}.")
-        if self.rightly_declined.n:
-            said.append(f"Declined of what is to be declined: {_whole(self.rightly_declined)}.")
-        if self.wrongly_declined.n:
-            said.append(f"Declined of what is to be answered: {_whole(self.wrongly_declined)}.")
-        said += ["", self._made_by()]
-        return clean("\n".join(said))
+def _yes_no_lines(metrics: YesNoMetrics) -> list[str]:
+    header = ["yes or no", "accuracy", "precision", "recall", "F1", "95 % interval", "yes ratio"]
+    rows = [
+        _yes_no_row("by POPE's parser", metrics.pope),
+        _yes_no_row("by a strict parser", metrics.strict),
+    ]
+    return [
+        *_table(header, rows),
+        "",
+        f"{metrics.n:,} questions; the answer to {metrics.wanted_yes:,} of them is yes.",
+        f"The strict parser could not read: {_with_n(metrics.unparsed)}.",
+    ]
 
-    def _made_by(self) -> str:
-        subject = self.subject
-        # A card is published: it names no folder of this machine.
-        who = [f"model {_shown(subject.model)}"]
-        if subject.weights_hash:
-            who[0] += f" (weights {subject.weights_hash[:12]})"
-        if subject.adapter:
-            who.append(
-                f"adapter {_shown(subject.adapter)}"
-                + (f" ({subject.adapter_hash[:12]})" if subject.adapter_hash else "")
+
+def _yes_no_row(name: str, one: YesNoScores) -> list[str]:
+    shares = [percent(p.value) for p in (one.accuracy, one.precision, one.recall)]
+    return [name, *shares, f"{one.f1.value:.3f}", _interval(one.f1), percent(one.yes_ratio.value)]
+
+
+def _text_lines(metrics: TextMetrics) -> list[str]:
+    low, high = metrics.bleu.interval
+    rows = [["BLEU", f"{metrics.bleu.value:.1f}", f"{low:.1f}–{high:.1f}"]]
+    for kind in ROUGE_TYPES:
+        one = metrics.rouge[kind]
+        rows.append([f"ROUGE-{kind.removeprefix('rouge')}", f"{one.value:.3f}", _interval(one)])
+    return [
+        *_table([f"texts (n = {metrics.n:,})", "", "95 % interval"], rows),
+        "",
+        f"BLEU by sacrebleu: {metrics.bleu_signature}.",
+    ]
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """The table of two evaluations: first, second, difference with its interval, p."""
+    rows = []
+    for row in comparison.rows:
+        low, high = row.difference.interval
+        if row.is_share:
+            first, second = percent(row.first), percent(row.second)
+            middle, ends = (
+                f"{100 * row.difference.value:+.1f}",
+                (f"{100 * low:+.1f}", f"{100 * high:+.1f}"),
             )
-        who += [word for word in (subject.quantization, subject.device) if word]
-        facts = [f"{name} {subject.about[name]}" for name in _FACTS if name in subject.about]
-        return cell(
-            f"By `mmchat evaluate`: {', '.join(who)}; greedy; data {subject.data_sha256[:12]}"
-            + (f" ({', '.join(facts)})" if facts else "")
-            + "; intervals are 95 % (Wilson)."
-        )
-
-
-def make_report(
-    subject: Subject,
-    pairs: Sequence[tuple[Question, str]],
-    reused: int,
-    answers_file: str,
-    unanswered: Mapping[str, str] | None = None,
-) -> Report:
-    """The figures of at least one question and its answer.
-
-    unanswered: why there is none, by the question's id; the answer is then empty.
-    """
-    why = unanswered or {}
-    outcomes = tuple(_outcome(question, said, why.get(question.id, "")) for question, said in pairs)
-    by_type: dict[str, list[tuple[Question, Outcome]]] = {}
-    for (question, _), outcome in zip(pairs, outcomes, strict=True):
-        by_type.setdefault(question.type, []).append((question, outcome))
-    return Report(
-        subject,
-        tuple(_report_type(name, of_type) for name, of_type in by_type.items()),
-        reused,
-        answers_file,
-        outcomes,
+        else:
+            digits = 1 if row.name == "BLEU" else 3
+            first, second = f"{row.first:.{digits}f}", f"{row.second:.{digits}f}"
+            middle = f"{row.difference.value:+.{digits}f}"
+            ends = (f"{low:+.{digits}f}", f"{high:+.{digits}f}")
+        p = "< 0.001" if row.p < 0.001 else f"{row.p:.3f}"
+        difference = f"{middle} ({' to '.join(ends)})"
+        rows.append([_cell(row.name), str(row.n), first, second, difference, p])
+    header = ["", "n", _cell(comparison.first), _cell(comparison.second), "difference", "p"]
+    note = (
+        "Differences of shares are in points, with 95 % intervals by Newcombe's method 10 and p by "
+        f"McNemar's exact test; the others use the paired bootstrap ({RESAMPLES:,} resamples)."
     )
+    if len(comparison.rows) > 2:
+        note += " No p is corrected for the number of rows."
+    return clean("\n".join([*_table(header, rows), "", note]))
 
 
-def _outcome(question: Question, said: str, unanswered: str) -> Outcome:
-    return Outcome(
-        question.id,
-        question.type,
-        question.text,
-        question.answer,
-        said,
-        not unanswered and metrics.is_right(said, question.answer, is_caption(question)),
-        tuple(question.images),
-        unanswered,
-    )
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
-def _report_type(name: str, asked: Sequence[tuple[Question, Outcome]]) -> TypeReport:
-    """The figures of one type, of at least one question."""
-    outcomes = [one for _, one in asked]
-    choices = [(q.group or name, q.choice or metrics.normalise(q.answer)) for q, _ in asked]
-    things_right = words = None
-    if all(is_caption(question) for question, _ in asked):
-        words = wording([one.given for one in outcomes], [one.wanted for one in outcomes])
-        # A person's own captions are free text, of which no object can be counted.
-        if all(metrics.parse_caption(one.wanted) is not None for one in outcomes):
-            hits = sum(metrics.is_things_right(one.given, one.wanted) for one in outcomes)
-            things_right = Share(hits, len(outcomes))
-    return TypeReport(
-        name,
-        Share(sum(one.right for one in outcomes), len(outcomes)),
-        metrics.most_frequent(choices),
-        Share(sum(metrics.is_declined(one.given) for one in outcomes), len(outcomes)),
-        things_right,
-        words,
-    )
+def share_and_interval(proportion: Proportion) -> tuple[str, str]:
+    """`90.3 %` and `81.3–95.2 %`"""
+    low, high = proportion.interval
+    return percent(proportion.value), f"{100 * low:.1f}–{100 * high:.1f} %"
 
 
-def is_caption(question: Question) -> bool:
-    return question.type == "caption" or question.group.endswith("/caption")
+def _with_n(proportion: Proportion) -> str:
+    share, interval = share_and_interval(proportion)
+    return f"{share} ({interval}; n = {proportion.n})"
 
 
-_HEADER = (
-    "question type",
-    "n",
-    "exact match",
-    "95 % interval",
-    "most frequent answer",
-    "declined",
-)
+def _interval(estimate: Estimate) -> str:
+    low, high = estimate.interval
+    return f"{low:.3f}–{high:.3f}"
 
 
-def _row(one: TypeReport) -> list[str]:
-    # What a control must not have, and every other evaluation should.
-    frequent = percent(one.most_frequent) + (" *" if one.above_most_frequent else "")
-    declined = percent(one.declined.share)
-    right = figures(one.exact_match)
-    return [cell(one.name), str(one.exact_match.n), *right, frequent, declined]
+def _name(model: str) -> str:
+    return Path(model).name if Path(model).is_absolute() else model
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table with even columns, numbers to the right."""
+def _cell(text: str) -> str:
+    """Foreign text on one line, which cannot break a Markdown table."""
+    return clean(text, keep_newlines=False).replace("|", "\\|")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table with even columns, aligned right except for the first."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -278,31 +263,64 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [line(header), rule, *map(line, rows)]
 
 
-def _together(shares: Sequence[Share]) -> Share:
-    return Share(sum(one.hits for one in shares), sum(one.n for one in shares))
+MAX_PANELS: Final = 12
+_MAX_NUMBERED: Final = 25  # classes up to which every cell shows its number
+_LABEL_LENGTH: Final = 22  # characters
 
 
-def _share(one: Share, name: str) -> dict[str, Any]:
-    return {"n": one.n, name: one.share, "interval": list(one.interval)}
+def draw_confusion(classifications: Sequence[Classification]) -> bytes:
+    """A PNG file with a panel for each of at least one confusion matrix, at most `MAX_PANELS`.
+
+    Rows are references, columns are predictions. A cell's colour is its share of its row, its
+    number the count of answers. The last column, if needed, is for predictions that are no class.
+    """
+    from matplotlib.figure import Figure
+
+    shown = classifications[:MAX_PANELS]
+    columns = min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    side = 2.6 + 0.34 * max(len(one.labels) for one in shown)
+    figure = Figure(figsize=(columns * (side + 0.6), rows * side), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, one in zip(panels, shown, strict=False):
+        _draw_panel(panel, one)
+    for panel in panels[len(shown) :]:
+        panel.set_axis_off()
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        # Letters that the font lacks are drawn as boxes. Nobody can do anything about it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _draw_panel(panel: "Axes", classification: Classification) -> None:
+    labels = [_short_label(label) for label in classification.labels]
+    matrix, column_labels = classification.matrix, [*labels, SOMETHING_ELSE]
+    if not matrix[:, -1].any():
+        matrix, column_labels = matrix[:, :-1], labels
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    # Labels are foreign text, in which a dollar sign would begin a formula.
+    panel.set_xticks(
+        range(len(column_labels)), column_labels, rotation=60, ha="right", parse_math=False
+    )
+    panel.set_yticks(range(len(labels)), labels, parse_math=False)
+    panel.tick_params(labelsize=8)
+    panel.set_xlabel("answered")
+    panel.set_ylabel("wanted")
+    type_ = f"{_short_label(classification.type)}: " if classification.type else ""
+    accuracy = classification.accuracy
+    title = f"{type_}right {percent(accuracy.value)} of {accuracy.n:,}"
+    panel.set_title(title, fontsize=9, parse_math=False)
+    if len(labels) > _MAX_NUMBERED:
+        return
+    for (row, column), count in np.ndenumerate(matrix):
+        if count:
+            colour = "white" if shares[row, column] > 0.55 else "black"
+            panel.text(column, row, str(count), ha="center", va="center", size=7, color=colour)
 
 
-def figures(one: Share) -> tuple[str, str]:
-    low, high = one.interval
-    return percent(one.share), f"{100 * low:.1f}–{100 * high:.1f} %"
-
-
-def _whole(one: Share) -> str:
-    return f"{' ('.join(figures(one))}; n = {one.n})"
-
-
-def _shown(name: str) -> str:
-    return Path(name).name if Path(name).is_absolute() else name
-
-
-def cell(text: str) -> str:
-    """Foreign text in one line of Markdown that it cannot break."""
-    return clean(text, keep_newlines=False).replace("|", "\\|")
+def _short_label(text: str) -> str:
+    text = clean(text, keep_newlines=False)
+    return text if len(text) <= _LABEL_LENGTH else text[: _LABEL_LENGTH - 1] + "…"

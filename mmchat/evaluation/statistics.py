@@ -1,7 +1,11 @@
-"""How sure a figure is: percentile bootstrap intervals, seeded, and paired tests.
+"""How certain a metric is: confidence intervals and paired tests.
 
-Resampling n questions with replacement is, for figures that follow from counts, a draw from the
-multinomial distribution of those counts: it is done so, without a loop over questions.
+These are a few lines each of numpy, and tests compare them with scipy and with published values.
+scipy is not a dependency for them: transformers imports it when it is installed, and every engine
+would start later.
+
+Resampling n questions with replacement is the same as drawing their counts from a multinomial
+distribution. Metrics that follow from counts are resampled that way, without a loop over questions.
 """
 
 import math
@@ -12,20 +16,45 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmchat.evaluation.metrics import Share
-
 RESAMPLES = 2000
 SEED = 20_240_229
-_CHUNK = 4_000_000  # drawn numbers that are held at once
+_Z = 1.959963984540054  # the normal distribution's 97.5 % quantile
+_MAX_DRAWN = 4_000_000  # drawn numbers that are held at a time
 
 Floats = NDArray[np.float64]
-Figure = Callable[[Floats], Floats]
-"""From (resamples, cells) of counts or sums to the figure of each, NaN where it has none."""
+Metric = Callable[[Floats], Floats]
+"""(resamples, cells) of counts or sums -> (resamples,) of values, NaN where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proportion:
+    """`count` of `n`."""
+
+    count: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """From 0 to 1; 0 if n is 0."""
+        return self.count / self.n if self.n else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %: Wilson's score interval (Wilson 1927); from 0 to 1 if n is 0."""
+        if not self.n:
+            return 0.0, 1.0
+        p, z2 = self.value, _Z * _Z / self.n
+        center = (p + z2 / 2) / (1 + z2)
+        half = _Z / (1 + z2) * math.sqrt(p * (1 - p) / self.n + z2 / 4 / self.n)
+        # Rounding would leave these two a little beside the ends of the scale.
+        low = center - half if self.count else 0.0
+        high = center + half if self.count < self.n else 1.0
+        return low, high
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its 95 % interval."""
+    """A metric with its 95 % interval."""
 
     value: float
     interval: tuple[float, float]
@@ -35,54 +64,61 @@ class Estimate:
 
 
 def percentiles(values: Floats) -> tuple[float, float]:
-    """The 2.5th and the 97.5th percentile, those that are NaN left out; raises ValueError
-    where all are."""
+    """The 2.5th and the 97.5th percentile without NaNs. Raises ValueError if all are NaN."""
     known = values[~np.isnan(values)]
     low, high = np.quantile(known, (0.025, 0.975))
     return float(low), float(high)
 
 
 def resampled_counts(counts: NDArray[np.int64]) -> Floats:
-    """(cells,) of counts -> (RESAMPLES, cells) of as many questions drawn again."""
+    """(cells,) -> (RESAMPLES, cells): the counts of as many questions, drawn again."""
     n = int(counts.sum())
     drawn = np.random.default_rng(SEED).multinomial(n, counts / n, size=RESAMPLES)
     return drawn.astype(np.float64)
 
 
 def resampled_sums(rows: Floats) -> Floats:
-    """(n, figures), a row a question -> (RESAMPLES, figures): the sums over n rows drawn again.
+    """(n, columns), one row per question -> (RESAMPLES, columns): sums over n rows, drawn again.
 
-    The same rows are drawn in every call of the same n: what is compared is paired.
+    Every call with the same n draws the same rows, so that comparisons are paired.
     """
     n = len(rows)
     rng = np.random.default_rng(SEED)
-    at_once = max(1, _CHUNK // n)
+    batch = max(1, _MAX_DRAWN // n)
     sums = []
-    for begin in range(0, RESAMPLES, at_once):
-        many = min(at_once, RESAMPLES - begin)
-        drawn = rng.integers(n, size=(many, n)) + np.arange(many)[:, None] * n
-        times = np.bincount(drawn.ravel(), minlength=many * n).reshape(many, n)
+    for start in range(0, RESAMPLES, batch):
+        size = min(batch, RESAMPLES - start)
+        drawn = rng.integers(n, size=(size, n)) + np.arange(size)[:, None] * n
+        times = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
         sums.append(times @ rows)
     return np.concatenate(sums)
 
 
-def of_counts(counts: NDArray[np.int64], figure: Figure) -> Estimate:
-    """A figure of counts; where it has no value in any resample its interval is its value."""
-    value = float(figure(counts.astype(np.float64)[None])[0])
-    values = figure(resampled_counts(counts))
+def bootstrap_counts(counts: NDArray[np.int64], metric: Metric) -> Estimate:
+    """A metric of counts. If it has no value in any resample, its interval is its value."""
+    value = float(metric(counts.astype(np.float64)[None])[0])
+    values = metric(resampled_counts(counts))
     return Estimate(value, percentiles(values) if not np.isnan(values).all() else (value, value))
 
 
-def mean(values: Floats) -> Estimate:
-    """The mean of a figure of each question."""
+def bootstrap_mean(values: Floats) -> Estimate:
+    """(n,), one value per question -> their mean."""
     sums = resampled_sums(values[:, None])[:, 0]
     return Estimate(float(values.mean()), percentiles(sums / len(values)))
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact two-sided p-value of McNemar's test (McNemar 1947), by the binomial distribution.
+def bootstrap_p(differences: Floats) -> float:
+    """Two-sided: twice the share of resampled differences on the rarer side of 0, ties on both
+    sides, and never below 1 / (RESAMPLES + 1)."""
+    below = int((differences <= 0).sum())
+    above = int((differences >= 0).sum())
+    return min(1.0, 2 * (min(below, above) + 1) / (len(differences) + 1))
 
-    only_first, only_second: questions that only the one, only the other got right.
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The p-value of McNemar's exact two-sided test (McNemar 1947).
+
+    only_first, only_second: questions that only the first, only the second model got right.
     """
     n, fewer = only_first + only_second, min(only_first, only_second)
     if only_first == only_second:
@@ -97,32 +133,24 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def difference_interval(
     both: int, only_first: int, only_second: int, neither: int
 ) -> tuple[float, float]:
-    """95 % of the difference of two shares of the same questions: method 10 of Newcombe 1998, which
-    squares and adds Wilson's intervals. Unlike the bootstrap's it has a width where the two differ
-    in no question.
+    """95 % of the difference of two proportions of the same questions: method 10 of Newcombe 1998,
+    which squares and adds Wilson's intervals. Unlike the bootstrap's it has a width even if the two
+    models differ in no question.
     """
     n = both + only_first + only_second + neither
-    first, second = Share(both + only_first, n), Share(both + only_second, n)
+    first, second = Proportion(both + only_first, n), Proportion(both + only_second, n)
     (low_first, high_first), (low_second, high_second) = first.interval, second.interval
     product = (both + only_first) * (only_second + neither)
     product *= (both + only_second) * (only_first + neither)
-    together: float = both * neither - only_first * only_second
-    if together > 0:
-        together = max(together - n / 2, 0)
-    correlation = together / math.sqrt(product) if product else 0.0
+    covariance: float = both * neither - only_first * only_second
+    if covariance > 0:
+        covariance = max(covariance - n / 2, 0)
+    correlation = covariance / math.sqrt(product) if product else 0.0
 
-    def reach(one: float, other: float) -> float:
+    def distance(one: float, other: float) -> float:
         return math.sqrt(max(one * one - 2 * correlation * one * other + other * other, 0.0))
 
-    middle = (only_first - only_second) / n
-    low = middle - reach(first.share - low_first, high_second - second.share)
-    high = middle + reach(high_first - first.share, second.share - low_second)
+    difference = (only_first - only_second) / n
+    low = difference - distance(first.value - low_first, high_second - second.value)
+    high = difference + distance(high_first - first.value, second.value - low_second)
     return max(low, -1.0), min(high, 1.0)
-
-
-def bootstrap_p(differences: Floats) -> float:
-    """Two-sided: twice the share of resampled differences on the rarer side of 0 (ties on both),
-    never below 1 in RESAMPLES + 1."""
-    below = int((differences <= 0).sum())
-    above = int((differences >= 0).sum())
-    return min(1.0, 2 * (min(below, above) + 1) / (len(differences) + 1))

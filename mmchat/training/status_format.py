@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len, set_cell_size
 
+from mmchat.answer_match import exact_match
 from mmchat.sanitize import clean
 from mmchat.training.run_folder import Row, SampleAnswer, State, Status
 
@@ -148,12 +149,8 @@ def answer(sample: SampleAnswer) -> Answer:
 
 
 def is_right(sample: SampleAnswer) -> bool:
-    """Whether what was given is what was wanted, capitals, space and a last point aside."""
-
-    def plain(text: str) -> str:
-        return " ".join(text.casefold().split()).rstrip(" .!")
-
-    return plain(sample.given) == plain(sample.wanted)
+    """Whether the answer is the wanted one, as `mmchat evaluate` compares texts."""
+    return exact_match(sample.given, sample.wanted)
 
 
 def sentence(status: Status) -> str:

@@ -160,7 +160,7 @@ SOURCES: dict[str, Callable[[random.Random], Image.Image]] = {
 
 
 def build(folder: Path, each: int, seed: int) -> int:
-    """Write `folder`/pictures and `folder`/questions.jsonl; the number of questions."""
+    """Write `folder`/pictures, questions.jsonl and data.json; the number of questions."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     lines = []
     for kind, draw in SOURCES.items():
@@ -181,6 +181,7 @@ def build(folder: Path, each: int, seed: int) -> int:
             }
             lines.append(json.dumps(entry))
     (folder / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "data.json").write_text('{"grader": "scenes"}\n', encoding="utf-8")
     return len(lines)
 
 

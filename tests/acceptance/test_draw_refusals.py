@@ -10,7 +10,7 @@ def test_same_seed_same_set(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     assert build(first, each=2, seed=3) == build(second, each=2, seed=3) == 2 * len(SOURCES)
     files = sorted(path.relative_to(first) for path in first.rglob("*.*"))
-    assert len(files) == 2 * len(SOURCES) + 1
+    assert len(files) == 2 * len(SOURCES) + 2  # questions.jsonl and data.json
     for path in files:
         assert (first / path).read_bytes() == (second / path).read_bytes(), path
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from tests.acceptance.run_forty import FOLDER, caption_items, is_right
+from tests.acceptance.run_forty import FOLDER, is_right
 
 
 def questions() -> list[dict[str, object]]:
@@ -33,15 +33,6 @@ def questions() -> list[dict[str, object]]:
 )
 def test_compares_content(kind: str, wanted: str, given: str, right: bool) -> None:
     assert is_right(kind, wanted, given) is right
-
-
-def test_caption_items_are_counted() -> None:
-    caption = "I see a large red circle, a small blue square and two small green stars."
-    assert caption_items(caption) == {
-        "large red circle": 1,
-        "small blue square": 1,
-        "small green star": 2,
-    }
 
 
 def test_forty_questions_with_their_pictures() -> None:

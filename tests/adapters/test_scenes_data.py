@@ -12,11 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmchat.answer_match import normalize
+from mmchat.evaluation.graders import find_grader
+from mmchat.evaluation.questions import read_questions
+
 FOLDER = Path(__file__).resolve().parents[2] / "adapters" / "scenes"
 sys.path.insert(0, str(FOLDER))
 try:
     import dialogs
     import draw
+    import grader
     import paint
     import questions
     import scene as scenes
@@ -234,17 +239,22 @@ def test_yes_and_no_are_balanced(kind: str) -> None:
     assert 0.45 < answers["Yes"] / answers.total() < 0.55, answers
 
 
-def test_captions_have_the_same_content_in_any_order(drawn: list[Any]) -> None:
+def test_the_grader_reads_what_captions_describe(drawn: list[Any]) -> None:
     for scene in drawn:
-        text = questions.caption(scene)
-        assert questions.content("caption", text) is not None
+        described = Counter((t.size, t.colour, t.shape) for t in scene.things)
+        if scene.writing is not None:
+            described['"', scene.writing.text.lower()] += 1
+        assert grader.parse_caption(normalize(questions.caption(scene))) == described
+
+    def content(text: str, caption: bool = True) -> Any:
+        return grader.content(normalize(text), caption)
+
     one = 'I see a large red circle, two small blue crosses and the word "CAT".'
     two = 'I see the word "CAT", two small blue crosses and a large red circle'
     other = 'I see a large red circle, a small blue cross and the word "CAT".'
-    assert questions.content("caption", one) == questions.content("caption", two)
-    assert questions.content("caption", one) != questions.content("caption", other)
-    assert questions.content("caption", "I see a dog.") is None
-    assert questions.content("colour", "it is RED") == questions.content("colour", "It is red.")
+    assert content(one) == content(two) != content(other)
+    assert content("I see dogs.") == normalize("I see dogs.")  # no caption, so it is a text
+    assert content("it is RED", caption=False) == content("It is red.", caption=False)
 
 
 def test_samples_are_well_formed(dataset: Path) -> None:
@@ -273,6 +283,9 @@ def test_evaluation_has_a_picture_a_question(control: str, tmp_path: Path) -> No
     names = [name for line in lines for name in line["images"]]
     assert len(names) == len(set(names)) and all((tmp_path / name).is_file() for name in names)
     assert all(line["messages"][-1]["role"] == "user" for line in lines)
+    asked = read_questions(tmp_path)
+    assert (asked.grader, asked.about["control"]) == ("scenes", control)
+    assert find_grader(asked.grader) is not None
 
 
 def test_unseen_questions_are_about_the_unseen_pair() -> None:

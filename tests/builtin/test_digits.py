@@ -11,7 +11,7 @@ import torch
 
 from mmchat.client import EngineClient, ImagePart
 from mmchat.data import read_data
-from mmchat.evaluation.learned import held_out
+from mmchat.evaluation.question_sets import held_out_of_training
 from mmchat.model.adapters import find_adapter, read_card
 from mmchat.model.prompt import build_prompt
 from tests.builtin.asking import picture, user
@@ -40,7 +40,7 @@ async def test_it_reads_digits_that_it_was_not_trained_on(
     new_client: Callable[..., EngineClient], digits: Path
 ) -> None:
     """The card has the figure of all 359; a part of them is enough to see that the files are whole."""
-    kept, by = held_out(read_data(digits), ["digits"])
+    kept, by = held_out_of_training(read_data(digits), ["digits"])
     assert (len(kept), by) == (359, ["digits"])
     client = new_client()
     right = 0

@@ -1,4 +1,4 @@
-"""`mmchat evaluate`, with an engine that answers by script."""
+"""`mmchat evaluate` with the scripted engine."""
 
 import contextlib
 import fcntl
@@ -33,7 +33,7 @@ def data(tmp_path: Path) -> Path:
     return write(tmp_path / "data", questions)
 
 
-def test_the_figures_as_a_table_a_file_and_json(mmchat: Run, data: Path, tmp_path: Path) -> None:
+def test_the_metrics_as_a_table_a_file_and_json(mmchat: Run, data: Path, tmp_path: Path) -> None:
     done = mmchat("evaluate", str(data), "--markdown", "table.md")
     assert (done.returncode, done.stderr) == (0, "")
     assert "| colour" in done.stdout and "50.0 %" in done.stdout
@@ -59,7 +59,7 @@ def test_two_adapters_and_the_control_side_by_side(mmchat: Run, data: Path) -> N
     assert (found["adapter"], found["against"]["second"]) == ("birds", "no adapter")
 
 
-def test_a_folder_with_everything(mmchat: Run, tmp_path: Path) -> None:
+def test_the_report_folder(mmchat: Run, tmp_path: Path) -> None:
     questions = [
         line(
             str(n), f"say {'cat' if n % 3 else 'dog'}", "cat" if n % 2 else "dog", images=("a.png",)
@@ -90,7 +90,7 @@ def test_data_of_any_form(mmchat: Run, tmp_path: Path) -> None:
     assert list(found["types"]) == ["answers"]
 
 
-def test_pictures_may_lie_in_another_folder(mmchat: Run, tmp_path: Path) -> None:
+def test_pictures_may_be_in_another_folder(mmchat: Run, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     (pictures / "1.png").write_bytes(png())
@@ -106,22 +106,22 @@ def test_pictures_may_lie_in_another_folder(mmchat: Run, tmp_path: Path) -> None
     assert "is no folder" in sentence(mmchat("evaluate", str(chats), "--images", str(chats)))
 
 
-def test_what_cannot_be_answered_is_told(mmchat: Run, tmp_path: Path) -> None:
+def test_questions_that_cannot_be_answered_are_reported(mmchat: Run, tmp_path: Path) -> None:
     data = write(tmp_path / "data", [line("1", "too-long", "a"), line("2", "say b", "b")])
     done = mmchat("evaluate", str(data), "--json")
-    told = "1 questions could not be answered and count as wrong, the first: 1: The last message"
+    told = "Not answered, and counted as wrong: 1 question. The first: 1: The last message"
     assert done.stderr.startswith(told)
     assert json.loads(done.stdout)["overall"]["exact_match"] == 0.5
 
 
-def test_an_adapter_against_itself_is_wrong_usage(mmchat: Run, data: Path) -> None:
+def test_an_adapter_against_itself_is_a_usage_error(mmchat: Run, data: Path) -> None:
     for options in (("--against", "none"), ("--adapter", "birds", "--against", "birds")):
         done = mmchat("evaluate", str(data), *options)
         assert done.returncode == 2
         assert "--against is the adapter that answers" in done.stderr
 
 
-def test_a_terminal_has_drawn_tables_and_no_markup_of_others(mmchat: Run, tmp_path: Path) -> None:
+def test_a_terminal_shows_tables_and_foreign_markup_as_text(mmchat: Run, tmp_path: Path) -> None:
     hostile = "say [bold]x[/bold] \x1b]52;c;eA==\x07 [a](http://evil)"
     lines = [line("1", hostile, "y", kind="col[red]our"), line("2", "say b", "b")]
     data = write(tmp_path / "data", lines)
@@ -148,7 +148,7 @@ def on_terminal(*arguments: str) -> str:
     )
     os.close(theirs)
     painted = bytearray()
-    with contextlib.suppress(OSError):  # nobody has the terminal any more
+    with contextlib.suppress(OSError):  # the process has closed the terminal
         while data := os.read(ours, 65_536):
             painted += data
     os.close(ours)
@@ -156,16 +156,16 @@ def on_terminal(*arguments: str) -> str:
     return painted.decode()
 
 
-def test_data_that_is_not_there_is_one_sentence(mmchat: Run) -> None:
+def test_missing_data_is_one_sentence(mmchat: Run) -> None:
     assert "nowhere" in sentence(mmchat("evaluate", "nowhere"))
 
 
-def test_what_cannot_be_written_is_one_sentence(mmchat: Run, data: Path) -> None:
+def test_a_file_that_cannot_be_written_is_one_sentence(mmchat: Run, data: Path) -> None:
     told = sentence(mmchat("evaluate", str(data), "--html", "no/such/folder.html"))
     assert "no/such/folder.html cannot be written" in told
 
 
-def test_killed_it_goes_on_where_it_was(mmchat: Run, tmp_path: Path) -> None:
+def test_an_evaluation_that_was_killed_continues(mmchat: Run, tmp_path: Path) -> None:
     texts = ["say killed one", "gate killed", "say killed two"]
     folder = write(
         tmp_path / "data",
@@ -173,7 +173,7 @@ def test_killed_it_goes_on_where_it_was(mmchat: Run, tmp_path: Path) -> None:
     )
     kept = paths().cache / "evaluation"
     before = set(kept.glob("*"))  # of other tests in this home
-    model = tmp_path / "model"  # with weights, so that what answered is known
+    model = tmp_path / "model"  # with weights, so that answers are cached
     model.mkdir()
     (model / "model.safetensors").write_bytes(b"weights")
     options = ["--model", str(model), "--json", "--parallel", "1"]
@@ -192,8 +192,8 @@ def test_killed_it_goes_on_where_it_was(mmchat: Run, tmp_path: Path) -> None:
     assert [one["text"] for one in answers()].count("say killed one") == 1
 
 
-def test_the_keys_of_the_object_stay(mmchat: Run, data: Path) -> None:
-    """Scripts read them: one that goes or changes its name is a change that people are told of."""
+def test_the_json_keys_do_not_change(mmchat: Run, data: Path) -> None:
+    """Scripts read them, so a key that is removed or renamed belongs in the changelog."""
     options = ("--against", "birds", "--blank", "--json", "--parallel", "1")
     found = json.loads(mmchat("evaluate", str(data), *options).stdout)
     of_the_model = {"model", "weights_hash", "adapter", "adapter_hash", "quantization"}

@@ -1,4 +1,4 @@
-"""Engines that answer by script, as the client's tests have them."""
+"""The scripted engine of the client's tests."""
 
 from tests.client.conftest import scripted_engine
 

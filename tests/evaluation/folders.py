@@ -26,8 +26,9 @@ def line(
     }
 
 
-def write(folder: Path, lines: list[dict[str, Any]]) -> Path:
-    """questions.jsonl, and a grey picture for every name that a line uses."""
+def write(folder: Path, lines: list[dict[str, Any]], grader: str = "") -> Path:
+    """questions.jsonl, a grey picture for every name that a line uses, and a data.json if `grader`
+    is given."""
     names = sorted({name for one in lines for name in one.get("images", [])})
     for colour, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -35,4 +36,6 @@ def write(folder: Path, lines: list[dict[str, Any]]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(one) + "\n" for one in lines)
     (folder / "questions.jsonl").write_text(text, encoding="utf-8")
+    if grader:
+        (folder / "data.json").write_text(json.dumps({"grader": grader}), encoding="utf-8")
     return folder

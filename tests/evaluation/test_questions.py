@@ -1,4 +1,4 @@
-"""Reading an evaluation folder: what is asked, and what is told where a folder is broken."""
+"""Reading an evaluation folder: what is asked, and what the errors say about a broken one."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import pytest
 
 from mmchat.client import ImagePart
 from mmchat.errors import DataError
-from mmchat.evaluation.questions import at_most, read_questions
+from mmchat.evaluation.questions import limit_per_type, read_questions
 from tests.evaluation.folders import line, write
 
 PICTURE = ("pictures/000001.png",)
@@ -25,7 +25,7 @@ def parts(folder: Path) -> list[tuple[str, list[str]]]:
     return said
 
 
-def test_pictures_stand_before_the_first_text_of_the_person(tmp_path: Path) -> None:
+def test_pictures_come_before_the_first_text_of_the_user(tmp_path: Path) -> None:
     one = line("1", "", "red", images=("pictures/b.png", "pictures/a.png"))
     one["messages"] = [
         {"role": "system", "content": "be short"},
@@ -69,26 +69,26 @@ def test_the_hash_is_of_questions_and_pictures(tmp_path: Path) -> None:
     assert read_questions(write(tmp_path / "c", other)).sha256 != first
 
 
-def test_a_limit_holds_for_each_type(tmp_path: Path) -> None:
+def test_a_limit_applies_to_each_type(tmp_path: Path) -> None:
     lines = [line(str(n), "?", "x", kind="colour" if n % 3 else "shape") for n in range(9)]
     questions = read_questions(write(tmp_path, lines)).questions
-    assert [q.id for q in at_most(questions, 2)] == ["0", "1", "2", "3"]
-    assert at_most(questions, 0) == list(questions)
+    assert [q.id for q in limit_per_type(questions, 2)] == ["0", "1", "2", "3"]
+    assert limit_per_type(questions, 0) == list(questions)
 
 
 @pytest.mark.parametrize(
     ("broken", "told"),
     [
-        ("{", "no question"),
-        ("[]", "no question"),
+        ("{", "is not a question"),
+        ("[]", "is not a question"),
         ('{"id": "2"}', "type"),
-        ("\x00\xff", "no question"),
+        ("\x00\xff", "is not a question"),
         (line("1", "?", "x"), "the id '1' is there twice"),
         (line("2", "?", "x", kind=" "), "the type is empty"),
-        ({**line("2", "?", "x"), "messages": []}, "the last message has to be the person's"),
+        ({**line("2", "?", "x"), "messages": []}, "the last message has to be the user's"),
         (
             {**line("2", "?", "x"), "messages": [{"role": "assistant", "content": "hi"}]},
-            "the last message has to be the person's",
+            "the last message has to be the user's",
         ),
         ({**line("2", "?", "x"), "messages": [{"role": "robot", "content": "hi"}]}, "robot"),
         (line("2", [{"type": "video"}], "x"), "video"),  # type: ignore[list-item]
@@ -128,12 +128,12 @@ def test_a_fifo_and_a_link_out_of_the_folder_are_refused(tmp_path: Path) -> None
         read_questions(folder)
 
 
-def test_a_folder_without_questions_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_questions_is_an_error(tmp_path: Path) -> None:
     for folder in (tmp_path / "none", tmp_path):
-        with pytest.raises(DataError, match="is no evaluation folder"):
+        with pytest.raises(DataError, match="is not an evaluation folder"):
             read_questions(folder)
     (tmp_path / "questions.jsonl").write_text("\n \n")
-    with pytest.raises(DataError, match="holds no question"):
+    with pytest.raises(DataError, match="has no questions"):
         read_questions(tmp_path)
     write(tmp_path, [line("1", "?", "red")])
     (tmp_path / "data.json").write_text("{")
@@ -141,7 +141,7 @@ def test_a_folder_without_questions_is_told(tmp_path: Path) -> None:
         read_questions(tmp_path)
 
 
-def test_a_picture_that_changes_meanwhile_is_told(tmp_path: Path) -> None:
+def test_a_picture_that_has_changed_is_an_error(tmp_path: Path) -> None:
     asked = read_questions(write(tmp_path, [line("1", "?", "red", images=PICTURE)]))
     (tmp_path / PICTURE[0]).write_bytes(b"other")
     with pytest.raises(DataError, match="changed while"):

@@ -1,74 +1,36 @@
-"""The figures against values from elsewhere, captions against what they describe."""
+"""The grader of the built-in model: captions by what they describe, and refusals."""
 
-import math
 import random
 import re
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmchat.evaluation.metrics import (
-    Share,
-    is_declined,
-    is_right,
-    is_things_right,
-    most_frequent,
-    normalise,
-    parse_caption,
-)
+from mmchat.answer_match import normalize
+from mmchat.evaluation.graders import find_grader, grade
+from mmchat.evaluation.questions import Question
+from mmchat.settings import builtin_adapters
 
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
+SCENES: Any = find_grader("scenes")
 
 
-@pytest.mark.parametrize(
-    ("hits", "n", "low", "high"),
-    [  # Newcombe 1998, table I, method 3
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_gives_the_published_intervals(hits: int, n: int, low: float, high: float) -> None:
-    assert Share(hits, n).interval == pytest.approx((low, high), abs=5e-5)
+def parse_caption(text: str) -> Counter[tuple[str, ...]] | None:
+    found: Counter[tuple[str, ...]] | None = SCENES.parse_caption(normalize(text))
+    return found
 
 
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_ends_are_where_the_score_test_is_just_significant(counts: tuple[int, int]) -> None:
-    hits, n = counts
-    share = Share(hits, n)
-    low, high = share.interval
-    assert 0 <= low <= share.share <= high <= 1
-    for end in (low, high):
-        if 1e-9 < end < 1 - 1e-9:
-            z = abs(share.share - end) / math.sqrt(end * (1 - end) / n)
-            assert z == pytest.approx(1.959964, rel=1e-4)
+def graded(answer: str, reference: str, caption: bool) -> Any:
+    question = Question("1", "caption" if caption else "colour", [], reference)
+    return grade(question, answer, SCENES)
 
 
-def test_of_none_nothing_is_known() -> None:
-    assert Share(0, 0).share == 0
-    assert Share(0, 0).interval == (0, 1)
-
-
-@pytest.mark.parametrize(
-    ("said", "same"),
-    [
-        ("It is red.", True),
-        ("it is  RED", True),
-        (" It is red!\n", True),
-        ("It is red. It is red.", False),
-        ("It is dark red.", False),
-        ("", False),
-    ],
-)
-def test_content_is_free_of_case_space_and_end(said: str, same: bool) -> None:
-    assert is_right(said, "It is red.", caption=False) is same
-
-
-def test_quotes_of_any_kind_are_quotes() -> None:
-    assert normalise("It says “GO”.") == normalise('It says "GO".')
+def is_right(answer: str, reference: str, caption: bool) -> bool:
+    return bool(graded(answer, reference, caption).correct)
 
 
 @pytest.mark.parametrize(
@@ -88,10 +50,18 @@ def test_quotes_of_any_kind_are_quotes() -> None:
             {("orange", "ring"): 1, ('"', "salt and pepper, please"): 1},
         ),
         ('I see the number "42".', {('"', "42"): 1}),
+        (
+            "I see a large red circle, a small blue square and two small green stars.",
+            {
+                ("large", "red", "circle"): 1,
+                ("small", "blue", "square"): 1,
+                ("small", "green", "star"): 2,
+            },
+        ),
         ("I see nothing but an empty background.", {}),
     ],
 )
-def test_captions_are_multisets(said: str, wanted: dict[tuple[str, ...], int]) -> None:
+def test_captions_are_parsed(said: str, wanted: dict[tuple[str, ...], int]) -> None:
     assert parse_caption(said) == Counter(wanted)
 
 
@@ -111,11 +81,11 @@ def test_captions_are_multisets(said: str, wanted: dict[tuple[str, ...], int]) -
         "I see a star. It is red.",
     ],
 )
-def test_what_is_no_caption_is_none(said: str) -> None:
+def test_other_text_is_not_parsed(said: str) -> None:
     assert parse_caption(said) is None
 
 
-def test_a_caption_is_right_in_any_order_and_wrong_by_one_thing() -> None:
+def test_a_caption_is_right_in_any_order_and_wrong_by_one_item() -> None:
     wanted = 'I see a small red star, two large blue rings and the word "GO".'
     swapped = 'I see the word "go", two large blue rings and a small red star'
     assert is_right(swapped, wanted, caption=True)
@@ -132,12 +102,14 @@ def test_a_caption_is_right_in_any_order_and_wrong_by_one_thing() -> None:
         "Many things.",
     ):
         assert not is_right(wrong, wanted, caption=True)
-    assert is_things_right("I see two large blue rings and a small red star.", wanted)
-    assert not is_things_right('I see two large blue rings and the word "GO".', wanted)
+    without_writing = graded("I see two large blue rings and a small red star.", wanted, True)
+    assert (without_writing.correct, without_writing.objects_correct) == (False, True)
+    assert not graded('I see two large blue rings and the word "GO".', wanted, True).objects_correct
 
 
-def test_a_wanted_caption_in_free_words_is_compared_as_a_sentence() -> None:
+def test_a_reference_in_free_words_is_compared_as_text() -> None:
     assert is_right("a dog on  a beach", "A dog on a beach.", caption=True)
+    assert graded("a dog", "A dog on a beach.", caption=True).objects_correct is None
     assert not is_right("a cat on a beach", "A dog on a beach.", caption=True)
 
 
@@ -155,7 +127,7 @@ FORMS = {"cross": "crosses", "box": "boxes", "bush": "bushes"}
     st.none() | written,
     st.randoms(use_true_random=False),
 )
-def test_what_is_described_is_parsed_back(
+def test_written_captions_are_parsed_back(
     groups: list[tuple[tuple[str, str, str], int]], text: str | None, rng: random.Random
 ) -> None:
     wanted: Counter[tuple[str, ...]] = Counter()
@@ -178,23 +150,29 @@ def test_what_is_described_is_parsed_back(
 
 
 @given(st.text())
-def test_no_text_breaks_the_comparison(text: str) -> None:
+def test_any_text_can_be_compared(text: str) -> None:
     parse_caption(f"I see {text}")
     assert is_right(text, text, caption=True)
     assert is_right(text, text, caption=False)
 
 
-def test_declining_is_told_by_how_the_answer_begins() -> None:
+def test_an_answer_declines_if_it_begins_as_the_refusal() -> None:
     refusal = "I can only talk about simple drawn scenes. Load a larger model."
-    assert is_declined(refusal)
-    assert not is_declined(f"No. {refusal}")
-    assert is_right("i can only talk about simple drawn scenes", refusal, caption=False)
-    assert not is_right("It is red.", refusal, caption=False)
+    for caption in (False, True):
+        answer = graded("i can only talk about simple drawn scenes", refusal, caption)
+        assert (answer.correct, answer.declined, answer.should_decline) == (True, True, True)
+        answer = graded("It is red.", refusal, caption)
+        assert (answer.correct, answer.declined, answer.should_decline) == (False, False, True)
+        answer = graded(f"No. {refusal}", "It is red.", caption)
+        assert (answer.correct, answer.declined, answer.should_decline) == (False, False, False)
 
 
-def test_the_most_frequent_answer_is_counted_within_its_group() -> None:
-    yes_no = [("is_there", "yes")] * 3 + [("is_there", "no")] * 2
-    colours = [("colour", "red"), ("colour", "red"), ("colour", "blue")]
-    assert most_frequent(yes_no) == 3 / 5
-    assert most_frequent(yes_no + colours) == 5 / 8
-    assert most_frequent([]) == 0
+def test_zero_of_an_object_means_none() -> None:
+    assert is_right("I see 0 red stars.", "I see nothing but an empty background.", caption=True)
+
+
+def test_a_grader_is_found_by_the_name_or_the_folder_of_a_built_in_base(tmp_path: Path) -> None:
+    assert find_grader(str(builtin_adapters() / "scenes")) is SCENES
+    (tmp_path / "grader.py").write_text("raise AssertionError")
+    others = ("", ".", "digits", "..", "scenes/..", str(tmp_path), "a\0b", "x" * 5000)
+    assert [name for name in others if find_grader(name)] == []

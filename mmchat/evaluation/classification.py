@@ -1,0 +1,291 @@
+"""Precision and recall: of questions with few different answers, and of yes and no.
+
+Answers are classes if there are 2 to 40 different references, each wanted 3 times on average.
+A prediction that is no class counts as "something else". Predictions are compared as `normalize`
+leaves them, and all refusals are one class.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmchat.answer_match import normalize
+from mmchat.evaluation.graders import GradedAnswer
+from mmchat.evaluation.statistics import (
+    Estimate,
+    Floats,
+    Proportion,
+    bootstrap_counts,
+    percentiles,
+    resampled_counts,
+)
+
+MAX_CLASSES = 40
+MIN_MEAN_COUNT = 3
+SOMETHING_ELSE = "something else"
+REFUSAL = "a refusal"
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMetrics:
+    """The metrics of one class. They are 0 if there is nothing to divide by."""
+
+    label: str
+    precision: Proportion
+    recall: Proportion
+    f1: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class AverageMetrics:
+    """Over the classes: every class counts the same (macro), or every question (micro)."""
+
+    precision: Estimate
+    recall: Estimate
+    f1: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "precision": self.precision.to_dict(),
+            "recall": self.recall.to_dict(),
+            "f1": self.f1.to_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """A confusion matrix and its metrics."""
+
+    type: str
+    """The question type; "" if all questions together are classified."""
+    labels: tuple[str, ...]
+    """The most frequent first."""
+    matrix: NDArray[np.int64]
+    """(reference, prediction): a row per label, a column per label, and a last column for
+    something else."""
+    classes: tuple[ClassMetrics, ...]
+    macro: AverageMetrics
+    micro: AverageMetrics
+
+    @property
+    def accuracy(self) -> Proportion:
+        return Proportion(int(np.trace(self.matrix)), int(self.matrix.sum()))
+
+    def to_dict(self) -> dict[str, Any]:
+        accuracy = self.accuracy
+        return {
+            "type": self.type,
+            "n": accuracy.n,
+            "accuracy": accuracy.value,
+            "accuracy_interval": list(accuracy.interval),
+            "classes": [
+                {
+                    "label": one.label,
+                    "n": one.recall.n,
+                    "precision": one.precision.value,
+                    "precision_interval": list(one.precision.interval),
+                    "recall": one.recall.value,
+                    "recall_interval": list(one.recall.interval),
+                    "f1": one.f1.value,
+                    "f1_interval": list(one.f1.interval),
+                }
+                for one in self.classes
+            ],
+            "macro": self.macro.to_dict(),
+            "micro": self.micro.to_dict(),
+            "confusion": {"columns": [*self.labels, SOMETHING_ELSE], "rows": self.matrix.tolist()},
+        }
+
+
+def classify(answers: Sequence[GradedAnswer]) -> tuple[Classification, ...]:
+    """One classification of all answers if their references are classes, else one for each
+    question type whose references are."""
+    if (together := _classify("", answers)) is not None:
+        return (together,)
+    by_type: dict[str, list[GradedAnswer]] = {}
+    for answer in answers:
+        by_type.setdefault(answer.type, []).append(answer)
+    found = [_classify(type_, of_type) for type_, of_type in by_type.items()]
+    return tuple(one for one in found if one is not None)
+
+
+def _classify(type_: str, answers: Sequence[GradedAnswer]) -> Classification | None:
+    references = [REFUSAL if a.should_decline else normalize(a.reference) for a in answers]
+    predictions = [REFUSAL if a.declined else normalize(a.prediction) for a in answers]
+    counts = Counter(references)
+    if not 2 <= len(counts) <= MAX_CLASSES or len(references) < MIN_MEAN_COUNT * len(counts):
+        return None
+    labels = tuple(sorted(counts, key=lambda label: (-counts[label], label)))
+    columns = {label: column for column, label in enumerate(labels)}
+    matrix = np.zeros((len(labels), len(labels) + 1), np.int64)
+    for reference, prediction in zip(references, predictions, strict=True):
+        matrix[columns[reference], columns.get(prediction, len(labels))] += 1
+    return _measure(type_, labels, matrix)
+
+
+def _measure(type_: str, labels: tuple[str, ...], matrix: NDArray[np.int64]) -> Classification:
+    by_class, macro, micro = _precision_recall_f1(matrix.astype(np.float64)[None])
+    resampled = resampled_counts(matrix.ravel()).reshape(-1, *matrix.shape)
+    by_class_resampled, macro_resampled, micro_resampled = _precision_recall_f1(resampled)
+
+    def average(values: Floats, drawn: Floats) -> AverageMetrics:
+        return AverageMetrics(
+            *(Estimate(float(v[0]), percentiles(d)) for v, d in zip(values, drawn, strict=True))
+        )
+
+    classes = tuple(
+        ClassMetrics(
+            label,
+            Proportion(int(matrix[k, k]), int(matrix[:, k].sum())),
+            Proportion(int(matrix[k, k]), int(matrix[k].sum())),
+            Estimate(float(by_class[2, 0, k]), percentiles(by_class_resampled[2, :, k])),
+        )
+        for k, label in enumerate(labels)
+    )
+    return Classification(
+        type_,
+        labels,
+        matrix,
+        classes,
+        average(macro, macro_resampled),
+        average(micro, micro_resampled),
+    )
+
+
+def _precision_recall_f1(matrices: Floats) -> tuple[Floats, Floats, Floats]:
+    """(n, k, k + 1) confusion matrices -> by class (3, n, k), macro (3, n), micro (3, n).
+
+    The macro average is over the classes that occur in a matrix, as reference or prediction.
+    """
+    k = matrices.shape[-2]
+    correct = np.diagonal(matrices[..., :k], axis1=-2, axis2=-1)
+    wanted, predicted = matrices.sum(-1), matrices[..., :k].sum(-2)
+    numerators = np.stack([correct, correct, 2 * correct])
+    denominators = np.stack([predicted, wanted, wanted + predicted])
+    by_class = _divide(numerators, denominators)
+    occurs = wanted + predicted > 0
+    macro = np.where(occurs, by_class, 0.0).sum(-1) / np.maximum(occurs.sum(-1), 1)
+    micro = _divide(numerators.sum(-1), denominators.sum(-1))
+    return by_class, macro, micro
+
+
+def _divide(numerators: Floats, denominators: Floats) -> Floats:
+    """0 where the denominator is 0."""
+    return np.divide(
+        numerators, denominators, out=np.zeros(numerators.shape), where=denominators > 0
+    )
+
+
+YesOrNo = Literal["yes", "no", ""]
+
+_STRICT = re.compile(r"(yes|no)(?:\s*[,.;:!?–—-]|$)")
+_POPE_NO = {"No", "not", "no"}
+
+
+def parse_pope(answer: str) -> YesOrNo:
+    """POPE's own parser (Li et al. 2023): "no" if the first sentence, which ends at a full stop, has
+    the word No, no or not, else "yes". Words are separated by spaces; commas are removed."""
+    words = answer.split(".")[0].replace(",", "").split(" ")
+    return "no" if _POPE_NO & set(words) else "yes"
+
+
+def parse_strict(answer: str) -> YesOrNo:
+    """The yes or no that begins the answer and stands alone; "" if there is none."""
+    found = _STRICT.match(normalize(answer))
+    if found is None:
+        return ""
+    return "yes" if found[1] == "yes" else "no"
+
+
+@dataclass(frozen=True, slots=True)
+class YesNoScores:
+    """The metrics by one parser, with yes as the positive answer.
+
+    An answer that is missing or cannot be parsed is wrong and is not a yes.
+    """
+
+    accuracy: Proportion
+    precision: Proportion
+    recall: Proportion
+    f1: Estimate
+    yes_ratio: Proportion
+
+    def to_dict(self) -> dict[str, Any]:
+        proportions = {
+            "accuracy": self.accuracy,
+            "precision": self.precision,
+            "recall": self.recall,
+            "yes_ratio": self.yes_ratio,
+        }
+        return {
+            **{k: {"value": p.value, "interval": list(p.interval)} for k, p in proportions.items()},
+            "f1": self.f1.to_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class YesNoMetrics:
+    """Whether a model says yes to what is not in the picture, as POPE measures it."""
+
+    n: int
+    wanted_yes: int
+    pope: YesNoScores
+    strict: YesNoScores
+    unparsed: Proportion
+    """Answers that the strict parser could not read or that are missing."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "n": self.n,
+            "wanted_yes": self.wanted_yes,
+            "pope": self.pope.to_dict(),
+            "strict": self.strict.to_dict(),
+            "unparsed": self.unparsed.value,
+            "unparsed_interval": list(self.unparsed.interval),
+        }
+
+
+def compute_yes_no(answers: Sequence[GradedAnswer]) -> YesNoMetrics | None:
+    """Over the questions whose reference is yes or no; None if there are none."""
+    asked = [(wanted, a) for a in answers if (wanted := parse_strict(a.reference))]
+    if not asked:
+        return None
+
+    def parsed_by(parse: Callable[[str], YesOrNo]) -> list[tuple[YesOrNo, YesOrNo]]:
+        # An empty answer is parsed; a missing one is not.
+        return [(wanted, "" if a.error else parse(a.prediction)) for wanted, a in asked]
+
+    strict = parsed_by(parse_strict)
+    return YesNoMetrics(
+        len(asked),
+        sum(wanted == "yes" for wanted, _ in asked),
+        _score_yes_no(parsed_by(parse_pope)),
+        _score_yes_no(strict),
+        Proportion(sum(not said for _, said in strict), len(strict)),
+    )
+
+
+def _score_yes_no(pairs: Sequence[tuple[YesOrNo, YesOrNo]]) -> YesNoScores:
+    """pairs: (reference, prediction)"""
+    hits = sum(pair == ("yes", "yes") for pair in pairs)
+    wanted = sum(reference == "yes" for reference, _ in pairs)
+    said = sum(prediction == "yes" for _, prediction in pairs)
+    # True positives, false negatives, false positives, all others.
+    cells = np.array([hits, wanted - hits, said - hits, len(pairs) - wanted - said + hits])
+
+    def f1(counts: Floats) -> Floats:
+        twice = 2 * counts[:, 0]
+        return _divide(twice, twice + counts[:, 1] + counts[:, 2])
+
+    return YesNoScores(
+        Proportion(sum(reference == prediction for reference, prediction in pairs), len(pairs)),
+        Proportion(hits, said),
+        Proportion(hits, wanted),
+        bootstrap_counts(cells, f1),
+        Proportion(said, len(pairs)),
+    )

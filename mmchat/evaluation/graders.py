@@ -1,0 +1,136 @@
+"""Whether an answer is right.
+
+Answers are compared as text (`mmchat.answer_match`). A built-in base whose answers have a
+grammar brings its own grader, `grader.py` beside its weights, which knows which answers decline
+and that a caption may list its objects in any order. Data names its grader in data.json; without
+a name the grader of the base that answers is used. Only graders that come with mmchat are run,
+never one from a person's folder.
+"""
+
+import functools
+import importlib.util
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from mmchat.answer_match import normalize, same_words
+from mmchat.evaluation.questions import Question
+from mmchat.settings import builtin_adapters
+
+GRADER = "grader.py"
+
+
+class Grader(Protocol):
+    """Knows what the answers to some data mean. Every text comes as `normalize` leaves it."""
+
+    def content(self, text: str, caption: bool) -> Hashable:
+        """Equal for two answers that say the same. `caption`: the question asks for a caption."""
+
+    def is_refusal(self, text: str) -> bool:
+        """Whether the answer declines the question."""
+
+    def objects(self, caption: str) -> Hashable | None:
+        """Equal for two captions that list the same objects, whatever writing they mention; None if
+        `caption` is not a list of objects."""
+
+
+class TextGrader:
+    """For answers in any words: the same text is the same content."""
+
+    def content(self, text: str, caption: bool) -> Hashable:
+        return text
+
+    def is_refusal(self, text: str) -> bool:
+        return False
+
+    def objects(self, caption: str) -> Hashable | None:
+        return None
+
+
+def find_grader(base: str) -> Grader | None:
+    """The grader of the built-in base with this name or folder; None if there is none."""
+    root = builtin_adapters().resolve()
+    try:
+        folder = (root / base).resolve()
+        if folder.parent != root or not (folder / GRADER).is_file():
+            return None
+    except (OSError, RuntimeError, ValueError):  # not a possible file name
+        return None
+    return _load(folder / GRADER)
+
+
+@functools.cache
+def _load(file: Path) -> Grader:
+    spec = importlib.util.spec_from_file_location(f"mmchat_grader_{file.parent.name}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return cast(Grader, module)
+
+
+@dataclass(frozen=True, slots=True)
+class GradedAnswer:
+    """A question with its reference answer and the model's answer, compared."""
+
+    id: str
+    type: str
+    question: str
+    """The text of the last message."""
+    reference: str
+    prediction: str
+    correct: bool
+    """The exact match: the prediction has the content of the reference."""
+    is_caption: bool = False
+    declined: bool = False
+    """Whether the prediction is a refusal."""
+    should_decline: bool = False
+    """Whether the reference is a refusal."""
+    objects_correct: bool | None = None
+    """Of a caption whose reference is a list of objects: whether it lists the same objects."""
+    images: tuple[str, ...] = ()
+    """As `Questions.pictures` names them."""
+    error: str = ""
+    """Why the question could not be answered, if so. Then the answer counts as wrong."""
+
+    @property
+    def verbatim(self) -> bool:
+        """Whether the prediction is the reference, character for character. White space at the ends
+        does not count."""
+        return not self.error and self.prediction.strip() == self.reference.strip()
+
+    @property
+    def same_words(self) -> bool:
+        return not self.error and same_words(self.prediction, self.reference)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "type": self.type,
+            "question": self.question,
+            "wanted": self.reference,
+            "given": self.prediction,
+            "right": self.correct,
+            "unanswered": self.error,
+        }
+
+
+def grade(question: Question, prediction: str, grader: Grader, error: str = "") -> GradedAnswer:
+    """Compares an answer with the reference. error: why there is none; `prediction` is then ""."""
+    answer, reference = normalize(prediction), normalize(question.answer)
+    caption = question.is_caption
+    objects = grader.objects(reference) if caption else None
+    return GradedAnswer(
+        id=question.id,
+        type=question.type,
+        question=question.text,
+        reference=question.answer,
+        prediction=prediction,
+        correct=not error and grader.content(answer, caption) == grader.content(reference, caption),
+        is_caption=caption,
+        declined=grader.is_refusal(answer),
+        should_decline=grader.is_refusal(reference),
+        objects_correct=None if objects is None else grader.objects(answer) == objects,
+        images=tuple(question.images),
+        error=error,
+    )

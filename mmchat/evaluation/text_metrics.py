@@ -1,0 +1,156 @@
+"""BLEU and ROUGE: how much of the words of free answers agrees with the references.
+
+The metrics with intervals are over the questions whose reference has at least four words, because
+BLEU looks at four in a row. ROUGE's words are runs of letters and digits of any script; in English
+they are the ones that rouge-score finds. A script without spaces between words counts by the
+character, in BLEU too if most of the text is in such a script.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from mmchat.evaluation.graders import GradedAnswer
+from mmchat.evaluation.statistics import (
+    Estimate,
+    Floats,
+    bootstrap_mean,
+    percentiles,
+    resampled_sums,
+)
+
+MIN_WORDS = 4
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
+_BLEU_ORDER = 4
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # kana and ideographs
+_WORD = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
+
+
+@dataclass(frozen=True, slots=True)
+class TextScores:
+    """BLEU and ROUGE-L of a few texts of any length, without intervals."""
+
+    bleu: float
+    """Corpus BLEU by sacrebleu, from 0 to 100."""
+    bleu_signature: str
+    """sacrebleu's record of how it was computed."""
+    rouge_l: float
+    """The mean F-measure of ROUGE-L, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextMetrics:
+    """BLEU from 0 to 100 and ROUGE (the mean F-measure) from 0 to 1, with intervals."""
+
+    n: int
+    bleu: Estimate
+    bleu_signature: str
+    """sacrebleu's record of how it was computed."""
+    rouge: dict[str, Estimate]
+    """By `ROUGE_TYPES`."""
+    bleu_counts: Floats
+    """(n, 10), of each question: answer length, reference length, matching n-grams, n-grams."""
+    rouge_scores: Floats
+    """(n, 3), of each question: the F-measures by `ROUGE_TYPES`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "n": self.n,
+            "bleu": self.bleu.to_dict(),
+            "bleu_signature": self.bleu_signature,
+            **{kind: self.rouge[kind].to_dict() for kind in ROUGE_TYPES},
+        }
+
+
+class RougeTokenizer:
+    """rouge-score's tokenizer for every script. Its own finds Latin letters only, so two equal
+    sentences of another script would have nothing in common."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _WORD.findall(text.lower())
+
+
+def compute_text_metrics(answers: Sequence[GradedAnswer]) -> TextMetrics | None:
+    """None if no reference has `MIN_WORDS` words."""
+    asked = [a for a in answers if len(_WORD.findall(a.reference)) >= MIN_WORDS]
+    if not asked:
+        return None
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU
+
+    # One sentence alone needs the effective order. That changes its score, but not its counts.
+    tokenize = _bleu_tokenizer([a.reference for a in asked])
+    sentence = BLEU(effective_order=True, tokenize=tokenize)
+    rouge = RougeScorer(list(ROUGE_TYPES), tokenizer=RougeTokenizer())
+    counts, f_measures = [], []
+    for one in asked:
+        bleu_score = sentence.sentence_score(one.prediction, [one.reference])
+        counts.append(
+            [bleu_score.sys_len, bleu_score.ref_len, *bleu_score.counts, *bleu_score.totals]
+        )
+        rouge_score = rouge.score(one.reference, one.prediction)
+        f_measures.append([rouge_score[kind].fmeasure for kind in ROUGE_TYPES])
+    bleu_counts, rouge_scores = np.array(counts, np.float64), np.array(f_measures, np.float64)
+    corpus = BLEU(tokenize=tokenize)
+    score = corpus.corpus_score([a.prediction for a in asked], [[a.reference for a in asked]]).score
+    return TextMetrics(
+        len(asked),
+        Estimate(float(score), percentiles(bleu_of_counts(resampled_sums(bleu_counts)))),
+        str(corpus.get_signature()),
+        {kind: bootstrap_mean(rouge_scores[:, i]) for i, kind in enumerate(ROUGE_TYPES)},
+        bleu_counts,
+        rouge_scores,
+    )
+
+
+def score_texts(predictions: Sequence[str], references: Sequence[str]) -> TextScores:
+    """Of at least one text."""
+    from sacrebleu.metrics import BLEU
+
+    corpus = BLEU(tokenize=_bleu_tokenizer(references))
+    score = corpus.corpus_score(list(predictions), [list(references)]).score
+    total = sum(map(rouge_l, predictions, references))
+    return TextScores(float(score), str(corpus.get_signature()), total / len(predictions))
+
+
+def rouge_l(prediction: str, reference: str) -> float:
+    """The F-measure of ROUGE-L, from 0 to 1."""
+    return float(_rouge_l_scorer().score(reference, prediction)["rougeL"].fmeasure)
+
+
+@cache
+def _rouge_l_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=RougeTokenizer())
+
+
+def _bleu_tokenizer(texts: Sequence[str]) -> str:
+    """sacrebleu's tokenizer: by the character if most words of `texts` are single characters of a
+    script without spaces, else its default."""
+    words = [word for text in texts for word in _WORD.findall(text)]
+    single = sum(re.match(f"[{_UNSPACED}]", word) is not None for word in words)
+    return "char" if 2 * single > len(words) else "13a"
+
+
+def bleu_of_counts(sums: Floats) -> Floats:
+    """(…, 10) sums of `TextMetrics.bleu_counts` -> (…) corpus BLEU, from 0 to 100.
+
+    It is smoothed as sacrebleu does by default (NIST): an order without a matching n-gram counts as
+    half of one, the next such order as a quarter, and so on.
+    """
+    length, reference_length = sums[..., 0], sums[..., 1]
+    matches, totals = sums[..., 2 : 2 + _BLEU_ORDER], sums[..., 2 + _BLEU_ORDER :]
+    halvings = np.cumsum(matches == 0, axis=-1)
+    smoothed = np.where(matches == 0, 0.5**halvings, matches)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_precision = np.log(smoothed / totals).mean(-1)
+        brevity = np.where(length < reference_length, np.exp(1 - reference_length / length), 1.0)
+        score = 100 * brevity * np.exp(log_precision)
+    # 0 if nothing matches or no answer is long enough for one of the orders.
+    zero = (matches.sum(-1) == 0) | (totals == 0).any(-1) | (length == 0)
+    return np.where(zero, 0.0, score)
