@@ -67,7 +67,7 @@ class LoraOptions(Table, frozen=True):
     """The change is scaled by alpha / rank (with rslora: / sqrt(rank))."""
     dropout: float = 0.0
     rslora: bool = False
-    """Kalajdzievski 2023, "A Rank Stabilization Scaling Factor for Fine-FinetuneConfig with LoRA"."""
+    """Kalajdzievski 2023, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA"."""
     dora: bool = False
     """Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation"."""
     targets: tuple[str, ...] = ()
