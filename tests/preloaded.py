@@ -1,7 +1,5 @@
 """What a process that tests are forked from has imported."""
 
-import mmchat.cli.training_job
-import mmchat.model.merging  # noqa: F401
 import tests.training.runner  # noqa: F401
 from mmchat.training.trainable import import_bitsandbytes_quietly
 

@@ -43,7 +43,7 @@ def heavy_after(script: str) -> list[str]:
         "mmchat.engine.process",
         "mmchat.history",
         "mmchat.images",
-        "mmchat.model.adapters",
+        "mmchat.adapters.card",
         "mmchat.model.catalogue",
         "mmchat.settings",
         "mmchat.training.finetune_config",

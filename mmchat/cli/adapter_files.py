@@ -26,11 +26,11 @@ def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
     Example:
       mmchat adapters merge digits --out ~/models/scenes-digits
     """
-    from mmchat.model.adapters import find_adapter, read_card
-    from mmchat.model.fitting import require_base
+    from mmchat.adapters.card import find_adapter, read_card
+    from mmchat.adapters.compatibility import require_base
 
     require_base(read_card(find_adapter(name)))  # told at once, before torch is loaded
-    from mmchat.model.merging import merge_adapter
+    from mmchat.adapters.merge import merge_adapter
 
     progress = Progress()
     try:
@@ -75,7 +75,7 @@ def export(name: str, file: Path, as_json: bool) -> None:
     Example:
       mmchat adapters export digits digits.zip
     """
-    from mmchat.model.exchange import export_adapter
+    from mmchat.adapters.archive import export_adapter
 
     done = export_adapter(name, file.expanduser())
     _tell_left_out(done.left_out)
@@ -101,7 +101,7 @@ def import_(source: Path, name: str, base: str, as_json: bool) -> None:
       mmchat adapters import birds.zip
       mmchat adapters import ~/downloads/lora --base scenes --name birds
     """
-    from mmchat.model.exchange import import_adapter
+    from mmchat.adapters.archive import import_adapter
 
     done = import_adapter(source.expanduser(), name, base)
     _tell_left_out(done.left_out)

@@ -9,11 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from mmchat.cli.adapter_files import export, import_, merge
-from mmchat.cli.output import say, say_json, say_table, size
-from mmchat.client import EngineClient
-from mmchat.errors import MmchatError
-from mmchat.model.adapters import (
+from mmchat.adapters.card import (
     LORA,
     NONE,
     Adapter,
@@ -26,6 +22,10 @@ from mmchat.model.adapters import (
     remove_adapter,
     rename_adapter,
 )
+from mmchat.cli.adapter_files import export, import_, merge
+from mmchat.cli.output import say, say_json, say_table, size
+from mmchat.client import EngineClient
+from mmchat.errors import MmchatError
 from mmchat.settings import Settings, load_settings
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -83,7 +83,7 @@ def show(name: str, as_json: bool) -> None:
     Example:
       mmchat adapters show digits
     """
-    from mmchat.model.fitting import find_base
+    from mmchat.adapters.compatibility import find_base
 
     folder = find_adapter(name)
     one = next((one for one in list_adapters() if one.folder == folder), None)
@@ -130,7 +130,7 @@ def _figure(value: float | Figure) -> str:
 
 def _lora(folder: Path) -> str:
     """`rank 16 on 35 layers, DoRA`; empty where there is none that can be read."""
-    from mmchat.model.lora_file import read_lora_file
+    from mmchat.adapters.lora_file import read_lora_file
 
     try:
         layers = read_lora_file(folder / LORA).layers.values()

@@ -112,12 +112,12 @@ def evaluate(
       mmchat evaluate build/evaluation --markdown table.md
       mmchat evaluate my-photos/ --adapter birds --against none --out report/
     """
+    from mmchat.adapters.card import NONE
     from mmchat.evaluation import runner
     from mmchat.evaluation.compare import compare
     from mmchat.evaluation.question_sets import load_questions
     from mmchat.evaluation.results import compute_metrics
     from mmchat.evaluation.worst_answers import find_worst, worst_page
-    from mmchat.model.adapters import NONE
 
     settings = load_settings()
     # The settings' adapter belongs to the settings' model.

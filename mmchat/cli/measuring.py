@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmchat.adapters.card import NONE
 from mmchat.errors import EngineError, MmchatError
-from mmchat.model.adapters import NONE
 from mmchat.training.run_folder import Row
 
 HELD_OUT, OLD_SKILLS = "held-out answers", "old skills"

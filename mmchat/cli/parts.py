@@ -61,10 +61,12 @@ def parts_table(found: dict[str, Any]) -> list[tuple[str, ...]]:
 def _main(name: str, adapter: str, quantization: Any, device: Any) -> int:
     from dataclasses import asdict
 
+    from mmchat.adapters.active import ActiveAdapter
     from mmchat.model.loading import load_model
 
     try:
-        loaded = load_model(name, adapter=adapter, quantization=quantization, device=device)
+        loaded = load_model(name, quantization=quantization, device=device)
+        ActiveAdapter(loaded).switch(adapter)
     except MmchatError as error:
         print(f"mmchat: {error}")
         return 1

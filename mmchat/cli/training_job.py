@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from mmchat.adapters.card import is_name
 from mmchat.cli.training_panel import Watcher
 from mmchat.cli.training_result import finished_words, how_to_go_on, keep, resuming
 from mmchat.data import read_splits, split
 from mmchat.data.snapshot import has_snapshot, load_snapshot, save_snapshot
 from mmchat.data.types import Dataset, Example
 from mmchat.errors import DataError, MmchatError, RecipeError
-from mmchat.model.adapters import is_name
 from mmchat.model.heap import give_back
 from mmchat.settings import builtin_adapters, load_settings, paths
 from mmchat.training.finetune_config import LARGE, FinetuneConfig, read_config

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 
+from mmchat.adapters.card import LONGEST_NAME, Figure, read_card, rename_adapter, write_card
 from mmchat.errors import AdapterError
-from mmchat.model.adapters import LONGEST_NAME, Figure, read_card, rename_adapter, write_card
 from mmchat.settings import paths, private_dir
 from mmchat.training.run_folder import Row, RunFolder, writing
 

@@ -12,13 +12,14 @@ from typing import Protocol, cast
 import psutil
 import torch
 
+from mmchat.adapters.active import ActiveAdapter
+from mmchat.adapters.card import check_adapter
 from mmchat.client.protocol import BackendStatus, Delta, Done, Options, Started, Turn
 from mmchat.engine.cache import VisionCache
 from mmchat.engine.decode import Decoding, TransformersRunner, VisualPrefixRunner
 from mmchat.engine.detokenize import StopStrings, detokenizer_for
 from mmchat.engine.sampling import Sampler
 from mmchat.errors import EngineError, MmchatError
-from mmchat.model.applying import apply_adapter
 from mmchat.model.loading import LoadedModel, load_planned
 from mmchat.model.planning import is_out_of_memory, plan_load
 from mmchat.model.prompt import Cancelled, PreparedPrompt, build_prompt
@@ -82,6 +83,7 @@ class TorchBackend:
 
     def __init__(self) -> None:
         self._loaded: LoadedModel | None = None
+        self._adapter: ActiveAdapter | None = None
         self._runner: TransformersRunner | None = None
         self._vision = VisionCache()
 
@@ -94,20 +96,24 @@ class TorchBackend:
         # Whatever can be found wrong beforehand does not cost the model that is loaded.
         plan = plan_load(
             model,
-            adapter=adapter,
             quantization=cast(Quantization, quantization),
             device=cast(Device, device),
             replaced=self._loaded,
         )
+        if adapter:
+            kind = getattr(plan.config, "projector_type", "")
+            check_adapter(adapter, model, plan.weights_hash, kind)
         self._unload()
         try:
             loaded = load_planned(plan, progress)
+            active = ActiveAdapter(loaded)
+            active.switch(adapter)
         except (MmchatError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error.__cause__ or error):
                 raise
         else:
-            self._loaded = loaded
-            self._runner = self._runner_for(loaded)
+            self._loaded, self._adapter = loaded, active
+            self._runner = self._runner_for(loaded, active)
             return
         _release()  # outside of the except: its traceback held what was loaded so far
         raise EngineError(
@@ -119,20 +125,21 @@ class TorchBackend:
         return self._loaded is None or self._loaded.is_current()
 
     def adapter_is_current(self) -> bool:
-        return self._loaded is None or self._loaded.adapter_is_current()
+        return self._adapter is None or self._adapter.is_current()
 
     def use_adapter(self, adapter: str) -> None:
-        if self._loaded is None:
+        if self._adapter is None:
             raise EngineError(_NOTHING_LOADED)
-        apply_adapter(self._loaded, adapter)
+        self._adapter.switch(adapter)
 
     def generate(
         self, turns: Sequence[Turn], options: Options, cancelled: Callable[[], bool]
     ) -> Iterator[Started | Delta | Done]:
-        if self._loaded is None or self._runner is None:
+        if self._loaded is None or self._adapter is None or self._runner is None:
             raise EngineError(_NOTHING_LOADED)
+        held = (self._loaded, self._adapter, self._runner)
         try:
-            yield from self._answer(self._loaded, self._runner, turns, options, cancelled)
+            yield from self._answer(*held, turns, options, cancelled)
             return
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -145,12 +152,12 @@ class TorchBackend:
         )
 
     def status(self) -> BackendStatus:
-        loaded = self._loaded
-        if loaded is None:
+        loaded, active = self._loaded, self._adapter
+        if loaded is None or active is None:
             return BackendStatus()
         return BackendStatus(
             model=loaded.name,
-            adapter=loaded.adapter,
+            adapter=active.name,
             device=str(loaded.device),
             quantization=loaded.quantization,
             compute_dtype=_name(loaded.compute_dtype),
@@ -158,12 +165,13 @@ class TorchBackend:
             vision=loaded.vision,
             memory_bytes=loaded.memory_bytes,
             weights_hash=loaded.weights_hash,
-            adapter_hash=loaded.adapter_hash,
+            adapter_hash=active.digest,
         )
 
     def _answer(
         self,
         loaded: LoadedModel,
+        active: ActiveAdapter,
         runner: TransformersRunner,
         turns: Sequence[Turn],
         options: Options,
@@ -175,7 +183,7 @@ class TorchBackend:
         try:
             prompt = build_prompt(loaded, turns, options.max_tokens, cancelled)
         except Cancelled:
-            yield Done("cancelled", model=loaded.name, adapter=loaded.adapter)
+            yield Done("cancelled", model=loaded.name, adapter=active.name)
             return
         prompt_tokens = prompt.input_ids.shape[1]
         sampler = _sampler(options, prompt)
@@ -185,8 +193,8 @@ class TorchBackend:
             cached_tokens=0,
             dropped_turns=prompt.dropped_turns,
             context_length=loaded.context_length,
-            adapter=loaded.adapter,
-            adapter_hash=loaded.adapter_hash,
+            adapter=active.name,
+            adapter_hash=active.digest,
         )
         yield started
         prepared = time.perf_counter()
@@ -223,8 +231,8 @@ class TorchBackend:
             # The first token costs no step: the prefill gave its logits.
             tokens_per_second=(tokens - 1) / seconds if tokens > 1 else 0.0,
             model=loaded.name,
-            adapter=loaded.adapter,
-            adapter_hash=loaded.adapter_hash,
+            adapter=active.name,
+            adapter_hash=active.digest,
             quantization=loaded.quantization,
             device=str(loaded.device),
             prompt_tokens=started.prompt_tokens,
@@ -234,18 +242,18 @@ class TorchBackend:
             context_length=started.context_length,
         )
 
-    def _runner_for(self, loaded: LoadedModel) -> TransformersRunner:
+    def _runner_for(self, loaded: LoadedModel, active: ActiveAdapter) -> TransformersRunner:
         if loaded.kind == "visual_prefix":
             return VisualPrefixRunner(
                 loaded.model,
-                vision_hash=lambda: loaded.vision_hash,
+                vision_hash=lambda: active.vision_hash,
                 vision=self._vision,
                 compute_dtype=loaded.compute_dtype,
             )
         return TransformersRunner(loaded.model, compute_dtype=loaded.compute_dtype)
 
     def _unload(self) -> None:
-        self._loaded = None
+        self._loaded = self._adapter = None
         self._runner = None
         self._vision.clear()
         _release()

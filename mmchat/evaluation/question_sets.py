@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from mmchat.adapters.card import NONE, find_adapter
 from mmchat.data import read_data, read_splits, split
 from mmchat.data.digest import content
 from mmchat.data.snapshot import has_snapshot, load_snapshot
@@ -25,7 +26,6 @@ from mmchat.evaluation.questions import (
     Text,
     read_questions,
 )
-from mmchat.model.adapters import NONE, find_adapter
 from mmchat.training.finetune_config import FinetuneConfig, read_config
 from mmchat.training.run_folder import RECIPE
 

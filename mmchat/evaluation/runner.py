@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 import mmchat
+from mmchat.adapters.card import NONE
 from mmchat.client import Delta, Done, EngineClient, Options, Turn
 from mmchat.data.types import Dataset
 from mmchat.errors import (
@@ -32,7 +33,6 @@ from mmchat.evaluation.graders import Grader, find_grader
 from mmchat.evaluation.question_sets import load_questions
 from mmchat.evaluation.questions import Question, Questions, limit_per_type
 from mmchat.evaluation.results import EvaluationResult, EvaluationSetup, make_result
-from mmchat.model.adapters import NONE
 from mmchat.settings import Settings, paths, private_dir
 
 Progress = Callable[[str, float], None]

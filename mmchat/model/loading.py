@@ -27,7 +27,6 @@ from mmchat.model.planning import (
     reason,
 )
 from mmchat.model.quantization import PartReport
-from mmchat.model.ready import ReadyCache, Worn
 from mmchat.model.stock import load_processor
 from mmchat.settings import Device, Quantization
 
@@ -39,10 +38,9 @@ Progress = Callable[[str, float], None]
 
 @dataclass
 class LoadedModel:
-    """A model in memory, and what the engine has to know of it.
+    """A base in memory, without any adapter, and what the engine has to know of it.
 
-    `weights_hash` is the base's, `adapter_hash` the adapter's ("" for none);
-    `folder` is where the base came from.
+    `folder` is where its files are.
     """
 
     name: str
@@ -59,15 +57,8 @@ class LoadedModel:
     weights_hash: str
     folder: Path
     parts: list[PartReport] = field(default_factory=list)
-    adapter: str = ""
-    adapter_hash: str = ""
     files: FileStamps = field(default_factory=dict, repr=False)
-    adapter_files: FileStamps = field(default_factory=dict, repr=False)
-    """What the files were when they were read; `is_current` and `adapter_is_current` compare."""
-    worn: Worn | None = field(default=None, repr=False)
-    """The adapter that is on."""
-    ready: ReadyCache = field(default_factory=ReadyCache, repr=False)
-    """Those that were on before, too."""
+    """What the files were when they were read; `is_current` compares."""
     pixels: PixelCache = field(default_factory=PixelCache, repr=False)
     """Pictures of earlier turns, of models whose picture inputs are small."""
 
@@ -76,26 +67,14 @@ class LoadedModel:
         """What the weights take."""
         return sum(part.bytes for part in self.parts)
 
-    @property
-    def vision_hash(self) -> str:
-        """Of all that a picture's features depend on: the base's weights, an adapter's tower."""
-        tower = self.worn.adapter.tower_digest if self.worn is not None else ""
-        return f"{self.weights_hash}+{tower}" if tower else self.weights_hash
-
     def is_current(self) -> bool:
-        """Whether the base's files on the disk are still those that were loaded."""
+        """Whether the files on the disk are still those that were loaded."""
         return file_stamps(self.folder) == self.files
-
-    def adapter_is_current(self) -> bool:
-        """Whether those of the adapter that is on are; true where none is."""
-        folders = {Path(name).parent for name in self.adapter_files}
-        return file_stamps(*folders) == self.adapter_files
 
 
 def load_model(
     name: str,
     *,
-    adapter: str = "",
     quantization: Quantization = "auto",
     device: Device = "auto",
     progress: Progress | None = None,
@@ -106,12 +85,11 @@ def load_model(
     loading it is asserted that every linear layer of the text model's blocks is
     4-bit and that nothing else is.
 
-    Raises ModelError where the model cannot be found, read, trusted or held in
-    memory; AdapterError as `apply_adapter` does.
+    Raises ModelError if the model cannot be found, read, trusted or held in memory.
     """
     tell = progress or (lambda stage, fraction: None)
     tell("reading", 0.0)
-    plan = plan_load(name, adapter=adapter, quantization=quantization, device=device)
+    plan = plan_load(name, quantization=quantization, device=device)
     return load_planned(plan, tell)
 
 
@@ -141,10 +119,6 @@ def load_planned(plan: Plan, tell: Progress) -> LoadedModel:
         parts=nf4.report(model),
         files=plan.files,
     )
-    if plan.adapter:
-        from mmchat.model.applying import apply_adapter
-
-        apply_adapter(loaded, plan.adapter)
     tell("ready", 1.0)
     return loaded
 

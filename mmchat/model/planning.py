@@ -12,7 +12,6 @@ from torch import nn
 
 from mmchat.errors import ModelError
 from mmchat.model import quantization as nf4
-from mmchat.model.adapters import check_adapter
 from mmchat.model.catalogue import resolve_model
 from mmchat.model.checkpoint import (
     FileStamps,
@@ -39,7 +38,6 @@ class Plan:
     """A load of which everything was checked that can be before it takes memory."""
 
     name: str
-    adapter: str
     folder: Path
     raw: dict[str, Any]
     """config.json"""
@@ -58,7 +56,6 @@ class Plan:
 def plan_load(
     name: str,
     *,
-    adapter: str = "",
     quantization: Quantization = "auto",
     device: Device = "auto",
     replaced: "LoadedModel | None" = None,
@@ -82,11 +79,8 @@ def plan_load(
         freed = replaced.memory_bytes
     check_memory(folder, form, dtype, where, name, freed, smaller)
     digest = weights_hash(folder)
-    if adapter:
-        check_adapter(adapter, name, digest, getattr(config, "projector_type", ""))
     return Plan(
         name,
-        adapter,
         folder,
         raw,
         kind,

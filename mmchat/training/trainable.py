@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmchat.errors import RecipeError
-from mmchat.model.adapters import (
+from mmchat.adapters.card import (
     LORA,
     LORA_WEIGHTS,
     PROJECTOR,
@@ -24,6 +23,7 @@ from mmchat.model.adapters import (
     Card,
     write_card,
 )
+from mmchat.errors import RecipeError
 from mmchat.model.loading import LoadedModel
 from mmchat.model.quantization import (
     import_bitsandbytes,

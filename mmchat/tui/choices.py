@@ -18,7 +18,7 @@ def choices(kind: str) -> Sequence[tuple[str, str]]:
             (one.name, one.problem or f"{_count(one.parameters)} · {one.origin}")
             for one in list_installed()
         ]
-    from mmchat.model.adapters import list_adapters
+    from mmchat.adapters.card import list_adapters
 
     found = [
         (one.name, one.problem or (f"for {one.card.base.id} · {one.origin}" if one.card else ""))

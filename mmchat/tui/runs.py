@@ -19,8 +19,8 @@ from typing import Any
 
 import msgspec
 
+from mmchat.adapters.card import is_name, list_adapters
 from mmchat.errors import RecipeError
-from mmchat.model.adapters import is_name, list_adapters
 from mmchat.settings import private_dir
 from mmchat.training.curves import Curves, MetricsTail, curves
 from mmchat.training.run_folder import RunFolder, Status, list_runs, run_folder

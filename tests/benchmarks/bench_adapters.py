@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from mmchat.adapters.active import ActiveAdapter
+from mmchat.adapters.card import LORA, LORA_WEIGHTS, PROJECTOR, Base, Card, write_card
 from mmchat.client import EngineClient
-from mmchat.model.adapters import LORA, LORA_WEIGHTS, PROJECTOR, Base, Card, write_card
-from mmchat.model.applying import apply_adapter
 from mmchat.model.loading import LoadedModel, load_model
 from mmchat.model.quantization import text_blocks
 from mmchat.settings import load_settings
@@ -60,16 +60,17 @@ def main() -> None:
 
 def report(title: str, model: str, folder: Path, rounds: int) -> None:
     loaded = load_model(model)
+    active = ActiveAdapter(loaded)
     adapters = [str(write_adapter(loaded, folder / name, seed)) for seed, name in enumerate("AB")]
     size = sum(file.stat().st_size for file in (folder / "A").rglob("*.safetensors"))
     print(
         f"\n{title}: {loaded.quantization}, {loaded.compute_dtype}, an adapter of {size / 1e6:.0f} MB"
     )
     tokens = {"none": step_ms(loaded.model)}
-    by_us = ours(loaded, adapters, rounds)
-    apply_adapter(loaded, adapters[0])
+    by_us = ours(active, adapters, rounds)
+    active.switch(adapters[0])
     tokens["ours"] = step_ms(loaded.model)
-    apply_adapter(loaded, "")
+    active.switch("")
     by_peft, tokens["stock peft"] = stock(loaded, adapters, rounds)
     del loaded
     through = asyncio.run(engine(model, adapters, rounds))
@@ -92,16 +93,16 @@ def table(columns: dict[str, Times]) -> None:
         print(f"{words:36}{cells}", flush=True)
 
 
-def ours(loaded: LoadedModel, adapters: list[str], rounds: int) -> Times:
+def ours(active: ActiveAdapter, adapters: list[str], rounds: int) -> Times:
     times: Times = {step: [] for step, _ in STEPS}
     for name in adapters:
-        times["first"].append(timed(lambda name=name: apply_adapter(loaded, name)))  # type: ignore[misc]
+        times["first"].append(timed(lambda name=name: active.switch(name)))  # type: ignore[misc]
     for _ in range(rounds):
-        apply_adapter(loaded, adapters[0])
+        active.switch(adapters[0])
         for step, name in zip(("A to B", "B to none", "none to A"), (1, None, 0), strict=True):
             target = "" if name is None else adapters[name]
-            times[step].append(timed(lambda target=target: apply_adapter(loaded, target)))  # type: ignore[misc]
-    apply_adapter(loaded, "")
+            times[step].append(timed(lambda target=target: active.switch(target)))  # type: ignore[misc]
+    active.switch("")
     return times
 
 

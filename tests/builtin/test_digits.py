@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from mmchat.adapters.card import find_adapter, read_card
 from mmchat.client import EngineClient, ImagePart
 from mmchat.data import read_data
 from mmchat.evaluation.question_sets import held_out_of_training
-from mmchat.model.adapters import find_adapter, read_card
 from mmchat.model.prompt import build_prompt
+from tests.adapters.adapting import active
 from tests.builtin.asking import picture, user
 from tests.builtin.test_switching import asked
 
@@ -62,14 +63,10 @@ async def test_it_reads_digits_that_it_was_not_trained_on(
 @pytest.fixture
 def plain(loaded: "LoadedModel") -> Iterator["LoadedModel"]:
     yield loaded
-    from mmchat.model.applying import apply_adapter
-
-    apply_adapter(loaded, "")
+    active(loaded).switch("")
 
 
 def test_off_it_has_left_nothing(plain: "LoadedModel") -> None:
-    from mmchat.model.applying import apply_adapter
-
     turns = [user(picture("stars"), "what is in this picture?")]
 
     @torch.no_grad()
@@ -79,9 +76,9 @@ def test_off_it_has_left_nothing(plain: "LoadedModel") -> None:
         return found
 
     before = logits()
-    apply_adapter(plain, "digits")
+    active(plain).switch("digits")
     assert not torch.equal(logits(), before)
-    apply_adapter(plain, "")
+    active(plain).switch("")
     assert torch.equal(logits(), before)
 
 

@@ -14,9 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmchat.client import Delta, Done, EngineClient, Options, Turn
-from mmchat.errors import AdapterError
-from mmchat.model.adapters import (
+from mmchat.adapters.card import (
     LORA,
     LORA_CONFIG,
     LORA_WEIGHTS,
@@ -27,6 +25,8 @@ from mmchat.model.adapters import (
     adapter_hash,
     write_card,
 )
+from mmchat.client import Delta, Done, EngineClient, Options, Turn
+from mmchat.errors import AdapterError
 from mmchat.settings import paths, private_dir
 from tests.builtin.asking import picture, user
 

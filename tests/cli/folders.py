@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from mmchat.model.adapters import Base, Card, write_card
+from mmchat.adapters.card import Base, Card, write_card
 from mmchat.model.checkpoint import weights_hash
 
 

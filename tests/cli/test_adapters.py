@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mmchat.model.adapters import Base, Card, Figure, read_card, write_card
+from mmchat.adapters.card import Base, Card, Figure, read_card, write_card
 from mmchat.model.checkpoint import weights_hash
 from mmchat.settings import paths, private_dir
 from tests.cli.conftest import Run, sentence

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from mmchat.adapters.card import LONGEST_NAME, Base, Card, is_name, read_card, write_card
 from mmchat.cli.measuring import Asked, measure
 from mmchat.cli.train import train
 from mmchat.cli.training_job import Wish, read_material
 from mmchat.cli.training_result import keep
-from mmchat.model.adapters import LONGEST_NAME, Base, Card, is_name, read_card, write_card
 from mmchat.training.finetune_config import read_config
 from mmchat.training.run_folder import KEEP, PAUSE, RunFolder
 from tests.cli.conftest import MMCHAT, Run

@@ -13,13 +13,13 @@ import msgspec
 import pytest
 import tomli_w
 
+from mmchat.adapters.card import Base, Card, write_card
 from mmchat.cli import training_job
 from mmchat.cli.training_job import Job, Wish, read_material, recipe_of
 from mmchat.cli.training_panel import LogLines
 from mmchat.cli.training_result import how_to_go_on
 from mmchat.data.snapshot import load_snapshot, save_snapshot
 from mmchat.errors import EngineError, RecipeError
-from mmchat.model.adapters import Base, Card, write_card
 from mmchat.training.finetune_config import read_config, to_tables
 from mmchat.training.run_folder import KEEP, PAUSE, RECIPE, RunFolder, Status, run_folder
 from tests.training.tuned import dataset

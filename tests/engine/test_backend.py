@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mmchat.adapters.card import Base, Card, write_card
 from mmchat.client.protocol import Delta, Done, ImagePart, Options, Started, Turn
 from mmchat.engine.backend import TorchBackend, create_backend
 from mmchat.engine.decode import ConversationState
 from mmchat.errors import AdapterError, EngineError, ModelError
 from mmchat.model import planning
-from mmchat.model.adapters import Base, Card, write_card
 from mmchat.model.planning import is_out_of_memory
 from mmchat.model.prompt import build_prompt
 from tests.engine.tiny_models import spread

@@ -1,13 +1,12 @@
 """Tiny checkpoints and what is loaded from them, made once for all tests of models."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import torch
 
-from mmchat.model.applying import apply_adapter
 from mmchat.model.loading import LoadedModel
 from tests.model import forms, tiny
 
@@ -28,16 +27,3 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def loaded(checkpoint: Callable[[str], Path]) -> Callable[[str, str], LoadedModel]:
     """(kind, one of FORMS) -> that tiny checkpoint, loaded on the CPU; not to be changed."""
     return lru_cache(lambda kind, form: forms.load(checkpoint(kind), form))
-
-
-@pytest.fixture(scope="module", params=forms.FORMS)
-def model(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> LoadedModel:
-    """The tiny base of the adapters' tests, in every form."""
-    return forms.load(checkpoint("visual_prefix"), request.param)
-
-
-@pytest.fixture
-def base(model: LoadedModel) -> Iterator[LoadedModel]:
-    """It, bare again after each test."""
-    yield model
-    apply_adapter(model, "")

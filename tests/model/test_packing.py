@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mmchat.adapters.lora import plain_weight
 from mmchat.model import quantization
 from mmchat.model.loading import LoadedModel
-from mmchat.model.lora import plain_weight
 from mmchat.model.quantization import (
     dequantized_weight,
     has_packed_kernel,

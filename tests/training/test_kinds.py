@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Qwen2Config, SiglipVisionConfig
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from mmchat.adapters.card import read_card
 from mmchat.data.types import Dataset, Example, Turn
 from mmchat.errors import ModelError, RecipeError
-from mmchat.model.adapters import read_card
-from mmchat.model.applying import apply_adapter
 from mmchat.model.configuration import VisualPrefixConfig
 from mmchat.model.loading import LoadedModel, load_model
 from mmchat.model.planning import plan_load
@@ -31,6 +30,7 @@ from mmchat.training.losses import PackedLoss, autocast
 from mmchat.training.prepare import prepare
 from mmchat.training.run_folder import RunFolder, Status
 from mmchat.training.run_plan import _skeleton, _trainable
+from tests.adapters.adapting import active
 from tests.model import tiny
 from tests.model.forms import relative_error
 from tests.training.tuned import picture
@@ -162,7 +162,8 @@ def test_qlora_on_three_pictures_a_conversation(base: Callable[[str], Path], hom
     # The packed kernel that the engine may have is another arithmetic: compared in test_packing.
     set_packing(plain.model, allowed=False)
     bare = logits(plain)
-    engine = load_model(str(folder), adapter=str(made), quantization="4bit", device="cpu")
+    engine = load_model(str(folder), quantization="4bit", device="cpu")
+    active(engine).switch(str(made))
     set_packing(engine.model, allowed=False)
     assert_came_back(logits(engine), wanted, bare)
     plain.model = PeftModel.from_pretrained(plain.model, str(made / "lora"))
@@ -174,7 +175,8 @@ def test_forms_of_lora_come_back(base: Callable[[str], Path], home: Path, more: 
     folder = base("qwen_siglip")
     tune, made = trained(folder, home / "run", "lora", three_pictures(), *more)
     plain = load_model(str(folder), quantization=plain_form(), device="cpu")
-    engine = load_model(str(folder), adapter=str(made), quantization=plain_form(), device="cpu")
+    engine = load_model(str(folder), quantization=plain_form(), device="cpu")
+    active(engine).switch(str(made))
     assert_came_back(*(logits(model) for model in (engine, tune.loaded, plain)))
     assert_came_back(*(prefix(model) for model in (engine, tune.loaded, plain)))
 
@@ -372,9 +374,9 @@ def test_every_kind_trains(base: Callable[[str], Path], home: Path, kind: str) -
     model = load_model(str(base(kind)), quantization="4bit", device="cpu")
     set_packing(model.model, allowed=False)
     before = seeing_logits(model, sees)
-    apply_adapter(model, str(made))
+    active(model).switch(str(made))
     assert_came_back(seeing_logits(model, sees), seeing_logits(tune.loaded, sees), before)
-    apply_adapter(model, "")
+    active(model).switch("")
     assert torch.equal(seeing_logits(model, sees), before)
 
 
@@ -391,7 +393,7 @@ def test_the_projector_of_every_kind_trains_alone(
     assert saved.keys() == own.keys()
     assert any(not torch.equal(saved[name], own[name].float()) for name in own)
     before = seeing_logits(plain, True)
-    apply_adapter(plain, str(made))
+    active(plain).switch(str(made))
     assert not torch.equal(seeing_logits(plain, True), before)
 
 

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmchat.model.adapters import Base, Card, write_card
+from mmchat.adapters.card import Base, Card, write_card
 from mmchat.settings import paths
 from mmchat.training.run_folder import (
     KEEP,

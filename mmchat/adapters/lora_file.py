@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from mmchat.adapters.card import LORA_CONFIG, LORA_WEIGHTS
 from mmchat.errors import AdapterError, ModelError
-from mmchat.model.adapters import LORA_CONFIG, LORA_WEIGHTS
 from mmchat.model.checkpoint import TensorInfo, read_header
 
 HEAD = "lm_head"

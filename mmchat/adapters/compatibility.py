@@ -8,11 +8,11 @@ import contextlib
 import re
 from pathlib import Path
 
+from mmchat.adapters.card import LORA, PROJECTOR, VISION_TOWER, Base, Card
+from mmchat.adapters.lora_file import read_lora_file, read_shapes
 from mmchat.errors import AdapterError, ModelError
-from mmchat.model.adapters import LORA, PROJECTOR, VISION_TOWER, Base, Card
 from mmchat.model.catalogue import list_installed, resolve_model
 from mmchat.model.checkpoint import read_config, tensors, weights_hash
-from mmchat.model.lora_file import read_lora_file, read_shapes
 
 Shape = tuple[int, ...]
 

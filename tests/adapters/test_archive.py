@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from mmchat.adapters import card as adapters
+from mmchat.adapters.archive import KNOWN, export_adapter, import_adapter
+from mmchat.adapters.card import Base, Card, Figure, read_card, write_card
 from mmchat.errors import AdapterError
-from mmchat.model import adapters
-from mmchat.model.adapters import Base, Card, Figure, read_card, write_card
 from mmchat.model.checkpoint import weights_hash
-from mmchat.model.exchange import KNOWN, export_adapter, import_adapter
 from mmchat.settings import paths, private_dir
 
 LAYER = "model.layers.0.mlp.up_proj"
@@ -382,7 +382,7 @@ def test_a_full_disk_is_one_sentence(
 ) -> None:
     file = export_adapter("birds", tmp_path / "birds.zip").file
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("mmchat.model.exchange.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("mmchat.adapters.archive.shutil.disk_usage", lambda folder: usage)
     assert "make room" in refused(file, name="new")
 
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from mmchat.adapters.card import LORA_WEIGHTS
+from mmchat.adapters.lora_file import HEAD, LoraLayer, read_lora_file
 from mmchat.errors import AdapterError
-from mmchat.model.adapters import LORA_WEIGHTS
-from mmchat.model.lora_file import HEAD, LoraLayer, read_lora_file
 from mmchat.model.quantization import dequantized_weight, is_four_bit, text_blocks
 
 # Where older transformers had the text model of an image-text-to-text model, whose adapters

@@ -18,18 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmchat.adapters.active import ActiveAdapter, AdapterTensors, read_adapter
+from mmchat.adapters.card import Card, check_adapter, find_adapter, read_card
+from mmchat.adapters.compatibility import require_base
 from mmchat.client.protocol import ImagePart, Turn
 from mmchat.errors import MmchatError, ModelError
-from mmchat.model.adapters import Card, check_adapter, find_adapter, read_card
-from mmchat.model.applying import read_adapter
 from mmchat.model.catalogue import Installed, add_folder, require_free
 from mmchat.model.checkpoint import tensors
-from mmchat.model.fitting import require_base
 from mmchat.model.loading import LoadedModel, load_model, load_planned, told_progress
 from mmchat.model.planning import Form, plan_load
 from mmchat.model.prompt import build_prompt
 from mmchat.model.quantization import compute_dtype, works
-from mmchat.model.ready import ReadyAdapter
 
 Tell = Callable[[str, float], None]
 """Called with what is being done, and how much of it, 0 to 1."""
@@ -110,7 +109,7 @@ def merge_adapter(
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
-def _merge(loaded: LoadedModel, adapter: ReadyAdapter) -> None:
+def _merge(loaded: LoadedModel, adapter: AdapterTensors) -> None:
     """The adapter's numbers in the place of the base's, for good."""
     for place, tensor in adapter.swaps:
         place.data = tensor
@@ -221,7 +220,8 @@ def _difference(form: Form, base: str, adapter: str, merged: str, tell: Tell) ->
 
 def _logits(form: Form, model: str, adapter: str, tell: Tell) -> tuple[list[Tensor], str]:
     """(the logits (tokens, vocabulary) of each question, float32 on the CPU; the compute dtype)"""
-    loaded = load_model(model, adapter=adapter, quantization=form, progress=tell)
+    loaded = load_model(model, quantization=form, progress=tell)
+    ActiveAdapter(loaded).switch(adapter)
     found = []
     for number, question in enumerate(_QUESTIONS):
         parts: tuple[str | ImagePart, ...] = (question,)

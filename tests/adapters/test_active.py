@@ -8,13 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mmchat.adapters import card as adapters
 from mmchat.errors import AdapterError, ModelError
-from mmchat.model import adapters
-from mmchat.model.applying import apply_adapter
 from mmchat.model.catalogue import resolve_model
 from mmchat.model.loading import LoadedModel
+from tests.adapters.adapting import active, change, logits, make
 from tests.model import forms
-from tests.model.adapting import change, logits, make
 
 # peft, as it wraps the model that a test trains, asks it for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -23,22 +22,22 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:Futu
 def test_a_projector_is_put_on_and_taken_off_exactly(base: LoadedModel) -> None:
     before = logits(base)
     make(base, "one")
-    apply_adapter(base, "one")
+    active(base).switch("one")
     changed = logits(base)
     assert not torch.allclose(before, changed)
-    assert base.adapter == "one" and len(base.adapter_hash) == 64
-    apply_adapter(base, "")
+    assert active(base).name == "one" and len(active(base).digest) == 64
+    active(base).switch("")
     assert torch.equal(logits(base), before)
-    assert (base.adapter, base.adapter_hash) == ("", "")
+    assert (active(base).name, active(base).digest) == ("", "")
 
 
 def test_lora_is_put_on_and_taken_off_exactly(base: LoadedModel) -> None:
     before = logits(base)
     names = [name for name, _ in base.model.named_modules()]
     make(base, "lora-only", projector=False, lora=True)
-    apply_adapter(base, "lora-only")
+    active(base).switch("lora-only")
     assert not torch.allclose(logits(base), before, atol=0.1)
-    apply_adapter(base, "")
+    active(base).switch("")
     assert torch.equal(logits(base), before)
     assert [name for name, _ in base.model.named_modules()] == names
 
@@ -46,29 +45,30 @@ def test_lora_is_put_on_and_taken_off_exactly(base: LoadedModel) -> None:
 def test_one_adapter_replaces_another(base: LoadedModel) -> None:
     make(base, "a", lora=True)
     make(base, "bb")
-    apply_adapter(base, "bb")
-    alone, digest = logits(base), base.adapter_hash
-    apply_adapter(base, "a")
+    active(base).switch("bb")
+    alone, digest = logits(base), active(base).digest
+    active(base).switch("a")
     assert not torch.allclose(logits(base), alone)
-    apply_adapter(base, "bb")
-    assert torch.equal(logits(base), alone) and base.adapter_hash == digest
+    active(base).switch("bb")
+    assert torch.equal(logits(base), alone) and active(base).digest == digest
 
 
-def test_load_model_takes_an_adapter(base: LoadedModel) -> None:
+def test_another_load_of_the_base_answers_the_same(base: LoadedModel) -> None:
     make(base, "start")
-    apply_adapter(base, "start")
-    loaded = forms.load(base.folder, forms.form_of(base), adapter="start")
-    assert loaded.adapter_hash == base.adapter_hash
+    active(base).switch("start")
+    loaded = forms.load(base.folder, forms.form_of(base))
+    active(loaded).switch("start")
+    assert active(loaded).digest == active(base).digest
     assert torch.equal(logits(loaded), logits(base))
 
 
 def refused(base: LoadedModel, name: str) -> str:
     """The sentence; whatever was on before stays on."""
-    before, layers, worn = logits(base), module_names(base), base.adapter
+    before, layers, worn = logits(base), module_names(base), active(base).name
     with pytest.raises(AdapterError) as caught:
-        apply_adapter(base, name)
+        active(base).switch(name)
     assert torch.equal(logits(base), before) and "\n" not in str(caught.value)
-    assert module_names(base) == layers and base.adapter == worn
+    assert module_names(base) == layers and active(base).name == worn
     return str(caught.value)
 
 
@@ -78,7 +78,7 @@ def module_names(base: LoadedModel) -> list[tuple[str, type]]:
 
 def test_one_that_does_not_fit_leaves_the_one_before_on(base: LoadedModel) -> None:
     good, bad = make(base, "right", lora=True), make(base, "half", lora=True)
-    apply_adapter(base, good.name)
+    active(base).switch(good.name)
     change(bad, alpha_pattern={"v_proj": "large"})
     assert "cannot be used" in refused(base, "half")
     change(bad, alpha_pattern={})
@@ -90,17 +90,17 @@ def test_one_that_does_not_fit_leaves_the_one_before_on(base: LoadedModel) -> No
     save_file({key: t * float("nan") for key, t in whole.items()}, weights)
     assert "not finite" in refused(base, "half")
     save_file(whole, weights)
-    apply_adapter(base, "half")
-    assert base.adapter == "half"
+    active(base).switch("half")
+    assert active(base).name == "half"
 
 
 def test_the_weights_say_which_layers_change(base: LoadedModel) -> None:
     folder = make(base, "named", projector=False, lora=True)
-    apply_adapter(base, "named")
+    active(base).switch("named")
     expected = logits(base)
     for targets in ("(", "(([a-z_.]*)*)*!", ["lm_head", "mlp"]):
         change(folder, target_modules=targets, exclude_modules=".*", layers_pattern=None)
-        apply_adapter(base, "named")
+        active(base).switch("named")
         assert torch.equal(logits(base), expected)
 
 
@@ -143,7 +143,7 @@ def test_a_projector_of_other_sizes_is_refused_unread(
     folder = make(base, "wide")
     file = folder / adapters.PROJECTOR
     save_file({key: t[..., :1].clone() for key, t in load(file)}, file)
-    monkeypatch.setattr("mmchat.model.lora.load_file", None)
+    monkeypatch.setattr("mmchat.adapters.lora.load_file", None)
     assert "does not fit the projector" in refused(base, "wide")
 
 
@@ -153,7 +153,7 @@ def test_tensors_of_the_tower_that_it_has_not_are_refused_unread(
     folder = make(base, "tower", projector=False, tower=True)
     file = folder / adapters.VISION_TOWER
     whole = load_file(file)
-    monkeypatch.setattr("mmchat.model.lora.load_file", None)
+    monkeypatch.setattr("mmchat.adapters.lora.load_file", None)
     for wrong in (
         {"blocks.7.fc1.weight": torch.zeros(1)},
         {key: t[:1].clone() for key, t in whole.items()},

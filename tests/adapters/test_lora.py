@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mmchat.adapters import card as adapters
+from mmchat.adapters.active import ActiveAdapter, read_adapter
+from mmchat.adapters.lora import plain_weight
 from mmchat.engine.backend import TorchBackend
 from mmchat.errors import AdapterError
-from mmchat.model import adapters
-from mmchat.model.applying import apply_adapter, read_adapter
 from mmchat.model.loading import LoadedModel, load_model
-from mmchat.model.lora import plain_weight
 from mmchat.model.quantization import set_packing
 from mmchat.settings import paths
-from tests.model.adapting import LAST_BLOCK, logits, make, save_lora, with_peft
+from tests.adapters.adapting import LAST_BLOCK, active, logits, make, save_lora, with_peft
 from tests.model.forms import assert_as_exact, exact_form, form_of, load
 
 # peft, as it wraps the model that a test trains, asks it for a property by its old name.
@@ -42,7 +42,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_lora_gives_what_peft_gives_and_comes_off_exactly(base: LoadedModel, kind: str) -> None:
     before = logits(base)
     folder = make(base, kind, projector=False, lora=True, **KINDS[kind])
-    apply_adapter(base, kind)
+    active(base).switch(kind)
     ours = logits(base)
     stock = logits(with_peft(base, folder))
     if base.compute_dtype is torch.float32:
@@ -51,7 +51,7 @@ def test_lora_gives_what_peft_gives_and_comes_off_exactly(base: LoadedModel, kin
         exact = load(base.folder, exact_form(form_of(base)))
         assert_as_exact(ours, stock, logits(with_peft(exact, folder)))
     assert not torch.allclose(ours, before, atol=0.05)
-    apply_adapter(base, "")
+    active(base).switch("")
     assert torch.equal(logits(base), before)
 
 
@@ -74,7 +74,7 @@ def test_every_layer_gives_what_its_merged_weight_would(base: LoadedModel, kind:
 def test_a_bias_of_lora_is_added(base: LoadedModel) -> None:
     folder = make(base, "biased", projector=False, lora=True)
     weights = folder / adapters.LORA / adapters.LORA_WEIGHTS
-    apply_adapter(base, "biased")
+    active(base).switch("biased")
     without = logits(base)
     state = load_file(weights)
     for key in list(state):
@@ -83,7 +83,7 @@ def test_a_bias_of_lora_is_added(base: LoadedModel) -> None:
     save_file(state, weights)
     config = folder / adapters.LORA / adapters.LORA_CONFIG
     config.write_text(config.read_text().replace('"lora_bias": false', '"lora_bias": true'))
-    apply_adapter(base, "biased")
+    active(base).switch("biased")
     assert not torch.allclose(logits(base), without, atol=0.01)
 
 
@@ -95,14 +95,14 @@ def test_tensors_of_the_tower_are_put_on_and_taken_off_exactly(base: LoadedModel
     }
     folder = make(base, "eyes", projector=False, tower=True)
     assert adapters.read_card(folder).trained == ("vision_tower",)
-    apply_adapter(base, "eyes")
+    active(base).switch("eyes")
     changed = logits(base)
     assert not torch.allclose(changed, before, atol=0.01)
     file = load_file(folder / adapters.VISION_TOWER)
     for name, tensor in base.model.model.vision_tower.state_dict().items():
         expected = file[name] if name.startswith(LAST_BLOCK) else own[name][1]
         assert torch.equal(tensor, expected.to(tensor.dtype))
-    apply_adapter(base, "")
+    active(base).switch("")
     assert torch.equal(logits(base), before)
     for name, tensor in base.model.model.vision_tower.state_dict().items():
         assert (tensor.data_ptr(), True) == (own[name][0], torch.equal(tensor, own[name][1]))
@@ -114,13 +114,13 @@ def test_tensors_of_the_tower_are_put_on_and_taken_off_exactly(base: LoadedModel
 def test_what_a_picture_gives_is_kept_by_the_tower_that_read_it(base: LoadedModel) -> None:
     make(base, "eyes", projector=False, tower=True)
     make(base, "words", lora=True)
-    own = base.vision_hash
-    apply_adapter(base, "words")
-    assert base.vision_hash == own == base.weights_hash
-    apply_adapter(base, "eyes")
-    assert base.vision_hash != own and base.vision_hash.startswith(own)
-    apply_adapter(base, "")
-    assert base.vision_hash == own
+    own = active(base).vision_hash
+    active(base).switch("words")
+    assert active(base).vision_hash == own == base.weights_hash
+    active(base).switch("eyes")
+    assert active(base).vision_hash != own and active(base).vision_hash.startswith(own)
+    active(base).switch("")
+    assert active(base).vision_hash == own
 
 
 def test_lora_on_the_head_is_taken_where_the_file_names_it(
@@ -133,27 +133,27 @@ def test_lora_on_the_head_is_taken_where_the_file_names_it(
     save_lora(base.folder, folder / adapters.LORA, target_modules=["lm_head", "q_proj"])
     ids = torch.arange(5, 25)[None]
     before = base.model(ids).logits
-    apply_adapter(base, "head")
+    active(base).switch("head")
     reference = with_peft(base, folder).model(input_ids=ids).logits
     torch.testing.assert_close(base.model(ids).logits, reference, atol=1e-5, rtol=1e-5)
-    apply_adapter(base, "")
+    active(base).switch("")
     assert torch.equal(base.model(ids).logits, before)
 
 
 def test_names_of_older_transformers_mean_the_same_layers(base: LoadedModel) -> None:
     folder = make(base, "old", projector=False, lora=True)
-    apply_adapter(base, "old")
+    active(base).switch("old")
     expected = logits(base)
     weights = folder / adapters.LORA / adapters.LORA_WEIGHTS
     state = load_file(weights)
     now, then = "model.language_model.layers", "language_model.model.layers"
     save_file({key.replace(now, then): tensor for key, tensor in state.items()}, weights)
-    apply_adapter(base, "old")
+    active(base).switch("old")
     assert torch.equal(logits(base), expected)
     both = {key.replace(now, then): tensor.clone() for key, tensor in state.items()} | state
     save_file(both, weights)
     with pytest.raises(AdapterError, match="names a layer twice"):
-        apply_adapter(base, "old")
+        active(base).switch("old")
 
 
 def test_an_adapter_that_was_on_comes_back_from_memory(
@@ -163,34 +163,36 @@ def test_an_adapter_that_was_on_comes_back_from_memory(
     make(base, "second", lora=True)
     said = {}
     for name in ("first", "second", ""):
-        apply_adapter(base, name)
+        active(base).switch(name)
         said[name] = logits(base)
     with monkeypatch.context() as patched:
-        patched.setattr("mmchat.model.applying.read_adapter", None)
+        patched.setattr("mmchat.adapters.active.read_adapter", None)
         for name in ("second", "first", "", "first", "first", "second", ""):
-            apply_adapter(base, name)
-            assert torch.equal(logits(base), said[name]) and base.adapter == name
-    apply_adapter(base, "first")
-    assert base.adapter_is_current()
+            active(base).switch(name)
+            assert torch.equal(logits(base), said[name]) and active(base).name == name
+    active(base).switch("first")
+    assert active(base).is_current()
     file = first / adapters.PROJECTOR
     save_file({key: tensor * 2 for key, tensor in load_file(file).items()}, file)
-    assert not base.adapter_is_current() and base.is_current()
-    apply_adapter(base, "first")
-    assert base.adapter_is_current() and not torch.equal(logits(base), said["first"])
+    assert not active(base).is_current() and base.is_current()
+    active(base).switch("first")
+    assert active(base).is_current() and not torch.equal(logits(base), said["first"])
 
 
 def test_the_longest_unused_is_forgotten_when_there_is_no_room(base: LoadedModel) -> None:
     make(base, "one"), make(base, "two"), make(base, "three")
     size = read_adapter(base, "one").nbytes
-    base.ready._limit = 2 * size
+    switch = ActiveAdapter(base, cache_bytes=2 * size)
     before = logits(base)
     for name in ("one", "two", "one", "three"):
-        apply_adapter(base, name)
-    assert [folder.name for folder in base.ready._kept] == ["one", "three"]
-    base.ready._limit = 1
-    apply_adapter(base, "two")
-    assert [folder.name for folder in base.ready._kept] == ["two"]
-    apply_adapter(base, "")
+        switch.switch(name)
+    assert {folder.name for folder in switch._cache} == {"one", "three"}
+    small = ActiveAdapter(base, cache_bytes=1)  # it is used however large it is, and not kept
+    switch.switch("")
+    small.switch("two")
+    assert not torch.equal(logits(base), before) and not small._cache
+    small.switch("")
+    switch.switch("")
     assert torch.equal(logits(base), before)
 
 
@@ -201,7 +203,7 @@ def test_gradients_flow_through_an_adapter_that_was_put_on_in_inference_mode(
     base = load(base.folder, form_of(base))
     set_packing(base.model, allowed=False)  # as training does
     with torch.inference_mode():
-        apply_adapter(base, "mode")
+        active(base).switch("mode")
     ids = torch.arange(5, 9)[None]
     embedded = base.model.get_input_embeddings()(ids).detach().requires_grad_()
     base.model(inputs_embeds=embedded).logits.sum().backward()
@@ -225,7 +227,7 @@ def test_the_backend_looks_at_a_picture_again_only_where_the_tower_changes(
     encode = held.model.encode_images
 
     def counted(pixels: torch.Tensor) -> torch.Tensor:
-        read.append(held.adapter)
+        read.append(backend.status().adapter)
         features: torch.Tensor = encode(pixels)
         return features
 

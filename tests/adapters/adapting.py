@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from mmchat.model import adapters
-from mmchat.model.adapters import Base, Card
+from mmchat.adapters import card as adapters
+from mmchat.adapters.active import ActiveAdapter
+from mmchat.adapters.card import Base, Card
 from mmchat.model.loading import LoadedModel, load_model
 from mmchat.model.prompt import build_prompt
 from mmchat.model.quantization import set_packing
@@ -19,6 +20,15 @@ from tests.model.tiny import Turn, shown
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 LAST_BLOCK = "blocks.0."
 """Of the tiny tower's names, those of the last block."""
+
+
+def active(base: LoadedModel) -> ActiveAdapter:
+    """What switches the adapters of a base, always the same."""
+    found: ActiveAdapter | None = getattr(base, "active_adapter", None)
+    if found is None:
+        found = ActiveAdapter(base)
+        base.active_adapter = found  # type: ignore[attr-defined]
+    return found
 
 
 def logits(model: LoadedModel) -> torch.Tensor:

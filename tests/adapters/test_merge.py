@@ -11,15 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from mmchat.adapters import card as adapters
+from mmchat.adapters import merge as merging
+from mmchat.adapters.card import Base, Card, write_card
+from mmchat.adapters.merge import merge_adapter
 from mmchat.errors import AdapterError, ModelError
-from mmchat.model import adapters, catalogue, merging
-from mmchat.model.adapters import Base, Card, write_card
-from mmchat.model.applying import apply_adapter
+from mmchat.model import catalogue
 from mmchat.model.checkpoint import tensors, weights_hash
 from mmchat.model.loading import load_model
-from mmchat.model.merging import merge_adapter
 from mmchat.settings import paths, private_dir
-from tests.model.adapting import logits, make, save_lora
+from tests.adapters.adapting import active, logits, make, save_lora
 
 # peft, as it wraps the model that a test trains, asks it for a property by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -34,7 +35,9 @@ def base(checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 def on(model: str, adapter: str = "", form: Any = "fp32") -> torch.Tensor:
-    return logits(load_model(model, adapter=adapter, quantization=form, device="cpu"))
+    loaded = load_model(model, quantization=form, device="cpu")
+    active(loaded).switch(adapter)
+    return logits(loaded)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,7 @@ def test_a_head_that_was_the_embedding_is_its_own_when_lora_changes_it(tmp_path:
     write_card(adapter, Card("head", Base("tied", loaded.weights_hash), "", ("lora",)))
     save_lora(folder, adapter / adapters.LORA, target_modules=["lm_head", "q_proj"])
     merge_adapter("head", tmp_path / "merged")
-    apply_adapter(loaded, "head")
+    active(loaded).switch("head")
     ids = torch.arange(5, 25)[None]
     wanted = loaded.model(ids).logits
     given = load_model("merged", quantization="fp32", device="cpu").model(ids).logits
@@ -191,7 +194,7 @@ def test_what_cannot_be_merged_is_one_sentence_and_leaves_nothing(
         with pytest.raises(ModelError, match=words):
             merge_adapter("good", tmp_path / "out", name)
     with monkeypatch.context() as patched:
-        patched.setattr("mmchat.model.merging.shutil.disk_usage", lambda folder: usage)
+        patched.setattr("mmchat.adapters.merge.shutil.disk_usage", lambda folder: usage)
         with pytest.raises(ModelError, match="make room"):
             merge_adapter("good", tmp_path / "out")
 

@@ -18,8 +18,7 @@ from typing import IO
 
 import msgspec
 
-from mmchat.errors import AdapterError, ImageError
-from mmchat.model.adapters import (
+from mmchat.adapters.card import (
     CARD,
     LORA,
     LORA_CONFIG,
@@ -34,9 +33,10 @@ from mmchat.model.adapters import (
     read_card,
     write_card,
 )
-from mmchat.model.fitting import check_card, check_fits, find_base, named_base
-from mmchat.model.lora_file import float_tensors, read_lora_file
-from mmchat.model.unpacking import Found, open_source
+from mmchat.adapters.compatibility import check_card, check_fits, find_base, named_base
+from mmchat.adapters.lora_file import float_tensors, read_lora_file
+from mmchat.adapters.unpack import Found, open_source
+from mmchat.errors import AdapterError, ImageError
 from mmchat.settings import paths, private_dir
 
 KNOWN: dict[str, int] = {

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
+from mmchat.adapters.card import CARD, LORA, LORA_CONFIG, LORA_WEIGHTS
 from mmchat.errors import AdapterError
-from mmchat.model.adapters import CARD, LORA, LORA_CONFIG, LORA_WEIGHTS
 
 _ENTRIES = 1000
 _DIRECTORY = 1 << 20  # bytes of a zip file's list of its entries

@@ -1,0 +1,1 @@
+"""Adapters: their folders, LoRA on a loaded base, switching, archives and merging."""
