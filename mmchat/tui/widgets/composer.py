@@ -259,7 +259,8 @@ class Composer(Vertical):
     def _clicked(self, event: OptionList.OptionSelected) -> None:
         event.stop()
         self.input.focus()
-        self._accept(self._suggestions[event.option_index], send=True)
+        if event.option in event.option_list.options:  # else the list has changed since
+            self._accept(self._suggestions[event.option_index], send=True)
 
     def _accept(self, one: Suggestion, send: bool) -> None:
         text = self.input.text

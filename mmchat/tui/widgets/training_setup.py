@@ -126,7 +126,8 @@ class PathField(Vertical):
     def _clicked(self, event: OptionList.OptionSelected) -> None:
         event.stop()
         self.input.focus()
-        self._take(self._suggestions[event.option_index])
+        if event.option in event.option_list.options:  # else the list has changed since
+            self._take(self._suggestions[event.option_index])
 
     def _take(self, one: Suggestion) -> None:
         if not one.insert.endswith("/"):
