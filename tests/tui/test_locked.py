@@ -156,6 +156,11 @@ async def test_a_file_that_stays_locked_is_told_and_mended_by_trying_again(
             await until(pilot, lambda: "is locked" in complaint(app))
             assert app.chat.composer.input.text == "say two"
             assert len(app.chat.composer.pictures) == 1
+            for command in ("/system Be\nbrief.", "/rename Kites"):
+                await say(pilot, command)
+                await until(pilot, lambda: "is locked" in complaint(app))
+                assert app.chat.composer.input.text == command
+            app.chat.composer.input.take_text("say two")
         assert app.history.stats()["messages"] == 3
         await pilot.press("enter")
         await until(pilot, lambda: len(app.chat.transcript.branch) == 4)

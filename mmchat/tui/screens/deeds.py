@@ -5,7 +5,8 @@ a deed for the line (stage.py), or None.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 
 from textual import work
 
-from mmchat.errors import ImageError
+from mmchat.errors import HistoryError, ImageError
 from mmchat.history import Hit, Message
 from mmchat.images import PICTURE_SUFFIXES, read_picture
 from mmchat.sanitize import clean
@@ -125,8 +126,19 @@ class Deeds(Stage):
             if wanted is not None and wanted.strip():
                 self.put(partial(self._rename, conversation_id, wanted))
 
+    @contextlib.contextmanager
+    def _kept_typed(self, command: str) -> Iterator[None]:
+        """A command that the history cannot carry out goes back into the input, if that is empty."""
+        try:
+            yield
+        except HistoryError:
+            if not self.composer.input.text:
+                self.composer.put_back(command)
+            raise
+
     async def _rename(self, conversation_id: int, wanted: str) -> None:
-        await self.app.session.rename(conversation_id, clean(wanted, keep_newlines=False))
+        with self._kept_typed(f"/rename {wanted}"):
+            await self.app.session.rename(conversation_id, clean(wanted, keep_newlines=False))
         await self.show_lines()
 
     def do_delete(self, _: str) -> None:
@@ -321,7 +333,8 @@ class Deeds(Stage):
             self.put(partial(self._set_system, wanted))
 
     async def _set_system(self, wanted: str) -> None:
-        await self.app.session.set_system(wanted)
+        with self._kept_typed(f"/system {wanted}"):
+            await self.app.session.set_system(wanted)
         self.notify("The system prompt is set for this conversation.", timeout=3)
 
     # Training
