@@ -79,12 +79,13 @@ class Comparing(Judging):
     async def _compare(self, first: str, second: str) -> None:
         """Both answer the last message, one after the other; what was on before is on again then."""
         session, transcript = self.app.session, self.transcript
-        question = self._question()
-        if question is None:
-            return  # the conversation was changed meanwhile
         if session.live():
             self.composer.complain("An answer is still being written: Esc stops it.")
             return
+        await self.catch_up(only_more=True)
+        question = self._question()
+        if question is None:
+            return  # the conversation was changed meanwhile
         answers = await session.compare(
             question, *("" if n == NONE else n for n in (first, second))
         )
