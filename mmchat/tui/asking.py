@@ -197,7 +197,7 @@ class Asker:
             ending = await self._stoppable(self._asked(live))
         except Exception as error:
             # A bug: the person keeps the text and the app shows the traceback.
-            ending = "failed", f"A fault in mmchat: {error!r}."
+            ending = "failed", f"Internal error in mmchat: {error!r}."
             raise
         finally:
             self._now = None

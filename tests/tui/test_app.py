@@ -183,7 +183,7 @@ async def test_the_engine_dies_in_mid_answer(new_app: NewApp) -> None:
         text = shown(app)[1]
         assert text.startswith("one two | ")
         assert "engine.log" in text
-        assert "ctrl+r asks again" in text
+        assert "Ctrl+R asks again" in text
         assert app.history.branch(1)[1].state == "failed"
         await say(pilot, "say again")
         await answered(pilot)
@@ -197,7 +197,7 @@ async def test_what_fails_before_the_first_word(new_app: NewApp) -> None:
         await answered(pilot)
         assert "memory does not suffice" in shown(app)[1]
         assert "engine.log" in shown(app)[1]
-        assert "ctrl+r" in shown(app)[1]
+        assert "Ctrl+R" in shown(app)[1]
         await pilot.press("ctrl+n")
         await until(pilot, lambda: not shown(app))
         await say(pilot, "too-long")

@@ -52,7 +52,7 @@ class ChatScreen(Comparing):
             for action in ACTIONS
             if action.key and action.id != "quit"
         ),
-        Binding("ctrl+up", "step(-1)", "Message before", id="screen.previous", show=False),
+        Binding("ctrl+up", "step(-1)", "Previous message", id="screen.previous", show=False),
         Binding("ctrl+down", "step(1)", "Next message", id="screen.next", show=False),
     ]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 (Textual's own)

@@ -197,7 +197,7 @@ class Deeds(Stage):
     async def _regenerate(self) -> None:
         message = self.target(lambda one: True)
         if message is None:
-            self.composer.complain("There is no answer yet to make again.")
+            self.composer.complain("There is no answer to regenerate yet.")
             return
         if message.id in self.app.asker.live:
             self.composer.complain("This answer is still being written: Esc stops it.")
@@ -221,7 +221,7 @@ class Deeds(Stage):
     async def _move_some(self, step: int) -> None:
         message = self.target(lambda one: one.siblings > 1)
         if message is None:
-            self.composer.complain("There is one answer only: ctrl+r makes another.")
+            self.composer.complain("There is only one answer: Ctrl+R makes another.")
         else:
             await self.move(message, step)
 
@@ -264,7 +264,7 @@ class Deeds(Stage):
 
     def do_adapter(self, argument: str) -> Deed | None:
         if self.app.asker.remote:
-            self.composer.complain("The server in engine.url knows no adapters.")
+            self.composer.complain("The server in engine.url has no adapters.")
         elif argument:
             if argument == "none":
                 return partial(self._use, adapter="")
@@ -281,14 +281,14 @@ class Deeds(Stage):
             for name, about in await asyncio.to_thread(choices, kind)
         ]
         if kind == "adapter":
-            items.insert(0, ("", "none", "the base's own projector"))
+            items.insert(0, ("", "none", "no adapter"))
         current = wanted.name if kind == "model" else wanted.adapter
         chosen = await self.app.push_screen_wait(
             PickScreen(
-                "Which model shall answer?" if kind == "model" else "Which adapter shall it wear?",
+                "Which model?" if kind == "model" else "Which adapter?",
                 items,
                 current,
-                "Nothing here has this name.",
+                "No matches.",
             )
         )
         if chosen is None or chosen == current:
@@ -373,7 +373,7 @@ class Deeds(Stage):
             self.notify(f"Not opened: {shown}", severity="warning", markup=False)
             return
         if await self.app.push_screen_wait(
-            ConfirmScreen(f"Open this address in the browser?\n{shown}", "Open", "Leave it")
+            ConfirmScreen(f"Open this address in the browser?\n{shown}", "Open", "Cancel")
         ):
             self.app.open_url(href)
 

@@ -30,7 +30,7 @@ class SearchScreen(ModalScreen[Hit | None]):
     """Finds messages while one types; the chosen one is the screen's result."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "Leave"),
+        Binding("escape", "dismiss(None)", "Close"),
         Binding("down", "move(1)", "Down", show=False),
         Binding("up", "move(-1)", "Up", show=False),
     ]
@@ -72,13 +72,13 @@ class SearchScreen(ModalScreen[Hit | None]):
         shown.clear_options()
         shown.add_options(self._row(hit) for hit in hits)
         shown.highlighted = 0 if hits else None
-        said = "Type a word, or the beginning of one."
+        said = "Type a word or its beginning."
         if problem:
             said = clean(problem)
         elif hits:
             said = "Enter opens it   Esc goes back"
         elif words.strip():
-            said = "Nothing has these words."
+            said = "No matches."
         self.query_one(".keys", Static).update(said)
 
     def _row(self, hit: Hit) -> Result:

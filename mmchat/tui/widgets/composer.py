@@ -28,7 +28,7 @@ class Chip(Horizontal, can_focus=True, can_focus_children=False):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("delete,backspace,x", "remove", "Remove the picture", id="chip.remove"),
-        Binding("left", "app.focus_previous", "Picture before", show=False),
+        Binding("left", "app.focus_previous", "Previous picture", show=False),
         Binding("right", "app.focus_next", "Next picture", show=False),
         Binding("down,enter", "leave", "Back to the text", id="chip.leave"),
     ]

@@ -88,7 +88,7 @@ class ConversationList(Vertical):
             options.append(Option(Content.styled(heading, MUTED), disabled=True))
             options += [self._row(one, one.id == current) for one in members]
         if more:
-            options.append(Option(Content.styled("  … earlier ones", MUTED), id=_MORE))
+            options.append(Option(Content.styled("  … older conversations", MUTED), id=_MORE))
         with self.app.batch_update():
             listed.clear_options()
             listed.add_options(options)

@@ -53,10 +53,10 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
     """A message: who and when, its pictures, its text, and what is to be said under it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "sibling(-1)", "The answer before", id="message.previous"),
-        Binding("right", "sibling(1)", "The next answer", id="message.next"),
-        Binding("enter", "keep", "Go on with this one of two", id="message.keep", show=False),
-        Binding("up", "app.focus_previous", "Message before", show=False),
+        Binding("left", "sibling(-1)", "Previous answer", id="message.previous"),
+        Binding("right", "sibling(1)", "Next answer", id="message.next"),
+        Binding("enter", "keep", "Continue with this answer", id="message.keep", show=False),
+        Binding("up", "app.focus_previous", "Previous message", show=False),
         Binding("down", "app.focus_next", "Next message", show=False),
     ]
 
@@ -192,15 +192,15 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
         if problem:
             return clean(problem), "error"
         if live is not None and live.problem:
-            return clean(f"{live.problem} mmchat tries again by itself."), "error"
+            return clean(f"{live.problem} mmchat will try again."), "error"
         if live is not None and live.stopped:
-            return "stopping …", "note"
+            return "stopping…", "note"
         if live is not None:
             words = {
-                "queued": "waiting for its turn …",
-                "waiting": f"{place(live.place)} …" if live.place else "asking …",
-                "loading": "waiting for the model to load …",
-                "reading": "looking …" if live.origin.image_tokens else "reading …",
+                "queued": "waiting for its turn…",
+                "waiting": f"{place(live.place)}…" if live.place else "asking…",
+                "loading": "waiting for the model to load…",
+                "reading": "looking…" if live.origin.image_tokens else "reading…",
                 "writing": "",
             }
             return words[live.phase], "note"
@@ -211,7 +211,7 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
         said = notes(self.message)
         failed = self.message.state in ("failed", "interrupted")
         text = "\n".join(sentence for _, sentence in said)
-        again = "  ctrl+r asks again." if failed and not is_too_long(self.message) else ""
+        again = "  Ctrl+R asks again." if failed and not is_too_long(self.message) else ""
         return text + again, "error" if failed else "note"
 
     def action_sibling(self, step: int) -> None:
