@@ -5,6 +5,7 @@ table: an action that is not here cannot be reached, and one that is here can be
 reached in every way. `ChatApp.perform` and the chat screen carry them out.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,10 +39,10 @@ ACTIONS: tuple[Action, ...] = (
     Action("search", "Search all conversations", "ctrl+f", "text", "WORDS"),
     Action("rename", "Rename this conversation", "f2", "text", "TITLE"),
     Action("delete", "Delete this conversation", "f8"),
-    Action("stop", "Stop the answer, keep what is there", "escape"),
+    Action("stop", "Stop the answer and keep its text", "escape"),
     Action("regenerate", "Answer again", "ctrl+r"),
-    Action("previous-answer", "The answer before, of several", "alt+left"),
-    Action("next-answer", "The next answer, of several", "alt+right"),
+    Action("previous-answer", "Previous answer", "alt+left"),
+    Action("next-answer", "Next answer", "alt+right"),
     Action("good", "This answer is good", "f6,alt+up"),
     Action("bad", "This answer is bad", "f7,alt+down"),
     Action("correct", "Correct this answer", "ctrl+g"),
@@ -54,11 +55,13 @@ ACTIONS: tuple[Action, ...] = (
     Action("train", "Train an adapter", "f9", "data", "FOLDER"),
     Action("theme", "Dark or light", "ctrl+t"),
     Action("help", "Keys and commands", "f1"),
-    Action("quit", "Leave", "ctrl+q"),
+    Action("quit", "Quit", "ctrl+q"),
 )
 BY_ID = {action.id: action for action in ACTIONS}
 
 _NAMES = {
+    "ctrl": "Ctrl",
+    "alt": "Alt",
     "escape": "Esc",
     "enter": "Enter",
     "left": "←",
@@ -76,13 +79,12 @@ _NAMES = {
 
 
 def key_label(keys: str) -> str:
-    """Keys as people write them: `"ctrl+o"` is `"ctrl+o"`, `"shift+enter,f1"` is `"Shift+Enter, F1"`."""
+    """Keys as people write them: `"ctrl+o"` is `"Ctrl+O"`, `"shift+enter,f1"` is `"Shift+Enter, F1"`."""
 
     def one(key: str) -> str:
-        parts = key.split("+")
-        return "+".join(
-            part.upper() if part[:1] == "f" and part[1:].isdigit() else _NAMES.get(part, part)
-            for part in parts
-        )
+        *modifiers, last = key.split("+")
+        if (modifiers and len(last) == 1) or re.fullmatch(r"f\d+", last):
+            last = last.upper()
+        return "+".join(_NAMES.get(part, part) for part in (*modifiers, last))
 
     return ", ".join(one(key) for key in keys.split(",") if key)

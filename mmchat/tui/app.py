@@ -23,6 +23,7 @@ from mmchat.tui.asking import Asker
 from mmchat.tui.news import News
 from mmchat.tui.runs import Runs, Seen, mark_seen, notice
 from mmchat.tui.screens.chat import ChatScreen
+from mmchat.tui.screens.palette import Palette
 from mmchat.tui.session import Session
 from mmchat.tui.widgets.status import StatusLine
 
@@ -151,6 +152,10 @@ class ChatApp(App[None]):
     def on_happened(self, event: Happened) -> None:
         if self.is_running:  # else the screen is gone
             self.chat.hear(event.news)
+
+    def action_command_palette(self) -> None:
+        if not isinstance(self.screen, Palette):
+            self.push_screen(Palette())
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The palette: the actions, and nothing that cannot be reached otherwise."""

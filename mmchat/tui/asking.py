@@ -109,7 +109,7 @@ class Asker:
         self._post(Changed(live))
         if live is self._now:
             if self._task is not None:
-                self._task.cancel()
+                _cancel(self._task)
         elif live in self._line:
             self._line.remove(live)
             self._end(live, ("stopped", ""))
@@ -143,7 +143,7 @@ class Asker:
         """Stop what is asked, keep every text, let go of the engine (which stays)."""
         self._closing = True
         if self._task is not None:
-            self._task.cancel()
+            _cancel(self._task)
             await asyncio.wait({self._task})
         for live in list(self.live.values()):
             await self._end(live, live.ending or ("stopped", ""))
@@ -160,7 +160,7 @@ class Asker:
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:  # we are cancelled, not the work: take it along
-            task.cancel()
+            _cancel(task)
             await asyncio.wait({task})
             raise
         finally:
@@ -197,7 +197,7 @@ class Asker:
             ending = await self._stoppable(self._asked(live))
         except Exception as error:
             # A bug: the person keeps the text and the app shows the traceback.
-            ending = "failed", f"A fault in mmchat: {error!r}."
+            ending = "failed", f"Internal error in mmchat: {error!r}."
             raise
         finally:
             self._now = None
@@ -298,6 +298,15 @@ class Asker:
         # Of the model's own sentences (too long, no eyes) the log knows no more.
         local = isinstance(error, EngineError) and not self.remote
         return with_log(str(error), paths().logs / "engine.log" if local else "")
+
+
+def _cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task that may be reading from the engine's socket.
+
+    A timer is due after the loop has handled the sockets that have data. Cancelling before that
+    makes anyio set the result of a cancelled future, and asyncio prints an InvalidStateError.
+    """
+    asyncio.get_running_loop().call_later(0, task.cancel)
 
 
 def _client_class() -> "type[EngineClient]":

@@ -24,7 +24,7 @@ def choices(kind: str) -> Sequence[tuple[str, str]]:
         (one.name, one.problem or (f"for {one.card.base.id} · {one.origin}" if one.card else ""))
         for one in list_adapters()
     ]
-    return found if kind == "adapter" else [(NONE, "the base's own projector"), *found]
+    return found if kind == "adapter" else [(NONE, "no adapter"), *found]
 
 
 def _count(parameters: int) -> str:

@@ -39,7 +39,7 @@ def parse(text: str) -> Command | None:
         hint = f"Did you mean /{near[0]}?" if near else "Type / to see them all."
         raise UnknownCommandError(f"There is no command /{word}. {hint} {_AS_TEXT}")
     if argument and not action.argument:
-        raise UnknownCommandError(f"/{word} takes nothing after it. {_AS_TEXT}")
+        raise UnknownCommandError(f"/{word} takes no argument. {_AS_TEXT}")
     return Command(action, argument)
 
 

@@ -6,6 +6,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 
 from mmchat.history import Conversation, Message, Origin
+from mmchat.history.turns import TOO_LONG
 from mmchat.sanitize import clean
 
 UNTITLED = "New conversation"
@@ -133,6 +134,11 @@ def bar(fraction: float, width: int) -> tuple[str, str]:
 def place(number: int) -> str:
     """A place in the engine's line."""
     return "waiting: next in line" if number <= 1 else f"waiting: place {number} in line"
+
+
+def is_too_long(answer: Message) -> bool:
+    """Whether an answer failed because its question does not fit into the model's context."""
+    return answer.origin is not None and TOO_LONG in answer.origin.parameters
 
 
 def notes(message: Message) -> list[tuple[str, str]]:

@@ -29,7 +29,7 @@ from mmchat.training.status_format import WORKING, one_line, percent
 # -P: the folder that we are in must not be where Python looks for modules.
 MMCHAT = (sys.executable, "-P", "-m", "mmchat")
 LOG, SEEN = "log", "seen"
-STARTING = "Starting …"
+STARTING = "Starting…"
 INTERRUPTED = 130
 """The exit status of `mmchat train` after a pause."""
 NOTHING = Curves()
@@ -239,13 +239,16 @@ def notice(seen: Seen | None) -> str:
 def name_problem(name: str) -> str:
     """Why an adapter to be trained cannot have this name; empty where it can. Reads files."""
     if not name:
-        return "Give it a name, by which /adapter will know it."
+        return "Give the adapter a name."
     if not is_name(name):
-        return "A name has letters, digits, . _ and -, begins with a letter or a digit, and is not none."
+        return (
+            "A name has letters, digits, . _ and -, and starts with a letter or a digit. "
+            "“none” is reserved."
+        )
     if name in {adapter.name for adapter in list_adapters()}:
         return f"There is an adapter {name} already: choose another name."
     if run_folder(name).is_begun():
-        return f"There is a run {name} already: go on with it (ctrl+l), or choose another name."
+        return f"There is a run {name} already: resume it (Ctrl+L), or choose another name."
     return ""
 
 
@@ -292,7 +295,11 @@ async def ask_plan(
             return msgspec.json.decode(out.strip().split(b"\n")[-1], type=Plan)
     said = next((line for line in reversed(err) if line.startswith("mmchat: ")), "")
     last = said.removeprefix("mmchat: ") or (err[-1] if err else "it said nothing")
-    return one_line(last, 600) if said else f"The plan failed ({one_line(last, 400)})."
+    return (
+        one_line(last, 600)
+        if said
+        else f"The training could not be planned ({one_line(last, 400)})."
+    )
 
 
 async def _said(stream: asyncio.StreamReader, tell: Callable[[str], None]) -> list[str]:

@@ -51,6 +51,13 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
+    def left_behind(self) -> str:
+        """Waits for the app's end; the text that is printed after it has left the screen."""
+        self.process.wait(60)
+        self._reader.join(10)
+        _, _, after = self._painted.decode(errors="replace").rpartition("\x1b[?1049l")
+        return _ESCAPES.sub("", after).strip()
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()

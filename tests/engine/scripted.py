@@ -14,6 +14,7 @@ The last user text is a command:
     slowly A B C    the same, 50 ms before each word
     gate NAME       streams "before ", waits until the file `gates/NAME` is in the data
                     folder, streams "after " (see `open_gate`)
+    lines NAME      streams "line 1\\n" to "line 9\\n", waits as `gate`, streams the next nine
     forever         streams "tick-1 ", "tick-2 " … until it is cancelled
     hang            streams nothing until it is cancelled (a long prefill)
     crash           streams "one ", "two ", then the process dies at once (exit code 9)
@@ -255,6 +256,11 @@ class ScriptedBackend:
                 yield "before "
                 _wait_for_gate(rest, cancelled)
                 yield "after "
+            case "lines":
+                for number in range(1, 19):
+                    if number == 10:
+                        _wait_for_gate(rest, cancelled)
+                    yield f"line {number}\n"
             case "forever":
                 number = 0
                 while not cancelled():

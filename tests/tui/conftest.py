@@ -11,7 +11,8 @@ from textual.widgets import Static
 
 from mmchat.settings import load_settings
 from mmchat.tui.app import ChatApp
-from mmchat.tui.widgets.message import AnswerText, MessageView
+from mmchat.tui.widgets.answer_text import AnswerText
+from mmchat.tui.widgets.message import MessageView
 from tests.client.conftest import shared_engine, shared_home
 
 __all__ = ["shared_engine", "shared_home"]

@@ -22,6 +22,7 @@ from mmchat.tui.news import Live
 from mmchat.tui.screens.help import HelpScreen
 from mmchat.tui.widgets import composer
 from mmchat.tui.widgets.composer import Chip
+from mmchat.tui.widgets.conversations import ConversationList
 from mmchat.tui.widgets.input import ChatInput
 from mmchat.tui.widgets.message import MessageView, Siblings
 from mmchat.tui.widgets.picture import Thumbnail
@@ -182,7 +183,7 @@ async def test_the_engine_dies_in_mid_answer(new_app: NewApp) -> None:
         text = shown(app)[1]
         assert text.startswith("one two | ")
         assert "engine.log" in text
-        assert "ctrl+r asks again" in text
+        assert "Ctrl+R asks again" in text
         assert app.history.branch(1)[1].state == "failed"
         await say(pilot, "say again")
         await answered(pilot)
@@ -196,7 +197,7 @@ async def test_what_fails_before_the_first_word(new_app: NewApp) -> None:
         await answered(pilot)
         assert "memory does not suffice" in shown(app)[1]
         assert "engine.log" in shown(app)[1]
-        assert "ctrl+r" in shown(app)[1]
+        assert "Ctrl+R" in shown(app)[1]
         await pilot.press("ctrl+n")
         await until(pilot, lambda: not shown(app))
         await say(pilot, "too-long")
@@ -206,6 +207,51 @@ async def test_what_fails_before_the_first_word(new_app: NewApp) -> None:
         await say(pilot, "echo-turns")
         await answered(pilot)
         assert "too-long" not in shown(app)[3]
+
+
+async def test_a_message_that_is_too_long_goes_back_into_the_input(
+    new_app: NewApp, picture: Path
+) -> None:
+    app = new_app(model__name="gate-refused")
+    async with app.run_test(size=(120, 40)) as pilot:
+        box = app.chat.composer.input
+        app.post_message(events.Paste(str(picture)))
+        await until(pilot, lambda: app.chat.composer.pictures)
+        await say(pilot, "too-long")
+        await until(pilot, lambda: len(shown(app)) == 2)
+        assert not app.chat.composer.pictures
+        await pilot.press("ctrl+n")  # it is refused while another conversation is open
+        await until(pilot, lambda: not shown(app))
+        open_gate("refused")
+        await until(pilot, lambda: not app.asker.live)
+        await pilot.pause()
+        assert not box.text
+        app.chat.post_message(ConversationList.Opened(1))
+        await until(pilot, lambda: box.text == "too-long" and app.chat.composer.pictures)
+        assert [one.name for one in app.chat.composer.pictures] == [picture.name]
+        assert "has room for" in shown(app)[1]
+
+        app.chat.composer.input.take_text("echo-images")
+        await pilot.press("enter")
+        await answered(pilot)
+        assert shown(app)[3].startswith("1 pictures")
+        assert not app.chat.composer.pictures
+
+
+async def test_a_message_that_is_too_long_stays_away_from_what_is_typed_meanwhile(
+    new_app: NewApp,
+) -> None:
+    app = new_app(model__name="gate-typed")
+    async with app.run_test() as pilot:
+        await say(pilot, "too-long")
+        await until(pilot, lambda: len(shown(app)) == 2)
+        await pilot.press("n", "e", "w")
+        open_gate("typed")
+        await answered(pilot)
+        assert app.chat.composer.input.text == "new"
+        app.chat.post_message(ConversationList.Opened(1))
+        await pilot.pause()
+        assert app.chat.composer.input.text == "new"
 
 
 async def test_what_is_typed_after_enter_is_the_next_message(new_app: NewApp) -> None:
@@ -384,7 +430,7 @@ def test_the_app_loads_no_heavy_module() -> None:
 
 
 async def test_a_key_that_waits_is_for_the_text_that_it_was_pressed_on(
-    new_app: NewApp, monkeypatch: pytest.MonkeyPatch
+    new_app: NewApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Enter while suggestions are looked for; what is typed before they come is not sent by it."""
     asked, may_answer = threading.Event(), threading.Event()
@@ -395,30 +441,31 @@ async def test_a_key_that_waits_is_for_the_text_that_it_was_pressed_on(
         may_answer.wait(30)
         return found(*given, **more)
 
+    (tmp_path / "media").mkdir()
     app = new_app()
     async with app.run_test() as pilot:
         box = app.chat.composer.input
-        box.take_text("see @/")
+        box.take_text(f"see @{tmp_path}/")
         await until(pilot, lambda: box.suggesting)
         monkeypatch.setattr(composer, "suggest", slow)
-        box.take_text("see @/no-such")
+        box.take_text(f"see @{tmp_path}/no-such")
         await until(pilot, asked.is_set)
         await pilot.press("enter", "h")
         may_answer.set()
         await until(pilot, lambda: not box.suggesting)
         await pilot.pause()
-        assert box.text == "see @/no-suchh"
+        assert box.text == f"see @{tmp_path}/no-suchh"
 
         # Nor does it wait where more was typed and taken back, or the list was closed.
         for typed, meanwhile in (("n", ("h", "backspace")), ("m", ("escape",))):
             may_answer.clear()
-            box.take_text("see @/")
+            box.take_text(f"see @{tmp_path}/")
             box.suggesting, app.chat.composer._suggestions = True, [Suggestion("x", "", 0, 0, "x")]
             await pilot.press(typed, "enter", *meanwhile)
             may_answer.set()
             await until(pilot, lambda: not box.suggesting)
-            assert box.text == f"see @/{typed}"
-        box.take_text("see @/nothing")
+            assert box.text == f"see @{tmp_path}/{typed}"
+        box.take_text(f"see @{tmp_path}/nothing")
         await pilot.press("enter")
         await until(pilot, lambda: not box.text)
 

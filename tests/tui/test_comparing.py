@@ -102,7 +102,7 @@ async def test_two_answers_beside_each_other_become_siblings(
         assert [one.split()[0] for one in figures(app)] == ["birds", "no"]
         assert [str(one.content) for one in app.chat.query(Siblings)][1:] == ["‹ 2/3 ›", "‹ 3/3 ›"]
         assert [one.strip() for one in shown(app)] == ["say red kite", "red kite", "red kite"]
-        assert "Enter goes on with" in drawn(app)
+        assert "Enter continues with" in drawn(app)
         # What was on before answers the next question, and is on at once.
         await until(pilot, lambda: "kites" in app.chat._model_label)
         assert await engine_wears(app) == "kites"
@@ -241,9 +241,9 @@ async def test_wrong_comparisons_change_nothing(new_app: NewApp) -> None:
         await answered(pilot)
         for typed, words in (
             ("/compare birds gulls", "There is no adapter gulls"),
-            ("/compare kites", "kites is on already"),
-            ("/compare birds birds", "birds is named twice: name two."),
-            ("/compare none none", "none is named twice: name two."),
+            ("/compare kites", "kites is already active"),
+            ("/compare birds birds", "birds is named twice: name two different adapters."),
+            ("/compare none none", "none is named twice: name two different adapters."),
             ("/compare a b c", "Name two adapters"),
         ):
             await say(pilot, typed)

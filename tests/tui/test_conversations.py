@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from textual.command import CommandPalette
-from textual.widgets import Input
+from textual.widgets import Input, OptionList
 
 from mmchat.errors import HistoryError
 from mmchat.history import Answer, History, Message, Origin
 from mmchat.tui.app import ChatApp
 from mmchat.tui.screens.dialogs import ConfirmScreen
 from mmchat.tui.screens.search import SearchScreen
-from mmchat.tui.widgets.conversations import ConversationList
+from mmchat.tui.widgets.conversations import ConversationList, Rows
 from mmchat.tui.widgets.input import LinesInput
 from mmchat.tui.widgets.message import MessageView
 from tests.engine.scripted import open_gate
@@ -33,9 +33,7 @@ async def test_search_opens_the_message(new_app: NewApp) -> None:
         await pilot.press("ctrl+f")
         await until(pilot, lambda: isinstance(app.screen, SearchScreen))
         await pilot.press(*"kit")
-        screen = app.screen
-        assert isinstance(screen, SearchScreen)
-        await until(pilot, lambda: len(screen._hits) == 1)
+        await until(pilot, lambda: app.screen.query_one(OptionList).option_count == 1)
         await pilot.press("enter")
         await until(pilot, lambda: shown(app) == ["a red kite flies"])
 
@@ -312,3 +310,64 @@ async def test_what_cannot_be_read_is_told_and_the_conversation_stays(
         assert not [one for one in app._notifications if "deleted" in one.message]
         app.chat.post_message(ConversationList.Opened(1))
         await until(pilot, lambda: shown(app) == ["say one", "one"])
+
+
+async def test_two_windows_ask_in_one_conversation(new_app: NewApp) -> None:
+    """Both show all messages in the end, and none becomes a sibling of another."""
+    one, two = new_app(), new_app()
+    async with one.run_test(size=(120, 40)) as first, two.run_test(size=(120, 40)) as second:
+        await say(first, "lines shared")
+        await until(first, lambda: "line 9" in shown(one)[-1])
+        two.chat.look_around()
+        await until(second, lambda: two.chat.listed.query_one(Rows).option_count)
+        two.chat.post_message(ConversationList.Opened(1))
+        await until(second, lambda: "in another window" in str(shown(two)))
+
+        await say(second, "say from two")
+        await until(second, lambda: len(shown(two)) == 4)
+        one.chat.look_around()  # while its own answer is being written
+        await until(first, lambda: shown(one)[2:3] == ["say from two"])
+        assert shown(one)[1].endswith("line 9")
+        open_gate("shared")
+        await answered(first)
+        await answered(second)
+        for app, pilot in ((one, first), (two, second)):
+            app.chat.look_around()
+            await until(pilot, lambda: shown(app)[1].endswith("line 18"))  # noqa: B023
+            await until(pilot, lambda: shown(app)[2:] == ["say from two", "from two"])  # noqa: B023
+
+        await say(second, "say on")
+        await answered(second)
+        await say(first, "say and on")  # before it has looked
+        await answered(first)
+        two.chat.look_around()
+        await until(second, lambda: shown(two) == shown(one))
+        assert shown(one)[4:] == ["say on", "on", "say and on", "and on"]
+        assert {message.siblings for message in one.history.branch(1)} == {1}
+
+
+async def test_an_answer_that_another_window_leaves_is_followed_behind_ones_own(
+    new_app: NewApp,
+) -> None:
+    """It is not the last message any more, and its state changes all the same."""
+    with History.open() as history:
+        conversation = history.new_conversation("shared").id
+        history.add_message(conversation, "user", "well?")
+        answer = history.begin_answer(conversation, origin=Origin("m"))
+        answer.append("one ")
+        app = new_app()
+        async with app.run_test() as pilot:
+            await until(pilot, lambda: len(shown(app)) == 2)
+            await say(pilot, "say mine")
+            await answered(pilot)
+            answer.append("two")
+            app.chat.look_around()
+            await until(pilot, lambda: shown(app)[1].startswith("one two |"))
+            history.rate(answer.finish(origin=Origin("m")).id, "good")
+            app.chat.look_around()
+            await until(pilot, lambda: shown(app)[1] == "one two")
+            assert app.chat.transcript.branch[1].rating == "good"
+            with history.begin_answer(conversation, parent_id=1, origin=Origin("m")) as other:
+                other.append("another")
+            app.chat.look_around()  # the other window went to another branch
+            await until(pilot, lambda: shown(app) == ["well?", "another | Stopped."])

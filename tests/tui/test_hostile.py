@@ -3,9 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from textual.widgets._tooltip import Tooltip
+
+from mmchat.history import History
 from mmchat.sanitize import clean
 from mmchat.tui.app import ChatApp
-from mmchat.tui.widgets.message import AnswerText
+from mmchat.tui.widgets.answer_text import AnswerText
+from mmchat.tui.widgets.picture import Thumbnail
 from tests.tui.conftest import answered, draw, drawn, say, until
 
 NewApp = Callable[..., ChatApp]
@@ -50,3 +55,23 @@ async def test_a_hostile_name_of_a_folder_stays_outside_the_input(
         assert box.text == "]52;c;aGk="
         await pilot.pause()
         assert drawn(app) == clean(drawn(app))
+
+
+async def test_the_tooltip_of_a_broken_picture_is_no_markup(
+    new_app: NewApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ChatApp, "TOOLTIP_DELAY", 0.01)
+    name = "[a=b c=d] [x].png"
+    with History.open() as history:
+        image = history.add_image(b"no picture", mime="image/png", width=64, height=64, name=name)
+        conversation = history.new_conversation(name).id
+        history.add_message(conversation, "user", "[/]", images=[image.sha256])
+    app = new_app()
+    async with app.run_test(size=(120, 40), tooltips=True) as pilot:
+        picture = app.chat.query_one(Thumbnail)
+        await until(pilot, lambda: picture.tooltip)
+        await pilot.hover(picture)
+        tooltip = app.screen.get_child_by_type(Tooltip)
+        await until(pilot, lambda: tooltip.display)
+        assert name in str(tooltip.content)
+        assert name in drawn(app)

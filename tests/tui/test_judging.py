@@ -134,7 +134,7 @@ async def test_a_good_answer_that_was_cut_is_told(new_app: NewApp) -> None:
         assert not toasts(app)
         await pilot.press("f6")
         await until(pilot, lambda: "good" in heads(app)[-1])
-        assert "not whole" in toasts(app) and "ctrl+g" in toasts(app)
+        assert "incomplete" in toasts(app) and "Ctrl+G" in toasts(app)
 
 
 async def test_correct_this_answer(new_app: NewApp) -> None:
@@ -158,7 +158,7 @@ async def test_correct_this_answer(new_app: NewApp) -> None:
         assert app.history.message(2).text == "a dog "
 
         # Between original and correction, with what followed each.
-        assert toasts(app) == "What followed stands under the answer before: alt+left."
+        assert toasts(app) == "The messages that followed are under the previous answer: Alt+←."
         await pilot.press("alt+left")
         await until(pilot, lambda: shown(app)[1:2] == ["a dog"] and len(heads(app)) == 4)
         await pilot.press("alt+right")
@@ -344,7 +344,7 @@ async def test_the_editor_waits_for_an_answer_that_is_being_written(
         await pilot.press("ctrl+up", "ctrl+up", "ctrl+up")
         box = await corrects(pilot)
         await pilot.press("ctrl+g")
-        assert "the editor has to wait" in problem(pilot)
+        assert "open the editor when it is finished" in problem(pilot)
         open_gate("edit")
         await until(pilot, lambda: not app.asker.live)
         await pilot.press("ctrl+g")

@@ -128,7 +128,7 @@ async def test_an_answer_that_waits_for_the_file_holds_up_nothing_else(
         await until(pilot, lambda: shown(app)[-1] == "before")
         with locked(fresh):
             await pilot.press("escape", "escape")
-            await until(pilot, lambda: shown(app)[-1] == "before | stopping …")
+            await until(pilot, lambda: shown(app)[-1] == "before | stopping…")
             await lives(pilot, app, paints)
         await answered(pilot)
         assert shown(app)[-1] == "before | Stopped."
@@ -156,6 +156,11 @@ async def test_a_file_that_stays_locked_is_told_and_mended_by_trying_again(
             await until(pilot, lambda: "is locked" in complaint(app))
             assert app.chat.composer.input.text == "say two"
             assert len(app.chat.composer.pictures) == 1
+            for command in ("/system Be\nbrief.", "/rename Kites"):
+                await say(pilot, command)
+                await until(pilot, lambda: "is locked" in complaint(app))
+                assert app.chat.composer.input.text == command
+            app.chat.composer.input.take_text("say two")
         assert app.history.stats()["messages"] == 3
         await pilot.press("enter")
         await until(pilot, lambda: len(app.chat.transcript.branch) == 4)
@@ -174,7 +179,7 @@ async def test_the_end_of_an_answer_is_written_when_the_file_is_free(
         await until(pilot, lambda: shown(app)[-1:] == ["before"])
         with locked(fresh):
             await pilot.press("escape")
-            await until(pilot, lambda: "mmchat tries again by itself" in shown(app)[-1])
+            await until(pilot, lambda: "mmchat will try again" in shown(app)[-1])
             assert "is locked" in shown(app)[-1]
         app.chat.look_around()
         await answered(pilot)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import OptionList
 
 from mmchat.client.protocol import EngineStatus
 from mmchat.history import History, Origin, Rating
@@ -105,7 +106,7 @@ async def _searched(pilot: Pilot[None]) -> None:
     await pilot.press("ctrl+f", *"circle")
     screen = app.screen
     assert isinstance(screen, SearchScreen)
-    await until(pilot, lambda: len(screen._hits) == 4)
+    await until(pilot, lambda: screen.query_one(OptionList).option_count == 4)
     for box in screen.query("Input"):
         box.cursor_blink = False  # type: ignore[attr-defined]
     await pilot.pause()

@@ -138,10 +138,10 @@ async def test_it_says_what_it_would_learn_from(new_app: NewApp) -> None:
         await opened(pilot)
         await until(pilot, lambda: "34 pictures" in plan(pilot))
         assert plan(pilot).splitlines() == [
-            "It would learn from 30 corrected answers and 12 good answers about 34 pictures (from history).",
+            "It will learn from 30 corrected answers and 12 good answers about 34 pictures (from history).",
             "6 of them are kept back to measure what was learned.",
             "1 cannot be used and is left out.",
-            "50 % of what it sees is old material, against forgetting.",
+            "50% of the data is what the model knows already, to prevent forgetting.",
             "That takes 240 steps, about 6 minutes, up to 1.2 GB of memory, 412,000 parameters.",
         ]
         assert calls() == [[*HISTORY, "--dry-run", "--json"]]
@@ -260,10 +260,10 @@ async def test_what_cannot_be_learned_from_is_said(new_app: NewApp) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("", "Give it a name"),
+        ("", "Give the adapter a name"),
         ("../birds", "A name has letters"),
         ("a b", "A name has letters"),
-        ("none", "and is not none"),
+        ("none", "is reserved"),
         ("taken", "There is an adapter taken already"),
         ("begun", "There is a run begun already"),
     ],
@@ -339,7 +339,7 @@ def test_until_it_speaks_a_run_shows_nothing_of_one_before(
     run = runs.start("birds", ["x"], "other")
     child = runs._children["birds"][0]
     try:
-        for what, words in (("preparing", "Starting …"), ("failed", "It ended at once")):
+        for what, words in (("preparing", "Starting…"), ("failed", "It ended at once")):
             seen = runs.look(run)
             assert seen is not None
             status = seen.status
@@ -362,7 +362,7 @@ async def test_pause_and_go_on(new_app: NewApp) -> None:
         await pilot.press("p")
         await until(pilot, lambda: "Paused at step 4" in said(pilot))
         assert not run.is_running()
-        assert keys(pilot) == {"Go on", "Another", "Runs", "Back"}
+        assert keys(pilot) == {"Resume", "Another", "Runs", "Back"}
         await pilot.press("r")
         await until(pilot, lambda: state("birds") == "training")
         assert calls()[-1] == ["train", "--resume", "--name", "birds"]
@@ -378,7 +378,7 @@ async def test_stop_and_keep_asks_once(new_app: NewApp) -> None:
         await started(pilot)
         await pilot.press("s")
         await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
-        await pilot.press("enter")  # on "Go on"
+        await pilot.press("enter")  # on "Keep training"
         await until(
             pilot, lambda: app.screen is not None and not isinstance(app.screen, ConfirmScreen)
         )
@@ -420,7 +420,7 @@ async def test_it_fails(new_app: NewApp) -> None:
         await pilot.press("enter")
         await until(pilot, lambda: "the loss is nan" in said(pilot))
         assert said(pilot) == "adapter step 3: the loss is nan [red][31m. Lower the rates."
-        assert {"Go on", "Another"} < keys(pilot)
+        assert {"Resume", "Another"} < keys(pilot)
         await until(pilot, lambda: app.chat.status._training == "mine failed: /train")
         tell("fail", "")
         await pilot.press("r")
@@ -435,7 +435,7 @@ async def test_it_is_killed(new_app: NewApp) -> None:
         assert status is not None
         os.kill(status.pid, signal.SIGKILL)
         await until(pilot, lambda: "ended from outside" in said(pilot))
-        assert {"Go on", "Another"} < keys(pilot)
+        assert {"Resume", "Another"} < keys(pilot)
         await pilot.press("p")  # nothing to pause: nothing happens
         await pilot.press("r")
         await until(pilot, lambda: state("birds") == "training")
@@ -530,7 +530,7 @@ async def test_a_run_that_vanishes(new_app: NewApp) -> None:
         await opened(pilot)
         await until(pilot, lambda: "step 4 of 10" in drawn(app))
         shutil.rmtree(run_folder("birds").folder)
-        await until(pilot, lambda: "The files of that run are gone." in setup_complaint(pilot))
+        await until(pilot, lambda: "The files of that run were deleted." in setup_complaint(pilot))
 
 
 async def test_files_that_are_broken_or_of_another_time(new_app: NewApp) -> None:
@@ -571,9 +571,9 @@ async def test_use_it_and_undo(new_app: NewApp) -> None:
         assert "held-out answers    12     8.0 % (0.2 to 38.5)     92.0 % (61.5 to 99.8)" in table
         assert keys(pilot) == {"Use it", "Another", "Runs", "Back"}
         await pilot.press("enter")
-        await until(pilot, lambda: "birds answers in the chat now." in said(pilot))
+        await until(pilot, lambda: "birds now answers in the chat." in said(pilot))
         assert app.asker.settings.model.adapter == "birds"
-        assert said(pilot).endswith("With u scenes · before answers again.")
+        assert said(pilot).endswith("Press u to go back to scenes · before.")
         assert keys(pilot) == {"Undo", "Another", "Runs", "Back"}
         await pilot.press("escape")
         await say(pilot, "say hello")
@@ -595,7 +595,7 @@ async def test_an_adapter_of_another_model(new_app: NewApp) -> None:
         await pilot.press("enter")
         await until(pilot, lambda: app.asker.settings.model.adapter == "birds")
         assert app.asker.settings.model.name == "other"
-        await until(pilot, lambda: "With u it is off again." in said(pilot))
+        await until(pilot, lambda: "Press u to turn it off." in said(pilot))
         await pilot.press("u")
         await until(pilot, lambda: app.asker.settings.model.name == "scenes")
         assert app.asker.settings.model.adapter == ""
@@ -608,7 +608,7 @@ async def test_another_server_knows_no_adapters(new_app: NewApp) -> None:
         await opened(pilot)
         await pilot.press("enter")
         await until(pilot, lambda: app._notifications)
-        assert "knows no adapters" in next(iter(app._notifications)).message
+        assert "has no adapters" in next(iter(app._notifications)).message
         assert app.asker.settings.model.adapter == ""
 
 
@@ -621,14 +621,14 @@ async def test_ask_plan_and_what_may_go_wrong(fresh: Path) -> None:
     tell("plan.json", '{"examples": 1, "problems": [{"place": "a:3", "why": "no"}], "new": true}')
     found = await ask_plan(["--from-history"], "scenes")
     assert isinstance(found, Plan)
-    assert told(found) == ["It would learn from 1 example.", "1 cannot be used and is left out."]
+    assert told(found) == ["It will learn from 1 example.", "1 cannot be used and is left out."]
     tell("remark", "drawing old material\x1b[31m")
     said: list[str] = []
     await ask_plan(["x"], "scenes", said.append)
     assert said == ["drawing old material[31m"]
     tell("remark", "")
     tell("plan.json", "no json")
-    assert await ask_plan(["x"], "scenes") == "The plan failed (it said nothing)."
+    assert await ask_plan(["x"], "scenes") == "The training could not be planned (it said nothing)."
     asked = asyncio.create_task(ask_plan(["x"], "scenes"))
     await asyncio.sleep(0)
     asked.cancel()
@@ -673,7 +673,7 @@ async def test_the_real_command_prints_such_a_plan(
     found = await ask_plan([str(tmp_path)], "scenes")
     assert isinstance(found, Plan), found
     assert found.examples and found.pictures and found.steps and found.seconds
-    assert "It would learn from" in told(found)[0]
+    assert "It will learn from" in told(found)[0]
     empty = await ask_plan([str(tmp_path / "nothing")], "scenes")
     assert isinstance(empty, str) and "nothing" in empty
 

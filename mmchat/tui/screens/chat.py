@@ -1,5 +1,7 @@
 """The chat screen: lays out the parts, routes keys, commands and the asker's news."""
 
+import asyncio
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -11,11 +13,12 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Input, Markdown, Rule, TextArea
 
 from mmchat.errors import HistoryError
+from mmchat.history import Message
 from mmchat.images import PICTURE_SUFFIXES
 from mmchat.tui.actions import ACTIONS, BY_ID
 from mmchat.tui.choices import choices
 from mmchat.tui.commands import UnknownCommandError, parse
-from mmchat.tui.formatting import model_label
+from mmchat.tui.formatting import is_too_long, model_label
 from mmchat.tui.news import Changed, Ended, Grew, LoadEnded, LoadGoes, News
 from mmchat.tui.pasted import leading
 from mmchat.tui.screens.comparing import Comparing
@@ -49,7 +52,7 @@ class ChatScreen(Comparing):
             for action in ACTIONS
             if action.key and action.id != "quit"
         ),
-        Binding("ctrl+up", "step(-1)", "Message before", id="screen.previous", show=False),
+        Binding("ctrl+up", "step(-1)", "Previous message", id="screen.previous", show=False),
         Binding("ctrl+down", "step(1)", "Next message", id="screen.next", show=False),
     ]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 (Textual's own)
@@ -60,6 +63,8 @@ class ChatScreen(Comparing):
         """`start` is the conversation to open; None for a new one."""
         super().__init__()
         self._start = start
+        self._refused: dict[int, Message] = {}
+        """By conversation: a message that was too long for the model, to be put back."""
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="all"):
@@ -110,8 +115,14 @@ class ChatScreen(Comparing):
 
     async def _answer_news(self, news: Grew | Changed | Ended) -> None:
         view = self.transcript.view(news.live.id)
-        if view is None:
-            return  # of a conversation that is not open
+        if view is not None:  # else its conversation is not open
+            await self._show_news(view, news)
+        if isinstance(news, Ended) and news.message and is_too_long(news.message):
+            question = await asyncio.to_thread(self.app.history.message, news.live.parent_id)
+            self._refused[question.conversation_id] = question
+            await self._put_back_refused()
+
+    async def _show_news(self, view: MessageView, news: Grew | Changed | Ended) -> None:
         if isinstance(news, Grew):
             await view.grow()
         elif isinstance(news, Changed):
@@ -128,6 +139,20 @@ class ChatScreen(Comparing):
                 )
             await self.one_of_two_ended(news.message)
             await self.show_lines()
+
+    async def _show(self, branch: Sequence[Message], at: int | None = None) -> None:
+        await super()._show(branch, at)
+        await self._put_back_refused()
+
+    async def _put_back_refused(self) -> None:
+        """A message that was too long goes back into the input, unless something is there."""
+        composer, session = self.composer, self.app.session
+        question = self._refused.pop(session.conversation_id or 0, None)
+        if question is None or composer.input.text or composer.pictures:
+            return
+        composer.put_back(question.text)
+        for image in question.images:
+            await composer.add_picture(await asyncio.to_thread(session.picture, image))
 
     # Sending
 
@@ -159,8 +184,10 @@ class ChatScreen(Comparing):
     async def send(self, text: str) -> None:
         """Write the message into the history, ask, and show both."""
         composer, transcript, session = self.composer, self.transcript, self.app.session
-        branch = transcript.branch
         try:
+            # Behind what another window has added meanwhile, not beside it.
+            await self.catch_up(only_more=True)
+            branch = transcript.branch
             said, answer = await session.send(
                 text, composer.pictures, branch[-1] if branch else None
             )

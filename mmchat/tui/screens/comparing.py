@@ -19,7 +19,7 @@ class Comparing(Judging):
     def do_compare(self, argument: str) -> Deed | None:
         names = argument.split()
         if self.app.asker.remote:
-            self.composer.complain("The server in engine.url knows no adapters.")
+            self.composer.complain("The server in engine.url has no adapters.")
         elif len(names) > 2:
             self.composer.put_back(f"/compare {argument}", "Name two adapters, or none and one.")
         elif self._question() is None:
@@ -49,11 +49,11 @@ class Comparing(Judging):
         ]
         chosen = await self.app.push_screen_wait(
             PickScreen(
-                f"Which adapter shall answer beside {model_name(worn)}?",
+                "Which adapter should also answer?",
                 items,
                 "",
-                "Nothing here has this name.",
-                "Enter asks both   Esc asks nobody",
+                "No matches.",
+                "Enter asks both   Esc cancels",
             )
         )
         if chosen is not None:
@@ -68,9 +68,9 @@ class Comparing(Judging):
         if unknown:
             problem = f"There is no adapter {unknown[0]}. /adapter alone shows what is here."
         elif len(names) == 2 and first == second:
-            problem = f"{first} is named twice: name two."
+            problem = f"{first} is named twice: name two different adapters."
         elif first == second:
-            problem = f"{first} is on already: name another one beside it, or {NONE}."
+            problem = f"{first} is already active: name another adapter, or {NONE}."
         if problem:
             self.composer.put_back(f"/compare {argument}", problem)
         else:
@@ -79,12 +79,13 @@ class Comparing(Judging):
     async def _compare(self, first: str, second: str) -> None:
         """Both answer the last message, one after the other; what was on before is on again then."""
         session, transcript = self.app.session, self.transcript
-        question = self._question()
-        if question is None:
-            return  # the conversation was changed meanwhile
         if session.live():
             self.composer.complain("An answer is still being written: Esc stops it.")
             return
+        await self.catch_up(only_more=True)
+        question = self._question()
+        if question is None:
+            return  # the conversation was changed meanwhile
         answers = await session.compare(
             question, *("" if n == NONE else n for n in (first, second))
         )

@@ -57,9 +57,9 @@ class CorrectScreen(ModalScreen[Message | None]):
             yield EditInput()
             yield Static("", id="correct-problem", markup=False)
             with Horizontal(classes="buttons"):
-                yield Static("ctrl+g opens your $EDITOR", classes="hint", markup=False)
+                yield Static("Ctrl+G opens your $EDITOR", classes="hint", markup=False)
                 yield Button("Cancel (Esc)", id="cancel", compact=True)
-                yield Button("Save (ctrl+s)", id="save", compact=True, variant="primary")
+                yield Button("Save (Ctrl+S)", id="save", compact=True, variant="primary")
 
     def on_mount(self) -> None:
         self.box.take_text(self._text)
@@ -117,8 +117,8 @@ class CorrectScreen(ModalScreen[Message | None]):
 
     @work(exclusive=True, group="ask")
     async def _ask_to_drop(self) -> None:
-        question = "Drop what you have written here?"
-        if await self.app.push_screen_wait(ConfirmScreen(question, "Drop it", "Go on writing")):
+        question = "Discard what you have written?"
+        if await self.app.push_screen_wait(ConfirmScreen(question, "Discard", "Keep writing")):
             self.dismiss(None)
 
     def action_edit(self) -> None:
@@ -127,9 +127,9 @@ class CorrectScreen(ModalScreen[Message | None]):
         if self.box.disabled:
             return
         if not command:
-            self._tell("No editor is named: set EDITOR, for example to nano.")
+            self._tell("No editor is configured: set EDITOR, for example to nano.")
         elif not self._may_wait():
-            self._tell("An answer is being written meanwhile: the editor has to wait for its end.")
+            self._tell("An answer is still being written: open the editor when it is finished.")
         else:
             with self.app.suspend():
                 text, problem = _edited(command, self.box.text)
@@ -148,7 +148,7 @@ def _edited(command: str, text: str) -> tuple[str, str]:
             file.write_text(text, encoding="utf-8")
             code = subprocess.run([*shlex.split(command), str(file)], check=False).returncode
             if code:
-                return "", f"The editor {command} ended with status {code}: nothing was taken over."
+                return "", f"The editor {command} ended with status {code}: the text is unchanged."
             return file.read_text(encoding="utf-8").removesuffix("\n"), ""
         except (OSError, ValueError) as error:  # no such program, no closing quote, not UTF-8
             return "", f"The editor {command} cannot be used ({error}): set EDITOR to another."

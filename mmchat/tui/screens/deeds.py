@@ -5,7 +5,8 @@ a deed for the line (stage.py), or None.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 
 from textual import work
 
-from mmchat.errors import ImageError
+from mmchat.errors import HistoryError, ImageError
 from mmchat.history import Hit, Message
 from mmchat.images import PICTURE_SUFFIXES, read_picture
 from mmchat.sanitize import clean
@@ -125,8 +126,19 @@ class Deeds(Stage):
             if wanted is not None and wanted.strip():
                 self.put(partial(self._rename, conversation_id, wanted))
 
+    @contextlib.contextmanager
+    def _kept_typed(self, command: str) -> Iterator[None]:
+        """A command that the history cannot carry out goes back into the input, if that is empty."""
+        try:
+            yield
+        except HistoryError:
+            if not self.composer.input.text:
+                self.composer.put_back(command)
+            raise
+
     async def _rename(self, conversation_id: int, wanted: str) -> None:
-        await self.app.session.rename(conversation_id, clean(wanted, keep_newlines=False))
+        with self._kept_typed(f"/rename {wanted}"):
+            await self.app.session.rename(conversation_id, clean(wanted, keep_newlines=False))
         await self.show_lines()
 
     def do_delete(self, _: str) -> None:
@@ -185,7 +197,7 @@ class Deeds(Stage):
     async def _regenerate(self) -> None:
         message = self.target(lambda one: True)
         if message is None:
-            self.composer.complain("There is no answer yet to make again.")
+            self.composer.complain("There is no answer to regenerate yet.")
             return
         if message.id in self.app.asker.live:
             self.composer.complain("This answer is still being written: Esc stops it.")
@@ -209,7 +221,7 @@ class Deeds(Stage):
     async def _move_some(self, step: int) -> None:
         message = self.target(lambda one: one.siblings > 1)
         if message is None:
-            self.composer.complain("There is one answer only: ctrl+r makes another.")
+            self.composer.complain("There is only one answer: Ctrl+R makes another.")
         else:
             await self.move(message, step)
 
@@ -252,7 +264,7 @@ class Deeds(Stage):
 
     def do_adapter(self, argument: str) -> Deed | None:
         if self.app.asker.remote:
-            self.composer.complain("The server in engine.url knows no adapters.")
+            self.composer.complain("The server in engine.url has no adapters.")
         elif argument:
             if argument == "none":
                 return partial(self._use, adapter="")
@@ -269,14 +281,14 @@ class Deeds(Stage):
             for name, about in await asyncio.to_thread(choices, kind)
         ]
         if kind == "adapter":
-            items.insert(0, ("", "none", "the base's own projector"))
+            items.insert(0, ("", "none", "no adapter"))
         current = wanted.name if kind == "model" else wanted.adapter
         chosen = await self.app.push_screen_wait(
             PickScreen(
-                "Which model shall answer?" if kind == "model" else "Which adapter shall it wear?",
+                "Which model?" if kind == "model" else "Which adapter?",
                 items,
                 current,
-                "Nothing here has this name.",
+                "No matches.",
             )
         )
         if chosen is None or chosen == current:
@@ -321,7 +333,8 @@ class Deeds(Stage):
             self.put(partial(self._set_system, wanted))
 
     async def _set_system(self, wanted: str) -> None:
-        await self.app.session.set_system(wanted)
+        with self._kept_typed(f"/system {wanted}"):
+            await self.app.session.set_system(wanted)
         self.notify("The system prompt is set for this conversation.", timeout=3)
 
     # Training
@@ -360,7 +373,7 @@ class Deeds(Stage):
             self.notify(f"Not opened: {shown}", severity="warning", markup=False)
             return
         if await self.app.push_screen_wait(
-            ConfirmScreen(f"Open this address in the browser?\n{shown}", "Open", "Leave it")
+            ConfirmScreen(f"Open this address in the browser?\n{shown}", "Open", "Cancel")
         ):
             self.app.open_url(href)
 

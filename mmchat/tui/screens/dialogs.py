@@ -51,7 +51,7 @@ class ConfirmScreen(ModalScreen[bool]):
 class TextScreen(ModalScreen[str | None]):
     """Asks for a line of text; None where it was left with Esc."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave it")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]
 
     def __init__(self, question: str, value: str, placeholder: str = "") -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class TextScreen(ModalScreen[str | None]):
         with Vertical(classes="dialog"):
             yield Static(clean(self._question), markup=False)
             yield Input(clean(self._value, False), placeholder=self._placeholder, compact=True)
-            yield Static("Enter keeps it   Esc leaves it as it was", classes="keys", markup=False)
+            yield Static("Enter saves   Esc cancels", classes="keys", markup=False)
 
     @on(Input.Submitted)
     def _submitted(self, event: Input.Submitted) -> None:
@@ -71,7 +71,7 @@ class TextScreen(ModalScreen[str | None]):
 class LinesScreen(ModalScreen[str | None]):
     """Asks for a text of several lines; None where it was left as it was."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave it")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Cancel")]
 
     def __init__(self, question: str, value: str, placeholder: str = "") -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class LinesScreen(ModalScreen[str | None]):
             yield Static(clean(self._question), markup=False)
             yield LinesInput(placeholder=self._placeholder)
             yield Static(
-                "Enter keeps it   ctrl+j begins a line   Esc leaves it as it was",
+                "Enter saves   Ctrl+J adds a line   Esc cancels",
                 classes="keys",
                 markup=False,
             )
@@ -102,7 +102,7 @@ class PickScreen(ModalScreen[str | None]):
     """One of a list: (name, a few words); typing narrows it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "Leave it"),
+        Binding("escape", "dismiss(None)", "Cancel"),
         Binding("down", "move(1)", "Down", show=False),
         Binding("up", "move(-1)", "Up", show=False),
     ]
@@ -113,7 +113,7 @@ class PickScreen(ModalScreen[str | None]):
         items: Sequence[tuple[str, str, str]],
         current: str,
         empty: str,
-        keys: str = "Enter takes it, until mmchat ends   Esc leaves it as it was",
+        keys: str = "Enter selects it until mmchat closes   Esc cancels",
     ) -> None:
         """`items` are (value, label, words about it); `empty` stands there where none is left."""
         super().__init__()

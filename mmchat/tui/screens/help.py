@@ -67,7 +67,7 @@ class HelpScreen(ModalScreen[None]):
                     yield Static(self._table(self._here), markup=False)
                 yield Static(
                     "\n[1] in a message marks the place of picture 1. Pictures without a mark "
-                    "stand before the text.",
+                    "come before the text.",
                     classes="keys",
                     markup=False,
                 )

@@ -49,8 +49,7 @@ class Judging(Deeds):
         await self._show_again(message)
         if wanted == "good" and message.state in _CUT:
             self.notify(
-                "This answer is not whole, and nothing is learned from it: ctrl+g corrects it to "
-                "its end.",
+                "This answer is incomplete, so nothing is learned from it: complete it with Ctrl+G.",
                 timeout=6,
             )
 
@@ -102,7 +101,9 @@ class Judging(Deeds):
         await session.refresh()
         await self.show_lines()
         if followed:
-            self.notify("What followed stands under the answer before: alt+left.", timeout=6)
+            self.notify(
+                "The messages that followed are under the previous answer: Alt+←.", timeout=6
+            )
 
     # Tags
 
@@ -150,5 +151,5 @@ class Judging(Deeds):
     async def _show_tags(self, conversation_id: int, tags: tuple[str, ...]) -> None:
         await self.app.session.refresh()
         await self.show_lines()
-        said = f"Tagged {tag_words(tags)}" if tags else "No tags any more"
+        said = f"Tagged {tag_words(tags)}" if tags else "All tags removed"
         self.notify(f"{said}.", timeout=3, markup=False)

@@ -18,11 +18,19 @@ from mmchat.sanitize import clean
 from mmchat.tui.formatting import MUTED, UNTITLED, clock, one_line, snippet_parts
 
 
+class Result(Option):
+    """A row, which knows its message also when the list has changed before it is opened."""
+
+    def __init__(self, hit: Hit, row: Content) -> None:
+        super().__init__(row)
+        self.hit = hit
+
+
 class SearchScreen(ModalScreen[Hit | None]):
     """Finds messages while one types; the chosen one is the screen's result."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "Leave"),
+        Binding("escape", "dismiss(None)", "Close"),
         Binding("down", "move(1)", "Down", show=False),
         Binding("up", "move(-1)", "Up", show=False),
     ]
@@ -30,7 +38,6 @@ class SearchScreen(ModalScreen[Hit | None]):
     def __init__(self, search: Callable[[str], Sequence[Hit]], now: float, words: str = "") -> None:
         super().__init__()
         self._search, self._now, self._words = search, now, words
-        self._hits: Sequence[Hit] = ()
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog wide tall"):
@@ -61,21 +68,20 @@ class SearchScreen(ModalScreen[Hit | None]):
     def _show(self, words: str, hits: Sequence[Hit], problem: str = "") -> None:
         if not self.is_mounted or words != self.query_one(Input).value:
             return  # an answer to what was typed before
-        self._hits = hits
         shown = self.query_one(OptionList)
         shown.clear_options()
         shown.add_options(self._row(hit) for hit in hits)
         shown.highlighted = 0 if hits else None
-        said = "Type a word, or the beginning of one."
+        said = "Type a word or its beginning."
         if problem:
             said = clean(problem)
         elif hits:
             said = "Enter opens it   Esc goes back"
         elif words.strip():
-            said = "Nothing has these words."
+            said = "No matches."
         self.query_one(".keys", Static).update(said)
 
-    def _row(self, hit: Hit) -> Option:
+    def _row(self, hit: Hit) -> Result:
         who = "you" if hit.role == "user" else "mmchat"
         row = Content.assemble(
             (one_line(hit.title, 60) or UNTITLED, "bold"),
@@ -86,7 +92,7 @@ class SearchScreen(ModalScreen[Hit | None]):
                 for text, marked in snippet_parts(hit.snippet, hit.marks)
             ),
         )
-        return Option(row)
+        return Result(hit, row)
 
     def action_move(self, step: int) -> None:
         shown = self.query_one(OptionList)
@@ -103,4 +109,5 @@ class SearchScreen(ModalScreen[Hit | None]):
 
     @on(OptionList.OptionSelected)
     def _selected(self, event: OptionList.OptionSelected) -> None:
-        self.dismiss(self._hits[event.option_index])
+        assert isinstance(event.option, Result)
+        self.dismiss(event.option.hit)

@@ -43,7 +43,6 @@ class Stage(Screen[None]):
         self._limit = LISTED
         self._model_label = ""
         self._window = 0
-        self._seen: tuple[object, ...] = ()
         self._looks = False
 
     # The line of deeds
@@ -128,7 +127,6 @@ class Stage(Screen[None]):
         known = origin.parameters.get("context_length") if origin else None
         context = known if isinstance(known, int) else self._window
         self.status.show_figures(origin, context)
-        self._seen = await self._mark()
         await self.show_list()
 
     def _show_title(self) -> None:
@@ -149,21 +147,21 @@ class Stage(Screen[None]):
 
     # Other windows on the same history
 
-    async def _mark(self) -> tuple[object, ...]:
-        """Changes when another window changes the open conversation."""
-        at, branch = self.app.session.conversation_id, self.transcript.branch
-        if at is None or not branch:
-            return ()
-        history = self.app.history
-        last = await asyncio.to_thread(history.message, branch[-1].id)
-        row = await asyncio.to_thread(history.conversation, at)
-        return (row.head_id, last.state, len(last.text), last.siblings)
+    async def catch_up(self, *, only_more: bool) -> None:
+        """Show what other windows did in the open conversation.
 
-    async def _rated_anew(self) -> bool:
-        """Whether another window changed a rating of what is shown."""
+        With `only_more` what is on the screen stays, and only messages behind it are added.
+        Raises HistoryError; MissingError if the conversation was deleted.
+        """
         at = self.app.session.conversation_id
-        ratings = await asyncio.to_thread(self.app.history.ratings, at) if at is not None else {}
-        return any(one.rating != ratings.get(one.id) for one in self.transcript.branch)
+        if at is None:
+            return
+        branch = await self.app.session.open(at)
+        if self.transcript.is_current(branch):
+            return
+        if not only_more or self.transcript.is_continued_by(branch):
+            await self.transcript.follow(branch, self.app.asker.live)
+            await self.show_lines()
 
     def look_around(self) -> None:
         """Follow what other windows did: new conversations, new messages, deletions."""
@@ -174,18 +172,9 @@ class Stage(Screen[None]):
 
     async def _look(self) -> None:
         self._looks = False
-        session = self.app.session
         try:
-            at = session.conversation_id
-            if (
-                at is not None
-                and not session.live()
-                and (self._seen != await self._mark() or await self._rated_anew())
-            ):
-                await self.transcript.follow(await session.open(at), self.app.asker.live)
-                await self.show_lines()
-                return
-            await session.refresh()
+            # An answer of this window stays on the screen while it is being written.
+            await self.catch_up(only_more=bool(self.app.session.live()))
         except MissingError:
             self.notify("This conversation was deleted in another window.", markup=False)
             await self.show_new()

@@ -55,12 +55,12 @@ class TrainingScreen(ModalScreen[None]):
     AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("p", "pause", "Pause"),
-        Binding("r", "resume", "Go on"),
+        Binding("r", "resume", "Resume"),
         Binding("s", "keep", "Stop and keep"),
         Binding("enter", "use", "Use it", key_display="Enter"),
         Binding("u", "undo", "Undo"),
-        Binding("ctrl+n", "new", "Another", key_display="ctrl+n"),
-        Binding("ctrl+l", "runs", "Runs", key_display="ctrl+l"),
+        Binding("ctrl+n", "new", "Another", key_display="Ctrl+N"),
+        Binding("ctrl+l", "runs", "Runs", key_display="Ctrl+L"),
         Binding("ctrl+t", "theme", "Dark or light", show=False),
         Binding("escape", "leave", "Back", key_display="Esc"),
     ]
@@ -154,7 +154,7 @@ class TrainingScreen(ModalScreen[None]):
                     if seen is None:
                         self._watch = self._seen = None
                         self._show_setup()
-                        self.setup.complain("The files of that run are gone.")
+                        self.setup.complain("The files of that run were deleted.")
                     else:
                         self._take(seen)
             with contextlib.suppress(TimeoutError):
@@ -175,13 +175,9 @@ class TrainingScreen(ModalScreen[None]):
             return ""
         if self._can_undo():
             model, adapter = self.app.runs.used[1] if self.app.runs.used else ("", "")
-            back = (
-                f"{model_label(model, adapter, '', '')} answers again"
-                if adapter
-                else "it is off again"
-            )
-            return f"{one_line(self._adapter, 60)} answers in the chat now. With u {back}."
-        return f"{one_line(self._adapter, 60)} answers in the chat now."
+            back = f"go back to {model_label(model, adapter, '', '')}" if adapter else "turn it off"
+            return f"{one_line(self._adapter, 60)} now answers in the chat. Press u to {back}."
+        return f"{one_line(self._adapter, 60)} now answers in the chat."
 
     @property
     def _adapter(self) -> str:
@@ -215,18 +211,20 @@ class TrainingScreen(ModalScreen[None]):
         return able.get(action, True)
 
     def action_pause(self) -> None:
-        self._tell(PAUSE, "Saving a checkpoint …")
+        self._tell(PAUSE, "Saving a checkpoint…")
 
     @work(exclusive=True, group="dialog")
     async def action_keep(self) -> None:
         question = (
-            "Stop now, and keep what it has learned so far? The steps that are left are not done. "
-            "A pause can go on later."
+            "Stop now and keep what it has learned so far? The remaining steps are skipped. "
+            "A paused run can be resumed later."
         )
-        wanted = await self.app.push_screen_wait(ConfirmScreen(question, "Stop and keep", "Go on"))
+        wanted = await self.app.push_screen_wait(
+            ConfirmScreen(question, "Stop and keep", "Keep training")
+        )
         # It went on meanwhile: what has ended by itself can no longer end early.
         if wanted and self._seen is not None and self._seen.status.state == "training":
-            self._tell(KEEP, "Stopping; what it has learned is kept …")
+            self._tell(KEEP, "Stopping and keeping what it has learned…")
 
     @work(group="tell")
     async def _tell(self, number: signal.Signals, said: str) -> None:
@@ -253,7 +251,7 @@ class TrainingScreen(ModalScreen[None]):
         if self._seen is None:
             return
         if self.app.asker.remote:
-            sentence = "The server in engine.url knows no adapters: empty engine.url to use it."
+            sentence = "The server in engine.url has no adapters: clear engine.url to use this one."
             self.notify(sentence, severity="error", markup=False)
             return
         wanted = self.app.asker.settings.model
@@ -323,9 +321,7 @@ class TrainingScreen(ModalScreen[None]):
         event.stop()
         setup = self.setup
         if self._plan is None:
-            setup.complain(
-                "There is nothing to start yet: what it would learn from has to stand above."
-            )
+            setup.complain("There is nothing to start yet: choose training data above.")
             return
         name, source = setup.adapter, source_arguments(setup.folder)
         model = self.app.asker.settings.model.name

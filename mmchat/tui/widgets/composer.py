@@ -28,7 +28,7 @@ class Chip(Horizontal, can_focus=True, can_focus_children=False):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("delete,backspace,x", "remove", "Remove the picture", id="chip.remove"),
-        Binding("left", "app.focus_previous", "Picture before", show=False),
+        Binding("left", "app.focus_previous", "Previous picture", show=False),
         Binding("right", "app.focus_next", "Next picture", show=False),
         Binding("down,enter", "leave", "Back to the text", id="chip.leave"),
     ]
@@ -259,7 +259,8 @@ class Composer(Vertical):
     def _clicked(self, event: OptionList.OptionSelected) -> None:
         event.stop()
         self.input.focus()
-        self._accept(self._suggestions[event.option_index], send=True)
+        if event.option in event.option_list.options:  # else the list has changed since
+            self._accept(self._suggestions[event.option_index], send=True)
 
     def _accept(self, one: Suggestion, send: bool) -> None:
         text = self.input.text

@@ -1,7 +1,7 @@
 """The list of conversations, and the search that stands above it."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from textual import events, on
 from textual.app import ComposeResult
@@ -31,6 +31,14 @@ class SearchLine(Static):
         self.post_message(self.Wanted())
 
 
+class Rows(OptionList):
+    """The list's rows. Textual ends the app at Page Up and Page Down before they have a size."""
+
+    def _move_page(self, direction: Literal[-1, 1]) -> None:
+        if self.scrollable_content_region:
+            super()._move_page(direction)
+
+
 class ConversationList(Vertical):
     """Conversations by day; Enter opens, F2 renames, Del deletes the one under the cursor."""
 
@@ -57,7 +65,7 @@ class ConversationList(Vertical):
 
     def compose(self) -> ComposeResult:
         yield SearchLine("⌕ search", markup=False, id="search-line")
-        yield OptionList(id="conversations", compact=True, markup=False)
+        yield Rows(id="conversations", compact=True, markup=False)
 
     def show(
         self, conversations: Sequence[Conversation], current: int | None, now: float, more: bool
@@ -71,7 +79,7 @@ class ConversationList(Vertical):
         if shown == self._shown:
             return
         self._shown = shown
-        listed = self.query_one(OptionList)
+        listed = self.query_one(Rows)
         at = self._highlighted()
         options: list[Option] = []
         for heading, members in groups:
@@ -80,7 +88,7 @@ class ConversationList(Vertical):
             options.append(Option(Content.styled(heading, MUTED), disabled=True))
             options += [self._row(one, one.id == current) for one in members]
         if more:
-            options.append(Option(Content.styled("  … earlier ones", MUTED), id=_MORE))
+            options.append(Option(Content.styled("  … older conversations", MUTED), id=_MORE))
         with self.app.batch_update():
             listed.clear_options()
             listed.add_options(options)
@@ -90,12 +98,12 @@ class ConversationList(Vertical):
                     listed.highlighted = index
 
     def take_focus(self) -> None:
-        self.query_one(OptionList).focus()
+        self.query_one(Rows).focus()
 
     @property
     def chosen(self) -> int | None:
         """The conversation under the cursor, where the list has the focus."""
-        return self._highlighted() if self.query_one(OptionList).has_focus else None
+        return self._highlighted() if self.query_one(Rows).has_focus else None
 
     def _row(self, conversation: Conversation, current: bool) -> Option:
         mark = Content.styled("▌", "$primary") if current else Content(" ")
@@ -110,7 +118,7 @@ class ConversationList(Vertical):
         return Option(Content.assemble(mark, name), id=str(conversation.id))
 
     def _highlighted(self) -> int | None:
-        listed = self.query_one(OptionList)
+        listed = self.query_one(Rows)
         if listed.highlighted is None:
             return None
         at = listed.get_option_at_index(listed.highlighted).id

@@ -1,11 +1,8 @@
 """One message of the conversation."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import ClassVar
 
-from markdown_it import MarkdownIt
-from markdown_it.rules_core import StateCore
-from markdown_it.token import Token
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -17,38 +14,19 @@ from textual.widgets.markdown import MarkdownStream
 from mmchat.history import Message, StoredImage
 from mmchat.images import Picture
 from mmchat.sanitize import Cleaner, clean
-from mmchat.tui.formatting import RATINGS, author, clock, made, notes, picture_label, place
+from mmchat.tui.formatting import (
+    RATINGS,
+    author,
+    clock,
+    is_too_long,
+    made,
+    notes,
+    picture_label,
+    place,
+)
 from mmchat.tui.news import Live
-from mmchat.tui.turns import TOO_LONG
+from mmchat.tui.widgets.answer_text import AnswerText
 from mmchat.tui.widgets.picture import PictureView
-
-
-def parser() -> MarkdownIt:
-    """GitHub's Markdown with raw HTML as plain text, and nothing made a link that is not one."""
-    made = MarkdownIt("gfm-like", {"html": False, "linkify": False})
-    made.core.ruler.push("clean", _clean_decoded)
-    return made
-
-
-def _clean_decoded(state: StateCore) -> None:
-    """Entities and addresses are decoded by now: `&#x202e;` was clean before, as text."""
-    _clean_tokens(state.tokens)
-
-
-def _clean_tokens(tokens: Iterable[Token]) -> None:
-    for token in tokens:
-        token.content, token.info = clean(token.content), clean(token.info)
-        for name, value in token.attrs.items():
-            if isinstance(value, str):
-                token.attrs[name] = clean(value)
-        _clean_tokens(token.children or ())
-
-
-class AnswerText(Markdown):
-    """A model's Markdown: links are asked about first, pictures are never fetched."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text, parser_factory=parser, open_links=False)
 
 
 class Siblings(Static):
@@ -75,10 +53,10 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
     """A message: who and when, its pictures, its text, and what is to be said under it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "sibling(-1)", "The answer before", id="message.previous"),
-        Binding("right", "sibling(1)", "The next answer", id="message.next"),
-        Binding("enter", "keep", "Go on with this one of two", id="message.keep", show=False),
-        Binding("up", "app.focus_previous", "Message before", show=False),
+        Binding("left", "sibling(-1)", "Previous answer", id="message.previous"),
+        Binding("right", "sibling(1)", "Next answer", id="message.next"),
+        Binding("enter", "keep", "Continue with this answer", id="message.keep", show=False),
+        Binding("up", "app.focus_previous", "Previous message", show=False),
         Binding("down", "app.focus_next", "Next message", show=False),
     ]
 
@@ -214,15 +192,15 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
         if problem:
             return clean(problem), "error"
         if live is not None and live.problem:
-            return clean(f"{live.problem} mmchat tries again by itself."), "error"
+            return clean(f"{live.problem} mmchat will try again."), "error"
         if live is not None and live.stopped:
-            return "stopping …", "note"
+            return "stopping…", "note"
         if live is not None:
             words = {
-                "queued": "waiting for its turn …",
-                "waiting": f"{place(live.place)} …" if live.place else "asking …",
-                "loading": "waiting for the model to load …",
-                "reading": "looking …" if live.origin.image_tokens else "reading …",
+                "queued": "waiting for its turn…",
+                "waiting": f"{place(live.place)}…" if live.place else "asking…",
+                "loading": "waiting for the model to load…",
+                "reading": "looking…" if live.origin.image_tokens else "reading…",
                 "writing": "",
             }
             return words[live.phase], "note"
@@ -233,11 +211,8 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
         said = notes(self.message)
         failed = self.message.state in ("failed", "interrupted")
         text = "\n".join(sentence for _, sentence in said)
-        again = "  ctrl+r asks again." if failed and not self._too_long() else ""
+        again = "  Ctrl+R asks again." if failed and not is_too_long(self.message) else ""
         return text + again, "error" if failed else "note"
-
-    def _too_long(self) -> bool:
-        return self.message.origin is not None and TOO_LONG in self.message.origin.parameters
 
     def action_sibling(self, step: int) -> None:
         self.post_message(self.SiblingWanted(self.message, step))

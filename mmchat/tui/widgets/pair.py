@@ -6,7 +6,7 @@ from textual.widgets import Static
 
 from mmchat.tui.widgets.message import MessageView
 
-KEYS = "ctrl+↑ ctrl+↓ choose one, Enter goes on with it, Esc closes the other"
+KEYS = "Ctrl+↑ Ctrl+↓ choose one, Enter continues with it, Esc closes the other"
 
 
 class Pair(Vertical):

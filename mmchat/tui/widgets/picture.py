@@ -7,6 +7,7 @@ from rich.segment import Segment
 from textual import work
 from textual.app import ComposeResult
 from textual.containers import Container
+from textual.content import Content
 from textual.geometry import Size
 from textual.strip import Strip
 from textual.widget import Widget
@@ -89,7 +90,7 @@ class Thumbnail(Widget):
             self.refresh()
 
     def _say(self, sentence: str) -> None:
-        self.tooltip = clean(sentence).replace("[", "\\[")
+        self.tooltip = Content(clean(sentence))  # a bare string would be parsed as markup
 
     def render_line(self, y: int) -> Strip:
         width = self.size.width

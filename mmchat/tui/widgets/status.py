@@ -91,10 +91,10 @@ class StatusLine(Widget):
         width = self.size.width
         if self._problem:
             return Content.styled(self._problem, "$text-error")
-        right = Content.styled("F1 help  ctrl+p palette", MUTED)
+        right = Content.styled("F1 help  Ctrl+P palette", MUTED)
         if self._training:
             # Beside it the keys give way before the figures do.
-            keys = "F1 help" if width < 100 else "F1 help  ctrl+p palette"
+            keys = "F1 help" if width < 100 else "F1 help  Ctrl+P palette"
             right = Content.assemble((self._training, "$text-primary"), (f"   {keys}", MUTED))
         left = self._left(width - len(right) - 2)
         return _ends(left, right, width)

@@ -24,7 +24,7 @@ from mmchat.tui.pasted import as_path
 from mmchat.tui.runs import Plan
 from mmchat.tui.widgets.status import TitleLine
 
-LOOKING = "Looking at what there is to learn from …"
+LOOKING = "Looking at the training data…"
 NO_FOLDER = "Type a folder with pictures, or a file of conversations about them."
 
 
@@ -126,7 +126,8 @@ class PathField(Vertical):
     def _clicked(self, event: OptionList.OptionSelected) -> None:
         event.stop()
         self.input.focus()
-        self._take(self._suggestions[event.option_index])
+        if event.option in event.option_list.options:  # else the list has changed since
+            self._take(self._suggestions[event.option_index])
 
     def _take(self, one: Suggestion) -> None:
         if not one.insert.endswith("/"):
@@ -253,7 +254,7 @@ class SetupView(Vertical):
 
 def told(plan: Plan) -> list[str]:
     """A plan in sentences."""
-    lines = [f"It would learn from {_counted(plan)}."]
+    lines = [f"It will learn from {_counted(plan)}."]
     if plan.form:
         lines[0] = lines[0].rstrip(".") + f" ({one_line(plan.form, 60)})."
     if plan.held_out:
@@ -266,9 +267,8 @@ def told(plan: Plan) -> list[str]:
         )
         lines.append(f"{what} left out.")
     if plan.replay:
-        lines.append(
-            f"{plan.replay * 100:.0f} % of what it sees is old material, against forgetting."
-        )
+        share = f"{plan.replay * 100:.0f}%"
+        lines.append(f"{share} of the data is what the model knows already, to prevent forgetting.")
     cost = [f"{plan.steps:,} steps"] if plan.steps else []
     if plan.seconds:
         cost.append(f"about {duration(plan.seconds)}")

@@ -83,16 +83,30 @@ class Transcript(VerticalScroll, can_focus=False):
         if at is not None:
             self.call_after_refresh(self.reveal, at)
 
+    def is_current(self, branch: Sequence[Message]) -> bool:
+        """Whether the branch is shown as it is now in the history."""
+        return len(branch) == len(self._branch) and all(map(self._is_same, self._branch, branch))
+
+    def is_continued_by(self, branch: Sequence[Message]) -> bool:
+        """Whether the branch begins with all messages that are shown."""
+        shown = [one.id for one in self._branch]
+        return [one.id for one in branch[: len(shown)]] == shown
+
+    def _is_same(self, old: Message, new: Message) -> bool:
+        # The history is behind the view of an answer that this window writes.
+        return old == new or (old.id == new.id and new.id in self._live)
+
     async def follow(self, branch: Sequence[Message], live: Mapping[int, Live]) -> None:
         """Show what another window changed; the views of messages that stay are kept."""
-        before = len(self._branch)
-        if [one.id for one in branch[:before]] != [one.id for one in self._branch]:
+        if not self.is_continued_by(branch):
             await self.show(branch, live)
             return
-        for old, new in zip(self._branch, branch, strict=False):
-            if new != old and (view := self.view(new.id)) is not None:
-                await view.finish(new)
-        self._branch = list(branch[:before])
+        before = len(self._branch)
+        for place, new in enumerate(branch[:before]):
+            if not self._is_same(self._branch[place], new):
+                self._branch[place] = new
+                if (view := self.view(new.id)) is not None:
+                    await view.finish(new)
         if len(branch) > before:
             await self.add(*branch[before:])
 

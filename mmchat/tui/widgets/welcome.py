@@ -89,7 +89,7 @@ class Welcome(Vertical):
             )
             if self._pictures:
                 yield Static(
-                    "No picture at hand? Choose one with ← →, take it with Enter:",
+                    "No picture at hand? Choose one with ← → and press Enter:",
                     classes="how",
                     markup=False,
                 )
