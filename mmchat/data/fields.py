@@ -11,6 +11,10 @@ PICTURE_KEYS: Final = (
     *("img_name", "photo", "photos", "image_base64", "img_base64"),
     *("image_url", "image_urls", "img_url"),
 )
+REFERENCE_PATH_KEYS: Final = ("path", "url", "file_name", "filename", "image", "image_url", "uri")
+"""In an object that stands for one picture: its name, or another such object."""
+REFERENCE_DATA_KEYS: Final = ("bytes", "base64", "b64", "b64_json", "data", "image_base64")
+"""The same for its bytes."""
 CHAT_KEYS: Final = ("messages", "conversations", "conversation", "texts")
 QUESTION_KEYS: Final = ("question", "query", "prompt", "instruction")
 CONTEXT_KEYS: Final = ("context", "passage", "hint")

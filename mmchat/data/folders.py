@@ -113,7 +113,7 @@ def captioned_samples(tree: PictureTree, pictures: PictureResolver) -> Iterator[
     for path in tree.pictures:
         try:
             text = _text_of(tree.texts.get(path))
-            picture = pictures.from_file(str(path.absolute()), tree.folder)
+            picture = pictures.from_path(path)
             messages = [
                 Message("user", [picture, caption_question(picture.sha256)]),
                 Message("assistant", [text]),
@@ -133,7 +133,7 @@ def class_samples(tree: PictureTree, pictures: PictureResolver) -> Iterator[Samp
         try:
             if len(inner) == 1:
                 raise SampleError("it lies beside the folders of the classes, in none of them")
-            picture = pictures.from_file(str(path.absolute()), tree.folder)
+            picture = pictures.from_path(path)
             messages = [
                 Message("user", [picture, class_question(picture.sha256)]),
                 Message("assistant", [label]),

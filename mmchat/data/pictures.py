@@ -86,12 +86,15 @@ class PictureResolver:
                 "missing",
             )
         if not inside:
-            raise SampleError(
-                f"the picture {printable(name)} lies outside of {printable(self.root)}: copy it in, "
-                "or name its folder with --images",
-                "missing",
-            )
+            raise self._outside(name)
         raise SampleError(f"the picture {printable(name)} is not there", "missing")
+
+    def from_path(self, path: Path) -> Picture:
+        """The picture in a file that was found in the data's folder. Raises SampleError."""
+        real = os.path.realpath(path)
+        if not self._is_allowed(real):
+            raise self._outside(path.name)
+        return self._from_real_file(real, path.name)
 
     def from_bytes(self, data: bytes, name: str, source: SourceFactory | None) -> Picture:
         """A picture that lies in the data file itself. Raises SampleError."""
@@ -126,6 +129,13 @@ class PictureResolver:
         if isinstance(known, SampleError):
             raise SampleError(str(known), known.about)
         return known
+
+    def _outside(self, name: str) -> SampleError:
+        return SampleError(
+            f"the picture {printable(name)} lies outside of {printable(self.root)}: copy it in, or "
+            "name its folder with --images",
+            "missing",
+        )
 
     def _inside(self, folder: Path, name: str) -> str:
         """The real path of `name` in `folder`; "" if it lies outside of what may be read."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from mmchat.data.fields import Fields
+from mmchat.data.fields import REFERENCE_DATA_KEYS, REFERENCE_PATH_KEYS, Fields
 from mmchat.data.sample_errors import SampleError, printable, type_name
 from mmchat.data.turns import Message, Part, role_of
 from mmchat.data.types import Picture
@@ -20,7 +20,9 @@ Resolve = Callable[[object], Picture]
 """The picture that a reference in a sample names; raises SampleError."""
 
 _NUMBERED: Final = r"(?i:<\|?(?:image|img|picture)[ _-]?(?P<number>\d{1,3})\|?>)"
-_PATH: Final = r"(?i:<(?P<tag>img|image)>(?P<path>(?!\./<)[^<>\n]{1,4096})</(?P=tag)>)"
+_PATH: Final = (
+    r"(?i:<(?P<tag>img|image)>(?P<path>(?!\./<)(?=[^<>\n]*[./\\])[^<>\n]{1,4096})</(?P=tag)>)"
+)
 _ONE: Final = (
     r"(?:\(<image>\./</image>\)|<image>(?:\./)?</image>|<image>|<\|image_pad\|>|<\|image\|>"
     r"|<\|img\|>|<IMG_CONTEXT>|<im_patch>|<start_of_image>|<image_soft_token>|<image_placeholder>"
@@ -38,7 +40,7 @@ _END: Final = (
 _ANY: Final = re.compile(rf"{_PATH}|{_BEGIN}{_ONE}++{_END}|{_NUMBERED}|{_ONE}")
 _PLAIN: Final = re.compile(rf"{_PATH}|<image>")
 _PICTURE_PARTS: Final = ("image", "image_url", "input_image")
-_PICTURE_KEYS: Final = ("image_url", "image", "url", "path", "source", "data")
+_REFERENCE_KEYS: Final = (*REFERENCE_PATH_KEYS, *REFERENCE_DATA_KEYS, "source")
 
 
 def place_pictures(
@@ -237,7 +239,5 @@ def _picture(part: object, places: _Places, resolve: Resolve) -> Picture:
         raise SampleError(
             f"a part of a message has the type {printable(part.get('type'))}, not text or image"
         )
-    for key in _PICTURE_KEYS:
-        if part.get(key) is not None:
-            return resolve(part[key])
-    return places.take()
+    named = any(part.get(key) is not None for key in _REFERENCE_KEYS)
+    return resolve(part) if named else places.take()

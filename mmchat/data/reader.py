@@ -125,6 +125,8 @@ def refusal(
     first = "; ".join(f"{problem.place}: {problem.why}" for problem in problems[:listed])
     first = f" ({first})" if first else ""
     if len(problems) == samples:
+        if samples == 1:
+            return f"The only sample of {printable(path)} cannot be used{first}."
         return f"None of the {samples:,} samples of {printable(path)} can be used{first}."
     if len(problems) > MAX_BAD_SHARE * samples and not allow_bad:
         examples = [example for source in sources for example in source.examples]

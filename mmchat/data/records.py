@@ -26,6 +26,8 @@ from mmchat.data.fields import (
     KIND_KEYS,
     LABEL_KEYS,
     PICTURE_KEYS,
+    REFERENCE_DATA_KEYS,
+    REFERENCE_PATH_KEYS,
     UNREAD_MEDIA_KEYS,
     Fields,
     normalized,
@@ -39,8 +41,6 @@ from mmchat.data.sample_errors import SampleError, printable, type_name
 from mmchat.data.turns import Message, example_of, role_of
 from mmchat.data.types import Example, Picture
 
-_PATH_KEYS = ("path", "url", "file_name", "filename", "image", "image_url", "image_path", "uri")
-_DATA_KEYS = ("bytes", "base64", "b64", "b64_json", "data", "image_base64")
 _LONGEST_KIND = 80
 _MARK_KEY = re.compile(r"<\|?(?:image|img|picture)[ _-]?(\d{1,3})\|?>", re.IGNORECASE)
 
@@ -120,8 +120,8 @@ def _picture(reference: object, record: Record, pictures: PictureResolver) -> Pi
     for _ in range(3):  # {"image_url": {"url": …}}, Anthropic's {"source": {"data": …}}
         if not isinstance(reference, dict):
             break
-        path = next((reference[key] for key in _PATH_KEYS if reference.get(key)), None)
-        data = next((reference[key] for key in _DATA_KEYS if reference.get(key)), None)
+        path = next((reference[key] for key in REFERENCE_PATH_KEYS if reference.get(key)), None)
+        data = next((reference[key] for key in REFERENCE_DATA_KEYS if reference.get(key)), None)
         name = path if isinstance(path, str) else name
         reference = (data or path) if (data or path) is not None else reference.get("source")
     if isinstance(reference, bytes):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from mmchat.data.question_wordings import CAPTION
+from mmchat.data.sample_errors import printable
 from mmchat.data.types import Example, Problem
 
 # A class and the corners of a box on each line, as YOLO writes them.
@@ -17,7 +18,7 @@ def box_captions(examples: Sequence[Example]) -> Iterator[str]:
     if examples and all(_BOXES.fullmatch(one.turns[-1].text) for one in examples):
         yield (
             "Every text beside a picture is numbers only, such as "
-            f"{examples[0].turns[-1].text.split(chr(10))[0][:60]}: these look like boxes for a "
+            f"{printable(examples[0].turns[-1].text.splitlines()[0][:60])}: these look like boxes for a "
             "detector (YOLO), and would be learned as captions."
         )
 
@@ -44,8 +45,9 @@ def contradiction_remarks(examples: Iterable[Example]) -> Iterator[str]:
         return
     first = groups[0]
     many = f"{len(groups):,} pictures have" if len(groups) > 1 else "One picture has"
+    answers = "two" if all(len(group) == 2 for group in groups) else "several"
     yield (
-        f"{many} several different answers to the same question, and all are learned: "
+        f"{many} {answers} different answers to the same question, and all are learned: "
         f"{first[0].place} is {_shortened(first[0])}, {first[1].place} is {_shortened(first[1])}."
     )
 
@@ -60,5 +62,5 @@ def lost_classes(examples: Iterable[Example], problems: Iterable[Problem]) -> It
 
 
 def _shortened(example: Example) -> str:
-    text = " ".join(example.turns[-1].text.split())
+    text = printable(example.turns[-1].text[:1000])
     return f"“{text if len(text) <= 40 else text[:39] + '…'}”"
