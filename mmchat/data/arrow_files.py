@@ -139,7 +139,7 @@ def saved_splits(folder: Path) -> list[str]:
     names = [one for one in splits if isinstance(one, str)] if isinstance(splits, list) else []
     if not names or any(Path(name).name != name for name in names):
         raise DataError(
-            f"{printable(folder / 'dataset_dict.json')} names no splits: save it again."
+            f"{printable(folder / 'dataset_dict.json')} does not name any splits: save it again."
         )
     return names
 

@@ -56,7 +56,7 @@ def _layout(file: Path) -> _Layout:
         for separator in dict.fromkeys(usual + _SEPARATORS)
     ]
     known = [one for one in found if form_of_columns(map(normalized_key, one.columns))]
-    # Of a file without known columns the one with most columns tells best what it has.
+    # In a file without known columns, the separator that gives most columns is the likeliest.
     return known[0] if known else max(found, key=lambda one: len(one.columns))
 
 

@@ -88,7 +88,7 @@ def _of_file(file: Path, pictures: PictureResolver, split: SplitName = "") -> Da
         forms = (form_of(one.value) for one in first if isinstance(one, Record))
         form = next((one for one in forms if one), None)
         if form is None and first and all(isinstance(one, Problem) for one in first):
-            form = "samples"  # that each is broken says more than that no form was detected
+            form = "samples"  # reporting each broken one is more helpful than an unknown form
         records = chain(first, records)
         name = f"{form} {layout}"
     if form is None:
@@ -228,7 +228,7 @@ def _unread_files(folder: Path, data_files: Sequence[str]) -> str:
 
 
 def _contents(file: Path) -> str:
-    """What a file of no known form holds, as the middle of a sentence."""
+    """What a file without a known form holds, as the middle of a sentence."""
     ending = file.suffix.lower()
     if ending == ".parquet":
         names = arrow_files.open_table(file).columns
@@ -247,4 +247,4 @@ def _contents(file: Path) -> str:
 
 def _refuse_questions(folder: Path) -> list[DataSource]:
     file = folder / QUESTIONS
-    raise DataError(f"{printable(file)} {_contents(file)}, and no questions.")
+    raise DataError(f"{printable(file)} {_contents(file)}, but no questions.")

@@ -1,4 +1,4 @@
-"""The names that people give to the fields of a sample, and the form that they tell."""
+"""The names that people give to the fields of a sample, and the form that these reveal."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -105,7 +105,7 @@ def form_of(value: object) -> str | None:
 
 
 def form_of_columns(columns: Iterable[str]) -> str | None:
-    """What a row with these normalized columns is, in words; None if it gives no answer."""
+    """What a row with these normalized columns is, in words; None if it holds no answer."""
     there = set(columns)
     if there & set(CHAT_KEYS):
         return "conversations"

@@ -95,7 +95,7 @@ def _loose(tree: PictureTree) -> bool:
 
 
 def _merged_folders(tree: PictureTree, split_of: SplitOf) -> Iterator[str]:
-    """Remarks on classes whose own folders hold the pictures: those are not told apart."""
+    """Remarks on classes that have folders of their own: these are not kept apart."""
     labels = class_labels(tree.classes)
     below = {name: tree.folders_below(name) for name in tree.classes}
     merged = {name: inner for name, inner in below.items() if len(inner) > 1}

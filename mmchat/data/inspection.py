@@ -36,7 +36,7 @@ class Inspection:
     without_picture: int
     """Examples."""
     bad_classes: Counter[str]
-    """Problems by kind, where the data tells it."""
+    """Problems by kind, if the data tells the kind."""
     classes: Counter[str]
     """Examples by kind."""
     copies: list[list[str]]

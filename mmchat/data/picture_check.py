@@ -56,7 +56,7 @@ def check_picture(data: bytes, name: str) -> CheckedPicture:
     except Refusal as refusal:
         raise SampleError(f"the picture {printable(name)} {refusal}", "broken") from None
     if header.size is None or not whole:
-        # It looks damaged, and only decoding it tells for sure.
+        # It looks damaged; only decoding it shows whether it is.
         try:
             picture = parse_picture(data, last_part(name) or "picture")
         except ImageError as error:

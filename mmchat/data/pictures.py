@@ -1,7 +1,7 @@
 """Pictures that data names: only the data's own files, each read, checked and hashed once.
 
 A data file is foreign. It may name what lies in its folder (or in `--images DIR`), links
-resolved, and no other file of this person's. What it names on a network is never fetched.
+resolved, and no other file on this machine. What it names on a network is never fetched.
 """
 
 import base64
@@ -249,7 +249,7 @@ def _folded(name: str) -> str:
 
 
 def _read(real: str, name: str) -> bytes:
-    """The whole of a regular file; raises SampleError."""
+    """The contents of a regular file; raises SampleError."""
     called = f"the picture {printable(name)}"
     try:
         state = os.stat(real)  # noqa: PTH116 - `real` is not a Path

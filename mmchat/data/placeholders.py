@@ -53,9 +53,9 @@ def place_pictures(
 ) -> list[Message]:
     """The messages with `images` at their placeholders, or before the first question.
 
-    A part of the type image that names no picture itself is a placeholder, too. Without
-    `marks` no text is searched for placeholders, and `text_only` says that the sample states
-    that it has no picture. Raises SampleError.
+    A part of the type image that does not name a picture is a placeholder, too. Texts are
+    searched for placeholders only with `marks`, and not if the sample itself states that it
+    has no picture (`text_only`). Raises SampleError.
     """
     placeholders = None
     if marks and not text_only and not any(map(_has_picture_part, chat)):
@@ -100,7 +100,7 @@ class _Placeholders:
 
     pattern: re.Pattern[str]
     first: int
-    """The number of the first picture, where placeholders have numbers: 0 or 1."""
+    """The number of the first picture in placeholders with numbers: 0 or 1."""
 
 
 def _placeholders(chat: Sequence[Fields], count: int) -> _Placeholders | None:
@@ -213,7 +213,7 @@ def _without_line_ends(texts: list[str]) -> list[str]:
     """The texts around placeholders, without the line ends that only set a placeholder apart.
 
     LLaVA puts placeholders on lines of their own at the beginning or the end of a text, and
-    nobody ends a line before a picture in a chat.
+    nobody breaks a line before a picture in a chat.
     """
     last = len(texts) - 1
     at = 0

@@ -46,7 +46,7 @@ def class_label(name: str) -> str:
 
 
 def class_labels(names: Iterable[str]) -> dict[str, str]:
-    """As `class_label`, for all classes of a folder: if all have numbers before them, those go.
+    """As `class_label`, for all classes of a folder; numbers before all of them are dropped.
 
     `001.Black_footed_Albatross` beside others of that kind is a black footed albatross,
     while `1_euro` and `2_euro` need their numbers.

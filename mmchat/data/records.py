@@ -132,7 +132,7 @@ def _picture(reference: object, record: Record, pictures: PictureResolver) -> Pi
 
 
 def _require_no_picture_id(fields: Fields) -> None:
-    """Raises SampleError if a sample without pictures names one by a number that is no file."""
+    """Raises SampleError if a sample without pictures names one only by a number."""
     if found := picture_id(fields):
         key, value = found
         raise SampleError(

@@ -26,7 +26,7 @@ def box_captions(examples: Sequence[Example]) -> Iterator[str]:
 def contradictions(examples: Iterable[Example]) -> list[list[Example]]:
     """Examples that ask the same about the same pictures and have different answers, in groups.
 
-    Several captions of one picture are no contradiction.
+    Several captions of one picture do not count.
     """
     by_question: dict[object, dict[str, Example]] = {}
     for example in examples:
@@ -53,7 +53,7 @@ def contradiction_remarks(examples: Iterable[Example]) -> Iterator[str]:
 
 
 def lost_classes(examples: Iterable[Example], problems: Iterable[Problem]) -> Iterator[str]:
-    """A remark on each class of which no picture can be used."""
+    """Remarks on classes that have no picture that can be used."""
     there = {example.kind for example in examples}
     lost = Counter(one.kind for one in problems if one.kind and one.kind not in there)
     for kind, count in lost.most_common(5):

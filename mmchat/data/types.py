@@ -90,7 +90,7 @@ class Problem:
     about: Literal["", "missing", "broken"] = ""
     """Whether a picture does not exist, or cannot be used."""
     kind: str = ""
-    """The class of the sample, if the data tells it."""
+    """The class of the sample, if the data tells the class."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ def test_saved_datasets_that_lie(tmp_path: Path, state: str) -> None:
         read_data(tmp_path)
     (tmp_path / "state.json").unlink()
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["../../x"]}')
-    with pytest.raises(DataError, match="names no splits"):
+    with pytest.raises(DataError, match="does not name any splits"):
         read_data(tmp_path)
 
 

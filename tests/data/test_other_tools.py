@@ -2,8 +2,6 @@
 
 import base64
 import json
-import pickle
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ from mmchat.data import read_data
 from mmchat.errors import DataError
 from tests.data.making import (
     chat,
-    data_url,
     llava,
     only,
     picture,
@@ -261,55 +258,6 @@ def test_pictures_in_numbered_columns(folder: Path) -> None:
     assert example.pictures[0].data == picture(5)
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        [{"image": "a.png"}],
-        [{"path": "a.png"}],
-        [{"url": "a.png"}],
-        {"image_url": {"url": "a.png"}},
-        [{"filename": "a.png", "bytes": None}],
-        [["a.png"]],
-        {"base64": base64.b64encode(picture(0)).decode()},
-        {"bytes": base64.b64encode(picture(0)).decode(), "path": "x.png"},
-        {
-            "source": {
-                "type": "base64",
-                "media_type": "image/png",
-                "data": base64.b64encode(picture(0)).decode(),
-            }
-        },
-        {"data": data_url(picture(0))},
-        base64.b64encode(picture(0)).decode(),
-        base64.urlsafe_b64encode(picture(0)).decode().rstrip("="),
-        base64.encodebytes(picture(0)).decode(),
-    ],
-    ids=str,
-)
-def test_ways_to_name_a_picture(folder: Path, image: Any) -> None:
-    value = {"images": image, "messages": chat("<image>what is it?", "a kite")}
-    data = read_data(write_lines(folder / "d.jsonl", [value]))
-    (shown,) = data.examples[0].pictures
-    again = pickle.loads(pickle.dumps(shown))
-    assert again.data == picture(0) and again.held is None
-    if isinstance(image, dict):
-        part = {"type": "image", **image}
-        content = [part, {"type": "text", "text": "what is it?"}]
-        value = {"messages": [{"role": "user", "content": content}, *chat("", "a kite")[1:]]}
-        (example,) = read_data(write_lines(folder / "d.jsonl", [value])).examples
-        assert example.pictures[0].data == picture(0)
-    rows = [{"images": image, "question": "what?", "answer": "a kite"}]
-    (example,) = read_data(parquet(folder / "d.parquet", rows)).examples
-    assert pickle.loads(pickle.dumps(example.pictures[0])).data == picture(0)
-
-
-def test_base64_that_is_no_picture_is_told_by_its_kind(folder: Path) -> None:
-    heic = base64.b64encode(b"\0\0\0\x18ftypheic" + bytes(900)).decode()
-    assert "has the format HEIC" in problem(folder, {"image": heic, "messages": chat("a", "b")})
-    cut = base64.b64encode(picture(1)).decode()[:-15] + "!"
-    assert "is not there" in problem(folder, {"image": cut, "messages": chat("a", "b")})
-
-
 def test_keys_as_people_write_them(folder: Path) -> None:
     for key in ("File Name", "file-name", "IMAGE", "imagePath", "image file", "Photo"):
         assert one(folder, {key: "a.png", "Caption": "a kite"})[1] == ANSWERED
@@ -322,147 +270,3 @@ def test_keys_as_people_write_them(folder: Path) -> None:
 def test_calls_of_tools_are_told(folder: Path) -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
     assert "calls of tools cannot be learned" in problem(folder, {"messages": [*chat("a"), call]})
-
-
-# --- names
-
-
-def test_paths_as_windows_writes_them(folder: Path) -> None:
-    value = {"image": "images\\b.png", "conversations": llava("?", "x")}
-    assert one(folder, value)[0][1] == "<b.png>"
-    (folder / "metadata.csv").write_text("file_name,text\nimages\\b.png,x\n.\\a.png,y\n")
-    assert len(read_data(folder).examples) == 2
-    for name in (
-        "C:\\data\\images\\b.png",
-        "c:/data/b.png",
-        "\\\\server\\share\\b.png",
-        "file:///C:/data/b.png",
-    ):
-        why = problem(folder, {**value, "image": name})
-        assert "is on a Windows drive: write its path from the data's folder" in why
-        assert why.endswith("such as b.png")
-    assert "is not there" in problem(folder, {**value, "image": "images\\c.png"})
-    assert "is not there" in problem(folder, {**value, "image": "..\\data\\c.png"})
-
-
-def test_names_that_a_mac_has_decomposed(tmp_path: Path) -> None:
-    names = ["Müller.png", "café/žluť.png", "가나다.png", "blå.PNG"]
-    for form, other in (("NFD", "NFC"), ("NFC", "NFD")):
-        folder = tmp_path / form
-        write_pictures(folder, [unicodedata.normalize(form, name) for name in names])
-        values = [
-            {"image": unicodedata.normalize(other, name), "conversations": llava("?", "x")}
-            for name in names
-        ]
-        data = read_data(write_lines(folder / "d.jsonl", values))
-        assert len(data.examples) == len(names) and not data.problems
-        elsewhere = write_lines(tmp_path / f"of-{form}" / "d.jsonl", values)
-        assert len(read_data(elsewhere, images=folder).examples) == len(names)
-
-
-def test_capitals_that_windows_does_not_mind(folder: Path) -> None:
-    (folder / "IMG_1.JPG").write_bytes(picture(5))
-    assert one(folder, {"image": "img_1.jpg", "conversations": llava("?", "x")})
-    assert one(folder, {"image": "Images/B.png", "conversations": llava("?", "x")})
-    (folder / "img_1.JPG").write_bytes(picture(6))
-    assert "is not there" in problem(
-        folder, {"image": "img_1.jpg", "conversations": llava("?", "x")}
-    )
-    assert one(folder, {"image": " a.png ", "conversations": llava("what is it?", "a kite")})[1]
-
-
-def test_other_spellings_lead_nowhere_outside(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "private").mkdir()
-    (tmp_path / "private" / "secret.png").write_bytes(picture(77))
-    (folder / "away").symlink_to(tmp_path / "private")
-    for name in (
-        "..\\private\\secret.png",
-        "away\\secret.png",
-        "AWAY/SECRET.png",
-        "away/SECRET.PNG",
-    ):
-        assert problem(folder, {"image": name, "conversations": llava("?", "x")})
-
-
-def test_a_class_is_named_in_composed_letters(tmp_path: Path) -> None:
-    names = [unicodedata.normalize("NFD", name) for name in ("Müller/a.png", "café/b.png")]
-    data = read_data(write_pictures(tmp_path / "d", names))
-    assert sorted(example.kind for example in data.examples) == ["Müller", "café"]
-
-
-# --- tables
-
-
-@pytest.mark.parametrize(
-    ("text", "encoding"),
-    [
-        ("file_name;text\r\na.png;ein grünes, rotes\r\n;\r\n", "utf-8-sig"),
-        ("sep=;\r\nfile_name;text\r\na.png;ein grünes, rotes\r\n", "utf-8"),
-        ("file_name\ttext\na.png\tein grünes, rotes\n", "utf-16"),
-        ("file_name|text\na.png|ein grünes, rotes\n", "utf-8"),
-        ('file_name,text,\n"a.png","ein grünes, rotes",,,\n,,\n', "utf-8"),
-        ('"File Name";"Text"\na.png;"ein grünes, rotes"\n', "utf-16-be-bom"),
-    ],
-)
-def test_tables_as_spreadsheets_write_them(folder: Path, text: str, encoding: str) -> None:
-    data = text.encode("utf-16-be") if encoding.endswith("bom") else text.encode(encoding)
-    (folder / "metadata.csv").write_bytes((b"\xfe\xff" if encoding.endswith("bom") else b"") + data)
-    assert only(read_data(folder))[1] == ("assistant", "ein grünes, rotes")
-
-
-@pytest.mark.parametrize(
-    ("data", "why"),
-    [
-        (
-            "file_name,text\na.png,grün\n".encode("cp1252"),
-            r"is not text in UTF-8: save it as UTF-8 \(in Excel: CSV UTF-8\)",
-        ),
-        (
-            "file_name,text\na.png,x\n".encode("utf-16-le"),
-            "is not text in UTF-8: save it as CSV UTF-8",
-        ),
-        ("file_name,text\na.png,x\n".encode("utf-32"), "is UTF-32 text: save it as UTF-8"),
-        (b"PK\3\4" + bytes(50), "is an Excel or OpenDocument workbook, not text"),
-        (b"name;breed\na.png;x\n", "has name, breed, and needs file_name"),
-    ],
-)
-def test_tables_that_cannot_be_read_say_what_to_do(folder: Path, data: bytes, why: str) -> None:
-    (folder / "metadata.csv").write_bytes(data)
-    with pytest.raises(DataError, match=why):
-        read_data(folder)
-
-
-def test_a_quote_that_is_never_closed_swallows_nothing(folder: Path) -> None:
-    (folder / "metadata.csv").write_text('file_name,text\na.png,x\na.png,"y\na.png,z\n')
-    data = read_data(folder, allow_bad=True)
-    assert len(data.examples) == 1 and "is not a row of a table" in data.problems[0].why
-    assert data.problems[0].place.endswith("metadata.csv, line 3")
-
-
-def test_cells_longer_than_pythons_limit(folder: Path) -> None:
-    rows = [bytes((x * 7 + y * 13) % 256 for x in range(900)) for y in range(160)]
-    from tests.images.builders import png
-
-    large = png(300, 160, rows, 8, 2)
-    text = base64.b64encode(large + bytes(100_000)).decode()
-    assert len(text) > 131_072
-    for name in (text, f"data:image/png;base64,{text}"):
-        (folder / "d.tsv").write_text(f"index\timage\tquestion\tanswer\n1\t{name}\twhat?\ta kite\n")
-        (example,) = read_data(folder / "d.tsv").examples
-        assert (example.pictures[0].width, example.pictures[0].height) == (300, 160)
-
-
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("metadata.xlsx", "is a spreadsheet: save it as CSV UTF-8"),
-        ("pictures.zip", "is an archive: unpack it"),
-        ("train.jsonl.gz", "is a compressed file: unpack it"),
-        ("data.yaml", "is YAML: save it as JSON"),
-    ],
-)
-def test_files_that_are_not_read_are_named(folder: Path, name: str, why: str) -> None:
-    (folder / name).write_bytes(b"PK\3\4")
-    for path in (folder / name, folder):
-        with pytest.raises(DataError, match=f"{name} {why}"):
-            read_data(path)
