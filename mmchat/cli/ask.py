@@ -93,6 +93,8 @@ def ask(
     flags = _given({f"generation.{name}": value for name, value in drawing.items()})
     settings = load_settings({**_chosen_model(model, adapter), **flags})
     pictures = [_picture(name) for name in attachments]
+    for remark in filter(None, (picture.remark for picture in pictures)):
+        note(remark)
     if pictures and (lost := marks_of_nothing(question, len(pictures))):
         note(f"No picture is number {lost[0]}: [{lost[0]}] stays text.")
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""`mmchat data`: what data holds, before anything is learned from it."""
+"""`mmchat data`: shows what data holds before anything is learned from it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,20 +10,22 @@ import click
 from mmchat.cli.output import Progress, say, say_json, say_table
 from mmchat.errors import DataError, ModelError
 from mmchat.model.catalogue import resolve_model
+from mmchat.sanitize import clean
 from mmchat.settings import load_settings
 
 if TYPE_CHECKING:
     from mmchat.cli.token_count import TokenCount
     from mmchat.data.inspection import Inspection
+    from mmchat.data.types import Problem
 
-MOST_SHOWN = 20
-"""Problems and classes that are listed for people; --json has all of them."""
-_BAR = 40
+MAX_LISTED = 20
+"""The most problems and classes that are listed for people; --json has all of them."""
+_BAR_WIDTH = 40
 
 
 @click.group()
 def data() -> None:
-    """Look at data before it is learned from.
+    """Look at data before training on it.
 
     \b
     Example:
@@ -34,7 +36,10 @@ def data() -> None:
 @data.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
-    "--model", metavar="M", default="", help="Count tokens for M, not the settings' model."
+    "--model",
+    metavar="M",
+    default="",
+    help="Count tokens for M instead of the model in the settings.",
 )
 @click.option(
     "--images",
@@ -42,7 +47,7 @@ def data() -> None:
     metavar="DIR",
     help="Another folder that the data may name pictures in.",
 )
-@click.option("--allow-bad", is_flag=True, help="End well though more than 1 % is bad.")
+@click.option("--allow-bad", is_flag=True, help="Exit with status 0 although more than 1 % is bad.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(
     path: Path,
@@ -51,53 +56,80 @@ def inspect(
     allow_bad: bool,
     as_json: bool,
 ) -> None:
-    """Say what PATH holds: its form, pictures, classes, tokens, and every problem.
+    """Show what PATH holds: its form, pictures, classes, tokens, and every problem.
 
-    Nothing is changed. The exit status is 1 where training would refuse the data.
+    Nothing is changed. The exit status is 1 if training would refuse the data.
 
     \b
     Examples:
       mmchat data inspect my-photos/
       mmchat data inspect llava.json --images coco/ --json
     """
-    from mmchat.data.inspection import inspect as look
-    from mmchat.data.reading import read_parts
+    from mmchat.data.inspection import inspect as inspect_sources
+    from mmchat.data.reader import read_sources
     from mmchat.training.finetune_config import FinetuneConfig
 
     name = model or load_settings().model.name
     if model:
-        resolve_model(model)  # a mistyped one is told before everything is read
+        resolve_model(model)  # report a mistyped name before everything is read
     progress = Progress()
     try:
-        parts = read_parts(
-            path, images=images, tell=lambda samples: progress.show(f"reading: {samples:,} samples")
+        sources = read_sources(
+            path,
+            images=images,
+            progress=lambda samples: progress.show(f"reading: {samples:,} samples"),
         )
         recipe = FinetuneConfig()
-        found = look(path, parts, share=recipe.data.held_out, seed=recipe.seed, allow_bad=allow_bad)
+        found = inspect_sources(
+            path, sources, share=recipe.data.held_out, seed=recipe.seed, allow_bad=allow_bad
+        )
         progress.clear()
         if not as_json:
-            _tell(path, found)
+            _show_counts(path, found)
         tokens, why = _tokens(name, found, progress)
     finally:
         progress.clear()
+    problems = [*found.problems, *_unreadable(tokens)]
     if as_json:
-        say_json(_object(path, found, tokens, why))
+        say_json(_object(path, found, problems, tokens, why))
     else:
-        _tell_tokens(tokens, why)
-        _tell_problems(found)
-    if found.refusal:
-        raise DataError(found.refusal)
+        _show_tokens(tokens, why)
+        _show_problems(problems)
+    if refusal := found.refusal or _model_refusal(tokens, allow_bad):
+        raise DataError(refusal)
+
+
+def _unreadable(tokens: "TokenCount | None") -> list["Problem"]:
+    """The samples that the model cannot read, as problems of the data."""
+    from mmchat.data.types import Problem
+
+    return [Problem(place, why, "broken") for place, why in tokens.problems] if tokens else []
+
+
+def _model_refusal(tokens: "TokenCount | None", allow_bad: bool) -> str:
+    """Why training refuses samples that the model cannot read; "" if it does not."""
+    from mmchat.data.reader import MAX_BAD_SHARE
+
+    if tokens is None or allow_bad:
+        return ""
+    bad, counted = len(tokens.problems), len(tokens.lengths) + len(tokens.problems)
+    if bad <= MAX_BAD_SHARE * counted:
+        return ""
+    return (
+        f"{bad:,} of {counted:,} samples cannot be read by {tokens.model}: correct them, or leave "
+        "them out with --allow-bad."
+    )
 
 
 def _tokens(name: str, found: "Inspection", progress: Progress) -> tuple["TokenCount | None", str]:
-    """(the lengths, or None; why there are none)"""
+    """Returns the lengths of the samples, or None and why there are none."""
     if not found.examples:
         return None, "there is no sample to count"
     from mmchat.cli.token_count import count_tokens
 
     progress.show("counting tokens")
     try:
-        resolve_model(name)  # before torch is imported for it
+        resolve_model(name)  # before torch is imported
         return count_tokens(
             name, found.examples, lambda done: progress.show("counting tokens", done)
         ), ""
@@ -107,12 +139,11 @@ def _tokens(name: str, found: "Inspection", progress: Progress) -> tuple["TokenC
         progress.clear()
 
 
-def _tell(path: Path, found: "Inspection") -> None:
+def _show_counts(path: Path, found: "Inspection") -> None:
     """What needs no model, for people."""
     bad = len(found.problems)
-    several = found.shown - found.pictures
-    pictures = [f"{found.pictures:,} different ones"]
-    if several > 0:
+    pictures = [f"{found.pictures:,} different"]
+    if found.shown > found.pictures:
         pictures.append(f"shown {found.shown:,} times")
     pictures += [
         f"{found.about(what):,} {what}" for what in ("missing", "broken") if found.about(what)
@@ -125,51 +156,63 @@ def _tell(path: Path, found: "Inspection") -> None:
         ("pictures", ", ".join(pictures)),
     ]
     if found.without_picture:
-        rows.append(("without one", f"{found.without_picture:,} samples"))
+        rows.append(("text only", _count(found.without_picture, "sample", "samples")))
     if found.copies:
         rows.append(
-            ("copies", f"{_count(found.copies, 'picture lies', 'pictures lie')} in several files")
+            ("copies", f"{_count(found.copies, 'picture is', 'pictures are')} in several files")
         )
     if found.duplicates:
         again = sum(len(places) - 1 for places in found.duplicates)
-        says = _count(again, "sample says", "samples say")
-        rows.append(("duplicates", f"{says} again what another one says"))
+        rows.append(
+            ("duplicates", f"{_count(again, 'sample repeats', 'samples repeat')} another one")
+        )
     rows.append(("held out", _held_out(found)))
     say_table(rows)
-    if found.classes:
-        held = Counter(example.kind for example in found.held_out)
-        table = [
-            (f"{count:,}", f"{held[kind]:,}", kind)
-            for kind, count in found.classes.most_common(MOST_SHOWN)
-        ]
-        say()
-        say_table(table, ("SAMPLES", "HELD OUT", "KIND"))
-        _say_more(len(found.classes) - len(table), "kind", "kinds")
-    _tell_groups("the same picture:", found.copies)
-    _tell_groups("the same sample:", found.duplicates)
+    _show_classes(found)
+    for remark in found.remarks:
+        say(f"\n{clean(remark, keep_newlines=False)}")
+    _show_groups("the same picture:", found.copies)
+    _show_groups("the same sample:", found.duplicates)
+
+
+def _show_classes(found: "Inspection") -> None:
+    if not found.classes:
+        return
+    held = Counter(example.kind for example in found.held_out)
+    bad = found.bad_classes
+    kinds = [kind for kind, _ in found.classes.most_common()]
+    kinds += [kind for kind, _ in bad.most_common() if kind not in found.classes]
+    table = [
+        (f"{found.classes[kind]:,}", f"{held[kind]:,}", *([f"{bad[kind]:,}"] if bad else []), kind)
+        for kind in kinds[:MAX_LISTED]
+    ]
+    say()
+    say_table(table, ("SAMPLES", "HELD OUT", *(["BAD"] if bad else []), "KIND"))
+    _say_more(len(kinds) - len(table), "kind", "kinds")
 
 
 def _held_out(found: "Inspection") -> str:
     count = len(found.held_out)
     if found.own_split:
-        return f"{count:,} samples, by the data itself"
+        return f"{_count(count, 'sample', 'samples')}, by the data itself"
     if not count:
         return "nothing: there are too few different pictures"
-    return f"{count:,} of {len(found.examples):,} samples would be kept for measuring, by their pictures"
+    return f"{count:,} of {len(found.examples):,} samples would be held out, by their pictures"
 
 
-def _tell_groups(title: str, groups: Sequence[Sequence[str]]) -> None:
-    """The first of what lies in several places."""
+def _show_groups(title: str, groups: Sequence[Sequence[str]]) -> None:
+    """The first groups of files or samples that are the same."""
     if not groups:
         return
     say(f"\n{title}")
     for group in groups[:3]:
         more = f" and {len(group) - 3:,} more" if len(group) > 3 else ""
-        say(f"  {' = '.join(group[:3])}{more}")
-    _say_more(len(groups) - 3, "more of the kind", "more of the kind")
+        names = " = ".join(clean(name, keep_newlines=False) for name in group[:3])
+        say(f"  {names}{more}")
+    _say_more(len(groups) - 3, "more like it", "more like these")
 
 
-def _tell_tokens(tokens: "TokenCount | None", why: str) -> None:
+def _show_tokens(tokens: "TokenCount | None", why: str) -> None:
     say()
     if tokens is None or not tokens.lengths:
         first = tokens.problems[0][1] if tokens and tokens.problems else ""
@@ -178,7 +221,7 @@ def _tell_tokens(tokens: "TokenCount | None", why: str) -> None:
     counted = len(tokens.lengths)
     whole, longest = sum(tokens.lengths), max(tokens.lengths)
     median, most_have = tokens.quantile(0.5), tokens.quantile(0.95)
-    part = f" ({counted:,} samples looked at)" if counted < tokens.of else ""
+    part = f" ({counted:,} samples counted)" if counted < tokens.of else ""
     rows = [
         (
             "tokens",
@@ -191,20 +234,20 @@ def _tell_tokens(tokens: "TokenCount | None", why: str) -> None:
         ("cut", _cut(tokens)),
     ]
     if tokens.problems:
-        rows.append(("unreadable", f"{len(tokens.problems):,}, the first: {tokens.problems[0][1]}"))
+        rows.append(("unreadable", _count(tokens.problems, "sample", "samples")))
     say_table(rows)
     say()
     bins = tokens.histogram()
     most = max(count for _, _, count in bins)
-    left = [f"{start:,}–{end:,}" for start, end, _ in bins]
-    wide = max(map(len, left))
-    for label, (start, _, count) in zip(left, bins, strict=True):
+    labels = [f"{start:,}–{end:,}" for start, end, _ in bins]
+    width = max(map(len, labels))
+    for label, (start, _, count) in zip(labels, bins, strict=True):
         over = "  too long" if start > tokens.limit else ""
-        say(f"  {label:>{wide}}  {_bar(count / most)} {count:,}{over}")
+        say(f"  {label:>{width}}  {_bar(count / most)} {count:,}{over}")
 
 
 def _cut(tokens: "TokenCount") -> str:
-    room = f"training takes {tokens.limit:,} of the {tokens.context:,} that the model can"
+    room = f"training uses {tokens.limit:,} of the {tokens.context:,} tokens that the model takes"
     if not tokens.cut and not tokens.too_long:
         return f"nothing: {room}"
     parts = []
@@ -218,19 +261,19 @@ def _cut(tokens: "TokenCount") -> str:
 
 
 def _bar(share: float) -> str:
-    """A bar of up to `_BAR` characters, in eighths."""
-    whole, part = divmod(round(share * _BAR * 8), 8)
+    """A bar of up to `_BAR_WIDTH` characters, in eighths."""
+    whole, part = divmod(round(share * _BAR_WIDTH * 8), 8)
     bar = "█" * whole + (" ▏▎▍▌▋▊▉"[part] if part else "")
     return bar or ("▏" if share > 0 else "")
 
 
-def _tell_problems(found: "Inspection") -> None:
-    if not found.problems:
+def _show_problems(problems: Sequence["Problem"]) -> None:
+    if not problems:
         return
-    say(f"\n{_count(found.problems, 'problem', 'problems')}")
-    for problem in found.problems[:MOST_SHOWN]:
-        say(f"  {problem.place}: {problem.why}")
-    _say_more(len(found.problems) - MOST_SHOWN, "more (--json has all)", "more (--json has all)")
+    say(f"\n{_count(problems, 'problem', 'problems')}")
+    for problem in problems[:MAX_LISTED]:
+        say(f"  {clean(f'{problem.place}: {problem.why}', keep_newlines=False)}")
+    _say_more(len(problems) - MAX_LISTED, "more (--json has all)", "more (--json has all)")
 
 
 def _say_more(count: int, one: str, many: str) -> None:
@@ -244,7 +287,11 @@ def _count(things: int | Sequence[object], one: str, many: str) -> str:
 
 
 def _object(
-    path: Path, found: "Inspection", tokens: "TokenCount | None", why: str
+    path: Path,
+    found: "Inspection",
+    problems: Sequence["Problem"],
+    tokens: "TokenCount | None",
+    why: str,
 ) -> dict[str, Any]:
     return {
         "path": str(path),
@@ -259,6 +306,8 @@ def _object(
         "pictures_broken": found.about("broken"),
         "without_picture": found.without_picture,
         "classes": dict(found.classes.most_common()),
+        "bad_classes": dict(found.bad_classes.most_common()),
+        "remarks": found.remarks,
         "copies": found.copies,
         "duplicates": found.duplicates,
         "train": len(found.train),
@@ -269,9 +318,7 @@ def _object(
         "own_split": found.own_split,
         "tokens": _tokens_object(tokens) if tokens else None,
         "tokens_problem": why,
-        "problems": [
-            {"place": one.place, "why": one.why, "about": one.about} for one in found.problems
-        ],
+        "problems": [{"place": one.place, "why": one.why, "about": one.about} for one in problems],
     }
 
 

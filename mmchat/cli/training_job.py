@@ -289,7 +289,7 @@ def with_data(recipe: FinetuneConfig, material: Material, wish: Wish) -> Finetun
 
 def notes_of(material: Material, prepared: "Prepared") -> list[str]:
     """What the person should know of the data before it is learned from."""
-    lines = []
+    lines = list(material.train.remarks)
     problems = [*material.train.problems, *prepared.problems]
     lines += [f"left out: {problem.place}: {problem.why}" for problem in problems[:5]]
     if len(problems) > 5:

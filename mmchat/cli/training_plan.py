@@ -32,6 +32,7 @@ def plan_of(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
         "corrected": kinds.count("corrected") if material.train.form == "your own history" else 0,
         "good": kinds.count("good") if material.train.form == "your own history" else 0,
         "problems": len(material.train.problems) + len(prepared.problems),
+        "remarks": list(material.train.remarks),
         "held_out": len(material.held_out),
         **plan(prepared),
     }
@@ -56,6 +57,8 @@ def say_plan(plan: dict[str, Any]) -> None:
         ("time", f"about {status_format.duration(plan['seconds'])}, and measuring after it"),
     ]
     say_table(rows)
+    for remark in plan["remarks"]:
+        say(remark)
     say(f"Nothing was changed. Without --dry-run it begins, as {plan['name']} for {plan['model']}.")
 
 

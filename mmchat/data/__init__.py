@@ -1,4 +1,4 @@
-"""Data in whatever form it comes: recognised, checked, split. Free of torch.
+"""Data in any form that people have: detected, checked, split. Free of torch.
 
     data = read_data(Path("my-photos"))            # any form that docs/data.md lists
     train, held_out = split(data.examples, 0.15, seed=0)
@@ -6,8 +6,8 @@
 Importing this package imports neither Pillow nor numpy nor Arrow.
 """
 
-from mmchat.data.reading import read_data, read_splits
-from mmchat.data.splitting import split
+from mmchat.data.holdout import split
+from mmchat.data.reader import read_data, read_splits
 from mmchat.data.types import Dataset, Example, Picture, Problem, Turn
 
 __all__ = [

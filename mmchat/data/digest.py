@@ -1,4 +1,4 @@
-"""What examples are, as hashes: the same words and pictures give the same one, wherever they lie."""
+"""Hashes of examples: the same words and pictures have the same hash, wherever they lie."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from mmchat.data.types import Example
 
 
 def content(example: Example) -> bytes:
-    """Its turns in a form of their own, a line each; place, kind and weight play no part."""
+    """Its turns, one JSON line each; place, kind and weight do not count."""
     lines = []
     for turn in example.turns:
         parts = [["text", p] if isinstance(p, str) else ["picture", p.sha256] for p in turn.parts]
@@ -22,7 +22,7 @@ def of_example(example: Example) -> str:
 
 
 def of_examples(examples: Iterable[Example]) -> str:
-    """Over all of them, in order; 64 hexadecimal digits."""
+    """Of all examples, in order; 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(content(example) + b"\n")

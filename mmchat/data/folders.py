@@ -1,53 +1,61 @@
 """Folders of pictures whose names, or the texts beside them, say what is to be learned."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from mmchat.data.pictures import Pictures, Unusable, is_picture_name, shown
+from mmchat.data.picture_check import has_picture_suffix
+from mmchat.data.pictures import PictureResolver
+from mmchat.data.question_wordings import caption_question, class_labels, class_question
 from mmchat.data.records import Record
+from mmchat.data.sample_errors import SampleError, printable
 from mmchat.data.turns import Message, example_of
 from mmchat.data.types import Example, Problem
-from mmchat.data.wording import asked_caption, asked_class, readable_names
 
-Outcome = list[Example] | Problem
+SampleResult = list[Example] | Problem
 """What a sample became."""
 
-
 TEXT_SUFFIXES: Final = (".txt", ".caption")
+_BOX_SUFFIXES: Final = (".xml", ".json")
 _MAX_TEXT: Final = 1_000_000  # bytes
+_SYSTEM_FOLDERS: Final = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN")
 
 
-def outcomes(
+def results(
     records: Iterable[Record | Problem], make: Callable[[Record], list[Example]]
-) -> Iterator[Outcome]:
-    """What `make` makes of each record; of one that it finds unusable a problem."""
+) -> Iterator[SampleResult]:
+    """What `make` makes of each record, or a problem if it raises SampleError."""
     for record in records:
         if isinstance(record, Problem):
             yield record
             continue
         try:
             yield make(record)
-        except Unusable as why:
-            yield Problem(record.place, str(why), why.about)
+        except SampleError as error:
+            yield Problem(record.place, str(error), error.about)
 
 
 @dataclass(slots=True)
-class Tree:
-    """The pictures below a folder, in order; hidden files and folders are passed over."""
+class PictureTree:
+    """The pictures below a folder, in order; hidden files and folders are skipped."""
 
     folder: Path
     pictures: list[Path] = field(default_factory=list)
-    captioned: int = 0
-    """How many of them have a text of the same name beside them."""
+    texts: dict[Path, Path] = field(default_factory=dict)
+    """By picture, the text file of the same name beside it."""
+    boxes: Counter[str] = field(default_factory=Counter)
+    """By ending, the other files of a picture's name beside it, which usually hold boxes."""
     links: list[Path] = field(default_factory=list)
-    """Folders that are links: they are not followed, for they may lead anywhere."""
+    """Folders that are links: they are not followed, because they may lead anywhere."""
+    others: dict[str, Counter[str]] = field(default_factory=dict)
+    """By top folder, the endings of the files that are not pictures."""
 
     @property
     def classes(self) -> dict[str, list[Path]]:
-        """The pictures by the name of the folder in which, or below which, they lie."""
+        """The pictures by the name of the top folder that they lie in or below."""
         found: dict[str, list[Path]] = {}
         for picture in self.pictures:
             inner = picture.relative_to(self.folder).parts
@@ -55,89 +63,108 @@ class Tree:
                 found.setdefault(inner[0], []).append(picture)
         return found
 
+    def folders_below(self, name: str) -> list[str]:
+        """The folders in the top folder `name` that hold pictures, in order."""
+        inner = [picture.relative_to(self.folder).parts for picture in self.classes.get(name, ())]
+        return sorted({parts[1] for parts in inner if len(parts) > 2})
 
-def tree_of(folder: Path) -> Tree:
+
+def tree_of(folder: Path) -> PictureTree:
     """Looks through `folder`; raises OSError."""
-    tree = Tree(folder)
+    tree = PictureTree(folder)
     waiting = [folder]
     while waiting:
         here = waiting.pop()
         with os.scandir(here) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
-        names = {entry.name for entry in found}
+        found = [entry for entry in found if not entry.name.startswith(_SYSTEM_FOLDERS)]
+        files = {entry.name.lower(): entry.name for entry in found}
         below = []
         for entry in found:
-            if entry.name.startswith((".", "__MACOSX")):
-                continue
             path = here / entry.name
             if entry.is_dir(follow_symlinks=False):
                 below.append(path)
             elif entry.is_symlink() and entry.is_dir():
                 tree.links.append(path)
-            elif is_picture_name(entry.name):
-                tree.pictures.append(path)
-                tree.captioned += any(path.stem + suffix in names for suffix in TEXT_SUFFIXES)
+            elif has_picture_suffix(entry.name):
+                _add_picture(tree, path, files)
+            elif here != folder:
+                top = path.relative_to(folder).parts[0]
+                tree.others.setdefault(top, Counter())[path.suffix.lower()] += 1
         waiting += reversed(below)
     tree.pictures.sort()
     return tree
 
 
-def captioned(tree: Tree, pictures: Pictures) -> Iterator[Outcome]:
+def _add_picture(tree: PictureTree, path: Path, files: dict[str, str]) -> None:
+    """`files`: those of its folder, by their names in lower case."""
+    tree.pictures.append(path)
+    names = (path.stem.lower(), path.name.lower())  # a.txt beside a.png, and a.png.txt
+    beside = (files.get(name + suffix) for suffix in TEXT_SUFFIXES for name in names)
+    if text := next(filter(None, beside), None):
+        tree.texts[path] = path.with_name(text)
+    for suffix in _BOX_SUFFIXES:
+        tree.boxes[suffix] += names[0] + suffix in files
+
+
+def captioned_samples(tree: PictureTree, pictures: PictureResolver) -> Iterator[SampleResult]:
     """Each picture with the text of the same name beside it."""
-    yield from _links(tree)
+    yield from _link_problems(tree)
     for path in tree.pictures:
         try:
-            text = _text_beside(path)
-            picture = pictures.file(str(path.absolute()), tree.folder)
+            text = _text_of(tree.texts.get(path))
+            picture = pictures.from_path(path)
             messages = [
-                Message("user", [picture, asked_caption(picture.sha256)]),
+                Message("user", [picture, caption_question(picture.sha256)]),
                 Message("assistant", [text]),
             ]
-            yield [example_of(messages, "", shown(path))]
-        except Unusable as why:
-            yield Problem(shown(path), str(why), why.about)
+            yield [example_of(messages, "", printable(path))]
+        except SampleError as error:
+            yield Problem(printable(path), str(error), error.about)
 
 
-def classified(tree: Tree, pictures: Pictures) -> Iterator[Outcome]:
+def class_samples(tree: PictureTree, pictures: PictureResolver) -> Iterator[SampleResult]:
     """Each picture with the name of its folder."""
-    yield from _links(tree)
-    names = readable_names(tree.classes)
+    yield from _link_problems(tree)
+    labels = class_labels(tree.classes)
     for path in tree.pictures:
         inner = path.relative_to(tree.folder).parts
+        label = labels[inner[0]] if len(inner) > 1 else ""
         try:
             if len(inner) == 1:
-                raise Unusable("it lies beside the folders of the classes, in none of them")
-            name = names[inner[0]]
-            picture = pictures.file(str(path.absolute()), tree.folder)
+                raise SampleError("it lies beside the folders of the classes, in none of them")
+            picture = pictures.from_path(path)
             messages = [
-                Message("user", [picture, asked_class(picture.sha256)]),
-                Message("assistant", [name]),
+                Message("user", [picture, class_question(picture.sha256)]),
+                Message("assistant", [label]),
             ]
-            yield [example_of(messages, name, shown(path))]
-        except Unusable as why:
-            yield Problem(shown(path), str(why), why.about)
+            yield [example_of(messages, label, printable(path))]
+        except SampleError as error:
+            yield Problem(printable(path), str(error), error.about, printable(label))
 
 
-def _links(tree: Tree) -> Iterator[Problem]:
+def _link_problems(tree: PictureTree) -> Iterator[Problem]:
     for link in tree.links:
-        yield Problem(shown(link), "it is a link to a folder, which is not followed: copy it in")
+        yield Problem(
+            printable(link), "it is a link to a folder, which is not followed: copy it in"
+        )
 
 
-def _text_beside(picture: Path) -> str:
-    for suffix in TEXT_SUFFIXES:
-        file = picture.with_name(picture.stem + suffix)
-        try:
-            # A link could bring in any file of this person's; a pipe would wait for ever.
-            if file.is_symlink() or not file.is_file():
-                continue
-            with file.open("rb") as stream:
-                data = stream.read(_MAX_TEXT + 1)
-        except OSError as error:
-            raise Unusable(f"{shown(file.name)} cannot be read ({error.strerror})") from error
-        if len(data) > _MAX_TEXT:
-            raise Unusable(f"{shown(file.name)} is over {_MAX_TEXT // 1_000_000} MB")
-        try:
-            return data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise Unusable(f"{shown(file.name)} is no UTF-8 text") from error
-    raise Unusable("no text of the same name lies beside it")
+def _text_of(file: Path | None) -> str:
+    missing = "no text of the same name lies beside it"
+    if file is None:
+        raise SampleError(missing)
+    try:
+        # A link could bring in any of this person's files; reading a pipe would wait for ever.
+        if file.is_symlink() or not file.is_file():
+            raise SampleError(missing)
+        with file.open("rb") as stream:
+            data = stream.read(_MAX_TEXT + 1)
+    except OSError as error:
+        raise SampleError(f"{printable(file.name)} cannot be read ({error.strerror})") from error
+    if len(data) > _MAX_TEXT:
+        raise SampleError(f"{printable(file.name)} is over {_MAX_TEXT // 1_000_000} MB")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SampleError(f"{printable(file.name)} is not UTF-8 text: save it as UTF-8") from error

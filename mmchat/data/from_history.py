@@ -1,8 +1,8 @@
-"""One's own history as data: the answers that the person corrected or rated as good.
+"""The person's own history as data: the answers that they corrected or rated as good.
 
-Each is one example, its context as the engine is asked with it
-(`mmchat.history.turns`), and is alone what is learned of it: the answers
-before it were not approved, or are examples themselves.
+Each answer is one example, with the context that the engine would get
+(`mmchat.history.turns`). Only this answer is learned: those before it were not approved,
+or are examples themselves.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -22,7 +22,7 @@ FORM = "your own history"
 RATINGS: tuple[Literal["good", "corrected"], ...] = ("good", "corrected")
 
 _CUT = {
-    "length": "it was cut at its limit",
+    "length": "it was cut at the token limit",
     "interrupted": "it was interrupted",
     "failed": "it failed",
 }
@@ -37,20 +37,22 @@ def read_history(
     conversations: Collection[int] = (),
     tags: Collection[str] = (),
 ) -> Dataset:
-    """The examples of a history, by default the person's own; none where nothing was approved.
+    """The examples of a history, by default the person's own; none if nothing was approved.
 
-    `since` and `until` are about the moment of rating or correcting: seconds
-    since the epoch, until which is not included, or days and times as ISO 8601
-    writes them, where a day without a time is taken whole (`until="2026-03-01"`
-    includes that day). A conversation needs one of `tags`.
+    `since` and `until` limit the time of the rating or correction. Both are seconds since
+    the epoch (`until` is exclusive), or ISO 8601 dates with or without a time; a day without
+    a time is included (`until="2026-03-01"` includes that day). With `tags`, a conversation
+    needs one of them.
 
     Raises:
         HistoryError: the history cannot be read, or holds no such conversation.
-        DataError: a rating or a date is none, or no conversation has one of `tags`.
+        DataError: a rating or a date is invalid, or no conversation has one of `tags`.
     """
     wanted = [rating for rating in RATINGS if rating in ratings]
     if unknown := set(ratings) - set(wanted):
-        raise DataError(f"{min(unknown)} is nothing to learn from: choose {' or '.join(RATINGS)}.")
+        raise DataError(
+            f"{min(unknown)} is not a rating to learn from: choose {' or '.join(RATINGS)}."
+        )
     first, last = _moment(since), _moment(until, whole_day=True)
     with ExitStack() as stack:
         if not isinstance(history, History):
@@ -76,16 +78,16 @@ def read_history(
     return Dataset(FORM, str(file), examples, problems, of_examples(examples))
 
 
-def _moment(said: float | str | None, whole_day: bool = False) -> float | None:
-    """`said` in seconds since the epoch; with `whole_day` the end of a day that has no time."""
-    if not isinstance(said, str):
-        return said
+def _moment(date: float | str | None, whole_day: bool = False) -> float | None:
+    """`date` in seconds since the epoch; with `whole_day` the end of a day without a time."""
+    if not isinstance(date, str):
+        return date
     try:
-        moment = datetime.fromisoformat(said.strip())
-        day_alone = len(said.strip()) <= len("2026-03-01")
-        return (moment + timedelta(days=whole_day and day_alone)).timestamp()
+        moment = datetime.fromisoformat(date.strip())
+        without_time = len(date.strip()) <= len("2026-03-01")
+        return (moment + timedelta(days=whole_day and without_time)).timestamp()
     except (ValueError, OverflowError) as error:
-        raise DataError(f"{said} is no date: write one such as 2026-03-01.") from error
+        raise DataError(f"{date} is not a date: write one such as 2026-03-01.") from error
 
 
 def _require_tags(history: History, tags: Collection[str]) -> None:
@@ -97,12 +99,12 @@ def _require_tags(history: History, tags: Collection[str]) -> None:
 
 
 def _problem(lesson: Lesson, asked: Sequence[Said]) -> str:
-    """Why nothing can be learned from it; empty where something can."""
+    """Why nothing can be learned from it; "" if something can."""
     if not lesson.answer.text.strip():
-        return "The answer has no words: correct it."
+        return "The answer is empty: correct it."
     if not lesson.whole:
         why = _CUT[lesson.answer.state]
-        return f"The answer is good as far as it goes, and {why}: correct it to its end."
+        return f"The answer is not complete, because {why}: correct it."
     if not asked or asked[-1].role != "user":
         return "There is no question before the answer."
     return ""
@@ -112,15 +114,15 @@ def _turns(asked: Iterable[Said], file: Path) -> list[Turn]:
     def part(one: str | StoredImage) -> str | Picture:
         if isinstance(one, str):
             return one
-        source = _Stored(file, one.sha256, one.name)
+        source = _HistoryPictureSource(file, one.sha256, one.name)
         return Picture(one.sha256, one.mime, one.width, one.height, one.name, source=source)
 
     return [Turn(said.role, tuple(map(part, said.parts))) for said in asked]
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
-    """The bytes of a picture in the history, read when they are asked for, in any process."""
+class _HistoryPictureSource:
+    """Reads the bytes of a picture in the history, in any process."""
 
     file: Path
     sha256: str
@@ -128,7 +130,7 @@ class _Stored:
 
     def __call__(self) -> bytes:
         try:
-            if not self.file.is_file():  # opening would begin another history there
+            if not self.file.is_file():  # opening it would create a new history there
                 raise HistoryError(f"The history {self.file} is gone.")
             with History.open(self.file) as history:
                 return history.image_data(self.sha256)

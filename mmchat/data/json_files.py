@@ -1,13 +1,13 @@
-"""Samples in JSON: one document, or a line each, whatever the file's name ends in.
+"""Samples in JSON: one document, or one sample a line, whatever the file's name ends in.
 
-Each sample is decoded on its own, so that one that is broken costs only itself,
-and a picture inside of one is found again by the sample's place in the file.
+Each sample is decoded on its own, so that a broken one costs only itself, and a picture
+inside a sample is found again by the sample's place in the file.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,23 +15,24 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from mmchat.data.pictures import Unusable, data_url_bytes, shown
+from mmchat.data.pictures import SourceFactory, embedded_bytes
 from mmchat.data.records import Record
+from mmchat.data.sample_errors import SampleError, printable
 from mmchat.data.types import Problem
 from mmchat.errors import DataError
 
 Layout = Literal["JSON", "JSON Lines"]
 
-MAX_LINE: Final = 512_000_000  # bytes: several pictures as data URLs
+MAX_LINE: Final = 512_000_000  # bytes: enough for several pictures as data URLs
 MAX_JSON: Final = 4_000_000_000  # bytes: a document is read whole
-_LINES_ENDINGS: Final = (".jsonl", ".ndjson")
+_LINES_SUFFIXES: Final = (".jsonl", ".ndjson")
 _LIST_KEYS: Final = ("data", "samples", "rows", "examples")
-_ALREADY: Final = b"\xef\xbb\xbf"
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
-class InFile:
-    """Reads a picture that stands as a data URL in a stretch of a JSON file."""
+class JsonPictureSource:
+    """Reads a picture that stands as a data URL or base64 within a part of a JSON file."""
 
     file: Path
     start: int
@@ -45,50 +46,50 @@ class InFile:
                 value = _decoded(stream.read(self.length))
         except OSError as error:
             raise DataError(f"{self.file} cannot be read ({error.strerror}).") from error
-        except Unusable:
+        except SampleError:
             value = None
         for text in _texts(value):
-            if text[:5].lower() == "data:":
-                try:
-                    data = data_url_bytes(text)
-                except Unusable:
-                    continue
-                if hashlib.sha256(data).hexdigest() == self.sha256:
-                    return data
+            try:
+                data = embedded_bytes(text)
+            except SampleError:
+                continue
+            if data is not None and hashlib.sha256(data).hexdigest() == self.sha256:
+                return data
         raise DataError(f"{self.file} changed while it was in use: start again.")
 
 
 def json_records(file: Path) -> tuple[Layout, Iterator[Record | Problem]]:
-    """(how the file is laid out, its samples in order)
+    """Returns how the file is laid out, and its samples in order.
 
-    Raises DataError, also while they are gone through, where the whole file cannot be read.
+    Raises DataError if the file cannot be read at all, also during the iteration.
     """
     with file.open("rb") as stream:
         begins = stream.read(65_536)
     if begins[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{shown(file)} is UTF-16 text: save it as UTF-8.")
-    begins = begins.removeprefix(_ALREADY).lstrip()
+        raise DataError(f"{printable(file)} is UTF-16 text: save it as UTF-8.")
+    begins = begins.removeprefix(_BYTE_ORDER_MARK).lstrip()
     if not begins:
-        raise DataError(f"{shown(file)} is empty: there is no sample in it.")
+        raise DataError(f"{printable(file)} is empty: there is no sample in it.")
     if begins[:1] == b"[":
         return "JSON", _of_document(file)
     if begins[:1] != b"{":
-        raise DataError(f"{shown(file)} is not JSON: it begins with {shown(begins[:12])}.")
-    if file.suffix.lower() in _LINES_ENDINGS or _has_lines(file):
+        raise DataError(f"{printable(file)} is not JSON: it begins with {printable(begins[:12])}.")
+    if file.suffix.lower() in _LINES_SUFFIXES or _has_lines(file):
         return "JSON Lines", _of_lines(file)
     return "JSON", _of_document(file)
 
 
 def _has_lines(file: Path) -> bool:
-    """Whether a file that begins with an object has one a line."""
+    """Whether a file that begins with an object has one object a line."""
     with file.open("rb") as stream:
-        first = stream.readline(MAX_LINE).removeprefix(_ALREADY).strip()
+        first = stream.readline(MAX_LINE).removeprefix(_BYTE_ORDER_MARK).strip()
         second = b""
         while not second and (line := stream.readline(65_536)):
             second = line.strip()
     if not second:
         return False
-    # A document laid out over lines has its first brace alone, or ends the line in the middle.
+    # In a document that is laid out over lines the first brace stands alone, or the first line
+    # ends within the object.
     return first.endswith(b"}") and second.startswith(b"{")
 
 
@@ -98,13 +99,13 @@ def _of_lines(file: Path) -> Iterator[Record | Problem]:
         while line := stream.readline(MAX_LINE + 1):
             number += 1
             length = len(line)
-            place = f"{shown(file)}, line {number}"
+            place = f"{printable(file)}, line {number}"
             if length > MAX_LINE and not line.endswith(b"\n"):
                 while (rest := stream.readline(1 << 20)) and not rest.endswith(b"\n"):
                     length += len(rest)
                 length += len(rest)
                 yield Problem(place, f"the line is over {MAX_LINE // 1_000_000} MB")
-            elif line := line.removeprefix(_ALREADY).strip():
+            elif line := line.removeprefix(_BYTE_ORDER_MARK).strip():
                 yield _record(file, place, line, start, length)
             start += length
 
@@ -112,41 +113,45 @@ def _of_lines(file: Path) -> Iterator[Record | Problem]:
 def _of_document(file: Path) -> Iterator[Record | Problem]:
     if file.stat().st_size > MAX_JSON:
         raise DataError(
-            f"{shown(file)} is over {MAX_JSON // 10**9} GB: save it with a sample a line (.jsonl), "
-            "which is read line by line."
+            f"{printable(file)} is over {MAX_JSON // 10**9} GB: save it with one sample a line "
+            "(.jsonl), which is read line by line."
         )
     data = file.read_bytes()
-    body = data.removeprefix(_ALREADY)
+    body = data.removeprefix(_BYTE_ORDER_MARK)
     try:
         samples = msgspec.json.decode(body, type=list[msgspec.Raw])
     except (msgspec.DecodeError, RecursionError):
         values = _values(file, body)
         for number, value in enumerate(values, 1):
-            yield Record(f"{shown(file)}, sample {number}", value, file.parent)
+            yield Record(f"{printable(file)}, sample {number}", value, file.parent)
         return
     at = 0
     for number, sample in enumerate(samples, 1):
         text = bytes(sample)
         at = data.find(text, at)
-        yield _record(file, f"{shown(file)}, sample {number}", text, at, len(text))
+        yield _record(file, f"{printable(file)}, sample {number}", text, at, len(text))
         at += len(text)
 
 
 def _values(file: Path, data: bytes) -> list[object]:
-    """The samples of a document that is no plain list, or holds NaN; raises DataError."""
+    """The samples of a document that is not a plain list, or holds NaN; raises DataError."""
     try:
         value = json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{shown(file)} is no UTF-8 text (byte {error.start}).") from error
+        raise DataError(
+            f"{printable(file)} is not UTF-8 text (byte {error.start}): save it as UTF-8."
+        ) from error
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{shown(file)} is broken JSON in line {error.lineno}, column {error.colno} "
-            f"({error.msg}): mend it."
+            f"{printable(file)} is broken JSON in line {error.lineno}, column {error.colno} "
+            f"({error.msg}): correct it."
         ) from error
     except RecursionError as error:
-        raise DataError(f"{shown(file)} is JSON nested too deeply to be data.") from error
+        raise DataError(f"{printable(file)} is JSON nested too deeply to be data.") from error
     except ValueError as error:  # a number of thousands of digits
-        raise DataError(f"{shown(file)} cannot be read as JSON ({shown(error)}).") from error
+        raise DataError(
+            f"{printable(file)} cannot be read as JSON ({printable(error)})."
+        ) from error
     if isinstance(value, list):
         return value
     if isinstance(value, dict):
@@ -159,33 +164,33 @@ def _values(file: Path, data: bytes) -> list[object]:
 def _record(file: Path, place: str, text: bytes, start: int, length: int) -> Record | Problem:
     try:
         value = _decoded(text)
-    except Unusable as why:
+    except SampleError as why:
         return Problem(place, str(why))
-    keep: Callable[[str], Callable[[], bytes]] = partial(InFile, file.absolute(), start, length)
-    return Record(place, value, file.parent, keep)
+    source: SourceFactory = partial(JsonPictureSource, file.absolute(), start, length)
+    return Record(place, value, file.parent, source)
 
 
 def _decoded(text: bytes) -> Any:
-    """The value of one sample; raises Unusable."""
+    """The value of one sample; raises SampleError."""
     try:
         return msgspec.json.decode(text)
     except UnicodeDecodeError as error:
-        raise Unusable("this is no UTF-8 text") from error
+        raise SampleError("this is not UTF-8 text") from error
     except RecursionError as error:
-        raise Unusable("this is JSON nested too deeply to be a sample") from error
+        raise SampleError("this is JSON nested too deeply to be a sample") from error
     except msgspec.DecodeError:
         pass
-    try:  # which takes NaN, and says where it breaks
+    try:  # this parser takes NaN, and says where the JSON breaks
         return json.loads(text.decode())
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, " if b"\n" in text else ""
-        raise Unusable(f"broken JSON at {where}column {error.colno} ({error.msg})") from error
+        raise SampleError(f"broken JSON at {where}column {error.colno} ({error.msg})") from error
     except (ValueError, RecursionError) as error:
-        raise Unusable(f"this cannot be read as JSON ({shown(error)})") from error
+        raise SampleError(f"this cannot be read as JSON ({printable(error)})") from error
 
 
 def _texts(value: object) -> Iterator[str]:
-    """Every text in a value, however deep."""
+    """Every text in a value, at any depth."""
     waiting = [value]
     while waiting:
         one = waiting.pop()

@@ -1,7 +1,7 @@
-"""mmchat's own prepared folders: pictures as numbers in `images.npy`, dialogs in `samples.jsonl`.
+"""mmchat's own prepared folders: pictures as arrays in `images.npy`, dialogs in `samples.jsonl`.
 
-Such a picture has no file. It is handed out as an uncompressed BMP, whose bytes, and so
-whose hash, are the same on every machine.
+Such a picture has no file. It is read as an uncompressed BMP, whose bytes (and so its hash)
+are the same on every machine.
 """
 
 import hashlib
@@ -12,10 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mmchat.data.folders import Outcome, outcomes
+from mmchat.data.folders import SampleResult, results
 from mmchat.data.json_files import json_records
-from mmchat.data.pictures import Unusable, shown
-from mmchat.data.records import Record, placed
+from mmchat.data.placeholders import place_pictures
+from mmchat.data.records import Record
+from mmchat.data.sample_errors import SampleError, printable
 from mmchat.data.turns import example_of
 from mmchat.data.types import Example, Picture
 from mmchat.errors import DataError
@@ -32,8 +33,8 @@ _MIME: Final = "image/bmp"
 
 
 @dataclass(frozen=True, slots=True)
-class InArray:
-    """Writes a picture of an array as a file's bytes."""
+class ArrayPictureSource:
+    """Makes the bytes of a picture from its pixels in an array file."""
 
     file: Path
     index: int
@@ -52,19 +53,19 @@ class InArray:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether `folder` is one."""
+    """Whether `folder` is a prepared folder."""
     return (folder / IMAGES).is_file() and (folder / SAMPLES).is_file()
 
 
-def prepared(folder: Path) -> Iterator[Outcome]:
-    """An example for each dialog; raises DataError where the arrays are damaged."""
-    shelf = _Shelf(folder / IMAGES)
+def prepared_samples(folder: Path) -> Iterator[SampleResult]:
+    """One example for each dialog; raises DataError if the arrays are damaged."""
+    pictures = _ArrayPictures(folder / IMAGES)
     _, records = json_records(folder / SAMPLES)
-    yield from outcomes(records, lambda record: _examples(record, shelf))
+    yield from results(records, lambda record: _examples(record, pictures))
 
 
 def bmp(pixels: "Images") -> bytes:
-    """uint8 (height, width, 3), RGB -> a BMP file of 24 bits a pixel."""
+    """A BMP file with 24 bits a pixel of uint8 RGB pixels (height, width, 3)."""
     import numpy as np
 
     height, width, _ = pixels.shape
@@ -75,8 +76,8 @@ def bmp(pixels: "Images") -> bytes:
     return struct.pack("<2sIHHI", b"BM", 54 + len(body), 0, 0, 54) + head + body
 
 
-class _Shelf:
-    """The pictures of an array, each made and hashed once."""
+class _ArrayPictures:
+    """The pictures of an array file, each made and hashed once."""
 
     def __init__(self, file: Path) -> None:
         self.file = file.absolute()
@@ -86,11 +87,13 @@ class _Shelf:
     def __getitem__(self, index: object) -> Picture:
         count = len(self.images)
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
-            raise Unusable(f"there is no picture {shown(index)} among the {count}", "missing")
+            raise SampleError(
+                f"there is no picture {printable(index)} among the {count}", "missing"
+            )
         if index not in self._made:
             pixels = self.images[index]
             digest = hashlib.sha256(bmp(pixels)).hexdigest()
-            source = InArray(self.file, index, digest)
+            source = ArrayPictureSource(self.file, index, digest)
             height, width, _ = pixels.shape
             self._made[index] = Picture(
                 digest, _MIME, width, height, f"picture {index}", source=source
@@ -108,35 +111,39 @@ def _load(file: Path) -> "Images":
 
     try:
         array: Images = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # a header that lies fails in many ways
-        raise DataError(f"{shown(file)} is damaged ({shown(error)}): make it again.") from error
+    except Exception as error:  # a false header fails in many ways
+        raise DataError(
+            f"{printable(file)} is damaged ({printable(error)}): make it again."
+        ) from error
     shape = array.shape
     if array.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
-        raise DataError(f"{shown(file)} holds no pictures of uint8 (count, height, width, 3).")
+        raise DataError(
+            f"{printable(file)} does not hold pictures as uint8 (count, height, width, 3)."
+        )
     if not (1 <= shape[1] <= MAX_SIDE and 1 <= shape[2] <= MAX_SIDE):
-        raise DataError(f"{shown(file)} holds pictures of {shape[2]} × {shape[1]} pixels.")
+        raise DataError(f"{printable(file)} holds pictures of {shape[2]} × {shape[1]} pixels.")
     return array
 
 
-def _examples(record: Record, shelf: _Shelf) -> list[Example]:
+def _examples(record: Record, array: _ArrayPictures) -> list[Example]:
     value: Any = record.value
     images = value.get("images") if isinstance(value, dict) else None
     dialogs = value.get("dialogs") if isinstance(value, dict) else None
     if not isinstance(images, list) or not isinstance(dialogs, list) or not dialogs:
-        raise Unusable("this is no sample of images and dialogs")
-    pictures = [shelf[index] for index in images]
+        raise SampleError("this is not a sample with images and dialogs")
+    pictures = [array[index] for index in images]
     return [_example(dialog, pictures, record.place) for dialog in dialogs]
 
 
 def _example(dialog: Any, pictures: list[Picture], place: str) -> Example:
     written = dialog.get("messages") if isinstance(dialog, dict) else None
     if not isinstance(written, list) or not all(isinstance(one, dict) for one in written):
-        raise Unusable("a dialog has no list of messages")
+        raise SampleError("a dialog has no list of messages")
     kind = dialog.get("type")
     chat = [{"role": one.get("role"), "content": one.get("content")} for one in written]
-    messages = placed(chat, pictures, _none, marks=False)
+    messages = place_pictures(chat, pictures, _no_reference, marks=False)
     return example_of(messages, kind if isinstance(kind, str) else "", place)
 
 
-def _none(reference: object) -> Picture:
-    raise Unusable(f"a part of a message names the picture {shown(reference)} by itself")
+def _no_reference(reference: object) -> Picture:
+    raise SampleError(f"a part of a message names the picture {printable(reference)} by itself")

@@ -1,4 +1,4 @@
-"""Examples as a folder of their own: what was learned from stays, whatever happens to its source.
+"""Saves examples in a folder of their own, so that they outlive the data they came from.
 
 FOLDER/examples.jsonl     one `Example` a line, its pictures by sha256
 FOLDER/pictures/SHA256    the original bytes
@@ -51,7 +51,7 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 def save_snapshot(dataset: Dataset, folder: Path) -> None:
-    """Writes `dataset` into `folder`. Raises DataError where a picture or the disk fails."""
+    """Writes `dataset` into `folder`. Raises DataError if a picture or the disk fails."""
     try:
         (folder / PICTURES).mkdir(parents=True, exist_ok=True)
         for example in dataset.examples:
@@ -68,20 +68,20 @@ def save_snapshot(dataset: Dataset, folder: Path) -> None:
 
 
 def load_snapshot(folder: Path) -> Dataset:
-    """What `save_snapshot` wrote; raises DataError where it is damaged."""
+    """What `save_snapshot` wrote; raises DataError if it is damaged."""
     try:
         first, *lines = (folder / LINES).read_bytes().splitlines()
         head = msgspec.json.decode(first, type=_Head)
         decoder = msgspec.json.Decoder(_Line)
         examples = [_decode(decoder.decode(line), folder) for line in lines]
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder / LINES} is damaged ({error}): begin the run again.") from error
+        raise DataError(f"{folder / LINES} is damaged ({error}): start the run again.") from error
     problems = [Problem(*problem) for problem in head.problems]
     return Dataset(head.form, head.source, examples, problems, head.sha256)
 
 
 def has_snapshot(folder: Path) -> bool:
-    """Whether a whole one lies in `folder`."""
+    """Whether `folder` holds a complete snapshot."""
     return (folder / LINES).is_file()
 
 
@@ -121,8 +121,8 @@ def _decode(line: _Line, folder: Path) -> Example:
 def _part(part: _Text | _Shown, folder: Path) -> str | Picture:
     if isinstance(part, _Text):
         return part.text
-    # The name is ours, and still never believed: it could name another file.
+    # mmchat wrote this name, but the file may have been changed to name another one.
     if not (len(part.sha256) == 64 and all(c in "0123456789abcdef" for c in part.sha256)):
-        raise ValueError(f"{part.sha256!r} is no hash")
+        raise ValueError(f"{part.sha256!r} is not a hash")
     file = folder / PICTURES / part.sha256
     return Picture(part.sha256, part.mime, part.width, part.height, part.name, file)

@@ -1,9 +1,9 @@
-"""From messages as data has them to the turns of an example."""
+"""Turns the messages of a sample into the turns of an example."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from mmchat.data.pictures import Unusable, shown
+from mmchat.data.sample_errors import SampleError, printable
 from mmchat.data.types import Example, Picture, Role, Turn
 
 Part = str | Picture
@@ -14,7 +14,7 @@ _ROLES: dict[str, Role] = {
     "user": "user",
     "human": "user",
     "person": "user",
-    # What a tool said is read, never learned (LLaMA-Factory's observation, OpenAI's tool).
+    # What a tool returned is read but never learned (LLaMA-Factory's observation, OpenAI's tool).
     "observation": "user",
     "tool": "user",
     "function": "user",
@@ -29,7 +29,7 @@ _ROLES: dict[str, Role] = {
 
 @dataclass(slots=True)
 class Message:
-    """One message, its pictures in their places."""
+    """One message, with its pictures in their places."""
 
     role: Role
     parts: list[Part] = field(default_factory=list)
@@ -40,10 +40,12 @@ class Message:
 
 
 def role_of(name: object) -> Role:
-    """The role that data calls `name`; raises Unusable."""
+    """The role that data calls `name`; raises SampleError."""
     role = _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
-        raise Unusable(f"a message is of nobody that is known ({shown(name)}): user or assistant")
+        raise SampleError(
+            f"a message has an unknown role ({printable(name)}): write user or assistant"
+        )
     return role
 
 
@@ -52,33 +54,33 @@ def example_of(
 ) -> Example:
     """The example that `messages` make.
 
-    Messages of one role in a row become one; an answer that nobody asked for at
-    the beginning is left out, and so is what follows the last answer. Raises
-    Unusable where that leaves no sound conversation.
+    Messages of one role in a row become one. An answer before the first question is left
+    out, and so is what follows the last answer. Raises SampleError if that leaves no sound
+    conversation.
     """
     turns = _merged(messages)
     first = 1 if turns and turns[0].role == "system" else 0
     if any(message.role == "system" for message in turns[first:]):
-        raise Unusable("a system message stands in the middle of it")
+        raise SampleError("a system message stands in the middle of it")
     if turns[first:] and turns[first].role == "assistant":
         del turns[first]
     while turns and turns[-1].role != "assistant":
         turns.pop()
     if not turns:
-        raise Unusable("it has no question with an answer")
+        raise SampleError("it has no question with an answer")
     for message in turns:
         if message.role == "assistant" and not message.parts:
-            raise Unusable("an answer is empty")
+            raise SampleError("an answer is empty")
         if message.role == "user" and not message.parts:
-            raise Unusable("a question is empty")
+            raise SampleError("a question is empty")
         if message.role != "user" and message.has_picture:
-            raise Unusable("a picture stands in an answer, and only questions can show one")
+            raise SampleError("a picture stands in an answer, and only questions can show one")
     made = tuple(Turn(message.role, tuple(message.parts)) for message in turns)
     return Example(made, kind, place, only_last=only_last)
 
 
 def _merged(messages: Iterable[Message]) -> list[Message]:
-    """Each role once in a row, white space at the ends of each message and empty system ones gone."""
+    """Messages of alternating roles, stripped of white space, without empty system messages."""
     found: list[Message] = []
     for message in messages:
         parts = _stripped(message.parts)
@@ -97,7 +99,7 @@ def _merged(messages: Iterable[Message]) -> list[Message]:
 
 
 def _joined(parts: Iterable[Part]) -> list[Part]:
-    """Texts beside each other as one, empty ones gone; raises Unusable for what is no text."""
+    """Neighbouring texts as one, without empty ones; raises SampleError for invalid Unicode."""
     found: list[Part] = []
     text: list[str] = []
     for part in [*parts, None]:
@@ -105,23 +107,23 @@ def _joined(parts: Iterable[Part]) -> list[Part]:
             text.append(part)
             continue
         if whole := "".join(text):
-            found.append(_sound(whole))
+            found.append(_checked(whole))
         text.clear()
         if part is not None:
             found.append(part)
     return found
 
 
-def _sound(text: str) -> str:
+def _checked(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise Unusable("a text holds half a character (a lone surrogate)") from error
+        raise SampleError("a text holds half a character (a lone surrogate)") from error
     return text
 
 
 def _stripped(parts: Sequence[Part]) -> list[Part]:
-    """Without white space at both ends."""
+    """The parts without white space at both ends."""
     if len(parts) == 1 and isinstance(parts[0], str):  # most messages
         text = parts[0].strip()
         return [text] if text else []

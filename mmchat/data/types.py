@@ -1,4 +1,4 @@
-"""What every reader of data gives: conversations about pictures, and what could not be read."""
+"""What reading data returns: conversations about pictures, and what could not be read."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture, checked by its header; its bytes stay where they are until they are asked for."""
+    """A picture that was checked by its header; its bytes are read when they are needed."""
 
     sha256: str
     """Of the original bytes, 64 hexadecimal digits."""
@@ -21,16 +21,16 @@ class Picture:
     width: int
     height: int
     name: str
-    """For people to read: the file's name, or how the data calls it."""
+    """For people: the file's name, or what the data calls it."""
     file: Path | None = None
     held: bytes | None = field(default=None, repr=False, compare=False)
-    """The bytes themselves, of a picture that has no file of its own (data URL, parquet)."""
+    """The bytes, if the picture has no file of its own (a data URL)."""
     source: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
-    """Reads the bytes of one that lies in another file; it can be pickled, and raises DataError."""
+    """Reads the bytes of a picture inside another file; can be pickled, raises DataError."""
 
     @property
     def data(self) -> bytes:
-        """The original bytes. Raises DataError where the file changed or went since it was read."""
+        """The original bytes. Raises DataError if the file changed or was removed since."""
         if self.held is not None:
             return self.held
         if self.source is not None:
@@ -49,14 +49,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message: texts and pictures in the order in which they are read."""
+    """One message: texts and pictures in reading order."""
 
     role: Role
     parts: tuple[str | Picture, ...]
 
     @property
     def text(self) -> str:
-        """The words alone."""
+        """The text without the pictures."""
         return "".join(part for part in self.parts if isinstance(part, str))
 
 
@@ -66,17 +66,17 @@ class Example:
 
     turns: tuple[Turn, ...]
     kind: str
-    """Its type in reports: a class, a question type of the data, "" where there is none."""
+    """Its type in reports: a class, or the data's question type; "" if there is none."""
     place: str
-    """File and line, for what has to be told about it."""
+    """File and line, for messages about it."""
     weight: float = 1.0
-    """Of its answers in the loss."""
+    """The weight of its answers in the loss."""
     only_last: bool = False
-    """Whether the last answer alone is learned: those before it were not approved."""
+    """Whether only the last answer is learned, because those before it were not approved."""
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
-        """In the order in which they are read."""
+        """In reading order."""
         return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, Picture))
 
 
@@ -88,7 +88,9 @@ class Problem:
     """File and line."""
     why: str
     about: Literal["", "missing", "broken"] = ""
-    """Whether it is a picture that is not there, or one that cannot be used."""
+    """Whether a picture does not exist, or cannot be used."""
+    kind: str = ""
+    """The class of the sample, if the data tells the class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +98,11 @@ class Dataset:
     """Everything that was read from one place."""
 
     form: str
-    """What was recognised, in words: "LLaVA JSON", "a folder per class" …"""
+    """The detected form, in words: "LLaVA JSON", "a folder per class" …"""
     source: str
     examples: Sequence[Example]
     problems: Sequence[Problem]
     sha256: str
-    """Over texts and pictures of all examples, in order."""
+    """Of the texts and pictures of all examples, in order."""
+    remarks: Sequence[str] = ()
+    """What looks wrong and may be meant, one sentence each."""

@@ -1,13 +1,14 @@
-"""Untrusted bytes become an upright RGB picture, or one `ImageError` with one sentence.
+"""Turns untrusted bytes into an upright RGB picture, or raises `ImageError` with one sentence.
 
-    picture = read_picture("~/barn.jpg")     # safe opening, whole validation
+    picture = read_picture("~/barn.jpg")     # opened safely, decoded once as a check
     picture.sha256, picture.width            # identity and size of the original
     picture.rgb(max_side=1024)               # an upright RGB `PIL.Image.Image`
 
-Importing this package does not import Pillow; decoding does. What is read, how
-large it may be, and what that costs in memory and time stands in docs/images.md.
+Importing this package does not import Pillow; decoding does. docs/images.md says which
+formats and sizes are read, and what they cost in memory and time.
 """
 
+from mmchat.images.foreign import UNREAD_SUFFIXES
 from mmchat.images.headers import MEGAPIXELS, SUPPORTED
 from mmchat.images.picture import (
     MAX_BYTES,
@@ -26,6 +27,7 @@ __all__ = [
     "MEGAPIXELS",
     "PICTURE_SUFFIXES",
     "SUPPORTED",
+    "UNREAD_SUFFIXES",
     "Picture",
     "decode",
     "parse_data_url",

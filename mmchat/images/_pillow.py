@@ -1,8 +1,8 @@
 """The only module that imports Pillow: bytes with a checked header become RGB pixels.
 
-Pillow's plugin classes are called directly, six of them and no other: no plugin
-outside the list is ever loaded, `Image.open`'s global pixel limit and its
-warnings play no part, and a JPEG that holds several pictures gives its first.
+Six of Pillow's plugin classes are called directly. So no other plugin is ever loaded,
+`Image.open`'s global pixel limit and its warnings do not apply, and a JPEG that holds
+several pictures gives its first one.
 """
 
 import ctypes
@@ -46,10 +46,10 @@ _TURNS: Final = {
 
 
 def _silence_libtiff() -> None:
-    """libtiff prints its complaints straight to the terminal, over a running app.
+    """Turns off the messages that libtiff prints straight to the terminal, over a running app.
 
-    It has no other switch than these two, and Pillow offers none. Where they
-    cannot be found (linked in statically) the decoding is the same, only louder.
+    These two handlers are its only switch, and Pillow offers none. If they cannot be
+    found (libtiff is linked in statically), decoding still works and the messages appear.
     """
     try:
         library = ctypes.CDLL(_imaging.__file__)
@@ -63,17 +63,17 @@ def _silence_libtiff() -> None:
 
 _silence_libtiff()
 
-# The memory bound is a bound for the process, so pictures are decoded one by one.
+# The memory limit applies to the process, so pictures are decoded one at a time.
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def decode(data: bytes, header: Header, max_side: int) -> tuple[Image.Image, tuple[int, int]]:
     """An upright RGB image of at most `max_side` pixels a side, and the original's upright size.
 
-    Raises `Refusal`, and nothing else, where the bytes cannot be decoded.
+    Raises only `Refusal`, if the bytes cannot be decoded.
     """
     with _ONE_AT_A_TIME, warnings.catch_warnings():
-        # Warnings about a foreign file are no use to anyone and would land on the screen.
+        # Warnings about a foreign file help nobody and would land on the screen.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             return _decode(data, header, max_side)
@@ -82,25 +82,24 @@ def decode(data: bytes, header: Header, max_side: int) -> tuple[Image.Image, tup
         except Image.DecompressionBombError as error:
             cap = MEGAPIXELS[header.kind]
             raise Refusal(
-                f"has more than the {cap} megapixels that are read of a {header.kind}: "
-                "make it smaller"
+                f"has more megapixels than the limit of {cap} for a {header.kind}: make it smaller"
             ) from error
         except MemoryError as error:
-            raise Refusal("does not fit into the memory that is free: make it smaller") from error
-        # Pillow promises no list of exceptions for hostile bytes; each means the same here.
+            raise Refusal("does not fit into the free memory: make it smaller") from error
+        # Pillow does not document what it raises for hostile bytes; all of it means the same here.
         except Exception as error:
             if is_cut_off(header, data):
-                tail = "is cut off, its end is missing: copy or download it again"
+                why = "is cut off, its end is missing: copy or download it again"
             else:
-                tail = f"is damaged and cannot be decoded as {header.kind}: save it again"
-            raise Refusal(tail) from error
+                why = f"is damaged and cannot be decoded as {header.kind}: save it again"
+            raise Refusal(why) from error
 
 
 def _decode(data: bytes, header: Header, max_side: int) -> tuple[Image.Image, tuple[int, int]]:
     image: Image.Image = _open(data, header)
-    turn = 1 if header.format == "TIFF" else None  # that plugin turns its pictures itself
+    turn = 1 if header.format == "TIFF" else None  # Pillow turns these by itself
     size = image.size
-    if header.format == "JPEG" and (target := _fit(size, max_side)) != size:
+    if header.format == "JPEG" and (target := _fitted_size(size, max_side)) != size:
         image.draft(None, target)
     image.load()
     if turn is None:  # only now: in a PNG the EXIF block may follow the pixels
@@ -108,8 +107,8 @@ def _decode(data: bytes, header: Header, max_side: int) -> tuple[Image.Image, tu
         turn = orientation(exif) if isinstance(exif, bytes) else 1
     else:
         size = image.size
-    image = _plain(image, header)
-    target = _fit(size, max_side)
+    image = _resizable(image, header)
+    target = _fitted_size(size, max_side)
     if image.size != target:
         image = image.resize(target, Image.Resampling.BICUBIC, reducing_gap=3.0)
     if image.mode == "RGBA":
@@ -134,7 +133,7 @@ def _open(data: bytes, header: Header) -> ImageFile.ImageFile:
     return image
 
 
-def _fit(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+def _fitted_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
     longest = max(size)
     if longest <= max_side:
         return size
@@ -142,16 +141,16 @@ def _fit(size: tuple[int, int], max_side: int) -> tuple[int, int]:
     return width, height
 
 
-def _plain(image: Image.Image, header: Header) -> Image.Image:
+def _resizable(image: Image.Image, header: Header) -> Image.Image:
     """The same pixels in a mode that can be resized: L, RGB, RGBA, CMYK, YCbCr or LAB.
 
-    A full-size copy is made only where the mode cannot be resized as it is.
+    A full-size copy is made only if the mode cannot be resized as it is.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _grey(image, header)
+        return _eight_bit_grey(image, header)
     transparent = image.info.get("transparency")
     if transparent is not None and header.format == "PNG" and image.mode in ("L", "RGB"):
-        image.info["transparency"] = _eight_bit(transparent, header.depth)
+        image.info["transparency"] = _eight_bit_colour(transparent, header.depth)
     if image.mode == "1" and transparent is None:
         return image.convert("L")
     if image.mode in ("PA", "LA", "La", "RGBa") or transparent is not None:
@@ -159,8 +158,8 @@ def _plain(image: Image.Image, header: Header) -> Image.Image:
     return image.convert("RGB") if image.mode in ("P", "RGBX", "HSV") else image
 
 
-def _eight_bit(colour: object, depth: int) -> object:
-    """A PNG's transparent colour on the scale of the decoded pixels; Pillow keeps the file's."""
+def _eight_bit_colour(colour: object, depth: int) -> object:
+    """A PNG's transparent colour in the range of the decoded pixels; Pillow gives the file's."""
     if isinstance(colour, tuple) and depth == 16:
         return tuple(value >> 8 for value in colour)
     if isinstance(colour, int) and depth in (2, 4):
@@ -168,12 +167,12 @@ def _eight_bit(colour: object, depth: int) -> object:
     return colour
 
 
-def _grey(image: Image.Image, header: Header) -> Image.Image:
-    """More than 8 bits of grey on 0 to 255.
+def _eight_bit_grey(image: Image.Image, header: Header) -> Image.Image:
+    """Grey of more than 8 bits as values from 0 to 255.
 
-    16-bit (and 12-bit) pictures are scaled from their full range. Signed, 32-bit
-    and floating-point ones have no agreed range: 0 to 1 is taken as black to
-    white where floats stay inside it, else the picture's own lowest and highest.
+    16-bit and 12-bit pictures are scaled from their full range. Signed, 32-bit and
+    floating-point ones have no agreed range: floats within 0 to 1 go from black to
+    white, all others from the picture's own lowest value to its highest.
     """
     if image.mode.startswith("I;16"):
         top = 4095 if header.depth == 12 else 65535

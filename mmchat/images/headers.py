@@ -1,16 +1,18 @@
 """What a picture file says about itself, read without decoding and without Pillow.
 
-Three questions are answered here, before any decoder sees the bytes: which
-format is it (by content, never by name), how many pixels does it claim, and is
-its structure one that makes a decoder work for minutes or fill the memory (a
-million tiny chunks, thousands of scans, tags with millions of numbers)?
+Three questions are answered before any decoder sees the bytes. Which format is it
+(by content, never by name)? How many pixels does it claim? Would its structure keep
+a decoder busy for minutes or fill the memory (a million tiny chunks, thousands of
+scans, tags with millions of numbers)?
 
-Whatever is merely broken is left to the decoder, which finds it anyway.
+Files that are only damaged are left to the decoder, which finds the damage anyway.
 """
 
 import struct
 from dataclasses import dataclass
 from typing import Final
+
+from mmchat.images.foreign import why_unread
 
 SUPPORTED: Final[dict[str, str]] = {
     "PNG": "image/png",
@@ -21,8 +23,8 @@ SUPPORTED: Final[dict[str, str]] = {
     "TIFF": "image/tiff",
 }
 
-# Millions of pixels that are decoded, by kind; set by tests/benchmarks/bench_images.py
-# so that no picture takes over 800 MB or 4 s. The figures stand in docs/images.md.
+# The most megapixels that are decoded, by kind. Chosen with tests/benchmarks/bench_images.py
+# so that no picture takes more than 800 MB or 4 s; docs/images.md has the figures.
 MEGAPIXELS: Final[dict[str, int]] = {
     "PNG": 50,
     "JPEG": 200,
@@ -48,35 +50,20 @@ _MAX_NUMBERS: Final = 200_000
 _MAX_RATIONALS: Final = 1_000
 _MAX_STRIPS: Final = 100_000
 
-_FOREIGN: Final = (  # (offset, magic, what people call it)
-    (4, b"ftypheic", "HEIC"),
-    (4, b"ftypheix", "HEIC"),
-    (4, b"ftypmif1", "HEIF"),
-    (4, b"ftypavif", "AVIF"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
-    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
-    (0, b"8BPS", "Photoshop"),
-    (0, b"%PDF-", "PDF"),
-    (0, b"%!PS", "PostScript"),
-    (0, b"<svg", "SVG"),
-    (0, b"\x00\x00\x01\x00", "icon"),
-)
-
 ORIENTATION: Final = 274
 
 
-class Refusal(Exception):  # noqa: N818 - not an error on its own: half of ImageError's sentence
-    """Why a picture is not read: the part of the sentence that follows its name."""
+class Refusal(Exception):  # noqa: N818 - not an error by itself: half of ImageError's sentence
+    """Why a picture is not read: the rest of the sentence after the picture's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A file's own account of itself.
+    """What a file says about itself.
 
-    `kind` is a key of `MEGAPIXELS`; `size` is (width, height) as stored, before
-    any rotation, None where only the decoder can tell; `depth` is bits a sample
-    (0: not known); `inverted` says that 0 is white (TIFF).
+    `kind` is a key of `MEGAPIXELS`. `size` is (width, height) as stored, before any
+    rotation, or None if only the decoder can tell. `depth` is in bits per sample
+    (0: unknown). `inverted` means that 0 is white (TIFF).
     """
 
     format: str
@@ -86,10 +73,10 @@ class Header:
     inverted: bool = False
 
 
-def read_header(data: bytes, *, pretends: bool = False) -> Header:
-    """The header of `data`; raises `Refusal` for what must not reach a decoder.
+def read_header(data: bytes, *, named_as_picture: bool = False) -> Header:
+    """The header of `data`; raises `Refusal` for anything that must not reach a decoder.
 
-    `pretends`: the file has a picture's ending, which the sentence then mentions.
+    `named_as_picture`: the file's name ends like a picture's, which the sentence mentions.
     """
     if not data:
         raise Refusal("is empty: it has 0 bytes")
@@ -106,31 +93,28 @@ def read_header(data: bytes, *, pretends: bool = False) -> Header:
     elif data[:2] == b"BM":
         header = _bmp(data)
     else:
-        for offset, magic, kind in _FOREIGN:
-            if data.startswith(magic, offset):
-                raise Refusal(f"has the format {kind}, which is not read: save it as PNG or JPEG")
-        what = "is not a picture, whatever its ending says" if pretends else "is not a picture"
-        raise Refusal(f"{what}: {_KINDS}")
+        ending = ", whatever its ending says" if named_as_picture else ""
+        raise Refusal(why_unread(data) or f"is not a picture{ending}: {_KINDS}")
     if header.size is not None:
         check_size(header, header.size)
     return header
 
 
 def check_size(header: Header, size: tuple[int, int]) -> None:
-    """Raises `Refusal` where `size` (width, height) is empty or past the cap of its kind."""
+    """Raises `Refusal` if `size` (width, height) is empty or over the limit of its kind."""
     width, height = size
     if width < 1 or height < 1:
-        raise Refusal(f"is {width} × {height} pixels large: there is nothing to see")
+        raise Refusal(f"is {width} × {height} pixels: there is nothing to see")
     cap = MEGAPIXELS[header.kind]
     if width * height > cap * 1_000_000:
         has = f"{width * height / 1e6:.1f}".removesuffix(".0")
         raise Refusal(
-            f"has {has} megapixels, and at most {cap} are read of a {header.kind}: make it smaller"
+            f"has {has} megapixels, more than the limit of {cap} for a {header.kind}: make it smaller"
         )
 
 
 def is_cut_off(header: Header, data: bytes) -> bool:
-    """Whether a file that failed to decode looks as if its end were missing."""
+    """Whether the end of a file that failed to decode seems to be missing."""
     try:
         if header.format == "PNG":
             return b"IEND" not in data[-64:]
@@ -150,7 +134,7 @@ def is_cut_off(header: Header, data: bytes) -> bool:
 
 
 def orientation(exif: bytes) -> int:
-    """The EXIF orientation, 1 to 8; 1 where the EXIF data say nothing or are broken."""
+    """The EXIF orientation, 1 to 8; 1 if the EXIF data do not say or are damaged."""
     try:
         found = read_tags(exif.removeprefix(b"Exif\0\0")).get(ORIENTATION, 1)
     except Refusal:
@@ -164,7 +148,7 @@ def _png(data: bytes) -> Header:
         position += 12 + int.from_bytes(data[position : position + 4])
         chunks += 1
         if chunks > _MAX_PNG_CHUNKS:
-            raise Refusal(f"is a PNG of over {_MAX_PNG_CHUNKS:,} chunks: save it again")
+            raise Refusal(f"is a PNG with over {_MAX_PNG_CHUNKS:,} chunks: save it again")
     if data[12:16] != b"IHDR" or len(data) < 26:
         return Header("PNG", "PNG")
     width, height, depth = struct.unpack_from(">IIB", data, 16)
@@ -172,7 +156,7 @@ def _png(data: bytes) -> Header:
 
 
 def _jpeg(data: bytes) -> Header:
-    """Walks the segments to the first scan, as the JPEG standard (T.81, annex B) lays them out."""
+    """Walks the segments up to the first scan (ITU-T T.81, annex B)."""
     position, junk, size, components, progressive = 2, 0, None, 0, False
     exif: list[bytes] = []
     for _ in range(_MAX_JPEG_SEGMENTS):
@@ -199,12 +183,12 @@ def _jpeg(data: bytes) -> Header:
                 height, width, components = struct.unpack_from(">HHB", segment, 1)
                 size, progressive = (width, height), marker == 0xC2
         elif marker == 0xE1 and segment.startswith(b"Exif\0\0"):
-            # Pillow joins these one by one, so that many of them cost their number squared.
+            # Pillow joins these one by one, so their cost grows with the square of their number.
             exif.append(segment[6:])
             if len(exif) > _MAX_EXIF_SEGMENTS:
                 raise Refusal(_METADATA)
         elif marker == 0xDA:
-            # A scan of some of the components makes the decoder keep all coefficients.
+            # A scan with only some of the components makes the decoder keep all coefficients.
             several = progressive or bool(segment and segment[0] < components)
             header = Header("JPEG", "progressive JPEG" if several else "JPEG", size)
             if several and size:
@@ -212,13 +196,13 @@ def _jpeg(data: bytes) -> Header:
                 scans = data.count(b"\xff\xda", position - 2)
                 if scans * size[0] * size[1] > _MAX_SCAN_MEGAPIXELS * 1_000_000:
                     raise Refusal(
-                        f"is a JPEG of {scans:,} scans, too many for its size: save it again"
+                        f"is a JPEG with {scans:,} scans, too many for its size: save it again"
                     )
             read_tags(b"".join(exif))
             return header
         position += length
     else:
-        raise Refusal(f"is a JPEG of over {_MAX_JPEG_SEGMENTS:,} segments: save it again")
+        raise Refusal(f"is a JPEG with over {_MAX_JPEG_SEGMENTS:,} segments: save it again")
     return Header("JPEG", "JPEG", size)
 
 
@@ -237,7 +221,7 @@ def _webp(data: bytes) -> Header:
 
 
 def _gif(data: bytes) -> Header:
-    """Walks the extension blocks before the first picture: each costs the decoder a step."""
+    """Counts the extension blocks before the first picture: each costs the decoder a step."""
     if len(data) < 13:
         return Header("GIF", "GIF")
     width, height, flags = struct.unpack_from("<HHB", data, 6)
@@ -251,11 +235,11 @@ def _gif(data: bytes) -> Header:
         position += 1
         blocks += 1
         if blocks > _MAX_GIF_BLOCKS:
-            raise Refusal(f"is a GIF of over {_MAX_GIF_BLOCKS:,} blocks: save it again")
+            raise Refusal(f"is a GIF with over {_MAX_GIF_BLOCKS:,} blocks: save it again")
     if data[position : position + 1] == b"," and position + 9 <= len(data):
         left, top, wide, high = struct.unpack_from("<HHHH", data, position + 1)
         if wide < 1 or high < 1:
-            raise Refusal(f"is {wide} × {high} pixels large: there is nothing to see")
+            raise Refusal(f"is {wide} × {high} pixels: there is nothing to see")
         width, height = max(width, left + wide), max(height, top + high)
     return Header("GIF", "GIF", (width, height))
 
@@ -270,12 +254,14 @@ def _bmp(data: bytes) -> Header:
     if struct.unpack_from("<I", data, 30)[0] not in (1, 2):
         return Header("BMP", "BMP", (width, abs(height)))
     if len(data) > _MAX_RLE_BYTES:
-        raise Refusal(f"is a run-length BMP of over {_MAX_RLE_BYTES // 10**6} MB: save it as PNG")
+        raise Refusal(f"is a run-length BMP over {_MAX_RLE_BYTES // 10**6} MB: save it as PNG")
     return Header("BMP", "run-length BMP", (width, abs(height)))
 
 
 def _tiff(data: bytes) -> Header:
     tags = read_tags(data)
+    if _is_camera_raw(data, tags):
+        raise Refusal("has the format camera raw, which is not read: save it as PNG or JPEG")
     if not tags:
         return Header("TIFF", "TIFF")
     size = (tags.get(256, 0), tags.get(257, 0))
@@ -288,15 +274,22 @@ def _tiff(data: bytes) -> Header:
     return header
 
 
+def _is_camera_raw(data: bytes, tags: dict[int, int]) -> bool:
+    """Whether a TIFF holds a camera's raw data: decoding it would give its thumbnail, or noise."""
+    canon = data[8:10] == b"CR"
+    thumbnail_first = bool(tags.get(254, 0) & 1) and 330 in tags  # and the picture elsewhere
+    return canon or thumbnail_first or tags.get(262) in (32803, 34892)
+
+
 _SIZES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _SIZES_BIG: Final = _SIZES | {16: 8, 17: 8, 18: 8}
 
 
 def read_tags(data: bytes) -> dict[int, int]:
-    """First values of the whole-number tags of a TIFF's (or EXIF block's) first directory.
+    """The first value of each whole-number tag in the first directory of a TIFF or EXIF block.
 
-    TIFF 6.0, section 2, and BigTIFF. Broken data give fewer tags; `Refusal` is
-    for directories that would make a decoder build millions of objects.
+    TIFF 6.0, section 2, and BigTIFF. Damaged data give fewer tags. Raises `Refusal` for
+    directories that would make a decoder build millions of objects.
     """
     if len(data) < 16 or data[:2] not in (b"II", b"MM"):
         return {}
@@ -304,7 +297,7 @@ def read_tags(data: bytes) -> dict[int, int]:
     big = struct.unpack_from(order + "H", data, 2)[0] == 43
     (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     tags = _directory(data, order, big, start)
-    for pointer in (34665, 34853):  # EXIF and GPS directories: only their limits matter
+    for pointer in (34665, 34853):  # EXIF and GPS directories: only their sizes are checked
         if pointer in tags:
             inner = _directory(data, order, big, tags[pointer])
             if 40965 in inner:
@@ -335,7 +328,7 @@ def _directory(data: bytes, order: str, big: bool, start: int) -> dict[int, int]
         else:
             most = _MAX_RATIONALS if kind in (5, 10) else _MAX_NUMBERS
         total += count * width
-        # A directory whose values overlap can name the same megabytes thousands of times.
+        # Values may overlap, so a directory can name the same megabytes thousands of times.
         if (count > most and count * width <= len(data)) or total > 2 * len(data) + 1_000_000:
             raise Refusal(_METADATA)
         place = position + step - inline

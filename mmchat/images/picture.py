@@ -1,4 +1,4 @@
-"""Pictures from outside: opened without harm, validated whole, their bytes kept."""
+"""Pictures from outside: opened safely, decoded once as a check, their original bytes kept."""
 
 import base64
 import errno
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mmchat.errors import ImageError
+from mmchat.images.foreign import UNREAD_SUFFIXES
 from mmchat.images.headers import SUPPORTED, Refusal, read_header
 from mmchat.sanitize import clean
 
@@ -18,23 +19,26 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_BYTES: Final = 100_000_000
-MAX_SIDE: Final = 4096  # pixels: what is decoded is reduced to this, however large the file
+MAX_SIDE: Final = 4096  # pixels: larger pictures are reduced to this
 
 PICTURE_SUFFIXES: Final[frozenset[str]] = frozenset(
-    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif"}
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".mpo"}
     | {".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
 )
 
 _PROBE_SIDE: Final = 64
+_BLANK_CHECK_SIDE: Final = 1024  # pixels: a thin line on a page is lost in the probe
+_NEARLY_WHITE: Final = 240
+_NEARLY_BLACK: Final = 24
 _NAME_LENGTH: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A validated picture with its original bytes.
+    """A picture that was decoded once as a check, with its original bytes.
 
-    `sha256` is the hex digest of `data` and its identity; `width` and `height`
-    are the original's pixels after rotation; `name` is safe to show.
+    `sha256` is the hex digest of `data` and the picture's identity. `width` and `height`
+    are the original's pixels after rotation. `name` is safe to show.
     """
 
     data: bytes = field(repr=False)
@@ -43,12 +47,14 @@ class Picture:
     width: int
     height: int
     name: str
+    remark: str = ""
+    """One sentence if all that can be seen is white or black; "" otherwise."""
 
     def rgb(self, max_side: int | None = None) -> "Image":
         """The upright RGB picture, its longer side at most `max_side` (and `MAX_SIDE`) pixels.
 
-        Never enlarged. A JPEG is decoded at a half, a quarter or an eighth where
-        `max_side` allows. Raises `ImageError`.
+        It is never enlarged. A JPEG is decoded at a half, a quarter or an eighth of its
+        size if `max_side` allows it. Raises `ImageError`.
         """
         return decode(self.data, self.name, max_side)
 
@@ -56,8 +62,8 @@ class Picture:
 def read_picture(path: str | Path) -> Picture:
     """The picture at `path` (`~` is expanded); raises `ImageError`.
 
-    Only regular files are read, through links too, and at most `MAX_BYTES`;
-    nothing blocks and no device is touched.
+    Only regular files (or links to them) of at most `MAX_BYTES` are read. Nothing blocks,
+    and no device is opened.
     """
     shown = _clean(str(path))
     try:
@@ -75,22 +81,26 @@ def read_picture(path: str | Path) -> Picture:
 
 
 def parse_picture(data: bytes, name: str = "picture") -> Picture:
-    """A picture from its bytes, decoded once to be sure; raises `ImageError`."""
+    """A picture from its bytes, decoded once as a check; raises `ImageError`."""
     shown = _display_name(name)
-    _, (width, height), mime = _decode(data, shown, _PROBE_SIDE)
-    return Picture(data, hashlib.sha256(data).hexdigest(), mime, width, height, shown)
+    probe, (width, height), mime = _decode(data, shown, _PROBE_SIDE)
+    remark = ""
+    if _blank_colour(probe):
+        whole, _, _ = _decode(data, shown, _BLANK_CHECK_SIDE)
+        remark = _blank_remark(shown, _blank_colour(whole), mime)
+    return Picture(data, hashlib.sha256(data).hexdigest(), mime, width, height, shown, remark)
 
 
 def decode(data: bytes, name: str = "picture", max_side: int | None = None) -> "Image":
-    """Upright RGB pixels of `data`, as `Picture.rgb` gives them; raises `ImageError`."""
+    """The upright RGB pixels of `data`, as `Picture.rgb` gives them; raises `ImageError`."""
     image, _, _ = _decode(data, _display_name(name), max_side)
     return image
 
 
 def parse_data_url(url: str) -> Picture:
-    """The picture in a `data:image/…;base64,…` URL; what it says of its type is not trusted.
+    """The picture in a `data:image/…;base64,…` URL; the type that it states is not trusted.
 
-    Raises `ImageError`; any other URL is refused, nothing is ever fetched.
+    Raises `ImageError`, also for any other URL: nothing is ever fetched.
     """
     head, comma, body = url.partition(",")
     if not comma or not re.fullmatch(r"data:[^;]*(;[^;]*)*;base64", head, re.IGNORECASE):
@@ -112,7 +122,8 @@ def _decode(data: bytes, shown: str, max_side: int | None) -> tuple["Image", tup
     try:
         if len(data) > MAX_BYTES:
             raise Refusal(_too_big())
-        header = read_header(data, pretends=Path(shown).suffix.lower() in PICTURE_SUFFIXES)
+        suffix = Path(shown).suffix.lower()
+        header = read_header(data, named_as_picture=suffix in PICTURE_SUFFIXES | UNREAD_SUFFIXES)
         from mmchat.images import _pillow
 
         image, size = _pillow.decode(data, header, min(max_side or MAX_SIDE, MAX_SIDE))
@@ -121,9 +132,29 @@ def _decode(data: bytes, shown: str, max_side: int | None) -> tuple["Image", tup
     return image, size, SUPPORTED[header.format]
 
 
+def _blank_colour(image: "Image") -> str:
+    """ "white" or "black" if every pixel of an RGB image is nearly that; "" otherwise."""
+    lows, highs = zip(*image.getextrema(), strict=True)
+    if min(lows) >= _NEARLY_WHITE:
+        return "white"
+    return "black" if max(highs) <= _NEARLY_BLACK else ""
+
+
+def _blank_remark(shown: str, colour: str, mime: str) -> str:
+    """What to tell the person about a picture that is all `colour`; "" if that is ""."""
+    if not colour:
+        return ""
+    remark = f"{shown} is nearly {colour} all over, so there may be nothing to see"
+    if colour == "white" and mime not in ("image/jpeg", "image/bmp"):
+        return f"{remark}: transparent parts are shown as white, and only the first frame is read."
+    if colour == "black" and mime in ("image/png", "image/tiff"):
+        return f"{remark}: 16-bit values are scaled from their full range of 0 to 65,535."
+    return f"{remark}."
+
+
 def _read(path: Path) -> bytes:
-    # Opening alone can harm (a FIFO waits, a tape rewinds), so the kind is asked before;
-    # it is asked again of what was opened, for the name may have been given to another.
+    # Opening alone can do harm (a FIFO waits, a tape rewinds), so the type is checked before.
+    # It is checked again on the open file, because the name may have changed hands.
     _check_regular(path.stat().st_mode)
     flags = os.O_RDONLY
     for extra in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
@@ -133,7 +164,7 @@ def _read(path: Path) -> bytes:
         _check_regular(state.st_mode)
         if state.st_size > MAX_BYTES:
             raise Refusal(_too_big())
-        data = file.read(MAX_BYTES + 1)  # a file may grow, and those in /proc say 0
+        data = file.read(MAX_BYTES + 1)  # files may grow, and those in /proc report 0 bytes
     if len(data) > MAX_BYTES:
         raise Refusal(_too_big())
     return data
@@ -161,7 +192,7 @@ def _why(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM):
         return "may not be read by you: change its permissions"
     if error.errno == errno.ENOTDIR:
-        return "does not exist, a part of its path is a file: check the path"
+        return "does not exist, because a part of its path is a file: check the path"
     if error.errno == errno.ELOOP:
         return "is a link that leads to itself: name the picture's own file"
     if error.errno == errno.ENAMETOOLONG:
@@ -176,6 +207,6 @@ def _clean(text: str) -> str:
 
 def _display_name(name: str) -> str:
     last = clean(re.split(r"[/\\]", name)[-1], keep_newlines=False)
-    if len(last) > _NAME_LENGTH:  # the ending is what tells people what it is
+    if len(last) > _NAME_LENGTH:  # keep the ending, which says what the file is
         last = last[: _NAME_LENGTH - 20] + "…" + last[-19:]
     return last or "picture"

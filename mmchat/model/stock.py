@@ -1,8 +1,7 @@
-"""Processors of stock checkpoints, also where torchvision is absent.
+"""Processors of stock checkpoints, also without torchvision.
 
-Some stock processors insist on a video part that needs torchvision. mmchat
-shows no videos, so there a subclass is used that has none; where torchvision
-is installed the stock class is.
+Some stock processors insist on a video part that needs torchvision. mmchat shows no
+videos, so without torchvision it uses a subclass that has no such part.
 """
 
 import json
@@ -18,7 +17,7 @@ from transformers import AutoProcessor, ProcessorMixin
 
 from mmchat.errors import ModelError
 
-# What a processor returns that belongs to its own text, which we do not use.
+# What a processor returns about its own text, which we do not use.
 _OF_TEXT = {"input_ids", "attention_mask", "text_replacement_offsets"}
 _KINDS = {"mm_token_type_ids", "token_type_ids"}
 
@@ -26,7 +25,7 @@ _KINDS = {"mm_token_type_ids", "token_type_ids"}
 def load_processor(folder: Path, model_type: str) -> Any:
     """The processor of a stock image-text-to-text checkpoint.
 
-    Raises ModelError where it has none or it cannot be loaded.
+    Raises ModelError if the checkpoint has none or it cannot be loaded.
     """
     chosen: Any = AutoProcessor
     if find_spec("torchvision") is None:
@@ -36,7 +35,7 @@ def load_processor(folder: Path, model_type: str) -> Any:
     try:
         processor = chosen.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        # The files are foreign and each class reads them in its own way: whatever fails is told.
+        # The files are foreign and each class reads them in its own way: any failure is reported.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(
             f"The picture and text processor of {folder} cannot be loaded ({reason}): "
@@ -67,7 +66,7 @@ def _processor_class(folder: Path, model_type: str) -> type[ProcessorMixin] | No
 
 
 class _PicturesOnly(ProcessorMixin):
-    """Stands between a stock processor and its base, and drops the video part handed up."""
+    """Sits between a stock processor and its base class, and drops the video part."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.pop("video_processor", None)
@@ -77,7 +76,7 @@ class _PicturesOnly(ProcessorMixin):
 def _without_video(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
     module = sys.modules[stock.__module__]
     if getattr(module, "num2words", "") is None:
-        # SmolVLM's processor asks for this package, to write the number of frames of a video.
+        # SmolVLM's processor asks for this package to write the number of frames of a video.
         module.num2words = str  # type: ignore[attr-defined]
 
     whole = stock.get_attributes()
@@ -100,10 +99,10 @@ def _without_video(stock: type[ProcessorMixin]) -> type[ProcessorMixin]:
 def process_pictures(
     processor: Any, pictures: Sequence[Any]
 ) -> tuple[list[str], dict[str, Tensor]]:
-    """(what stands for each picture in the text, the model's inputs), for all of a conversation.
+    """Returns the text that stands for each picture, and the model's inputs, for a conversation.
 
-    The stock processor itself decides both: it is given a text of nothing but
-    its picture marks, and asked what it wrote in their places.
+    The stock processor itself decides both: it is given a text that consists only of its
+    picture placeholders, and asked what it replaced them with.
     """
     out = processor(
         images=[list(pictures)],
@@ -121,6 +120,22 @@ def process_pictures(
     return texts, inputs
 
 
+def enlarged_size(image_processor: Any, width: int, height: int) -> tuple[int, int]:
+    """(width, height) to which a processor resizes a picture whose shorter side it fixes.
+
+    Such a processor (CLIP's) bounds neither side, so a narrow picture becomes enormous
+    before it is cropped. All other processors bound what they make: for those (0, 0).
+    """
+    size = getattr(image_processor, "size", None) or {}
+    edge = size.get("shortest_edge")
+    # With a longest edge the size is bounded; with pinpoints (LLaVA-NeXT) a grid bounds it.
+    bounded = size.get("longest_edge") or getattr(image_processor, "image_grid_pinpoints", None)
+    if not edge or bounded or not getattr(image_processor, "do_resize", True):
+        return 0, 0
+    scale = edge / min(width, height)
+    return round(width * scale), round(height * scale)
+
+
 def token_kinds(processor: Any) -> str | None:
-    """The name of the input that marks picture tokens with 1 and all others with 0, if it has one."""
+    """The name of the input that is 1 for picture tokens and 0 for all others, if there is one."""
     return next((name for name in processor.model_input_names if name in _KINDS), None)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from mmchat.data.types import Example, Picture, Problem, Turn
 from mmchat.errors import ImageError, ModelError
-from mmchat.model.pictures import picture_inputs
+from mmchat.model.pictures import check_shape, picture_inputs
 from mmchat.model.prompt import Encoded, encode_chat
 from mmchat.training.packing import IGNORED, Branch, Tree, next_labels
 
@@ -198,6 +198,7 @@ class ExampleEncoder:
 
     def _prefix(self, picture: Picture) -> list[int]:
         processor: Any = self.reader.processor
+        check_shape(self.reader, picture, picture.width, picture.height)
         return [processor.image_token_id] * processor.image_tokens(picture.width, picture.height)
 
 

@@ -12,6 +12,7 @@ import pytest
 from mmchat.cli.token_count import TokenCount, spread
 from tests.cli.conftest import MMCHAT, Run, sentence
 from tests.data.making import chat, llava, picture, write_lines, write_pictures
+from tests.model import tiny
 
 NO_MODEL = {"MMCHAT_MODEL_NAME": "nothing-here"}
 """Tokens are not counted, and torch is not imported."""
@@ -48,7 +49,7 @@ def test_what_a_folder_holds(mmchat: Run, birds: Path) -> None:
     for part in (
         "a folder per class",
         "119 different",
-        "1 picture lies",
+        "1 picture is in several files",
         "red kite",
         "not counted",
     ):
@@ -96,6 +97,8 @@ def test_problems_are_told_with_file_and_line(mmchat: Run, tmp_path: Path) -> No
     assert (
         "34 of 35 samples of data cannot be used" in sentence(done) and "--allow-bad" in done.stderr
     )
+    assert "line 2" not in done.stderr  # each problem is listed once
+    assert done.stdout.count("the picture gone.png is not there") == 1
     assert mmchat("data", "inspect", "data", "--allow-bad", **NO_MODEL).returncode == 0
     assert inspected(mmchat, "data", "--allow-bad")["bad"] == 34
 
@@ -119,6 +122,61 @@ def test_pictures_elsewhere(mmchat: Run, tmp_path: Path) -> None:
     )
     assert inspected(mmchat, "data", "--images", "coco")["pictures"] == 1
     assert "a.png is not there" in inspected(mmchat, "data", status=1)["problems"][0]["why"]
+
+
+def test_what_looks_wrong_is_remarked_on(mmchat: Run, birds: Path) -> None:
+    (birds / "owl" / "00.png").write_bytes((birds / "red_kite" / "00.png").read_bytes())
+    for number in range(3):
+        (birds / "barn_owl" / f"IMG_{number}.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(90))
+    (birds / "wren").mkdir()
+    (birds / "wren" / "IMG_9.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(90))
+    (birds / "films").mkdir()
+    (birds / "films" / "1.mov").write_bytes(b"x")
+    found = inspected(mmchat, "birds", "--allow-bad")
+    assert found["bad_classes"] == {"barn owl": 3, "wren": 1} and found["bad"] == 4
+    assert found["problems"][0]["why"] == (
+        "the picture IMG_0.HEIC has the format HEIC, which is not read: save it as PNG or JPEG"
+    )
+    assert found["remarks"] == [
+        "birds/films holds no pictures (1 .mov), so it is not a class.",
+        "The class wren is not learned: its only picture cannot be used.",
+        (
+            "One picture has two different answers to the same question, and all are learned: "
+            "birds/owl/00.png is “owl”, birds/red_kite/00.png is “red kite”."
+        ),
+    ]
+    done = mmchat("data", "inspect", "birds", **NO_MODEL)
+    assert all(remark in done.stdout for remark in found["remarks"])
+    assert sentence(done) == (
+        "4 of 124 samples of birds cannot be used: correct them, or leave them out with --allow-bad."
+    )
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["SAMPLES", "HELD", "OUT", "BAD", "KIND"] in rows and ["0", "0", "1", "wren"] in rows
+
+
+def test_a_line_end_in_a_name_stays_on_its_line(mmchat: Run, birds: Path) -> None:
+    for name in ("a\nb.png", "c\nd.png"):
+        (birds / "owl" / name).write_bytes((birds / "owl" / "07.png").read_bytes())
+    (birds / "owl" / "e\nf.png").write_bytes(b"broken")
+    done = mmchat("data", "inspect", "birds", **NO_MODEL)
+    assert "/owl/a b.png = " in done.stdout.partition("the same picture:")[2].splitlines()[2]
+    assert "  birds/owl/e f.png: the picture e f.png is not a picture" in done.stdout
+    for line in done.stdout.splitlines():
+        assert not line.startswith(("b.png", "d.png", "f.png"))
+
+
+def test_a_picture_that_the_model_cannot_read_is_a_problem(mmchat: Run, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "birds", ["kite/a.png", "kite/b.png", "owl/c.png"])
+    (folder / "owl" / "thin.png").write_bytes(picture(9, (2, 500)))
+    model = tiny.qwen2_vl(tmp_path / "model")
+    done = mmchat("data", "inspect", "birds", "--model", str(model))
+    problem = "birds/owl/thin.png: the picture thin.png (2 × 500 pixels) has a shape that"
+    assert problem in done.stdout and "unreadable  1 sample" in done.stdout
+    assert sentence(done).startswith("1 of 4 samples cannot be read by ")
+    done = mmchat("data", "inspect", "birds", "--model", str(model), "--json", "--allow-bad")
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and found["tokens"]["counted"] == 3
+    assert [one["place"] for one in found["problems"]] == ["birds/owl/thin.png"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mmchat.data import Dataset, read_data, read_splits
-from mmchat.data.wording import CAPTION, CLASS
+from mmchat.data.question_wordings import CAPTION, CLASS
 from mmchat.errors import DataError
 from tests.data.making import (
     chat,
@@ -91,7 +91,7 @@ def test_pictures_with_texts_beside_them(tmp_path: Path) -> None:
     why = [problem.why for problem in read_data(folder, allow_bad=True).problems]
     assert why == [
         "no text of the same name lies beside it",
-        "01.txt is no UTF-8 text",
+        "01.txt is not UTF-8 text: save it as UTF-8",
         "an answer is empty",
     ]
 

@@ -189,14 +189,14 @@ def test_what_cannot_be_learned_from_is_told(history: History) -> None:
         history.rate(message.id, "good")
     lone = history.new_conversation().id
     history.rate(history.add_message(lone, "assistant", "Hello!").id, "good")
-    cut = "The answer is good as far as it goes, and it {}: correct it to its end."
+    cut = "The answer is not complete, because it {}: correct it."
     data = read_history(history)
     assert [example.turns[-1].text for example in data.examples] == ["This will do."]
     assert {problem.place: problem.why for problem in data.problems} == {
-        f"conversation {conversation}, message 2": cut.format("was cut at its limit"),
+        f"conversation {conversation}, message 2": cut.format("was cut at the token limit"),
         f"conversation {conversation}, message 3": cut.format("was interrupted"),
         f"conversation {conversation}, message 4": cut.format("failed"),
-        f"conversation {conversation}, message 5": "The answer has no words: correct it.",
+        f"conversation {conversation}, message 5": "The answer is empty: correct it.",
         f"conversation {lone}, message 7": "There is no question before the answer.",
     }
 
@@ -225,10 +225,12 @@ def test_filters(history: History) -> None:
         kinds(conversations=[7])
     with pytest.raises(DataError, match=r"tag kites: the tags are birds\."):
         kinds(tags=["birds", "kites"])
-    with pytest.raises(DataError, match="bad is nothing to learn from: choose good or corrected"):
+    with pytest.raises(
+        DataError, match="bad is not a rating to learn from: choose good or corrected"
+    ):
         kinds(ratings=["bad"])
     for wrong in ("yesterday", "2026-13-01", "", "9999-12-31"):
-        with pytest.raises(DataError, match="is no date: write one such as 2026-03-01"):
+        with pytest.raises(DataError, match="is not a date: write one such as 2026-03-01"):
             kinds(until=wrong)
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmchat.data import json_files, read_data, read_splits
-from mmchat.data.records import KNOWN_KEYS
+from mmchat.data.fields import KNOWN_KEYS
 from mmchat.errors import DataError
 from tests.data.making import (
     chat,
@@ -128,7 +128,7 @@ def test_a_huge_line_is_passed_over(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert [example.turns[1].text for example in data.examples] == ["b", "d"]
     assert data.problems[0].place.endswith("line 2") and "the line is over" in data.problems[0].why
     monkeypatch.setattr(json_files, "MAX_JSON", 10_000)
-    with pytest.raises(DataError, match=r"save it with a sample a line"):
+    with pytest.raises(DataError, match=r"save it with one sample a line"):
         read_data(write_json(folder / "d.json", values))
 
 
@@ -152,7 +152,7 @@ def test_saved_datasets_that_lie(tmp_path: Path, state: str) -> None:
         read_data(tmp_path)
     (tmp_path / "state.json").unlink()
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["../../x"]}')
-    with pytest.raises(DataError, match="names no splits"):
+    with pytest.raises(DataError, match="does not name any splits"):
         read_data(tmp_path)
 
 

@@ -53,10 +53,10 @@ def test_what_nobody_asked_and_nobody_answered_is_left_out(folder: Path) -> None
             {"messages": [*chat("a", "b"), {"role": "system", "content": "s"}, *chat("c", "d")]},
             "system",
         ),
-        ({"messages": [{"role": "poet", "content": "a"}]}, r"nobody that is known \(poet\)"),
-        ({"messages": [{"role": None, "content": "a"}]}, "nobody that is known"),
-        ({"messages": "a"}, "no list of messages"),
-        ({"messages": [3]}, "no list of messages"),
+        ({"messages": [{"role": "poet", "content": "a"}]}, r"unknown role \(poet\)"),
+        ({"messages": [{"role": None, "content": "a"}]}, r"unknown role \(None\)"),
+        ({"messages": "a"}, "not a list of messages"),
+        ({"messages": [3]}, "not a list of messages"),
         ({"messages": [{"role": "user", "content": 3}]}, "content is a number"),
         (
             {"image": "a.png", "conversations": llava("<image><image>", "x")},
@@ -69,7 +69,7 @@ def test_what_nobody_asked_and_nobody_answered_is_left_out(folder: Path) -> None
         ),
         ({"image": "a.png", "conversations": llava("a", "<image>")}, "only questions can show"),
         ({"image": "c.png", "conversations": llava("a", "b")}, "the picture c.png is not there"),
-        ({"image": 7, "conversations": llava("a", "b")}, "a picture is named by a number"),
+        ({"image": 7, "conversations": llava("a", "b")}, "a picture is given as a number"),
         ({"images": ["a.png", None], "messages": chat("a", "b")}, "images holds an empty name"),
         ({"video": "v.mp4", "conversations": llava("a", "b")}, "only pictures are read"),
         ({"image": "a.png"}, "an answer is empty"),
@@ -80,8 +80,8 @@ def test_what_nobody_asked_and_nobody_answered_is_left_out(folder: Path) -> None
             "type input_audio",
         ),
         ({"messages": [{"role": "user", "content": [3]}]}, "a part of a message is a number"),
-        ("text", "this is no sample, but a text"),
-        (None, "this is no sample, but nothing"),
+        ("text", "this is not a sample but text"),
+        (None, "this is not a sample but null"),
         (
             {"messages": [{"role": "user", "content": "\ud83d"}, *chat("", "b")[1:]]},
             "half a character",
@@ -145,7 +145,7 @@ def test_one_broken_line_is_a_problem_of_that_line(folder: Path) -> None:
     problems = read_data(file, allow_bad=True).problems
     assert [problem.place.rpartition(" ")[2] for problem in problems] == ["4", "5", "6"]
     assert "broken JSON at column 15" in problems[0].why
-    assert "no UTF-8" in problems[1].why
+    assert "not UTF-8" in problems[1].why
     with pytest.raises(DataError, match=r"line 4: broken JSON"):
         read_data(file)
 
@@ -164,7 +164,7 @@ def test_broken_json_says_line_and_column(folder: Path) -> None:
         (b" \n\n", "is empty"),
         (b"[]", "has|holds"),
         (b"\xff\xfe[\0]\0", "is UTF-16 text: save it as UTF-8"),
-        (b'[{"a": "\xff"}', "no UTF-8"),
+        (b'[{"a": "\xff"}', r"is not UTF-8 text \(byte 8\): save it as UTF-8"),
         (b"hello", "is not JSON"),
         (b'[{"name": "x", "size": 3}]', "has name, size; what is read: LLaVA"),
         (b"[1, 2]", "holds no samples that are JSON objects"),
@@ -189,5 +189,8 @@ def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is a single picture: name the folder"):
         read_data(tmp_path / "photos" / "a.png")
     (tmp_path / "a.zip").write_bytes(b"PK\3\4")
-    with pytest.raises(DataError, match="of no form that is known"):
+    with pytest.raises(DataError, match=r"a\.zip is an archive: unpack it\.$"):
         read_data(tmp_path / "a.zip")
+    (tmp_path / "a.bin").write_bytes(b"\1\2")
+    with pytest.raises(DataError, match="has no known form; what is read: LLaVA"):
+        read_data(tmp_path / "a.bin")

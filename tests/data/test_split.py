@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmchat.data import Example, Picture, Turn, split
-from mmchat.data.splitting import keys
+from mmchat.data.holdout import keys
 
 
 def picture(number: int) -> Picture:

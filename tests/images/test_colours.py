@@ -214,3 +214,29 @@ def test_a_48_megapixel_photograph_is_read() -> None:
 def test_metadata_do_not_reach_the_result() -> None:
     data = jpeg_with(segment(0xE1, b"Exif\0\0" + exif(1)) + segment(0xFE, b"a comment"))
     assert decode(data).info == {}
+
+
+@pytest.mark.parametrize(
+    ("data", "remark"),
+    [
+        (flat("RGB", "white", "PNG"), "nearly white all over"),
+        (flat("LA", (255, 0), "PNG"), "transparent parts are shown as white"),
+        (encode(Image.new("P", (4, 4)), "GIF", transparency=0), "only the first frame is read"),
+        (flat("I;16", 4_000, "PNG"), "nearly black all over"),
+        (flat("I;16", 4_000, "PNG"), "scaled from their full range of 0 to 65,535"),
+        (flat("RGB", (10, 5, 20), "JPEG"), "so there may be nothing to see."),
+        (flat("RGB", (200, 30, 30), "PNG"), ""),
+        (flat("RGB", (60, 60, 60), "PNG"), ""),
+        (encode(scene(), "PNG"), ""),
+    ],
+)
+def test_a_picture_without_anything_to_see_is_remarked_on(data: bytes, remark: str) -> None:
+    found = parse_picture(data, "a.png").remark
+    assert remark in found and bool(found) == bool(remark)
+    assert found == "" or found.startswith("a.png is nearly ")
+
+
+def test_a_thin_line_is_something_to_see() -> None:
+    page = Image.new("L", (2_000, 1_000), 255)
+    page.paste(0, (0, 500, 2_000, 503))
+    assert parse_picture(encode(page, "PNG")).remark == ""

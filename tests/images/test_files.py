@@ -165,7 +165,7 @@ def test_data_urls() -> None:
         ("data:image/png;base64,@@@@", "is not valid base64"),
         ("data:image/png;base64,iVBORw0KG", "is not valid base64"),
         ("data:image/png;base64,iVBÖ", "is not valid base64"),
-        ("data:text/html;base64,PGh0bWw+", "is not a picture"),
+        ("data:text/html;base64,PGh0bWw+", "is a web page, not a picture"),
         ("data:image/png;base64," + "A" * (MAX_BYTES * 4 // 3 + 5), "is over 100 MB"),
         ("data:" + ";" * 50_000 + "x", "must begin"),
     ],

@@ -5,6 +5,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -95,6 +96,23 @@ def bad_crc() -> bytes:
     return bytes(data)
 
 
+RAW = "has the format camera raw, which is not read"
+BRANDS = {
+    "HEIC": ("heic", "heix", "heim", "heis", "hevc", "hevx", "hevm", "hevs"),
+    "HEIF": ("mif1", "msf1"),
+    "AVIF": ("avif", "avis"),
+    "camera raw": ("crx ",),
+}
+
+
+def iso_media(*brands: str) -> bytes:
+    """The first box of an ISO base media file: its own brand, then those it is compatible with."""
+    names = b"".join(brand.encode() for brand in brands[1:])
+    return (
+        struct.pack(">I4s4sI", 16 + len(names), b"ftyp", brands[0].encode(), 0) + names + bytes(50)
+    )
+
+
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "is empty: it has 0 bytes"),
     "one byte": (lambda: b"\x89", NOT_ONE),
@@ -102,40 +120,72 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "random": (lambda: random.Random(0).randbytes(5_000), NOT_ONE),
     "zeros": (lambda: bytes(5_000), NOT_ONE),
     "elf": (lambda: b"\x7fELF" + bytes(100), NOT_ONE),
-    "heic": (lambda: b"\0\0\0\x18ftypheic" + bytes(50), "has the format HEIC, which is not read"),
+    **{
+        f"{brand} brand": (partial(iso_media, brand), f"has the format {name}, which is not read")
+        for name, brands in BRANDS.items()
+        for brand in brands
+    },
+    "heif that is heic": (lambda: iso_media("mif1", "heic"), "has the format HEIC, which"),
+    "heif that is avif": (lambda: iso_media("mif1", "miaf", "avif"), "has the format AVIF, which"),
+    **{
+        f"video: {brand}": (partial(iso_media, brand), "is a video, not a picture: save one of its")
+        for brand in ("isom", "mp42", "qt  ")
+    },
     "avif": (lambda: encode(scene(), "AVIF"), "has the format AVIF, which is not read"),
     "jpeg 2000": (
         lambda: encode(scene(), "JPEG2000"),
         "has the format JPEG 2000, which is not read",
     ),
+    "jpeg 2000 stream": (lambda: b"\xff\x4f\xff\x51" + bytes(50), "has the format JPEG 2000"),
+    "jpeg xl": (lambda: b"\xff\x0a" + bytes(50), "has the format JPEG XL, which"),
     "icon": (lambda: encode(scene(), "ICO"), "has the format icon, which is not read"),
     "pdf": (lambda: b"%PDF-1.7\n", "has the format PDF, which is not read"),
     "postscript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n", "has the format PostScript, which"),
     "svg": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "has the format SVG, which"),
+    "svg as editors write it": (
+        lambda: b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- by an editor -->\n<svg\nid='a'/>",
+        "has the format SVG, which",
+    ),
     "psd": (lambda: b"8BPS\0\1" + bytes(40), "has the format Photoshop, which"),
-    "ppm": (lambda: encode(scene(), "PPM"), NOT_ONE),
-    "tga": (lambda: encode(scene(), "TGA"), NOT_ONE),
+    "ppm": (lambda: encode(scene(), "PPM"), "has the format Netpbm, which"),
+    "tga": (lambda: encode(scene(), "TGA"), "has the format TGA, which"),
+    "web page": (lambda: b"\n<!DOCTYPE html><html>404", "is a web page, not a picture"),
+    "git lfs": (
+        lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "is a Git LFS pointer, not the picture: run git lfs pull",
+    ),
+    "zip": (lambda: b"PK\3\4" + bytes(50), "is an archive, not a picture"),
+    "webm": (lambda: b"\x1aE\xdf\xa3" + bytes(50), "is a video, not a picture"),
+    "canon raw": (lambda: b"II*\0\x10\0\0\0CR\2\0" + bytes(50), RAW),
+    "raw with a thumbnail": (
+        lambda: grey_tiff(4, 4, bytes(16), {254: (4, 1, 1), 330: (4, 1, 8)}),
+        RAW,
+    ),
+    "raw sensor data": (lambda: grey_tiff(4, 4, bytes(16), {262: (3, 1, 32803)}), RAW),
     "png: only the magic": (lambda: PNG_MAGIC, CUT),
     "png: header only": (lambda: PNG_MAGIC + ihdr(4, 4), CUT),
     "png: cut at a quarter": (lambda: cut("PNG", 0.25), CUT),
     "png: cut at two thirds": (lambda: cut("PNG", 0.66), CUT),
     "png: no width": (lambda: PNG_MAGIC + ihdr(0, 4) + chunk(b"IEND"), f"0 × 4 .*{NOTHING}"),
     "png: no height": (lambda: PNG_MAGIC + ihdr(4, 0) + chunk(b"IEND"), f"4 × 0 .*{NOTHING}"),
-    "png: bomb": (bomb_png, "has 176.9 megapixels, and at most 50 are read of a PNG: make it sma"),
+    "png: bomb": (
+        bomb_png,
+        "has 176.9 megapixels, more than the limit of 50 for a PNG: make it sma",
+    ),
     "png: claims 2³¹": (
         lambda: PNG_MAGIC + ihdr(2**31 - 1, 2**31 - 1),
-        "megapixels, and at most 50",
+        "megapixels, more than the limit of 50",
     ),
     "png: second header": (
         lambda: (
             PNG_MAGIC + ihdr(4, 4) + ihdr(30_000, 30_000) + chunk(b"IDAT", b"") + chunk(b"IEND")
         ),
-        "has 900 megapixels, and at most 50",
+        "has 900 megapixels, more than the limit of 50",
     ),
     "png: text bomb": (text_bomb, DAMAGED),
     "png: tiny chunks": (
         lambda: PNG_MAGIC + ihdr(4, 4) + chunk(b"abCd") * 100_001,
-        "is a PNG of over 100,000 chunks",
+        "is a PNG with over 100,000 chunks",
     ),
     "png: wrong checksum": (bad_crc, DAMAGED),
     "png: no zlib": (
@@ -151,10 +201,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "jpeg: cut near the end": (lambda: cut("JPEG", 0.95), CUT),
     "jpeg: no width": (lambda: jpeg_resized(jpeg_with(b""), 0, 32), f"0 × 32 .*{NOTHING}"),
     "jpeg: no height": (lambda: jpeg_resized(jpeg_with(b""), 48, 0), f"48 × 0 .*{NOTHING}"),
-    "jpeg: huge": (lambda: jpeg_resized(jpeg_with(b""), 65_000, 65_000), "4225 megapixels, and at"),
+    "jpeg: huge": (lambda: jpeg_resized(jpeg_with(b""), 65_000, 65_000), "4225 megapixels, more"),
     "jpeg: huge progressive": (
         lambda: jpeg_resized(jpeg_with(b"", progressive=True), 10_000, 8_000),
-        "has 80 megapixels, and at most 50 are read of a progressive JPEG",
+        "has 80 megapixels, more than the limit of 50 for a progressive JPEG",
     ),
     "jpeg: lossless": (lambda: jpeg_with(segment(0xC3, bytes(17))), "is a rare kind of JPEG"),
     "jpeg: arithmetic": (lambda: jpeg_with(segment(0xC9, bytes(17))), "is a rare kind of JPEG"),
@@ -163,9 +213,12 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         "JPEG with long runs of junk",
     ),
     "jpeg: filling": (lambda: jpeg_with(b"\xff" * 70_000), "JPEG with long runs of junk"),
-    "jpeg: segments": (lambda: jpeg_with(segment(0xFE, b"") * 10_001), "JPEG of over 10,000 segm"),
-    "jpeg: scans": (repeated_scans, r"is a JPEG of 3,0\d\d scans, too many for its size"),
-    "jpeg: component scans": (split_components, "is a JPEG of 3,000 scans, too many"),
+    "jpeg: segments": (
+        lambda: jpeg_with(segment(0xFE, b"") * 10_001),
+        "JPEG with over 10,000 segm",
+    ),
+    "jpeg: scans": (repeated_scans, r"is a JPEG with 3,0\d\d scans, too many for its size"),
+    "jpeg: component scans": (split_components, "is a JPEG with 3,000 scans, too many"),
     "jpeg: exif numbers": (
         lambda: jpeg_with(segment(0xE1, b"Exif\0\0" + tiff([(282, 5, 5_000, 26)], bytes(40_100)))),
         METADATA,
@@ -191,25 +244,31 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "gif: blocks": (
         lambda: gif(4, 4, b"!\xfe" + b"\x01x" * 20_001 + b"\0" + gif_frame(0, 0, 1, 1)),
-        "is a GIF of over 20,000 blocks",
+        "is a GIF with over 20,000 blocks",
     ),
     "webp: cut": (lambda: cut("WEBP", 0.5), CUT),
     "webp: only the magic": (lambda: b"RIFF\x04\0\0\0WEBP", DAMAGED),
-    "webp: huge canvas": (lambda: webp_canvas(16_000, 16_000), "256 megapixels, and at most 25"),
+    "webp: huge canvas": (
+        lambda: webp_canvas(16_000, 16_000),
+        "256 megapixels, more than the limit of 25",
+    ),
     "webp: canvas alone": (lambda: webp_canvas(20, 20), DAMAGED),
     "webp: scribbled": (webp_scribbled, DAMAGED),
     "bmp: only the magic": (lambda: b"BM", CUT),
     "bmp: cut": (lambda: cut("BMP", 0.5), CUT),
     "bmp: no width": (lambda: bmp(0, 4, bytes(16)), f"0 × 4 .*{NOTHING}"),
     "bmp: negative width": (lambda: bmp(-4, 4, bytes(16)), NOTHING),
-    "bmp: huge": (lambda: bmp(40_000, -40_000, bytes(16)), "1600 megapixels, and at most 50"),
+    "bmp: huge": (
+        lambda: bmp(40_000, -40_000, bytes(16)),
+        "1600 megapixels, more than the limit of 50",
+    ),
     "bmp: run-length, large": (
         lambda: bmp(3_000, 3_000, b"\0\1", 1),
-        "at most 4 are read of a run-",
+        "more than the limit of 4 for a run-",
     ),
     "bmp: run-length, long": (
         lambda: bmp(100, 100, b"\0\2\0\0" * 1_100_000, 1),
-        "is a run-length BMP of over 4 MB",
+        "is a run-length BMP over 4 MB",
     ),
     "bmp: compression 9": (lambda: bmp(4, 4, bytes(16), 9), DAMAGED),
     "tiff: only the magic": (lambda: b"II*\0", CUT),
@@ -218,7 +277,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "tiff: cut lzw": (lambda: cut("TIFF", 0.5, compression="tiff_lzw"), CUT),
     "tiff: no tags": (lambda: tiff([], bytes(20)), "is (damaged|cut)"),
     "tiff: no width": (lambda: grey_tiff(0, 4, bytes(16), {}), f"0 × 4 .*{NOTHING}"),
-    "tiff: huge": (lambda: grey_tiff(50_000, 50_000, bytes(16), {}), "2500 megapixels, and at mo"),
+    "tiff: huge": (lambda: grey_tiff(50_000, 50_000, bytes(16), {}), "2500 megapixels, more t"),
     "tiff: tags": (
         lambda: tiff([(tag, 3, 1, 1) for tag in range(5_000)]),
         "carries 5,000 tags of metadata",

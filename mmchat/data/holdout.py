@@ -1,4 +1,4 @@
-"""What is learned, and what is kept for measuring: never the same picture on both sides."""
+"""Splits examples into those to train on and held-out ones: no picture is ever on both sides."""
 
 import hashlib
 from collections import Counter
@@ -10,7 +10,7 @@ from mmchat.data.types import Example
 
 
 def keys(example: Example) -> set[str]:
-    """By what it is bound to others: its pictures, or where it has none, its words."""
+    """What binds it to other examples: its pictures, or its words if it has none."""
     pictures = {picture.sha256 for picture in example.pictures}
     return pictures or {f"text {digest.of_example(example)}"}
 
@@ -18,18 +18,19 @@ def keys(example: Example) -> set[str]:
 def split(
     examples: Sequence[Example], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """(train, held-out), each in the order of `examples`; about `share` of them are held out.
+    """Returns (train, held-out) in the order of `examples`; about `share` of them are held out.
 
-    Examples that share a picture, also through others, are a group and lie on one side;
-    equal ones without a picture too. Which groups are held out depends on their pictures and
-    `seed`, never on the order of `examples`. Where there are two groups each side has one.
-    A kind (class) is held out in proportion, and with two groups on both sides, as long as
-    that holds out no more than twice `share`; one that is a single group is learned.
+    Examples that share a picture, directly or through others, are a group and stay on one
+    side, and so do equal examples without a picture. Which groups are held out depends on
+    their pictures and `seed`, never on the order of `examples`. With two groups or more,
+    each side gets one. Each kind (class) is held out in proportion. One with two groups or
+    more is on both sides, as long as that holds out no more than twice `share`; one with a
+    single group is learned.
 
-    Raises ValueError where `share` is not from 0 to below 1.
+    Raises ValueError if `share` is not at least 0 and below 1.
     """
     if not 0 <= share < 1:
-        raise ValueError(f"share is {share}, and has to be from 0 to below 1")
+        raise ValueError(f"share is {share}, and must be at least 0 and below 1")
     groups = _groups(examples, seed)
     chosen = _chosen(groups, share) if share else []
     held = {at for group in chosen for at in group.members}
@@ -42,13 +43,13 @@ def split(
 @dataclass(slots=True)
 class _Group:
     rank: str
-    """Of its content and the seed: the order in which groups are looked at."""
+    """A hash of its content and the seed: groups are looked at in this order."""
     members: list[int] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
 
 
 def _groups(examples: Sequence[Example], seed: int) -> list[_Group]:
-    """The groups by rank: union-find over the examples' keys."""
+    """The groups by rank, found by union-find over the examples' keys."""
     parents: dict[str, str] = {}
 
     def root(key: str) -> str:
@@ -90,7 +91,7 @@ def _chosen(groups: Sequence[_Group], share: float) -> list[_Group]:
         count for group in groups for kind, count in group.kinds.items() if having[kind] == 1
     )
     if 2 * single > examples:
-        # Almost every example is of a kind of its own: then kinds say nothing.
+        # Most examples are of a kind of their own, so kinds say nothing.
         plain = [
             _Group(group.rank, group.members, Counter({"": len(group.members)})) for group in groups
         ]
@@ -100,7 +101,10 @@ def _chosen(groups: Sequence[_Group], share: float) -> list[_Group]:
 
 
 def _by_kind(groups: Sequence[_Group], having: Counter[str], share: float) -> list[_Group]:
-    """Each kind's share, rounded; then one of each kind that had none; `having`: groups by kind."""
+    """Each kind's share, rounded, then one group of each kind without any.
+
+    `having` is the number of groups by kind.
+    """
     whole: Counter[str] = Counter()
     for group in groups:
         whole.update(group.kinds)
@@ -115,7 +119,7 @@ def _by_kind(groups: Sequence[_Group], having: Counter[str], share: float) -> li
             left[kind] -= 1
 
     def spares(group: _Group) -> bool:
-        """Whether each of its kinds stays on the side that is learned."""
+        """Whether each of its kinds stays among the examples that are learned."""
         return all(left[kind] > 1 for kind in group.kinds)
 
     for group in groups:

@@ -1,11 +1,10 @@
-"""Samples in tables: CSV, and Arrow's two kinds (parquet, saved `datasets` folders).
+"""Samples in Arrow's two kinds of tables: parquet files and saved `datasets` folders.
 
-Arrow is only imported where such data is read; it comes with `mmchat[datasets]`.
-Pictures in a table are not held: each is read again from its row when it is asked for.
+Arrow is imported only when such data is read; it comes with `mmchat[datasets]`. Pictures in
+a table are not kept in memory: each is read again from its row when it is needed.
 """
 
 import bisect
-import csv
 import hashlib
 import json
 import threading
@@ -17,66 +16,21 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from mmchat.data.pictures import Unusable, data_url_bytes, shown
-from mmchat.data.records import KNOWN_KEYS, Record
+from mmchat.data.fields import is_known, normalized_key
+from mmchat.data.pictures import embedded_bytes
+from mmchat.data.records import Record
+from mmchat.data.sample_errors import SampleError, printable
 from mmchat.data.types import Problem
 from mmchat.errors import DataError
 
 Batch = Any
-"""A pyarrow.RecordBatch; the library is not there for everybody."""
+"""A pyarrow.RecordBatch; not everybody has the library."""
 _ROWS_AT_ONCE: Final = 16  # rows of pictures: a few dozen MB
 _MOST_JSON: Final = 100_000_000
 
 
-def csv_records(file: Path) -> tuple[list[str], Iterator[Record | Problem]]:
-    """(the columns' names, the rows); raises DataError, also while they are gone through."""
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        try:
-            columns = next(csv.reader(stream, delimiter=delimiter), [])
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{shown(file)} is no table in UTF-8 ({shown(error)}).") from error
-    return [name.strip().lower() for name in columns], _csv_rows(file, delimiter)
-
-
-def _csv_rows(file: Path, delimiter: str) -> Iterator[Record | Problem]:
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        rows = csv.reader(stream, delimiter=delimiter)
-        columns = next(rows, [])
-        while True:
-            place = f"{shown(file)}, line {rows.line_num + 1}"
-            try:
-                cells = next(rows, None)
-            except csv.Error as error:
-                yield Problem(place, f"this is no row of a table ({shown(error)})")
-                continue
-            except UnicodeDecodeError as error:
-                raise DataError(f"{shown(file)} is no UTF-8 text: save it as UTF-8.") from error
-            if cells is None:
-                return
-            if len(cells) > len(columns):
-                yield Problem(
-                    place, f"it has {len(cells)} cells, and there are {len(columns)} columns"
-                )
-            elif cells:
-                row = dict(zip(columns, map(_cell, cells), strict=False))
-                yield Record(place, row, file.parent)
-
-
-def _cell(text: str) -> object:
-    """A cell's value: `["a.png", "b.png"]` is a list, as `datasets` writes several file names."""
-    if text.startswith("[") and text.endswith("]") and len(text) < 65_536:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-        if isinstance(value, list) and all(isinstance(one, str) for one in value):
-            return value
-    return text
-
-
 @dataclass(frozen=True, slots=True)
-class InTable:
+class TablePictureSource:
     """Reads a picture that stands in a row of a parquet or Arrow file."""
 
     file: Path
@@ -90,14 +44,14 @@ class InTable:
                 values = batch.slice(at, 1).to_pylist()
         except DataError:
             raise
-        except Exception as error:  # Arrow's are many, and all mean the same here
-            raise DataError(f"{self.file} cannot be read ({shown(error)}).") from error
+        except Exception as error:  # Arrow has many, and all mean the same here
+            raise DataError(f"{self.file} cannot be read ({printable(error)}).") from error
         waiting: list[object] = [values]
         while waiting:
             one = waiting.pop()
-            if isinstance(one, str) and one[:5].lower() == "data:":
-                with suppress(Unusable):
-                    one = data_url_bytes(one)
+            if isinstance(one, str):
+                with suppress(SampleError):
+                    one = embedded_bytes(one)
             if isinstance(one, bytes) and hashlib.sha256(one).hexdigest() == self.sha256:
                 return one
             if isinstance(one, list):
@@ -109,34 +63,35 @@ class InTable:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A parquet or Arrow file that can be gone through."""
+    """A parquet or Arrow file."""
 
     file: Path
     columns: list[str]
-    names: Mapping[str, Sequence[str]]
+    """Their normalized names."""
+    label_names: Mapping[str, Sequence[str]]
     """By column, what the numbers of a label mean."""
 
     def records(self) -> Iterator[Record | Problem]:
-        """The rows, in order; raises DataError where the file is damaged."""
+        """The rows, in order; raises DataError if the file is damaged."""
         file, row = self.file.absolute(), 0
         try:
             for batch in _reader(self.file).batches():
                 for values in _values(batch):
-                    place = f"{shown(self.file)}, row {row + 1}"
+                    place = f"{printable(self.file)}, row {row + 1}"
                     if values is None:
-                        yield Problem(place, "a text in it is no UTF-8")
+                        yield Problem(place, "a text in it is not UTF-8")
                     else:
-                        keep = partial(InTable, file, row)
-                        yield Record(place, values, self.file.parent, keep, self.names)
+                        source = partial(TablePictureSource, file, row)
+                        yield Record(place, values, self.file.parent, source, self.label_names)
                     row += 1
         except (DataError, MemoryError):
             raise
         except Exception as error:  # as above
-            raise DataError(f"{shown(self.file)} is damaged ({shown(error)}).") from error
+            raise DataError(f"{printable(self.file)} is damaged ({printable(error)}).") from error
 
 
 def _values(batch: Batch) -> Iterator[dict[str, Any] | None]:
-    """The rows of a batch; None for one that holds broken text."""
+    """The rows of a batch; None for a row with broken text."""
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:
@@ -155,8 +110,8 @@ def open_table(file: Path) -> Table:
     except (DataError, MemoryError):
         raise
     except Exception as error:  # as above
-        raise DataError(f"{shown(file)} cannot be read ({shown(error)}).") from error
-    return Table(file, [name.strip().lower() for name in schema.names], names)
+        raise DataError(f"{printable(file)} cannot be read ({printable(error)}).") from error
+    return Table(file, [normalized_key(name) for name in schema.names], names)
 
 
 def saved_files(folder: Path) -> list[Path]:
@@ -164,13 +119,15 @@ def saved_files(folder: Path) -> list[Path]:
     state = _json(folder / "state.json")
     listed = state.get("_data_files")
     if not isinstance(listed, list) or state.get("_indices_files"):
-        raise DataError(f"{shown(folder)} is no saved dataset of today's form: save it again.")
+        raise DataError(
+            f"{printable(folder)} is a saved dataset of an unknown form: save it again."
+        )
     found = []
     for one in listed:
         name = one.get("filename") if isinstance(one, dict) else None
         if not isinstance(name, str) or Path(name).name != name:
             raise DataError(
-                f"{shown(folder / 'state.json')} names the file {shown(name)}: save it again."
+                f"{printable(folder / 'state.json')} names the file {printable(name)}: save it again."
             )
         found.append(folder / name)
     return found
@@ -181,26 +138,30 @@ def saved_splits(folder: Path) -> list[str]:
     splits = _json(folder / "dataset_dict.json").get("splits")
     names = [one for one in splits if isinstance(one, str)] if isinstance(splits, list) else []
     if not names or any(Path(name).name != name for name in names):
-        raise DataError(f"{shown(folder / 'dataset_dict.json')} names no splits: save it again.")
+        raise DataError(
+            f"{printable(folder / 'dataset_dict.json')} does not name any splits: save it again."
+        )
     return names
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > _MOST_JSON:
-            raise DataError(f"{shown(file)} is far too large for what it is: save it again.")
+            raise DataError(f"{printable(file)} is far too large for such a file: save it again.")
         value = json.loads(file.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{shown(file)} is broken ({shown(error)}): save it again.") from error
+        raise DataError(
+            f"{printable(file)} is broken ({printable(error)}): save it again."
+        ) from error
     return value if isinstance(value, dict) else {}
 
 
 def _label_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """By column, the names of a `ClassLabel`, as `datasets` writes them into the file itself."""
+    """By normalized column, the names of a `ClassLabel`, which `datasets` writes into the file."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return {
-            str(column).strip().lower(): [str(name) for name in feature["names"]]
+            normalized_key(column): [str(name) for name in feature["names"]]
             for column, feature in features.items()
             if isinstance(feature, dict) and isinstance(feature.get("names"), list)
         }
@@ -212,19 +173,19 @@ class _Reader(Protocol):
     schema: Any
 
     def batches(self) -> Iterator[Batch]:
-        """Of the columns that are known, from the first row to the last."""
+        """The known columns, from the first row to the last."""
 
     def batch_with(self, row: int) -> tuple[Batch, int]:
-        """(the batch in which the row is, its place there)"""
+        """Returns the batch that holds the row, and the row's place in it."""
 
 
 class _Parquet:
-    """A parquet file; a row that follows the last one is at hand, another costs its row group."""
+    """A parquet file. Rows are cheap in order; any other row costs reading its row group."""
 
     def __init__(self, file: Path) -> None:
         import pyarrow.parquet as parquet
 
-        # Buffered: else whole columns of a row group are read, which may be gigabytes.
+        # Without a buffer whole columns of a row group are read, which may be gigabytes.
         self._file = parquet.ParquetFile(str(file), buffer_size=1 << 20)
         self.schema = self._file.schema_arrow
         self._columns = _wanted(self.schema.names)
@@ -247,7 +208,7 @@ class _Parquet:
         return self._at[1], row - self._at[0]
 
     def _from(self, row: int) -> Iterator[tuple[int, Batch]]:
-        """(number of its first row, batch), from the row group on in which `row` is."""
+        """The batches with the numbers of their first rows, from the row group that holds `row`."""
         first = 0
         for group, rows in enumerate(self._rows):
             if first + rows > row:
@@ -261,7 +222,7 @@ class _Parquet:
 
 
 class _Arrow:
-    """An Arrow stream, mapped: each row is at hand."""
+    """An Arrow stream that is mapped into memory: every row is cheap."""
 
     def __init__(self, file: Path) -> None:
         import pyarrow as pa
@@ -294,7 +255,7 @@ def _reader(file: Path) -> _Reader:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise DataError(
-            f"{shown(file)} is read with pyarrow, which is not installed: pip install 'mmchat[datasets]'."
+            f"{printable(file)} is read with pyarrow, which is not installed: pip install 'mmchat[datasets]'."
         ) from error
     return _Parquet(file) if file.suffix.lower() == ".parquet" else _Arrow(file)
 
@@ -305,4 +266,4 @@ def _opened(file: Path, changed: int) -> _Reader:
 
 
 def _wanted(names: Sequence[str]) -> list[str]:
-    return [name for name in names if name.strip().lower() in KNOWN_KEYS]
+    return [name for name in names if is_known(name)]

@@ -1,0 +1,194 @@
+"""Rows of a table or an Alpaca file: a question with its answer, a caption, or a label."""
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from string import ascii_uppercase
+from typing import Final
+
+from mmchat.data.fields import (
+    ANSWER_KEYS,
+    CAPTION_KEYS,
+    CHOICE_KEYS,
+    CHOICE_LETTERS,
+    CONTEXT_KEYS,
+    LABEL_KEYS,
+    QUESTION_KEYS,
+    SYSTEM_KEYS,
+    Fields,
+)
+from mmchat.data.question_wordings import caption_question, class_label, class_question
+from mmchat.data.sample_errors import SampleError, type_name
+from mmchat.data.types import Picture
+
+Chat = list[Fields]
+"""Messages, each with `role` and `content`."""
+_LETTERS: Final = ascii_uppercase
+
+
+def row_chats(
+    fields: Fields, images: Sequence[Picture], label_names: Mapping[str, Sequence[str]]
+) -> tuple[list[Chat], str]:
+    """The conversations of a row, and its label or "". Raises SampleError."""
+    question = _text(fields, QUESTION_KEYS)
+    label = _label(fields, label_names)
+    before = [*system_messages(fields), *_history(fields)]
+    if question:
+        choices = _choices(fields)
+        answers = [_answer(fields, choices) or label]
+        question = _whole_question(fields, question, choices)
+    elif not images:
+        raise SampleError("it names no picture and asks no question")
+    elif captions := _captions(fields):
+        answers, question = captions, caption_question(images[0].sha256)
+    else:
+        answers, question = [label], class_question(images[0].sha256)
+    chats = [
+        [*before, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        for answer in answers
+    ]
+    return chats, label
+
+
+def system_messages(fields: Fields) -> Chat:
+    """The system message that a sample has in a field of its own, if any. Raises SampleError."""
+    for key in SYSTEM_KEYS:
+        value = fields.get(key)
+        if isinstance(value, str):
+            return [{"role": "system", "content": value}]
+        if value is not None and value == value:  # NaN is how tables write an empty cell
+            raise SampleError(f"its {key} is {type_name(value)}, not text")
+    return []
+
+
+def _history(fields: Fields) -> Chat:
+    """Alpaca's `history`, the exchanges before the question: pairs of a question and its answer."""
+    history = fields.get("history")
+    if not history or history != history:
+        return []
+    pairs = history if isinstance(history, list) else [None]
+    chat: Chat = []
+    for pair in pairs:
+        if isinstance(pair, dict) and "role" in pair:
+            chat.append({"role": pair["role"], "content": pair.get("content")})
+            continue
+        if isinstance(pair, dict):
+            pair = [
+                pair.get("user", pair.get("question")),
+                pair.get("assistant", pair.get("answer")),
+            ]
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(t, str) for t in pair)
+        ):
+            raise SampleError("its history is not a list of pairs of a question and an answer")
+        chat += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return chat
+
+
+def _whole_question(fields: Fields, question: str, choices: Sequence[str]) -> str:
+    """The question with its context before it, and Alpaca's input and the choices after it."""
+    lines = [_text(fields, CONTEXT_KEYS), question, _as_text(fields.get("input"))]
+    if not all(choice in question for choice in choices):
+        lines += _lettered(choices)
+    return "\n".join(line for line in lines if line)
+
+
+def _choices(fields: Fields) -> list[str]:
+    """The texts that a multiple-choice question offers; empty if it offers none."""
+    for key in CHOICE_KEYS:
+        value = fields.get(key)
+        if isinstance(value, dict):  # {"text": […], "label": ["A", …]}
+            value = value.get("text")
+        if isinstance(value, str):
+            value = _parsed(value)
+        if isinstance(value, list) and value:
+            texts = [_as_text(one) for one in value]
+            if not all(texts) or len(texts) > len(_LETTERS):
+                raise SampleError(f"its {key} are not texts")
+            return texts
+    texts = []
+    for letter in CHOICE_LETTERS:
+        text = _as_text(fields.get(letter))
+        if not text:
+            break
+        texts.append(text)
+    return texts if len(texts) > 1 else []
+
+
+def _parsed(text: str) -> object:
+    """A list that a cell holds as Python writes it; any other text is one thing to choose from."""
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        if text.startswith("["):
+            return ast.literal_eval(text)
+    return [text] if text.strip() else []
+
+
+def _lettered(choices: Sequence[str]) -> list[str]:
+    """`A. red`, `B. blue` …; a single text has its letters already."""
+    if len(choices) < 2:
+        return list(choices)
+    return [f"{letter}. {text}" for letter, text in zip(_LETTERS, choices, strict=False)]
+
+
+def _answer(fields: Fields, choices: Sequence[str]) -> str:
+    """The answer; of several people's answers to one question, the most frequent one."""
+    for key in ANSWER_KEYS:
+        value = fields.get(key)
+        if isinstance(value, list):
+            texts = [_as_text(one.get("answer") if isinstance(one, dict) else one) for one in value]
+            texts = [text for text in texts if text]
+            if texts:
+                return Counter(texts).most_common(1)[0][0]
+        elif text := _as_text(value):
+            return _choice_letter(key, text, choices)
+    return ""
+
+
+def _choice_letter(key: str, answer: str, choices: Sequence[str]) -> str:
+    """The letter of an answer that is given as the index of a choice; any other as it is."""
+    if len(choices) < 2 or answer in choices or not re.fullmatch(r"\d{1,2}", answer):
+        return answer
+    if int(answer) >= len(choices):
+        raise SampleError(f"its {key} is {answer}, and its choices are numbered from 0")
+    return _LETTERS[int(answer)]
+
+
+def _captions(fields: Fields) -> list[str]:
+    for key in CAPTION_KEYS:
+        value = fields.get(key)
+        texts = [_as_text(one) for one in value] if isinstance(value, list) else [_as_text(value)]
+        texts = [text for text in texts if text]
+        if texts:
+            return texts
+    return []
+
+
+def _label(fields: Fields, label_names: Mapping[str, Sequence[str]]) -> str:
+    for key in LABEL_KEYS:
+        value = fields.get(key)
+        names = label_names.get(key)
+        if names and isinstance(value, int):
+            if not 0 <= value < len(names):
+                raise SampleError(f"its {key} is {value}, and there are only {len(names)}")
+            return class_label(str(names[value]))
+        if text := _as_text(value):
+            return class_label(text)
+    return ""
+
+
+def _text(fields: Fields, keys: Sequence[str]) -> str:
+    """The first of `keys` that holds text; "" if none does."""
+    return next((text for key in keys if (text := _as_text(fields.get(key)))), "")
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    # NaN, which does not equal itself, is how tables write an empty cell.
+    return str(value) if isinstance(value, int | float) and value == value else ""
