@@ -12,6 +12,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from mmchat.sampling_params import SamplingParams
+
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled"]
 State = Literal["empty", "loading", "ready", "failed"]
@@ -34,18 +36,12 @@ class Turn(Struct, frozen=True):
     parts: tuple[str | ImagePart, ...]
 
 
-class Options(Struct, frozen=True):
-    """How an answer is drawn; the same names as in `[generation]` of the settings."""
+class Options(SamplingParams, frozen=True):
+    """How an answer is drawn, and what ends it.
 
-    temperature: float = 0.0
-    """0 is greedy decoding."""
-    top_k: int = 0
-    """0 keeps every token."""
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_tokens: int = 512
-    seed: int | None = None
+    Raises SamplingError if a parameter is out of its range.
+    """
+
     stop: tuple[str, ...] = ()
     """Strings that end the answer; they are not part of it."""
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from mmchat.client.protocol import ImagePart, Options, Role, Turn
 from mmchat.client.wire import REFERENCE
-from mmchat.engine.pictures import PictureStore
+from mmchat.engine.image_store import PictureStore
 from mmchat.engine.worker import Choice
 from mmchat.errors import ImageError, MmchatError
 from mmchat.images import parse_data_url

@@ -26,8 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import mmchat
 from mmchat.client.protocol import Done, EngineStatus, Options
-from mmchat.engine.pictures import PictureStore
-from mmchat.engine.replies import END, Completion, error_body, sse, status_code
+from mmchat.engine.image_store import PictureStore
 from mmchat.engine.requests import (
     SHA256,
     AdapterRequest,
@@ -40,6 +39,7 @@ from mmchat.engine.requests import (
     read_json,
     turns_of,
 )
+from mmchat.engine.responses import END, Completion, error_body, sse, status_code
 from mmchat.engine.worker import Choice, Job, Worker, own_mistake
 from mmchat.errors import MmchatError
 from mmchat.images import MAX_BYTES

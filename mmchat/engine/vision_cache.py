@@ -1,4 +1,4 @@
-"""What is worth keeping between answers: the features of pictures."""
+"""Features of the pictures that were seen last."""
 
 from collections import OrderedDict
 
@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 class VisionCache:
-    """Features of the pictures seen last, up to `limit` bytes; the longest unused goes first.
+    """Features of pictures, up to `limit` bytes; the least recently used are dropped first.
 
-    A key is (sha256 of the picture's bytes, hash of the weights that read it).
-    Features are those before projection, so that switching adapters reads a
-    picture again only where one of them has tensors of the vision tower.
+    A key is (sha256 of the picture's bytes, hash of the weights that encoded it).
+    The features are those before projection. So a switch of adapters only encodes
+    a picture again if one of the adapters changes the vision tower.
     """
 
     def __init__(self, limit: int = 256 * 1024 * 1024) -> None:
@@ -27,7 +27,7 @@ class VisionCache:
         return features
 
     def put(self, sha256: str, weights_hash: str, features: Tensor) -> None:
-        """Keep `features`; what is larger than the whole cache is not kept."""
+        """Keep `features`, unless they are larger than the whole cache."""
         if features.nbytes > self._limit:
             return
         replaced = self._features.pop((sha256, weights_hash), None)
@@ -39,7 +39,7 @@ class VisionCache:
             self._bytes -= oldest.nbytes
 
     def clear(self) -> None:
-        """Forget everything, to free memory."""
+        """Drop everything, to free memory."""
         self._features.clear()
         self._bytes = 0
 
