@@ -1,7 +1,7 @@
-"""Events as OpenAI chat-completions JSON and server-sent events.
+"""Replies as OpenAI's chat-completions JSON and server-sent events.
 
-What that protocol has no word for travels in one more field, `x_mmchat`, of an
-ordinary chunk whose delta is empty: stock clients pass over it.
+What that protocol has no field for is in one more field, `x_mmchat`, of an
+ordinary chunk with an empty delta. Other clients ignore it.
 """
 
 import time
@@ -9,44 +9,84 @@ import uuid
 from typing import Any
 
 import msgspec
+from starlette.responses import Response
 
-from mmchat.client.protocol import Delta, Done, Event
-from mmchat.engine.requests import RequestError
-from mmchat.engine.worker import EndingError
-from mmchat.errors import EngineError, MmchatError, TooLongError
+from mmchat.client.protocol import ERROR_CODES, Delta, Done, EndingError, Event
+from mmchat.engine.request_fields import RequestError
+from mmchat.errors import (
+    AdapterError,
+    EngineError,
+    ImageError,
+    MmchatError,
+    ModelError,
+    ModelNotFoundError,
+    TooLongError,
+)
 
 END = b"data: [DONE]\n\n"
 
+_CODES = {kind: code for code, kind in ERROR_CODES.items()}
+_STATUS: dict[type[MmchatError], int] = {
+    ModelNotFoundError: 404,
+    TooLongError: 400,
+    ImageError: 400,
+    EndingError: 503,
+    EngineError: 500,
+    # The request is right, and the model or the adapter cannot answer it.
+    ModelError: 422,
+    AdapterError: 422,
+}
+_PARAMS: dict[type[MmchatError], str] = {
+    ModelNotFoundError: "model",
+    TooLongError: "messages",
+    ImageError: "messages",
+    AdapterError: "x_mmchat.adapter",
+}
+
 
 def sse(data: Any) -> bytes:
-    """One server-sent event; JSON of msgspec holds no line break."""
+    """One server-sent event; the JSON of msgspec has no line breaks."""
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+def status_code(error: MmchatError) -> int:
+    return error.status if isinstance(error, RequestError) else _STATUS[_kind(error)]
 
 
 def error_body(error: MmchatError) -> dict[str, Any]:
     """OpenAI's error object."""
-    body: dict[str, Any] = {"message": str(error), "type": "invalid_request_error", "param": None}
+    body: dict[str, Any] = {
+        "message": str(error),
+        "type": "server_error" if status_code(error) >= 500 else "invalid_request_error",
+    }
     if isinstance(error, RequestError):
-        body["code"] = error.code
+        body |= {"param": error.param, "code": error.code}
         if error.missing:
             body["x_mmchat"] = {"missing": error.missing}
     else:
-        body["type"] = "server_error" if isinstance(error, EngineError) else "model_error"
-        too_long = isinstance(error, TooLongError)
-        body["code"] = TooLongError.CODE if too_long else type(error).__name__
+        kind = _kind(error)
+        body |= {"param": _PARAMS.get(kind), "code": _CODES[kind]}
     return {"error": body}
 
 
-def status_code(error: MmchatError) -> int:
-    if isinstance(error, RequestError):
-        return error.status
-    if isinstance(error, EndingError):
-        return 503
-    return 500 if isinstance(error, EngineError) else 422
+def json_response(data: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(data), status, media_type="application/json")
+
+
+def error_response(error: MmchatError) -> Response:
+    response = json_response(error_body(error), status_code(error))
+    if response.status_code in (401, 403, 413):  # the rest of such a body is not read
+        response.headers["connection"] = "close"
+    return response
+
+
+def _kind(error: MmchatError) -> type[MmchatError]:
+    """The class of `error` that has a code."""
+    return next((kind for kind in type(error).__mro__ if kind in _CODES), EngineError)
 
 
 class Completion:
-    """One answer on its way out, as chunks or as a whole."""
+    """One answer as chunks, or as a whole."""
 
     def __init__(self, model: str) -> None:
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
@@ -56,6 +96,7 @@ class Completion:
         self._done: Done | None = None
 
     def opening(self) -> bytes:
+        """The first chunk."""
         return sse(self._chunk({"role": "assistant", "content": ""}))
 
     def chunk(self, event: Event) -> bytes:
@@ -63,13 +104,15 @@ class Completion:
             return sse(self._chunk({"content": event.text}))
         if isinstance(event, Done):
             self._model = event.model or self._model
-            return sse(self._chunk({}, _finish(event), event))
+            return sse(self._chunk({}, _finish_reason(event), event))
         return sse(self._chunk({}, None, event))
 
     def usage(self, done: Done) -> bytes:
+        """The chunk that `stream_options.include_usage` asks for."""
         return sse({**self._chunk({}), "choices": [], "usage": _usage(done)})
 
     def add(self, event: Event) -> None:
+        """Collects an event for `whole`."""
         if isinstance(event, Delta):
             self._text.append(event.text)
         elif isinstance(event, Done):
@@ -77,7 +120,7 @@ class Completion:
             self._model = event.model or self._model
 
     def whole(self) -> dict[str, Any]:
-        """The answer that was added up, for a request without `stream`."""
+        """The reply to a request without `stream`."""
         done = self._done or Done("cancelled")
         return {
             "id": self._id,
@@ -88,7 +131,7 @@ class Completion:
                 {
                     "index": 0,
                     "message": {"role": "assistant", "content": "".join(self._text)},
-                    "finish_reason": _finish(done),
+                    "finish_reason": _finish_reason(done),
                 }
             ],
             "usage": _usage(done),
@@ -96,21 +139,21 @@ class Completion:
         }
 
     def _chunk(
-        self, delta: dict[str, str], finish: str | None = None, event: Event | None = None
+        self, delta: dict[str, str], finish_reason: str | None = None, event: Event | None = None
     ) -> dict[str, Any]:
         chunk: dict[str, Any] = {
             "id": self._id,
             "object": "chat.completion.chunk",
             "created": self._created,
             "model": self._model,
-            "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+            "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
         }
         if event is not None:
             chunk["x_mmchat"] = event
         return chunk
 
 
-def _finish(done: Done) -> str:
+def _finish_reason(done: Done) -> str:
     return "length" if done.finish_reason == "length" else "stop"
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from mmchat.client.protocol import Delta, Done, ImagePart, Options, Turn
 from mmchat.engine.backend import TorchBackend
 from mmchat.engine.service import Service
-from mmchat.engine.worker import Choice, Worker
+from mmchat.engine.worker import ModelChoice, Worker
 from mmchat.errors import AdapterError, EngineError
 from tests.engine.backends import (
     KINDS,
@@ -200,7 +200,7 @@ def test_the_same_seed_starts_anew(seeing: TorchBackend, asked: tuple[Turn, ...]
 
 async def test_usage_reports_the_cached_tokens(folder: Callable[[str], Path]) -> None:
     model = str(folder("visual_prefix"))
-    worker = Worker(TorchBackend, Choice(model, "", "fp32", "cpu"), "engine.log")
+    worker = Worker(TorchBackend, ModelChoice(model, "", "fp32", "cpu"), "engine.log")
     service = Service(worker, Options(max_tokens=8), lambda: None, "engine.log")
     transport = httpx.ASGITransport(service.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
