@@ -21,6 +21,7 @@ from mmchat.engine.prefix_cache import PrefixCache
 from mmchat.engine.sampling import Sampler
 from mmchat.engine.vision_cache import VisionCache
 from mmchat.errors import EngineError, MmchatError
+from mmchat.model.catalogue import resolve_model
 from mmchat.model.loading import LoadedModel, load_planned
 from mmchat.model.planning import is_out_of_memory, plan_load
 from mmchat.model.prompt import Cancelled, build_prompt
@@ -93,6 +94,7 @@ class TorchBackend:
         self, model: str, adapter: str, quantization: str, device: str, progress: Progress
     ) -> None:
         progress("reading", 0.0)
+        resolve_model(model)  # a wrong name costs nothing
         # The plan compares the model with the free memory, so what can be freed is freed first:
         # the last conversation, and the tensors of a load that was cancelled.
         self._prefix.clear()
@@ -149,6 +151,7 @@ class TorchBackend:
             if not is_out_of_memory(error):
                 raise
         self._vision.clear()
+        self._prefix.clear()
         _release()  # after the except block: the traceback kept alive the answer's tensors
         raise EngineError(
             "The memory was not enough for this answer: begin a new conversation, attach fewer "
@@ -187,9 +190,10 @@ class TorchBackend:
         except Cancelled:
             yield Done("cancelled", model=loaded.name, adapter=active.name)
             return
-        weights = (loaded.weights_hash, loaded.adapter_hash)
+        weights = (loaded.weights_hash, active.digest)
         if options.seed is not None:
-            # The same seed, the same answer: what was read in other pieces is equal only up to rounding.
+            # The same seed must give the same answer, and a prompt that is read in other pieces is
+            # only equal up to rounding.
             self._prefix.clear()
         state = self._prefix.resume(runner, prompt, weights)
         started = Started(

@@ -1,8 +1,8 @@
-"""The decode loop: one token after the other; it can be stopped at each.
+"""The decode loop: one token at a time, and it can be stopped after each.
 
-The loop uses a model through `CausalRunner`. What a conversation leaves behind
-(keys and values, positions) is in a `ConversationState`, never on the module.
-The runners here call the modules of transformers as `generate()` would.
+The loop uses a model through `CausalRunner`. The state of a conversation (keys and
+values, positions) is in a `ConversationState`, never on the module. The runners
+here call the modules of transformers as `generate()` does.
 """
 
 import contextlib
@@ -72,10 +72,10 @@ class CausalRunner(Protocol):
     """A model as the decode loop uses it."""
 
     def start(self) -> ConversationState:
-        """The state of a conversation of which nothing was read."""
+        """The state of a new conversation."""
 
     def reusable(self, state: ConversationState, prompt: Prompt) -> int:
-        """How many tokens of `prompt` need not be read again if `state` is truncated to them.
+        """How many tokens of `prompt` need not be read again once `state` is truncated to them.
 
         At least one token is always left to read.
         """
@@ -83,10 +83,10 @@ class CausalRunner(Protocol):
     def prefill(
         self, state: ConversationState, prompt: Prompt, cancelled: Callable[[], bool]
     ) -> Prefilled | None:
-        """Read `prompt` from `state.length` on; None if it was cancelled on the way.
+        """Read `prompt` from `state.length` on; None if it was cancelled.
 
-        The tokens in `state` must be as many as `reusable` says, or none. After a
-        cancellation `state` holds the tokens that its keys name, or nothing usable if it has no keys.
+        `state` must be new or truncated to what `reusable` says. After a cancellation it holds the
+        tokens that its keys name. If it has no keys, it cannot be used again.
         """
 
     def step(self, state: ConversationState, token: int) -> Tensor:

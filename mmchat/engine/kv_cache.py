@@ -1,4 +1,4 @@
-"""What a model keeps of a conversation that it has read: keys and values, and which tokens they are of."""
+"""The keys and values of a conversation, and the tokens that they belong to."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 CacheKey = tuple[int, str | None]
 """A token id and, if the token is part of a picture, the picture's sha256."""
 
-# What a layer of plain attention has. All other layers (Mamba, short convolutions, linear attention) have
-# a state that cannot go back, and some families do not go on from it with several tokens at once either.
+# The caches of attention layers. All others (Mamba, short convolutions, linear attention) hold a
+# recurrent state. It cannot be truncated, and with some families several new tokens at once start anew.
 _ATTENTION_LAYERS = {
     DynamicLayer,
     DynamicSlidingWindowLayer,
-    # Layers that use the keys and values of another one. Before it existed there was no layer for them.
+    # For layers that share the keys and values of another one; older transformers have none for them.
     getattr(cache_utils, "DummyLayer", DynamicLayer),
 }
 
 
 @dataclass
 class ConversationState:
-    """What the model keeps of the tokens that it has read; `keys` says which tokens these are."""
+    """What the model keeps of the tokens that it has read; `keys` names these tokens."""
 
     cache: DynamicCache
     keys: list[CacheKey] = field(default_factory=list)
@@ -37,12 +37,12 @@ class ConversationState:
 
     @property
     def is_attention_only(self) -> bool:
-        """Whether the state is nothing but keys and values, so that a later prompt can go on from it."""
+        """Whether the state is only keys and values, so that a later prompt can go on from it."""
         return all(type(layer) in _ATTENTION_LAYERS for layer in self.cache.layers)
 
     @property
     def nbytes(self) -> int:
-        """Memory of the keys and values; a slice counts with all of the memory behind it."""
+        """Memory of the keys and values. A slice keeps the whole tensor alive, and counts as that."""
         tensors = [
             tensor
             for layer in self.cache.layers
@@ -52,10 +52,9 @@ class ConversationState:
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     def truncate(self, length: int) -> bool:
-        """Forget all but the first `length` tokens; False, and nothing done, if that is impossible.
+        """Forget all but the first `length` tokens; False, and no change, if that is impossible.
 
-        It is if the state is longer than a sliding window, because the window has moved on, or if
-        it is more than keys and values.
+        It is impossible if a sliding window has moved on, or if the state is more than keys and values.
         """
         surplus = self.length - length
         if surplus <= 0:
@@ -74,9 +73,9 @@ class ConversationState:
 def common_prefix(read: Sequence[CacheKey], prompt: Sequence[CacheKey]) -> int:
     """How many tokens at the beginning of `prompt` are in `read` too.
 
-    The last token of the prompt never is, because its logits are needed. Nor is a part of a
-    picture: some models cut a picture into another number of tokens if there are more pictures, and
-    some let the tokens of a picture attend to those behind them.
+    The last token of the prompt does not count, because it must be read for its logits. Nor does a
+    part of a picture: some models cut a picture into fewer tokens if there are more pictures, and in
+    some the tokens of a picture attend to later ones of the same picture.
     """
     longest = min(len(read), len(prompt) - 1)
     length = next((i for i in range(longest) if read[i] != prompt[i]), longest)
@@ -91,7 +90,7 @@ def pictures_in(keys: Sequence[CacheKey]) -> list[str]:
 
 
 def _is_inside_picture(keys: Sequence[CacheKey], place: int) -> bool:
-    """Whether a cut before `keys[place]` would go through a picture."""
+    """Whether `keys[place]` and the token before it are of the same picture."""
     if place == len(keys):
         return False
     sha256 = keys[place][1]

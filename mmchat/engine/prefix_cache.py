@@ -1,4 +1,4 @@
-"""The last conversation's keys and values, so that its next answer does not read it again."""
+"""Keeps the last conversation's keys and values, so that its next answer does not read it again."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from mmchat.engine.decode import CausalRunner, Prompt
 from mmchat.engine.kv_cache import ConversationState
 
 MIN_REUSED = 16
-"""Tokens. Two conversations share fewer by chance, of the chat template, and reading them costs nothing."""
+"""Tokens. Different conversations share fewer, through the chat template; those are cheap to read."""
 MAX_KEPT_BYTES = 2 * 1024**3
-"""Of the kept keys and values: those of LLaVA-1.5-7B for its whole context of 4,096 tokens."""
+"""Of keys and values. LLaVA-1.5-7B needs as much for its whole context of 4,096 tokens."""
 
 
 class PrefixCache:
@@ -40,9 +40,10 @@ class PrefixCache:
 
     @contextlib.contextmanager
     def keeping(self, state: ConversationState, weights: tuple[str, ...]) -> Iterator[None]:
-        """Keeps `state` after the block, unless it raised: then a forward may have read half of a token.
+        """Keeps `state` after the block.
 
-        Closing a generator in the block is no failure: it stands between two tokens.
+        If the block fails, the state is dropped: some layers may have read a token that others have
+        not. A generator that is closed inside the block has not failed; it waits between two tokens.
         """
         try:
             yield

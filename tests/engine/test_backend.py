@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from mmchat.client.protocol import Delta, Done, Options, Started
 from mmchat.engine.backend import TorchBackend, create_backend
 from mmchat.engine.kv_cache import ConversationState
-from mmchat.errors import AdapterError, EngineError, ModelError
+from mmchat.errors import AdapterError, EngineError, ModelError, ModelNotFoundError
 from mmchat.model import planning
 from mmchat.model.planning import is_out_of_memory
 from mmchat.model.prompt import build_prompt
@@ -194,9 +194,12 @@ def load(backend: TorchBackend, model: Path | str, progress: Any = None) -> None
 
 
 def test_a_misspelt_name_keeps_the_loaded_model(seeing: TorchBackend) -> None:
-    with pytest.raises(ModelError):
+    _, before = answer(seeing, "hello, is it a circle?", max_tokens=2)
+    with pytest.raises(ModelNotFoundError):
         load(seeing, "no-such-model")
-    assert answer(seeing, "hello", max_tokens=2)[1].completion_tokens == 2
+    _, done = answer(seeing, "hello, is it a circle?", max_tokens=2)
+    assert done.completion_tokens == 2
+    assert done.cached_tokens == before.prompt_tokens - 1  # its last conversation, too
 
 
 def test_loading_replaces_and_frees(seeing: TorchBackend, folder: Callable[[str], Path]) -> None:
