@@ -1,7 +1,8 @@
 """Features of the pictures that were seen last."""
 
-from collections import OrderedDict
+import contextlib
 
+from cachetools import LRUCache
 from torch import Tensor
 
 
@@ -14,34 +15,23 @@ class VisionCache:
     """
 
     def __init__(self, limit: int = 256 * 1024 * 1024) -> None:
-        self._limit = limit
-        self._bytes = 0
-        self._features: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._features: LRUCache[tuple[str, str], Tensor] = LRUCache(
+            limit, getsizeof=lambda features: features.nbytes
+        )
 
     def get(self, sha256: str, weights_hash: str) -> Tensor | None:
         """The features (1, patches, vision_width), or None."""
-        key = (sha256, weights_hash)
-        features = self._features.get(key)
-        if features is not None:
-            self._features.move_to_end(key)
+        features: Tensor | None = self._features.get((sha256, weights_hash))
         return features
 
     def put(self, sha256: str, weights_hash: str, features: Tensor) -> None:
         """Keep `features`, unless they are larger than the whole cache."""
-        if features.nbytes > self._limit:
-            return
-        replaced = self._features.pop((sha256, weights_hash), None)
-        self._bytes -= replaced.nbytes if replaced is not None else 0
-        self._features[sha256, weights_hash] = features
-        self._bytes += features.nbytes
-        while self._bytes > self._limit:
-            _, oldest = self._features.popitem(last=False)
-            self._bytes -= oldest.nbytes
+        with contextlib.suppress(ValueError):
+            self._features[sha256, weights_hash] = features
 
     def clear(self) -> None:
         """Drop everything, to free memory."""
         self._features.clear()
-        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._features)

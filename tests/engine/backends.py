@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mmchat.adapters.card import Base, Card, write_card
 from mmchat.client.protocol import Delta, Done, ImagePart, Options, Started, Turn
 from mmchat.engine.backend import TorchBackend
-from mmchat.adapters.card import Base, Card, write_card
 from tests.engine.tiny_models import spread
 from tests.model import tiny
 
