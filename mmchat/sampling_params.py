@@ -38,10 +38,10 @@ class Limit(NamedTuple):
 
 
 LIMITS = {
-    "temperature": Limit(0, 100, "from 0 (always the likeliest token) to 100"),
+    "temperature": Limit(0, 100, "between 0 (greedy) and 100"),
     "top_k": Limit(0, 2**31 - 1, "0 (off) or more"),
     "top_p": Limit(0, 1, "above 0 and at most 1 (off)", low_included=False),
-    "min_p": Limit(0, 1, "from 0 (off) to below 1", high_included=False),
+    "min_p": Limit(0, 1, "0 (off) or more and below 1", high_included=False),
     "repetition_penalty": Limit(0, 100, "above 0 (1 is off) and at most 100", low_included=False),
     "max_tokens": Limit(1, 2**31 - 1, "1 or more"),
     "seed": Limit(-(2**63), 2**63 - 1, "an integer of 64 bits"),

@@ -247,7 +247,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"model": "scenes"}, "missing_required_parameter", "messages", "missing required field"),
     ({"messages": [{"role": "user"}]}, "missing_required_parameter", "messages[0].content", ""),
     (asking(temperature="hot"), "invalid_type", "temperature", "expected"),
-    (asking(temperature=200), "invalid_value", "temperature", "from 0"),
+    (asking(temperature=200), "invalid_value", "temperature", "between 0"),
     (asking(max_completion_tokens=0), "invalid_value", "max_tokens", "1 or more"),
     (seen({"url": "https://example.org/a.png"}), "invalid_image_url", "messages[0].content", ""),
     (seen({"url": "data:image/png;base64,@"}), "invalid_image", "messages[0].content", "base64"),
