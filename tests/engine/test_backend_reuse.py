@@ -99,7 +99,7 @@ def test_an_adapter_never_goes_on_from_anothers_state(
     save_file({name: value * -2 for name, value in load_file(file).items()}, file)
     seeing.use_adapter(str(adapter))
     assert compared(seeing, asked)[1] == 0
-    # A switch that fails leaves it where it was; one back and forth without an answer too.
+    # A switch that fails changes nothing, and neither does one there and back without an answer.
     with pytest.raises(AdapterError):
         seeing.use_adapter("no-such-adapter")
     seeing.use_adapter("")
