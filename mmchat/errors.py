@@ -5,6 +5,7 @@
     ├── ImageError       a picture that cannot be used
     ├── HistoryError     the history file or something asked of it
     ├── ModelError       a model folder, its weights, its chat template, memory
+    │   ├── ModelNotFoundError   a name that no model on this machine has
     │   └── TooLongError     a message that the model has no room for
     ├── AdapterError     an adapter folder
     ├── DataError        training or evaluation data
@@ -36,10 +37,12 @@ class ModelError(MmchatError):
     """A model cannot be found, loaded or used."""
 
 
-class TooLongError(ModelError):
-    """A message alone exceeds the model's context; `CODE` is its name in the protocol (OpenAI's)."""
+class ModelNotFoundError(ModelError):
+    """No model on this machine has this name."""
 
-    CODE = "context_length_exceeded"
+
+class TooLongError(ModelError):
+    """A message alone exceeds the model's context."""
 
 
 class AdapterError(MmchatError):

@@ -5,7 +5,6 @@ settings.toml, ``MMCHAT_SECTION_KEY`` in the environment, a command-line flag.
 """
 
 import difflib
-import math
 import os
 import sys
 import tomllib
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from mmchat.errors import SettingsError
+from mmchat.sampling_params import SamplingError, SamplingParams
 
 Quantization = Literal["auto", "4bit", "bf16", "fp32"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -51,38 +51,17 @@ class ModelSettings(_Section, frozen=True):
     """What a 4-bit model computes in; `auto` is what the processor is fast at."""
 
 
-class GenerationSettings(_Section, frozen=True):
-    """How an answer is drawn from the model's logits."""
+class GenerationSettings(SamplingParams, frozen=True, forbid_unknown_fields=True):
+    """How an answer is drawn from the model's logits, and what new conversations begin with."""
 
     system: str = ""
     """A system prompt for new conversations."""
-    temperature: float = msgspec.field(default=0.0)
-    """0 is greedy decoding."""
-    top_k: int = 0
-    """0 keeps every token."""
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_tokens: int = 512
-    seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            0 <= self.temperature < math.inf,
-            "generation.temperature",
-            self.temperature,
-            "0 or more, and finite",
-        )
-        _require(self.top_k >= 0, "generation.top_k", self.top_k, "0 or more")
-        _require(0 < self.top_p <= 1, "generation.top_p", self.top_p, "above 0 and at most 1")
-        _require(0 <= self.min_p < 1, "generation.min_p", self.min_p, "from 0 to below 1")
-        _require(
-            0 < self.repetition_penalty < math.inf,
-            "generation.repetition_penalty",
-            self.repetition_penalty,
-            "above 0, and finite",
-        )
-        _require(self.max_tokens >= 1, "generation.max_tokens", self.max_tokens, "1 or more")
+        try:
+            super().__post_init__()
+        except SamplingError as error:
+            raise SettingsError(f"The setting generation.{error}") from error
 
 
 class EngineSettings(_Section, frozen=True):
@@ -114,7 +93,7 @@ class Settings(_Section, frozen=True):
     app: AppSettings = AppSettings()
 
 
-SECTIONS: dict[str, type[_Section]] = {
+SECTIONS: dict[str, type[msgspec.Struct]] = {
     "model": ModelSettings,
     "generation": GenerationSettings,
     "engine": EngineSettings,

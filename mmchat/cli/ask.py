@@ -26,11 +26,17 @@ from mmchat.client import (
 from mmchat.errors import AdapterError, EngineError, HistoryError, ModelError, TooLongError
 from mmchat.history import Answer, Conversation, History, Message, Origin, StoredImage
 from mmchat.images import MAX_BYTES, Picture, parse_picture, read_picture
+from mmchat.sampling_params import LIMITS
 from mmchat.sanitize import Cleaner
 from mmchat.settings import GenerationSettings, Settings, load_settings
 from mmchat.tui.turns import TOO_LONG, turns
 
 _MAX_TEXT = 10_000_000  # bytes from stdin
+
+
+def _int_range(name: str) -> click.IntRange:
+    limit = LIMITS[name]
+    return click.IntRange(int(limit.low), int(limit.high))
 
 
 @click.command()
@@ -50,13 +56,16 @@ _MAX_TEXT = 10_000_000  # bytes from stdin
 @click.option("--adapter", metavar="NAME", help="The adapter it answers with.")
 @click.option("--system", metavar="TEXT", help="What the model is told first.")
 @click.option(
-    "--temperature", type=click.FloatRange(0, 100), metavar="T", help="0 is always the likeliest."
+    "--temperature",
+    type=click.FloatRange(*LIMITS["temperature"][:2]),
+    metavar="T",
+    help="0 is always the likeliest.",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(1, 1_000_000), metavar="N", help="The longest answer."
+    "--max-tokens", type=_int_range("max_tokens"), metavar="N", help="The longest answer."
 )
 @click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="The same seed, the same answer."
+    "--seed", type=_int_range("seed"), metavar="N", help="The same seed, the same answer."
 )
 @click.option("--no-save", is_flag=True, help="Leave no trace in the history.")
 def ask(

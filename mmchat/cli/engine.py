@@ -1,7 +1,8 @@
-"""`mmchat engine`: the process that holds the model."""
+"""`mmchat engine`: the process that runs the model."""
 
 import asyncio
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,9 +17,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 
 @click.group()
 def engine() -> None:
-    """The process that holds the model.
+    """The process that runs the model.
 
-    The app and `ask` start it when they need it, and it ends by itself after an idle time.
+    The app and `ask` start it when they need it, and it ends by itself when it is idle.
 
     \b
     Example:
@@ -29,7 +30,7 @@ def engine() -> None:
 @engine.command()
 @_json
 def start(as_json: bool) -> None:
-    """Start the engine, if none runs, and load the model of the settings.
+    """Start the engine if none runs, and load the model of the settings.
 
     \b
     Example:
@@ -55,7 +56,7 @@ async def _started(settings: Settings) -> EngineStatus | None:
 
 @engine.command()
 def stop() -> None:
-    """End the engine; an answer that is being written keeps its part.
+    """End the engine; the part of an answer that is written is kept.
 
     \b
     Example:
@@ -75,7 +76,7 @@ def stop() -> None:
 @engine.command()
 @_json
 def status(as_json: bool) -> None:
-    """What the engine holds; nothing is started.
+    """Show what the engine has loaded; nothing is started.
 
     \b
     Example:
@@ -85,7 +86,7 @@ def status(as_json: bool) -> None:
 
 
 async def current(settings: Settings) -> EngineStatus | None:
-    """The status of the engine that runs, if one does."""
+    """The status of the running engine, if there is one."""
     client = EngineClient(settings)
     try:
         return await client.status()
@@ -94,20 +95,53 @@ async def current(settings: Settings) -> EngineStatus | None:
 
 
 @engine.command()
-def serve() -> None:
-    """Run the engine in this terminal, its log on the screen, until Ctrl-C.
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    metavar="P",
+    help="Listen on this TCP port too, for other clients; 0 is any free one.",
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="H",
+    help="The address to listen on; 0.0.0.0 is all networks.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="F",
+    help="The file of the token that clients need. It is made if it does not exist.",
+)
+@click.pass_context
+def serve(context: click.Context, port: int | None, host: str, token_file: Path | None) -> None:
+    """Run the engine in this terminal until Ctrl-C, with its log on the screen.
+
+    With --port, clients of OpenAI's protocol can use it: the base URL is http://HOST:PORT/v1, and
+    the API key is the content of the token file (docs/server.md).
 
     \b
-    Example:
+    Examples:
       mmchat engine serve
+      mmchat engine serve --port 8123 --token-file ~/mmchat-token
     """
     from mmchat.client.endpoint import ALREADY_RUNNING
     from mmchat.engine.__main__ import main as engine_main
 
-    ended = engine_main(["--foreground"])
+    arguments = ["--foreground", "--host", host]
+    if port is not None:
+        arguments += ["--port", str(port)]
+        if token_file is not None:
+            arguments += ["--token-file", str(token_file.expanduser())]
+    else:
+        for name in ("host", "token_file"):
+            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name.replace('_', '-')} needs --port.")
+    ended = engine_main(arguments)
     if ended == ALREADY_RUNNING:
         raise EngineError("An engine runs already: end it with `mmchat engine stop` first.")
-    click.get_current_context().exit(ended)
+    context.exit(ended)
 
 
 def _show(found: EngineStatus | None, as_json: bool) -> None:
@@ -120,7 +154,7 @@ def _show(found: EngineStatus | None, as_json: bool) -> None:
 
 
 def as_object(found: EngineStatus | None) -> dict[str, Any]:
-    """The status for `--json`; empty where no engine runs."""
+    """The status for `--json`; empty if no engine runs."""
     names = (
         "pid",
         "model",
@@ -158,4 +192,6 @@ def as_rows(found: EngineStatus) -> list[tuple[str, str]]:
             ("idle", f"{found.idle_s:.0f} s"),
             ("log", found.log_file),
         ]
+    if found.url:
+        rows.append(("address", found.url))
     return rows

@@ -23,6 +23,7 @@ from mmchat.client.endpoint import (
 from mmchat.client.protocol import (
     Delta,
     Done,
+    EndingError,
     EngineStatus,
     Event,
     ImagePart,
@@ -217,7 +218,7 @@ class LocalEngine:
                             begun = begun or not isinstance(event, Waiting)
                             yield event
                     return
-            except wire.EndingError:
+            except EndingError:
                 if begun or restarts == 2:
                     raise
                 restarts += 1

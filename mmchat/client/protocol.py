@@ -1,9 +1,9 @@
-"""What the engine and those who ask it say to each other, as types.
+"""The types that the engine and its clients exchange.
 
-Everything here is torch-free and frozen: the engine makes events, the client
-hands them on, the app and the command line match on their class.
+Everything here is free of torch and frozen: the engine makes events, the client
+passes them on, the app and the command line match on their class.
 
-The events of one answer come in this order, where `*` is none or many:
+The events of one answer come in this order, where `*` is none or more:
 
     Waiting* Loading* Started Delta* Done
 """
@@ -12,9 +12,41 @@ from typing import Literal
 
 from msgspec import Struct
 
+from mmchat.errors import (
+    AdapterError,
+    EngineError,
+    ImageError,
+    MmchatError,
+    ModelError,
+    ModelNotFoundError,
+    TooLongError,
+)
+from mmchat.sampling_params import SamplingParams
+
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled"]
 State = Literal["empty", "loading", "ready", "failed"]
+
+
+class EndingError(EngineError):
+    """The engine is ending and did not take the request; another engine may take it."""
+
+    def __init__(
+        self, message: str = "The engine was asked to end; the next message starts it again."
+    ) -> None:
+        super().__init__(message)
+
+
+ERROR_CODES: dict[str, type[MmchatError]] = {
+    "context_length_exceeded": TooLongError,
+    "model_not_found": ModelNotFoundError,
+    "model_error": ModelError,
+    "adapter_error": AdapterError,
+    "invalid_image": ImageError,
+    "engine_ending": EndingError,
+    "engine_error": EngineError,
+}
+"""The `code` of an error reply, OpenAI's where it has one, and the error that the client raises."""
 
 
 class ImagePart(Struct, frozen=True):
@@ -24,34 +56,28 @@ class ImagePart(Struct, frozen=True):
     """Of the picture's original bytes, 64 hexadecimal digits."""
     mime: str = ""
     data: bytes | None = None
-    """The original bytes; None where the engine has them already."""
+    """The original bytes; None if the engine already has them."""
 
 
 class Turn(Struct, frozen=True):
-    """One message: texts and pictures in the order in which they are read."""
+    """One message: texts and pictures, in the order in which they are read."""
 
     role: Role
     parts: tuple[str | ImagePart, ...]
 
 
-class Options(Struct, frozen=True):
-    """How an answer is drawn; the same names as in `[generation]` of the settings."""
+class Options(SamplingParams, frozen=True):
+    """How an answer is drawn, and what ends it.
 
-    temperature: float = 0.0
-    """0 is greedy decoding."""
-    top_k: int = 0
-    """0 keeps every token."""
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_tokens: int = 512
-    seed: int | None = None
+    Raises SamplingError if a parameter is out of its range.
+    """
+
     stop: tuple[str, ...] = ()
     """Strings that end the answer; they are not part of it."""
 
 
 class Waiting(Struct, frozen=True, tag=True):
-    """Somebody else's request is being answered."""
+    """Another request is being answered first."""
 
     place: int
     """1 is the next one."""
@@ -73,13 +99,13 @@ class Started(Struct, frozen=True, tag=True):
     """All of the prompt, the pictures' tokens among them."""
     image_tokens: int
     cached_tokens: int
-    """Of the prompt, how many were still known from the turn before."""
+    """Tokens of the prompt that were not read again, because the last conversation began with them."""
     dropped_turns: int
-    """Oldest turns left out because the conversation exceeds the context."""
+    """The oldest turns, left out because the conversation exceeds the context."""
     context_length: int
     adapter: str = ""
     adapter_hash: str = ""
-    """Of what answers, for an answer that is stopped on the way has no `Done`."""
+    """Of the adapter that answers: an answer that is stopped early has no `Done`."""
 
 
 class Delta(Struct, frozen=True, tag=True):
@@ -94,7 +120,7 @@ class Done(Struct, frozen=True, tag=True):
     finish_reason: FinishReason
     completion_tokens: int = 0
     image_ms: float = 0.0
-    """Reading the pictures: decoding and the vision encoder."""
+    """Milliseconds for the pictures: decoding and vision encoder."""
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
     tokens_per_second: float = 0.0
@@ -114,7 +140,7 @@ Event = Waiting | Loading | Started | Delta | Done
 
 
 class BackendStatus(Struct, frozen=True):
-    """What a backend holds; an empty `model` is none."""
+    """What a backend has loaded; `model` is empty if nothing is."""
 
     model: str = ""
     adapter: str = ""
@@ -124,14 +150,14 @@ class BackendStatus(Struct, frozen=True):
     context_length: int = 0
     vision: bool = False
     memory_bytes: int = 0
-    """The weights' bytes on their device."""
+    """Bytes of the weights on their device."""
     weights_hash: str = ""
-    """Of the base as it was read, adapter aside; what a repeated question depends on."""
+    """Of the base as it was read, without the adapter."""
     adapter_hash: str = ""
 
 
 class EngineStatus(Struct, frozen=True):
-    """The engine seen from outside."""
+    """The state of the engine, as its clients see it."""
 
     version: str
     pid: int
@@ -142,11 +168,11 @@ class EngineStatus(Struct, frozen=True):
     quantization: str = ""
     compute_dtype: str = ""
     memory_bytes: int = 0
-    """Of the whole process: its resident memory, and what it holds on a GPU."""
+    """Bytes of the whole process: its resident memory, and what it holds on a GPU."""
     idle_s: float = 0.0
-    """Since the last request ended; 0 while one is answered."""
+    """Seconds since the last request ended; 0 while one is being answered."""
     fraction: float = 0.0
-    """Of the load that is under way, 0 to 1."""
+    """Of the load that is in progress, 0 to 1."""
     stage: str = ""
     error: str = ""
     """Why the last load failed, as a sentence."""
@@ -156,5 +182,7 @@ class EngineStatus(Struct, frozen=True):
     """Of the base as the engine read it: the files may have been replaced since."""
     adapter_hash: str = ""
     waiting: int = 0
-    """Requests in line behind the one that is being answered."""
+    """Requests in the queue behind the one that is being answered."""
     log_file: str = ""
+    url: str = ""
+    """The address for other clients (`mmchat engine serve --port`); empty if there is none."""

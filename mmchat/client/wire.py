@@ -9,15 +9,8 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from mmchat.client.protocol import Event, ImagePart, Options, Turn
-from mmchat.errors import (
-    AdapterError,
-    EngineError,
-    ImageError,
-    MmchatError,
-    ModelError,
-    TooLongError,
-)
+from mmchat.client.protocol import ERROR_CODES, Event, ImagePart, Options, Turn
+from mmchat.errors import EngineError, MmchatError
 
 REFERENCE = "x-mmchat:sha256:"
 MAX_LINE = 16 * 1024 * 1024
@@ -129,16 +122,6 @@ def read_chunk(data: str, kind: type[_C]) -> _C:
         ) from error
 
 
-class EndingError(EngineError):
-    """The engine was asked to end; a request that it had not begun may be sent to another one."""
-
-
-_RAISED: dict[str, type[MmchatError]] = {
-    TooLongError.CODE: TooLongError,
-    **{kind.__name__: kind for kind in (AdapterError, EndingError, ImageError)},
-}
-
-
 class ErrorObject(Struct):
     """What an error reply says."""
 
@@ -146,12 +129,10 @@ class ErrorObject(Struct):
     missing: list[str]
     """The sha256 of pictures that have to be uploaded first."""
     code: str = ""
-    type: str = ""
 
     def raised(self, sentence: str) -> MmchatError:
-        """`sentence` as the error that it is here: the model's, or the engine's."""
-        other = ModelError if self.type == "model_error" else EngineError
-        return _RAISED.get(self.code, other)(sentence)
+        """`sentence` as the error that the code stands for; EngineError for an unknown code."""
+        return ERROR_CODES.get(self.code, EngineError)(sentence)
 
 
 def error_object(body: bytes) -> ErrorObject:
@@ -172,7 +153,7 @@ def parsed_error(parsed: Any) -> ErrorObject:
     return ErrorObject(
         error_sentence(parsed),
         [str(one) for one in missing] if isinstance(missing, list) else [],
-        *(str(inner.get(name) or "") for name in ("code", "type")),
+        str(inner.get("code") or ""),
     )
 
 

@@ -1,10 +1,11 @@
-"""`python -m mmchat.engine`: started by the client, detached; see `process`."""
+"""`python -m mmchat.engine`: the client starts it in the background; see `process`."""
 
 import argparse
 import os
 import sys
+from pathlib import Path
 
-from mmchat.engine.process import serve
+from mmchat.engine.process import TcpAddress, serve
 from mmchat.errors import MmchatError
 from mmchat.sanitize import clean
 from mmchat.settings import load_settings
@@ -17,16 +18,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mmchat.engine", description=__doc__)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--foreground", action="store_true", help="log to the terminal")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, help="listen on TCP too; every request needs the token")
+    parser.add_argument("--token-file", type=Path)
     parser.add_argument("--backend", default=None, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     backend = given.backend or os.environ.get("MMCHAT_ENGINE_BACKEND") or BACKEND
+    tcp = None
+    if given.port is not None:
+        tcp = TcpAddress(given.host, given.port, given.token_file)
     try:
         overrides = dict(pair.split("=", 1) for pair in given.set)
-        return serve(load_settings(overrides), backend, given.foreground)
+        return serve(load_settings(overrides), backend, given.foreground, tcp)
     except MmchatError as error:
         sentence = str(error)
-    except OSError as error:  # no room, no permission: what the process needs is all in its home
-        sentence = f"The engine cannot use its files ({error}): look at the folder and its disk."
+    except OSError as error:  # a full disk, no permission: all files of the engine are in its home
+        sentence = f"The engine cannot use its files ({error}): check the folder and its disk."
     print(f"mmchat: {clean(sentence)}", file=sys.stderr)
     return 1
 

@@ -1,6 +1,6 @@
-"""The model behind the engine's service: load, answer, tell what is held.
+"""The model behind the engine's service: load it, answer with it, report what is loaded.
 
-Everything here is synchronous and called from one thread, the service's worker.
+Everything here is synchronous and is called from one thread, the service's worker.
 """
 
 import gc
@@ -15,48 +15,50 @@ import torch
 from mmchat.adapters.active import ActiveAdapter
 from mmchat.adapters.card import check_adapter
 from mmchat.client.protocol import BackendStatus, Delta, Done, Options, Started, Turn
-from mmchat.engine.cache import VisionCache
 from mmchat.engine.decode import Decoding, TransformersRunner, VisualPrefixRunner
 from mmchat.engine.detokenize import StopStrings, detokenizer_for
+from mmchat.engine.prefix_cache import PrefixCache
 from mmchat.engine.sampling import Sampler
+from mmchat.engine.vision_cache import VisionCache
 from mmchat.errors import EngineError, MmchatError
+from mmchat.model.catalogue import resolve_model
 from mmchat.model.loading import LoadedModel, load_planned
 from mmchat.model.planning import is_out_of_memory, plan_load
-from mmchat.model.prompt import Cancelled, PreparedPrompt, build_prompt
+from mmchat.model.prompt import Cancelled, build_prompt
 from mmchat.settings import Device, Quantization
 
 Progress = Callable[[str, float], None]
 
-_NOTHING_LOADED = "No model is loaded: the next message loads one, or say which with --model."
+_NOTHING_LOADED = "No model is loaded: the next message loads one, or choose one with --model."
 
 
 class Backend(Protocol):
-    """What the service drives."""
+    """What the service needs of a backend."""
 
     def load(
         self, model: str, adapter: str, quantization: str, device: str, progress: Progress
     ) -> None:
-        """Replace what is loaded; `progress` is told the stage and 0..1.
+        """Replace the loaded model; `progress` is called with the stage and a fraction, 0 to 1.
 
         Raises:
-            ModelError, AdapterError, EngineError: nothing half loaded is kept; what
-                was loaded before is, where the fault showed before it had to go. The
-                same holds for whatever `progress` raises to give the load up.
+            ModelError, AdapterError, EngineError: nothing that is half loaded is kept. The model
+                that was loaded before is kept if the fault was found before it was unloaded. The
+                same holds for an exception that `progress` raises to cancel the load.
         """
 
     def is_current(self) -> bool:
-        """Whether the files of the model that is loaded are still those that were read."""
+        """Whether the files of the loaded model are unchanged since they were read."""
 
     def adapter_is_current(self) -> bool:
-        """Whether those of the adapter that is on are; true where none is."""
+        """Whether the files of the active adapter are; true if there is none."""
 
     def use_adapter(self, adapter: str) -> None:
         """Switch to another adapter of the loaded base; "" is the base's own projector.
 
-        The same one again reads its files anew where they have changed.
+        If it is the active one, its files are read again if they have changed.
 
         Raises:
-            AdapterError: `status` then says which adapter is on.
+            AdapterError: `status` says which adapter is active then.
         """
 
     def generate(
@@ -64,36 +66,40 @@ class Backend(Protocol):
     ) -> Iterator[Started | Delta | Done]:
         """Answer the last turn; `cancelled` is asked at every picture, prefill chunk and token.
 
-        Where that is true before the prompt is made, Done comes alone.
+        If it is true before the prompt is built, Done is the only event.
         """
 
     def status(self) -> BackendStatus:
-        """What is held now."""
+        """What is loaded now."""
 
 
 def create_backend() -> Backend:
-    """The real one. Its threads are the physical cores, unless OMP_NUM_THREADS says otherwise."""
+    """The real backend. It uses one thread for each physical core, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(_physical_cores())
     return TorchBackend()
 
 
 class TorchBackend:
-    """One model of any kind that `mmchat.model.loading` loads."""
+    """One model, of any kind that `mmchat.model.loading` loads."""
 
     def __init__(self) -> None:
         self._loaded: LoadedModel | None = None
         self._adapter: ActiveAdapter | None = None
         self._runner: TransformersRunner | None = None
         self._vision = VisionCache()
+        self._prefix = PrefixCache()
 
     def load(
         self, model: str, adapter: str, quantization: str, device: str, progress: Progress
     ) -> None:
         progress("reading", 0.0)
-        if self._loaded is None:
-            _release()  # a load that was given up half-way leaves its tensors to the collector
-        # Whatever can be found wrong beforehand does not cost the model that is loaded.
+        resolve_model(model)  # a wrong name costs nothing
+        # The plan compares the model with the free memory, so what can be freed is freed first:
+        # the last conversation, and the tensors of a load that was cancelled.
+        self._prefix.clear()
+        _release()
+        # A fault that is found here leaves the loaded model as it is.
         plan = plan_load(
             model,
             quantization=cast(Quantization, quantization),
@@ -115,7 +121,7 @@ class TorchBackend:
             self._loaded, self._adapter = loaded, active
             self._runner = self._runner_for(loaded, active)
             return
-        _release()  # outside of the except: its traceback held what was loaded so far
+        _release()  # after the except block: the traceback kept alive what was loaded so far
         raise EngineError(
             f"The memory ran out while {model} was loaded: close other programs, load it with "
             "--quantization 4bit, or choose a smaller model."
@@ -145,7 +151,8 @@ class TorchBackend:
             if not is_out_of_memory(error):
                 raise
         self._vision.clear()
-        _release()  # outside of the except: its traceback held the answer's tensors
+        self._prefix.clear()
+        _release()  # after the except block: the traceback kept alive the answer's tensors
         raise EngineError(
             "The memory was not enough for this answer: begin a new conversation, attach fewer "
             "pictures, or load a smaller model."
@@ -177,49 +184,52 @@ class TorchBackend:
         options: Options,
         cancelled: Callable[[], bool],
     ) -> Iterator[Started | Delta | Done]:
-        if options.max_tokens < 1:
-            raise EngineError(f"max_tokens is {options.max_tokens}, but must be 1 or more.")
         began = time.perf_counter()
         try:
             prompt = build_prompt(loaded, turns, options.max_tokens, cancelled)
         except Cancelled:
             yield Done("cancelled", model=loaded.name, adapter=active.name)
             return
-        prompt_tokens = prompt.input_ids.shape[1]
-        sampler = _sampler(options, prompt)
+        weights = (loaded.weights_hash, active.digest)
+        if options.seed is not None:
+            # The same seed must give the same answer, and a prompt that is read in other pieces is
+            # only equal up to rounding.
+            self._prefix.clear()
+        state = self._prefix.resume(runner, prompt, weights)
         started = Started(
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=prompt.input_ids.shape[1],
             image_tokens=prompt.image_tokens,
-            cached_tokens=0,
+            cached_tokens=state.length,
             dropped_turns=prompt.dropped_turns,
             context_length=loaded.context_length,
             adapter=active.name,
             adapter_hash=active.digest,
         )
-        yield started
-        prepared = time.perf_counter()
-        state = runner.start()
-        prefilled = runner.prefill(state, prompt, cancelled)
-        read = time.perf_counter()
-        image_ms = prefilled.image_ms if prefilled is not None else 0.0
-        prefill_ms = (read - prepared) * 1000 - image_ms
-        if prompt.images:
-            image_ms += (prepared - began) * 1000
-        decoding = None
-        if prefilled is not None:
-            decoding = Decoding(
-                runner,
-                state,
-                prefilled.logits,
-                sampler=sampler,
-                detokenizer=detokenizer_for(loaded.tokenizer),
-                stops=StopStrings(options.stop),
-                eos_token_ids=loaded.eos_token_ids,
-                max_tokens=max(1, min(options.max_tokens, loaded.context_length - prompt_tokens)),
-                cancelled=cancelled,
-            )
-            for text in decoding:
-                yield Delta(text)
+        with self._prefix.keeping(state, weights):
+            yield started
+            prepared = time.perf_counter()
+            prefilled = runner.prefill(state, prompt, cancelled)
+            read = time.perf_counter()
+            image_ms = prefilled.image_ms if prefilled is not None else 0.0
+            prefill_ms = (read - prepared) * 1000 - image_ms
+            if prompt.images:
+                image_ms += (prepared - began) * 1000
+            decoding = None
+            if prefilled is not None:
+                room = loaded.context_length - started.prompt_tokens
+                decoding = Decoding(
+                    runner,
+                    state,
+                    prefilled.logits,
+                    sampler=Sampler(options, (token for token, _ in prompt.keys)),
+                    detokenizer=detokenizer_for(loaded.tokenizer),
+                    stops=StopStrings(options.stop),
+                    eos_token_ids=loaded.eos_token_ids,
+                    max_tokens=max(1, min(options.max_tokens, room)),
+                    cancelled=cancelled,
+                )
+                for text in decoding:
+                    yield Delta(text)
         seconds = time.perf_counter() - read
         tokens = len(decoding.tokens) if decoding is not None else 0
         yield Done(
@@ -228,7 +238,7 @@ class TorchBackend:
             image_ms=image_ms,
             prefill_ms=prefill_ms,
             decode_ms=seconds * 1000,
-            # The first token costs no step: the prefill gave its logits.
+            # The first token needs no step: its logits came with the prefill.
             tokens_per_second=(tokens - 1) / seconds if tokens > 1 else 0.0,
             model=loaded.name,
             adapter=active.name,
@@ -256,19 +266,8 @@ class TorchBackend:
         self._loaded = self._adapter = None
         self._runner = None
         self._vision.clear()
+        self._prefix.clear()
         _release()
-
-
-def _sampler(options: Options, prompt: PreparedPrompt) -> Sampler:
-    return Sampler(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-        seed=options.seed,
-        prompt=(token for token, _ in prompt.keys),
-    )
 
 
 def _release() -> None:

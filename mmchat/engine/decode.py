@@ -1,35 +1,37 @@
-"""The decode loop: one token after the other, stoppable at each.
+"""The decode loop: one token at a time, and it can be stopped after each.
 
-The loop speaks to a model through `CausalRunner`; what a conversation leaves
-behind (keys and values, positions) lives in a `ConversationState` and never
-on the module. The runner here calls transformers' modules as `generate()`
-would; faster runners stand beside it.
+The loop uses a model through `CausalRunner`. The state of a conversation (keys and
+values, positions) is in a `ConversationState`, never on the module. The runners
+here call the modules of transformers as `generate()` does.
 """
 
-import copy
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from mmchat.engine.cache import VisionCache
 from mmchat.engine.detokenize import Detokenizer, StopStrings
+from mmchat.engine.forward_hooks import (
+    ForwardCancelled,
+    ForwardTimer,
+    cancellable,
+    synchronized_time,
+)
+from mmchat.engine.kv_cache import CacheKey, ConversationState, common_prefix, pictures_in
 from mmchat.engine.sampling import Sampler
-from mmchat.engine.watching import StoppedError, Stopwatch, now, stoppable
+from mmchat.engine.vision_cache import VisionCache
 
 PREFILL_CHUNK = 256
-"""Tokens a forward of the prefill; a cancel waits for one at most."""
-
-CacheKey = tuple[int, str | None]
-"""A token and, where it stands for a part of a picture, the picture's sha256."""
+"""Tokens of one forward pass of the prefill. A cancellation waits for one chunk at most."""
 
 
 class Span(Protocol):
-    """Where a picture's tokens lie in the prompt."""
+    """The place of a picture's tokens in the prompt."""
 
     @property
     def start(self) -> int: ...
@@ -40,7 +42,7 @@ class Span(Protocol):
 
 
 class Prompt(Protocol):
-    """A conversation as the model takes it; see `mmchat.model.prompt.PreparedPrompt`."""
+    """A conversation as the model's input; see `mmchat.model.prompt.PreparedPrompt`."""
 
     @property
     def input_ids(self) -> Tensor:
@@ -48,81 +50,43 @@ class Prompt(Protocol):
 
     @property
     def model_inputs(self) -> Mapping[str, Tensor]:
-        """Pixel values and what else the first forward needs; empty without pictures."""
+        """Pixel values and what else the first forward pass needs; empty without pictures."""
 
     @property
     def images(self) -> Sequence[Span]: ...
 
     @property
     def keys(self) -> Sequence[CacheKey]:
-        """One a token."""
-
-
-@dataclass
-class ConversationState:
-    """What the model remembers of the tokens that it has read.
-
-    `keys` says which tokens these are, so that a later prompt can go on from
-    the longest beginning that they share.
-    """
-
-    cache: DynamicCache
-    keys: list[CacheKey] = field(default_factory=list)
-    position_shift: int = 0
-    """Next position minus number of tokens: pictures take fewer positions than tokens in M-RoPE."""
-
-    @property
-    def length(self) -> int:
-        return len(self.keys)
-
-    def truncate(self, length: int) -> bool:
-        """Forget all but the first `length` tokens; False, and nothing done, where that cannot be.
-
-        A sliding window that has moved on cannot come back, nor a recurrent
-        state; and a shift of positions is known only behind all pictures.
-        """
-        surplus = self.length - length
-        if surplus <= 0:
-            return surplus == 0
-        layers = self.cache.layers
-        lost = any(
-            not getattr(layer, "is_croppable", True)
-            or (layer.is_sliding and self.length >= layer.sliding_window)
-            for layer in layers
-        )
-        if lost or (self.position_shift and any(sha256 for _, sha256 in self.keys[length:])):
-            return False
-        self.cache.crop(-surplus)
-        del self.keys[length:]
-        return True
-
-    def fork(self) -> "ConversationState":
-        """An independent copy, for another answer to the same beginning."""
-        return copy.deepcopy(self)
+        """One for each token."""
 
 
 @dataclass(frozen=True)
 class Prefilled:
-    """The prompt is read: `logits` (vocab,) float32 of its last position."""
+    """The prompt was read: `logits` (vocab,) float32 of its last position."""
 
     logits: Tensor
     image_ms: float
 
 
 class CausalRunner(Protocol):
-    """A model as the decode loop sees it."""
+    """A model as the decode loop uses it."""
 
     def start(self) -> ConversationState:
-        """The state of a conversation of which nothing was read."""
+        """The state of a new conversation."""
+
+    def reusable(self, state: ConversationState, prompt: Prompt) -> int:
+        """How many tokens of `prompt` need not be read again once `state` is truncated to them.
+
+        At least one token is always left to read.
+        """
 
     def prefill(
         self, state: ConversationState, prompt: Prompt, cancelled: Callable[[], bool]
     ) -> Prefilled | None:
-        """Read `prompt` from `state.length` on; None where it was cancelled on the way.
+        """Read `prompt` from `state.length` on; None if it was cancelled.
 
-        The tokens that `state` holds must be the beginning of the prompt, and
-        at least one must be left to read. A state that was cancelled inside of a
-        forward holds half of it, and is of no further use.
+        `state` must be new or truncated to what `reusable` says. After a cancellation it holds the
+        tokens that its keys name. If it has no keys, it cannot be used again.
         """
 
     def step(self, state: ConversationState, token: int) -> Tensor:
@@ -130,11 +94,10 @@ class CausalRunner(Protocol):
 
 
 class TransformersRunner:
-    """Any causal LM or stock image-text-to-text model, through its own forward.
+    """Any causal LM or image-text-to-text model of transformers, through its own forward.
 
-    Text is read in chunks. A prompt with pictures is read by one forward of the
-    whole, because every family has its own arguments for it; a cancel is heard
-    before each of its blocks.
+    Text is read in chunks. The pictures of a prompt are read with all of its tokens in one forward
+    pass, because every family has its own arguments for them. A cancellation stops it at the next block.
     """
 
     def __init__(
@@ -147,6 +110,8 @@ class TransformersRunner:
         self._extra: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in parameters:
             self._extra["logits_to_keep"] = 1
+        # Mamba has another name for the same object.
+        self._cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
         self._token_types = next(
             (name for name in ("mm_token_type_ids", "token_type_ids") if name in parameters), None
         )
@@ -165,37 +130,48 @@ class TransformersRunner:
     def start(self) -> ConversationState:
         return ConversationState(DynamicCache(config=self.model.config))
 
+    def reusable(self, state: ConversationState, prompt: Prompt) -> int:
+        length = common_prefix(state.keys, prompt.keys)
+        # A processor prepares all pictures of a conversation together. So they are read together,
+        # and those that were read must be the same ones.
+        if prompt.images and (
+            _unread_pictures(prompt, length) or pictures_in(state.keys) != pictures_in(prompt.keys)
+        ):
+            return 0
+        return length
+
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def prefill(
         self, state: ConversationState, prompt: Prompt, cancelled: Callable[[], bool]
     ) -> Prefilled | None:
         if cancelled():
             return None
-        if not prompt.images:
+        state.position_shift = 0
+        inputs: dict[str, Any] = {}
+        ids = prompt.input_ids.to(self.model.device)
+        if prompt.images:
+            inputs = self._to_device(prompt.model_inputs)
+            if self._token_types is not None:
+                inputs.setdefault(self._token_types, self._mark_images(ids))
+            if self._mrope is not None:
+                # Kept in the state: the module would remember only the conversation it saw last.
+                axes, delta = self._mrope(ids, **inputs)
+                state.position_shift = int(delta)
+        if not _unread_pictures(prompt, state.length):
             return self._prefill_chunks(state, prompt, cancelled, 0.0, None)
         if state.length:
-            raise ValueError("a prompt with pictures is read from its beginning")
-        ids = prompt.input_ids.to(self.model.device)
-        inputs = self._to_device(prompt.model_inputs)
-        if self._token_types is not None:
-            inputs.setdefault(self._token_types, self._mark_images(ids))
-        shift = 0
-        if self._mrope is None:
-            inputs["position_ids"] = self._positions(0, ids.shape[1], 0)
-        else:
-            # Kept in the state: the module would remember only the conversation it saw last.
-            axes, delta = self._mrope(ids, **inputs)
-            inputs["position_ids"] = torch.cat([self._positions(0, ids.shape[1], 0)[:1], axes])
-            shift = int(delta)
-        inputs.update(input_ids=ids, past_key_values=state.cache, **self._extra)
+            raise ValueError("a prompt with unread pictures is read from its beginning")
+        positions = self._positions(0, ids.shape[1], 0)
+        if self._mrope is not None:
+            positions = torch.cat([positions[:1], axes])
+        inputs.update({"input_ids": ids, "position_ids": positions, self._cache_name: state.cache})
         try:
-            with stoppable(self.model, cancelled), Stopwatch(self._tower) as watch:
-                output = self.model(**inputs)
-        except StoppedError:
+            with cancellable(self.model, cancelled), ForwardTimer(self._tower) as timer:
+                output = self.model(**inputs, **self._extra)
+        except ForwardCancelled:
             return None
-        state.position_shift = shift
         state.keys.extend(prompt.keys)
-        return Prefilled(output.logits[0, -1].float(), watch.ms)
+        return Prefilled(output.logits[0, -1].float(), timer.ms)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def step(self, state: ConversationState, token: int) -> Tensor:
@@ -212,16 +188,23 @@ class TransformersRunner:
         image_ms: float,
         embeddings: Tensor | None,
     ) -> Prefilled | None:
-        """Read the token ids or, where given, `embeddings` (1, tokens, hidden) in chunks."""
+        """Read the token ids or, if given, `embeddings` (1, tokens, hidden) in chunks."""
         name = "input_ids" if embeddings is None else "inputs_embeds"
         whole = prompt.input_ids.to(self.model.device) if embeddings is None else embeddings
+        in_chunks = state.is_attention_only
+        # Some recurrent models (Jamba, RecurrentGemma) start anew with every forward of several tokens.
+        size = self._chunk if in_chunks else whole.shape[1]
         logits = None
-        for start in range(state.length, whole.shape[1], self._chunk):
+        for start in range(state.length, whole.shape[1], size):
             if cancelled():
                 return None
-            chunk = whole[:, start : start + self._chunk]
-            logits = self._read(state, {name: chunk}, chunk.shape[1])
-            state.keys.extend(prompt.keys[start : start + self._chunk])
+            chunk = whole[:, start : start + size]
+            try:
+                with contextlib.nullcontext() if in_chunks else cancellable(self.model, cancelled):
+                    logits = self._read(state, {name: chunk}, chunk.shape[1])
+            except ForwardCancelled:
+                return None
+            state.keys.extend(prompt.keys[start : start + size])
         if logits is None:
             raise ValueError("nothing of the prompt is left to read")
         return Prefilled(logits, image_ms)
@@ -230,7 +213,7 @@ class TransformersRunner:
         output = self.model(
             **inputs,
             position_ids=self._positions(state.length, count, state.position_shift),
-            past_key_values=state.cache,
+            **{self._cache_name: state.cache},
             **self._extra,
         )
         logits: Tensor = output.logits[0, -1].float()
@@ -256,7 +239,7 @@ class TransformersRunner:
 
 
 class VisualPrefixRunner(TransformersRunner):
-    """The visual-prefix model: features from the cache, prefix spliced in, all of it in chunks."""
+    """The visual-prefix model: features from the cache, spliced in, everything read in chunks."""
 
     def __init__(
         self,
@@ -267,28 +250,31 @@ class VisualPrefixRunner(TransformersRunner):
         chunk: int = PREFILL_CHUNK,
         compute_dtype: torch.dtype | None = None,
     ) -> None:
-        """`vision_hash` names the weights that read a picture now: an adapter may change them."""
+        """`vision_hash` names the weights that encode a picture now: an adapter may change them."""
         super().__init__(model, chunk=chunk, compute_dtype=compute_dtype)
         self._vision_hash = vision_hash
         self._vision = vision
+
+    def reusable(self, state: ConversationState, prompt: Prompt) -> int:
+        return common_prefix(state.keys, prompt.keys)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def prefill(
         self, state: ConversationState, prompt: Prompt, cancelled: Callable[[], bool]
     ) -> Prefilled | None:
-        began = now()
+        start = synchronized_time()
         embeddings = None
-        if prompt.images:
+        if _unread_pictures(prompt, state.length):
             ids = prompt.input_ids.to(self.model.device)
             embeddings = self.model.get_input_embeddings()(ids)
             for index, span in enumerate(prompt.images):
                 if span.start + span.length <= state.length:
-                    continue  # its tokens were read in an earlier turn
+                    continue  # read in an earlier turn
                 if cancelled():
                     return None
                 prefix = self.model.project(self._features(prompt, index))[0]
                 embeddings[0, span.start : span.start + span.length] = prefix.to(embeddings.dtype)
-        image_ms = (now() - began) * 1000 if prompt.images else 0.0
+        image_ms = (synchronized_time() - start) * 1000 if embeddings is not None else 0.0
         return self._prefill_chunks(state, prompt, cancelled, image_ms, embeddings)
 
     def _features(self, prompt: Prompt, index: int) -> Tensor:
@@ -302,10 +288,15 @@ class VisualPrefixRunner(TransformersRunner):
         return features
 
 
+def _unread_pictures(prompt: Prompt, length: int) -> bool:
+    """Whether `prompt` has pictures behind its first `length` tokens."""
+    return any(span.start + span.length > length for span in prompt.images)
+
+
 class Decoding:
     """One answer: iterate over it for its text, then ask how it ended.
 
-    `tokens` are all that were drawn, the one that ended the answer included.
+    `tokens` are all that were drawn, including the one that ended the answer.
     """
 
     def __init__(

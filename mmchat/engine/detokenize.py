@@ -1,8 +1,8 @@
-"""Tokens to text, a token at a time.
+"""From tokens to text, one token at a time.
 
 A character may be spread over several tokens, and a stop string over several
-pieces of text. Both are held back until they are decided, so that what is
-shown never has to be taken back.
+pieces of text. Both are held back until they are complete, so that text that was
+given out never changes.
 """
 
 import codecs
@@ -18,17 +18,17 @@ _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 class Detokenizer(Protocol):
-    """Text of a growing sequence of tokens; special tokens have none."""
+    """The text of a growing sequence of tokens; special tokens have none."""
 
     def push(self, token: int) -> str:
-        """The text that `token` makes final, often a word, sometimes nothing."""
+        """The text that is final after `token`: often a word, sometimes nothing."""
 
     def finish(self) -> str:
-        """What is still held back: an unfinished character becomes U+FFFD."""
+        """The text that is still held back; an incomplete character becomes U+FFFD."""
 
 
 def detokenizer_for(tokenizer: Any) -> Detokenizer:
-    """The exact byte decoder for a byte-level BPE, the window decoder for any other tokenizer."""
+    """The exact byte decoder for a byte-level BPE, else the window decoder."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and type(backend.decoder).__name__ == "ByteLevel":
         return ByteLevelDetokenizer(tokenizer)
@@ -36,16 +36,16 @@ def detokenizer_for(tokenizer: Any) -> Detokenizer:
 
 
 def special_tokens(tokenizer: Any) -> frozenset[int]:
-    """Ids that have no text: the named ones and every added token that is marked special."""
+    """Ids without text: the named ones, and every added token that is marked as special."""
     added = tokenizer.added_tokens_decoder.items()
     return frozenset([*tokenizer.all_special_ids, *(id_ for id_, token in added if token.special)])
 
 
 class ByteLevelDetokenizer:
-    """For byte-level BPE (GPT-2's bytes-as-letters alphabet): tokens to bytes, bytes through UTF-8.
+    """For byte-level BPE (GPT-2's alphabet of bytes as letters): tokens to bytes, bytes to UTF-8.
 
-    Constant time a token, and equal to `tokenizer.decode` of the whole for
-    every sequence of tokens, invalid UTF-8 included.
+    Takes constant time for each token. The text equals `tokenizer.decode` of the
+    whole for every sequence of tokens, also if it is not valid UTF-8.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -66,19 +66,19 @@ class ByteLevelDetokenizer:
 class WindowDetokenizer:
     """For every other tokenizer: decodes the last few tokens with and without the new one.
 
-    The tokens already shown stay in the window as context, because decoders
-    treat the first token of a text differently (sentencepiece drops its
-    space). Equal to `tokenizer.decode` of the whole wherever the byte tokens
-    among them are valid UTF-8; where they are not, the decoder would change
-    characters that were already shown, and the ones shown stay.
+    Tokens whose text was given out stay in the window as context, because decoders
+    treat the first token of a text differently (sentencepiece drops its space).
+    The text equals `tokenizer.decode` of the whole if its byte tokens are valid
+    UTF-8. If they are not, the decoder would change characters that were already
+    given out; those stay.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._special = special_tokens(tokenizer)
         self._window: list[int] = []
-        self._shown = 0  # tokens of the window whose text was given out
-        self._shown_text = ""
+        self._given = 0  # tokens of the window whose text was given out
+        self._given_text = ""
         self._bytes = codecs.getincrementaldecoder("utf-8")()
 
     def push(self, token: int) -> str:
@@ -86,7 +86,7 @@ class WindowDetokenizer:
             return ""
         self._window.append(token)
         text = self._decode(self._window)
-        held = len(self._window) - self._shown
+        held = len(self._window) - self._given
         if text.endswith(_REPLACEMENT) and held < _MAX_HELD_TOKENS and not self._is_whole(token):
             return ""
         return self._give_out(text)
@@ -95,7 +95,7 @@ class WindowDetokenizer:
         return self._give_out(self._decode(self._window))
 
     def _is_whole(self, token: int) -> bool:
-        """Whether a byte token (`<0xEF>`) ends a character, maybe U+FFFD itself, or can begin none."""
+        """Whether a byte token (`<0xEF>`) ends a character (maybe U+FFFD itself) or cannot begin one."""
         byte = _BYTE_TOKEN.fullmatch(self._tokenizer.convert_ids_to_tokens(token) or "")
         if byte is None:
             self._bytes.reset()
@@ -107,17 +107,17 @@ class WindowDetokenizer:
             return True
 
     def _give_out(self, text: str) -> str:
-        new_tokens = self._window[self._shown :]
-        if text.startswith(self._shown_text):
-            new = text[len(self._shown_text) :]
+        new_tokens = self._window[self._given :]
+        if text.startswith(self._given_text):
+            new = text[len(self._given_text) :]
         else:
             new = self._decode(new_tokens)
         if new:
-            # What was new is the context of what comes; before the first text there is none to drop.
+            # The new tokens are the context of the next ones.
             self._window = new_tokens
-            self._shown_text = self._decode(new_tokens)
+            self._given_text = self._decode(new_tokens)
             self._bytes.reset()
-        self._shown = len(self._window)
+        self._given = len(self._window)
         return new
 
     def _decode(self, tokens: Sequence[int]) -> str:
@@ -126,11 +126,11 @@ class WindowDetokenizer:
 
 
 class StopStrings:
-    """Lets text through up to the first stop string, which is never shown.
+    """Passes text on up to the first stop string, which is never given out.
 
-    Of several stop strings the one that is complete first ends the text; if two
-    end at the same character, the longer. The result does not depend on how
-    the text was cut into pieces.
+    The stop string that is complete first ends the text; if two end at the same
+    character, the longer one does. The result does not depend on how the text was
+    cut into pieces.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -139,7 +139,7 @@ class StopStrings:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """What of the text so far is certainly before a stop string; sets `stopped`."""
+        """The part of the text that is certainly before a stop string; sets `stopped`."""
         if not self._stops:
             return text
         if self.stopped:
@@ -152,20 +152,20 @@ class StopStrings:
         ]
         if ends:
             self.stopped = True
-            shown, self._held = self._held[: min(ends)[1]], ""
-            return shown
+            passed, self._held = self._held[: min(ends)[1]], ""
+            return passed
         keep = self._undecided()
-        shown = self._held[: len(self._held) - keep]
-        self._held = self._held[len(shown) :]
-        return shown
+        passed = self._held[: len(self._held) - keep]
+        self._held = self._held[len(passed) :]
+        return passed
 
     def finish(self) -> str:
-        """The text that was held back and turned out to begin no stop string."""
+        """The text that was held back and is not the beginning of a stop string after all."""
         held, self._held = self._held, ""
         return held
 
     def _undecided(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """Length of the longest end of the held text that could begin a stop string."""
         longest = min(len(self._held), max(map(len, self._stops)) - 1)
         for length in range(longest, 0, -1):
             end = self._held[-length:]
@@ -177,12 +177,12 @@ class StopStrings:
 def _piece_bytes(piece: str) -> bytes:
     try:
         return bytes([_LETTER_BYTES[letter] for letter in piece])
-    except KeyError:  # an added token stands as itself
+    except KeyError:  # an added token is plain text
         return piece.encode("utf-8", "replace")
 
 
 def _byte_letters() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 bytes are themselves, the others follow from U+0100 on."""
+    """GPT-2's alphabet: printable Latin-1 bytes are themselves, the others are letters from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     letters, following = {}, 0x100
     for byte in range(256):

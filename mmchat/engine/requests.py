@@ -1,6 +1,8 @@
 """From untrusted JSON to turns, options and a choice of model, or one clear sentence."""
 
 import asyncio
+import codecs
+import json
 import re
 from typing import Any, Literal, TypeVar
 
@@ -9,39 +11,26 @@ from msgspec import Struct
 from starlette.requests import Request
 
 from mmchat.client.protocol import ImagePart, Options, Role, Turn
-from mmchat.client.wire import REFERENCE
-from mmchat.engine.pictures import PictureStore
-from mmchat.engine.worker import Choice
-from mmchat.errors import ImageError, MmchatError
+from mmchat.client.wire import REFERENCE, encoded
+from mmchat.engine.image_store import ImageStore
+from mmchat.engine.request_fields import RequestError, used_fields
+from mmchat.engine.worker import ModelChoice
+from mmchat.errors import ImageError
 from mmchat.images import parse_data_url
+from mmchat.sampling_params import LIMITS, SamplingError, SamplingParams
 
 MAX_BODY = 128 * 1024 * 1024
-"""Bytes of a request; a picture is uploaded once, so that only stock clients come near."""
+"""Bytes of a request. Only clients that send pictures as data URLs come near it."""
 MAX_STOPS = 16
 SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_FIELD = re.compile(r" - at `\$\.?([^`]*)`$")
 
 _T = TypeVar("_T")
 
 
-class RequestError(MmchatError):
-    """The request cannot be answered as it is."""
-
-    def __init__(
-        self,
-        message: str,
-        status: int = 400,
-        code: str = "invalid_request",
-        missing: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.missing = missing
-
-
 class _ImageUrl(Struct, forbid_unknown_fields=True):
     url: str
-    detail: str = "auto"
 
 
 class _TextPart(Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
@@ -55,15 +44,10 @@ class _ImageUrlPart(Struct, tag_field="type", tag="image_url", forbid_unknown_fi
 class _Message(Struct, forbid_unknown_fields=True):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[_TextPart | _ImageUrlPart] | None
-    name: str | None = None
 
 
 class _StreamOptions(Struct):
     include_usage: bool | None = False
-
-
-class _ResponseFormat(Struct, forbid_unknown_fields=True):
-    type: Literal["text"]
 
 
 class _Extra(Struct, forbid_unknown_fields=True):
@@ -73,10 +57,7 @@ class _Extra(Struct, forbid_unknown_fields=True):
 
 
 class ChatRequest(Struct, forbid_unknown_fields=True):
-    """The body of `POST /v1/chat/completions`: what is honoured, and what may be sent in vain.
-
-    An option that would change the answer and is not honoured is refused, never ignored.
-    """
+    """The body of `POST /v1/chat/completions`, as far as it has an effect."""
 
     messages: list[_Message]
     model: str | None = None
@@ -92,17 +73,7 @@ class ChatRequest(Struct, forbid_unknown_fields=True):
     seed: int | None = None
     stop: str | list[str] | None = None
     x_mmchat: _Extra | None = None
-    # Sent by stock clients; accepted where they ask for nothing.
-    n: Literal[1] | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logprobs: bool | None = None
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    response_format: _ResponseFormat | None = None
-    logit_bias: dict[str, float] | None = None
-    tools: Any = None
+    """What the protocol has no field for. A client that sends it reads `x_mmchat` in the reply too."""
 
     @property
     def include_usage(self) -> bool:
@@ -110,7 +81,7 @@ class ChatRequest(Struct, forbid_unknown_fields=True):
 
 
 class LoadRequest(Struct, forbid_unknown_fields=True):
-    """The body of `POST /x_mmchat/load`; what is left out stays as it is."""
+    """The body of `POST /x_mmchat/load`; a field that is left out keeps its value."""
 
     model: str | None = None
     adapter: str | None = None
@@ -125,7 +96,11 @@ class AdapterRequest(Struct, forbid_unknown_fields=True):
 
 
 async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
-    """The whole body; RequestError as soon as it exceeds `limit`."""
+    """The whole body.
+
+    Raises:
+        RequestError: as soon as it exceeds `limit` bytes.
+    """
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
@@ -134,99 +109,127 @@ async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
             raise RequestError(
                 f"The request is larger than {limit // 2**20} MB: send smaller pictures.",
                 413,
-                "too_large",
+                "request_too_large",
             )
         parts.append(part)
     return b"".join(parts)
 
 
+async def read_chat(request: Request) -> ChatRequest:
+    """The body of a chat request.
+
+    Raises:
+        RequestError: the sentence names the field that is wrong.
+    """
+    body = _decoded(await read_body(request))
+    return _typed(used_fields(body, frozenset(ChatRequest.__struct_fields__)), ChatRequest)
+
+
 async def read_json(request: Request, kind: type[_T]) -> _T:
-    """The body as `kind`; RequestError names the field that is wrong."""
-    body = await read_body(request)
+    """The body as `kind`; raises as `read_chat` does."""
+    return _typed(_decoded(await read_body(request)), kind)
+
+
+def _decoded(body: bytes) -> Any:
+    """JSON, with or without a byte order mark; half of a surrogate pair becomes U+FFFD."""
+    body = body.removeprefix(codecs.BOM_UTF8)
+    if not body.strip():
+        raise RequestError("The request is empty, and so not valid JSON.", code="invalid_json")
     try:
-        return msgspec.json.decode(body, type=kind)
+        return msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        reason = str(error).removeprefix("JSON is malformed: ")
+    try:  # msgspec refuses half a pair, which Python reads
+        return msgspec.json.decode(encoded(json.loads(body)))
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise RequestError(
+            f"The request is not valid JSON: {_lowered(reason)}.", code="invalid_json"
+        ) from error
+
+
+def _typed(body: Any, kind: type[_T]) -> _T:
+    try:
+        return msgspec.convert(body, kind)
     except msgspec.ValidationError as error:
-        raise RequestError(f"The request cannot be used: {_lowered(str(error))}.") from error
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise RequestError(f"The request is not valid JSON: {_lowered(str(error))}.") from error
+        sentence = str(error)
+        field = _FIELD.search(sentence)
+        missing = re.search("missing required field `(.*?)`", sentence)
+        param = field[1] if field else ""
+        if missing:
+            param = f"{param}.{missing[1]}".lstrip(".")
+        raise RequestError(
+            f"The request cannot be used: {_lowered(sentence)}.",
+            code="missing_required_parameter" if missing else "invalid_type",
+            param=param or None,
+        ) from error
 
 
 def _lowered(text: str) -> str:
     return (text[:1].lower() + text[1:]).rstrip(".").replace("`", "'")
 
 
-def choice_of(asked: ChatRequest) -> Choice:
+def model_choice(asked: ChatRequest) -> ModelChoice:
     extra = asked.x_mmchat or _Extra()
-    return Choice(asked.model or None, extra.adapter, extra.quantization, extra.device)
+    return ModelChoice(asked.model or None, extra.adapter, extra.quantization, extra.device)
 
 
 def options_of(asked: ChatRequest, defaults: Options) -> Options:
-    """The options with what is left out taken from `defaults`; RequestError where out of range."""
-    if asked.tools is not None:
-        raise RequestError("tools is not supported: leave it out.")
-    if asked.logit_bias:
-        raise RequestError("logit_bias is not supported: leave it out.")
-    for name in ("frequency_penalty", "presence_penalty"):
-        if getattr(asked, name):
-            raise RequestError(f"{name} is not supported: leave it out, or use repetition_penalty.")
-    if asked.logprobs:
-        raise RequestError("logprobs is not supported: leave it out.")
+    """The options; those that are left out are taken from `defaults`.
+
+    Raises:
+        RequestError: one is out of its range.
+    """
     stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
     if len(stop) > MAX_STOPS or "" in stop:
-        raise RequestError(f"stop has to be at most {MAX_STOPS} strings, none of them empty.")
-    max_tokens = asked.max_completion_tokens
-    given = {
-        "temperature": asked.temperature,
-        "top_k": asked.top_k,
-        "top_p": asked.top_p,
-        "min_p": asked.min_p,
-        "repetition_penalty": asked.repetition_penalty,
-        "max_tokens": asked.max_tokens if max_tokens is None else max_tokens,
-        "seed": asked.seed,
-    }
-    options = msgspec.structs.replace(
-        defaults, stop=stop, **{name: value for name, value in given.items() if value is not None}
-    )
-    _require(0 <= options.temperature <= 100, "temperature", "from 0 to 100")
-    _require(options.top_k >= 0, "top_k", "0 (all tokens) or more")
-    _require(0 < options.top_p <= 1, "top_p", "above 0 and at most 1")
-    _require(0 <= options.min_p < 1, "min_p", "from 0 to below 1")
-    _require(0 < options.repetition_penalty <= 100, "repetition_penalty", "above 0, at most 100")
-    _require(1 <= options.max_tokens < 2**31, "max_tokens", "1 or more")
-    _require(
-        options.seed is None or -(2**63) <= options.seed < 2**63, "seed", "an integer of 64 bits"
-    )
-    return options
+        raise RequestError(
+            f"stop must be at most {MAX_STOPS} strings, none of them empty.", param="stop"
+        )
+    given = {name: getattr(asked, name) for name in SamplingParams.__struct_fields__}
+    if asked.max_completion_tokens is not None:
+        given["max_tokens"] = asked.max_completion_tokens
+    if given["max_tokens"] == -1:  # of llama.cpp, LM Studio and others: as long as there is room
+        given["max_tokens"] = int(LIMITS["max_tokens"].high)
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        return msgspec.structs.replace(defaults, stop=stop, **given)
+    except SamplingError as error:
+        raise RequestError(str(error), param=error.parameter) from error
 
 
-def _require(holds: bool, name: str, wanted: str) -> None:
-    if not holds:
-        raise RequestError(f"{name} has to be {wanted}.")
+async def turns_of(asked: ChatRequest, images: ImageStore) -> tuple[Turn, ...]:
+    """The conversation, with the bytes of every picture.
 
-
-async def turns_of(asked: ChatRequest, pictures: PictureStore) -> tuple[Turn, ...]:
-    """The conversation with every picture's bytes; RequestError where something lacks."""
+    Raises:
+        RequestError: something is missing or wrong.
+    """
     if not asked.messages:
-        raise RequestError("messages is empty: send at least one message of the user.")
+        raise RequestError("messages is empty: send at least one message.", param="messages")
     if asked.messages[-1].role != "user":
-        raise RequestError("The last message has to be the user's.")
+        raise RequestError(
+            "The last message must be the user's: this engine does not continue other messages.",
+            param="messages",
+        )
     missing: dict[str, None] = {}
     turns = []
-    for message in asked.messages:
+    for place, message in enumerate(asked.messages):
         role: Role = "system" if message.role == "developer" else message.role
-        content = message.content
-        if content is None:
-            if role != "assistant":  # whose message was nothing but a call of a tool
-                raise RequestError(f"The content of {role}'s message has to be text or parts.")
-            content = ""
+        path = f"messages[{place}].content"
+        if message.content is None or message.content == []:
+            raise RequestError(
+                f"{path} is empty, but must be a text or a list of parts.", param=path
+            )
         parts: list[str | ImagePart] = []
+        content = message.content
         for part in [_TextPart(content)] if isinstance(content, str) else content:
             if isinstance(part, _TextPart):
                 parts.append(part.text)
                 continue
             if role != "user":
-                raise RequestError(f"A picture may stand in the user's messages, not in {role}'s.")
-            picture = await _picture(part.image_url.url, pictures)
+                raise RequestError(
+                    f"{path} has a picture, but only messages of the user can, not {role} messages.",
+                    param=path,
+                )
+            picture = await _picture(part.image_url.url, images, path)
             if isinstance(picture, ImagePart):
                 parts.append(picture)
             else:
@@ -238,25 +241,30 @@ async def turns_of(asked: ChatRequest, pictures: PictureStore) -> tuple[Turn, ..
             "/x_mmchat/images/SHA256 and send the request again.",
             404,
             "image_not_found",
+            "messages",
             tuple(missing),
         )
     return tuple(turns)
 
 
-async def _picture(url: str, pictures: PictureStore) -> ImagePart | str:
-    """The picture a URL stands for, or the sha256 of one that has to be uploaded first."""
+async def _picture(url: str, images: ImageStore, path: str) -> ImagePart | str:
+    """The picture that a URL stands for, or the sha256 of one that has to be uploaded first."""
     if url.startswith(REFERENCE):
         sha256 = url.removeprefix(REFERENCE)
         if not SHA256.fullmatch(sha256):
-            raise RequestError(f"{REFERENCE} has to be followed by 64 hexadecimal digits.")
-        return pictures.get(sha256) or sha256
-    if not url[:5].lower() == "data:":
+            raise RequestError(
+                f"{REFERENCE} must be followed by 64 hexadecimal digits.", param=path
+            )
+        return images.get(sha256) or sha256
+    if url[:5].lower() != "data:":
         raise RequestError(
-            "image_url has to be a data URL (data:image/png;base64,…): the engine fetches nothing "
-            "from the network and reads no files."
+            "image_url must be a data URL (data:image/png;base64,…): the engine fetches nothing "
+            "from the network and reads no files.",
+            code="invalid_image_url",
+            param=path,
         )
     try:
         picture = await asyncio.to_thread(parse_data_url, url)
     except ImageError as error:
-        raise RequestError(str(error), code="invalid_image") from error
+        raise RequestError(str(error), code="invalid_image", param=path) from error
     return ImagePart(picture.sha256, picture.mime, picture.data)

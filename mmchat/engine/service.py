@@ -1,67 +1,76 @@
-"""The engine's HTTP service: OpenAI chat-completions, and what mmchat adds to it.
+"""The engine's HTTP service: OpenAI's chat completions, and what mmchat adds to it.
 
 POST /v1/chat/completions       an answer, streamed or whole
-GET  /v1/models, /health
+GET  /v1/models, /v1/models/ID  the models on this machine
+GET  /health
 GET  /x_mmchat/status           EngineStatus
 POST /x_mmchat/load             loads a model; progress as server-sent events
 POST /x_mmchat/adapter          switches the adapter of the loaded model
-PUT  /x_mmchat/images/SHA256    a picture's bytes, to be referred to later
+PUT  /x_mmchat/images/SHA256    a picture's bytes, which later requests refer to
 POST /x_mmchat/stop
 """
 
+import asyncio
 import contextlib
-import hmac
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import anyio
 import msgspec
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 import mmchat
-from mmchat.client.protocol import Done, EngineStatus, Options
-from mmchat.engine.pictures import PictureStore
-from mmchat.engine.replies import END, Completion, error_body, sse, status_code
+from mmchat.client.protocol import Delta, Done, EngineStatus, Options
+from mmchat.engine.image_store import ImageStore
+from mmchat.engine.request_fields import RequestError
 from mmchat.engine.requests import (
     SHA256,
     AdapterRequest,
     ChatRequest,
     LoadRequest,
-    RequestError,
-    choice_of,
+    model_choice,
     options_of,
     read_body,
+    read_chat,
     read_json,
     turns_of,
 )
-from mmchat.engine.worker import Choice, Job, Worker, own_mistake
+from mmchat.engine.responses import END, Completion, error_body, error_response, json_response, sse
+from mmchat.engine.worker import Job, ModelChoice, Worker, internal_error
 from mmchat.errors import MmchatError
 from mmchat.images import MAX_BYTES
-
-Handler = Callable[[Request], Awaitable[Response]]
+from mmchat.model.catalogue import list_installed
 
 
 class Service:
     """The routes, over one worker."""
 
     def __init__(
-        self, worker: Worker, defaults: Options, stop: Callable[[], None], log_file: str
+        self,
+        worker: Worker,
+        defaults: Options,
+        stop: Callable[[], None],
+        log_file: str,
+        url: str = "",
     ) -> None:
+        """`url` is the address for other clients, if there is one."""
         self._worker = worker
         self._defaults = defaults
         self._stop = stop
         self._log_file = log_file
-        self._pictures = PictureStore()
+        self._url = url
+        self._images = ImageStore()
         self.app = Starlette(
             routes=[
                 Route("/health", self.health, methods=["GET"]),
                 Route("/v1/models", self.models, methods=["GET"]),
+                Route("/v1/models/{model:path}", self.model, methods=["GET"]),
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/x_mmchat/status", self.show_status, methods=["GET"]),
                 Route("/x_mmchat/load", self.load, methods=["POST"]),
@@ -70,49 +79,80 @@ class Service:
                 Route("/x_mmchat/stop", self.stop, methods=["POST"]),
             ],
             exception_handlers={
-                MmchatError: _answer_error,
-                HTTPException: _answer_http_error,
-                ClientDisconnect: _answer_nobody,
-                Exception: self._answer_mistake,
+                MmchatError: _on_error,
+                HTTPException: _on_http_error,
+                ClientDisconnect: _on_disconnect,
+                Exception: self._on_internal_error,
             },
         )
 
     async def health(self, request: Request) -> Response:
         status = "ending" if self._worker.ending else "ok"
-        return _json({"status": status, "version": mmchat.__version__, "pid": os.getpid()})
+        return json_response({"status": status, "version": mmchat.__version__, "pid": os.getpid()})
 
     async def models(self, request: Request) -> Response:
-        name = self._worker.backend_status.model or self._worker.default_model
-        return _json(
-            {
-                "object": "list",
-                "data": [{"id": name, "object": "model", "created": 0, "owned_by": "mmchat"}],
-            }
-        )
+        return json_response({"object": "list", "data": list((await self._models()).values())})
+
+    async def model(self, request: Request) -> Response:
+        models, name = await self._models(), request.path_params["model"]
+        # As everywhere, the last part of a name is enough if only one model has it.
+        short = [one for one in models if one.split("/")[-1].lower() == name.lower()]
+        found = name if name in models else short[0] if len(short) == 1 else None
+        if found is None:
+            raise RequestError(
+                f"There is no model {name}: GET /v1/models lists those that are here.",
+                404,
+                "model_not_found",
+                "model",
+            )
+        return json_response(models[found])
+
+    async def _models(self) -> dict[str, dict[str, Any]]:
+        """OpenAI's model objects by id, the one that answers by default first."""
+        default = self._worker.backend_status.model or self._worker.default_model
+        created = {default: 0}
+        for model in await asyncio.to_thread(list_installed):
+            if not model.problem:
+                created[model.name] = int(model.folder.stat().st_mtime)
+        return {
+            name: {"id": name, "object": "model", "created": seconds, "owned_by": "mmchat"}
+            for name, seconds in created.items()
+        }
 
     async def chat(self, request: Request) -> Response:
         self._worker.touch()
-        asked = await read_json(request, ChatRequest)
+        asked = await read_chat(request)
         options = options_of(asked, self._defaults)
-        turns = await turns_of(asked, self._pictures)
-        job = self._worker.chat(choice_of(asked), turns, options)
+        turns = await turns_of(asked, self._images)
+        job = self._worker.chat(model_choice(asked), turns, options)
         completion = Completion(asked.model or self._worker.backend_status.model)
         if asked.stream:
-            return _Following(self._worker, job, self._streamed(job, completion, asked))
-        return _Following(self._worker, job, self._whole(job, completion), "application/json")
+            return _JobResponse(self._worker, job, self._streamed(job, completion, asked))
+        return _JobResponse(self._worker, job, self._whole(job, completion), "application/json")
 
     async def _streamed(
         self, job: Job, completion: Completion, asked: ChatRequest
     ) -> AsyncGenerator[bytes, None]:
-        yield completion.opening()
+        # A client of OpenAI's protocol expects the status of an error, so nothing is sent before
+        # the first token. mmchat's own clients show how far the load is.
+        hold = asked.x_mmchat is None
+        held = [completion.opening()]
+        if not hold:
+            yield held.pop()
         while (event := await job.events.get()) is not None:
             if isinstance(event, MmchatError):
+                if hold:
+                    raise event
                 yield sse(error_body(event))
                 break
-            yield completion.chunk(event)
+            held.append(completion.chunk(event))
             if isinstance(event, Done) and asked.include_usage:
-                yield completion.usage(event)
-        yield END
+                held.append(completion.usage(event))
+            hold = hold and not isinstance(event, Delta | Done)
+            if not hold:
+                yield b"".join(held)
+                held.clear()
+        yield b"".join([*held, END])
 
     async def _whole(self, job: Job, completion: Completion) -> AsyncGenerator[bytes, None]:
         while (event := await job.events.get()) is not None:
@@ -124,9 +164,9 @@ class Service:
     async def load(self, request: Request) -> Response:
         self._worker.touch()
         asked = await read_json(request, LoadRequest)
-        choice = Choice(asked.model, asked.adapter, asked.quantization, asked.device)
+        choice = ModelChoice(asked.model, asked.adapter, asked.quantization, asked.device)
         job = self._worker.load(choice)
-        return _Following(self._worker, job, self._progress(job))
+        return _JobResponse(self._worker, job, self._progress(job))
 
     async def _progress(self, job: Job) -> AsyncGenerator[bytes, None]:
         yield b": loading\n\n"
@@ -140,8 +180,8 @@ class Service:
     async def adapter(self, request: Request) -> Response:
         self._worker.touch()
         asked = await read_json(request, AdapterRequest)
-        job = self._worker.load(Choice(adapter=asked.adapter))
-        return _Following(self._worker, job, self._switched(job), "application/json")
+        job = self._worker.load(ModelChoice(adapter=asked.adapter))
+        return _JobResponse(self._worker, job, self._switched(job), "application/json")
 
     async def _switched(self, job: Job) -> AsyncGenerator[bytes, None]:
         while (event := await job.events.get()) is not None:
@@ -153,15 +193,17 @@ class Service:
         self._worker.touch()
         sha256 = request.path_params["sha256"]
         if not SHA256.fullmatch(sha256):
-            raise RequestError("A picture is named by its sha256: 64 hexadecimal digits.")
+            raise RequestError(
+                "The address of a picture ends in its sha256, 64 hexadecimal digits."
+            )
         data = await read_body(request, MAX_BYTES)
         mime = request.headers.get("content-type", "")
-        if not self._pictures.put(sha256, data, mime):
+        if not self._images.put(sha256, data, mime):
             raise RequestError("The bytes are not those that the sha256 names: send them again.")
         return Response(status_code=204)
 
     async def show_status(self, request: Request) -> Response:
-        return _json(self.status())
+        return json_response(self.status())
 
     def status(self) -> EngineStatus:
         held, loading = self._worker.backend_status, self._worker.loading
@@ -185,21 +227,22 @@ class Service:
             adapter_hash=held.adapter_hash,
             waiting=self._worker.waiting,
             log_file=self._log_file,
+            url=self._url,
         )
-
-    async def _answer_mistake(self, request: Request, error: Exception) -> Response:
-        """Starlette raises `error` again behind it, so that the log has the traceback."""
-        return _refusal(own_mistake(error, self._log_file))
 
     async def stop(self, request: Request) -> Response:
         self._stop()
-        return _json({"stopping": True, "pid": os.getpid()})
+        return json_response({"stopping": True, "pid": os.getpid()})
+
+    async def _on_internal_error(self, request: Request, error: Exception) -> Response:
+        """Starlette raises `error` again after this, so that the log has the traceback."""
+        return error_response(internal_error(error, self._log_file))
 
 
-class _Following(Response):
-    """A response that ends its job when the client leaves, in line or in mid-answer.
+class _JobResponse(Response):
+    """A response that cancels its job if the client leaves.
 
-    A failure before the first byte becomes an error status; `events` raises it.
+    If `events` raises an MmchatError before the first bytes, the reply has the status of that error.
     """
 
     def __init__(
@@ -248,33 +291,9 @@ class _Following(Response):
         except MmchatError as error:
             if begun:
                 raise
-            await _refusal(error)(scope, receive, send)
+            await error_response(error)(scope, receive, send)
         else:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-class TokenGuard:
-    """Lets in who knows the token and calls this host by a loopback name (no DNS rebinding)."""
-
-    def __init__(self, app: ASGIApp, token: str, port: int) -> None:
-        self._app = app
-        self._token = f"Bearer {token}".encode()
-        self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        headers = Headers(scope=scope)
-        if headers.get("host", "") not in self._hosts:
-            refusal = RequestError("The Host header has to name this machine.", 403, "wrong_host")
-        elif not hmac.compare_digest(
-            headers.get("authorization", "").encode("latin-1"), self._token
-        ):
-            refusal = RequestError("The engine's token is missing or wrong.", 401, "wrong_token")
-        else:
-            await self._app(scope, receive, send)
-            return
-        await _refusal(refusal)(scope, receive, send)
 
 
 def _memory(device: str, held: int) -> int:
@@ -284,27 +303,29 @@ def _memory(device: str, held: int) -> int:
     return resident + held if device.startswith("cuda") else resident
 
 
-def _json(data: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(data), status, media_type="application/json")
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, MmchatError)
+    return error_response(error)
 
 
-def _refusal(error: MmchatError) -> Response:
-    response = _json(error_body(error), status_code(error))
-    if response.status_code in (401, 403, 413):  # the rest of such a body is not waited for
-        response.headers["connection"] = "close"
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    asked = f"{request.method} {request.url.path}"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        refusal = RequestError(
+            f"{asked} is not possible: use {allowed}.", 405, "method_not_supported"
+        )
+    else:
+        refusal = RequestError(
+            f"{asked} is unknown: the engine has /v1/chat/completions and /v1/models.",
+            error.status_code,
+            "unknown_url",
+        )
+    response = error_response(refusal)
+    response.headers.update(error.headers or {})
     return response
 
 
-async def _answer_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, MmchatError)
-    return _refusal(error)
-
-
-async def _answer_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    sentence = f"{request.method} {request.url.path}: {error.detail}."
-    return _json(error_body(RequestError(sentence, code="not_found")), error.status_code)
-
-
-async def _answer_nobody(request: Request, error: Exception) -> Response:
+async def _on_disconnect(request: Request, error: Exception) -> Response:
     return Response(status_code=400)  # the client left while it was sending

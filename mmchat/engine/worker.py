@@ -1,7 +1,7 @@
-"""One thread owns the model; everybody else waits in line.
+"""The queue of requests, and the one thread that runs the model.
 
-The line is kept on the event loop alone: only `_run` and what it calls are on
-the worker's thread, and they speak to the loop through `call_soon_threadsafe`.
+The queue is only touched on the event loop. Methods below "On the worker's thread" run on that
+thread, and reach the loop through `call_soon_threadsafe`.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from mmchat.client.protocol import (
     BackendStatus,
     Delta,
     Done,
+    EndingError,
     Event,
     Loading,
     Options,
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Choice(msgspec.Struct, frozen=True):
-    """Which model a request wants; None keeps what is loaded."""
+class ModelChoice(msgspec.Struct, frozen=True):
+    """The model that a request wants; None keeps what is loaded."""
 
     model: str | None = None
     adapter: str | None = None
@@ -44,9 +45,9 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class Job:
-    """A request on its way to the model and back.
+    """A request that is answered by the model's thread.
 
-    `events` yields what happens, an MmchatError where it failed, and None at the end.
+    `events` yields what happens, an MmchatError if it fails, and None at the end.
     """
 
     def __init__(
@@ -58,47 +59,47 @@ class Job:
     ) -> None:
         self.work = work
         self.wanted = wanted
-        """The model that it names; "" is whatever is loaded."""
+        """The model that the request names; "" is whichever is loaded."""
         self.model = wanted or default
-        self.told = False
-        """Whether a first Loading event is out, while the backend's imports take their time."""
+        self.loading_announced = False
+        """Whether a first Loading event was sent, because the backend is still being imported."""
         self.events: asyncio.Queue[Event | MmchatError | None] = asyncio.Queue()
         self.cancelled = threading.Event()
         self._loop = loop
 
     def emit(self, event: Event | MmchatError | None) -> None:
-        """From the worker's thread."""
+        """Adds an event, from the worker's thread."""
         self._loop.call_soon_threadsafe(self.events.put_nowait, event)
 
 
-class GivenUpError(BaseException):
-    """A load that nobody waits for, ended because the next in line wants another model.
+class LoadCancelled(BaseException):
+    """A load was cancelled: its client is gone, and the next request wants another model.
 
-    No Exception, so that nothing on the way through foreign code takes it for a fault.
+    Not an Exception, so that the libraries it passes through do not handle it as an error.
     """
 
 
 class Worker:
-    """The line of requests, and the thread that answers them one at a time."""
+    """Answers requests one at a time, in order."""
 
     def __init__(
-        self, create_backend: Callable[[], "Backend"], default: Choice, log_file: str
+        self, create_backend: Callable[[], "Backend"], default: ModelChoice, log_file: str
     ) -> None:
         """`default` is loaded for a request that names no model."""
-        self._create = create_backend
+        self._create_backend = create_backend
         self._default = default
         self._log_file = log_file
         self._loop = asyncio.get_running_loop()
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
-        self._line: deque[Job] = deque()
+        self._queue: deque[Job] = deque()
         self._running: Job | None = None
-        self._next = ""
-        """The model that the first in line names. Read by the worker's thread too: one assignment."""
+        self._next_model = ""
+        """The model that the next request names. The worker's thread reads it: one assignment."""
         self.ending = False
         self._last_end = time.monotonic()
-        # Written by the worker's thread only, each by one assignment, read by both.
+        # Only written by the worker's thread, each by one assignment, and read by both.
         self._backend: Backend | None = None
-        self._loaded: Choice | None = None
+        self._loaded: ModelChoice | None = None
         self.backend_status = BackendStatus()
         self.loading: Loading | None = None
         self.error = ""
@@ -121,47 +122,47 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        return len(self._line)
+        return len(self._queue)
 
     @property
     def idle_s(self) -> float:
-        """Seconds since the last request ended; 0 while one is under way."""
+        """Seconds since the last request ended; 0 while one is being answered."""
         return 0.0 if self._running is not None else time.monotonic() - self._last_end
 
     def touch(self) -> None:
-        """A request that needs no model counts as life too."""
+        """Restarts `idle_s`, for a request that does not need the model."""
         self._last_end = time.monotonic()
 
-    def chat(self, choice: Choice, turns: tuple[Turn, ...], options: Options) -> Job:
-        """An answer: Waiting* Loading* Started Delta* Done."""
+    def chat(self, choice: ModelChoice, turns: tuple[Turn, ...], options: Options) -> Job:
+        """Asks for an answer: Waiting* Loading* Started Delta* Done."""
         return self._submit(lambda job: self._chat(job, choice, turns, options), choice)
 
-    def load(self, choice: Choice) -> Job:
-        """A load: Waiting* Loading*."""
+    def load(self, choice: ModelChoice) -> Job:
+        """Asks for a load: Waiting* Loading*."""
         return self._submit(lambda job: self._load(job, choice), choice)
 
     def cancel(self, job: Job) -> None:
-        """Takes the job out of the line, or stops it at its next token."""
+        """Removes the job from the queue, or stops it at its next token."""
         job.cancelled.set()
-        if job in self._line:
-            self._line.remove(job)
+        if job in self._queue:
+            self._queue.remove(job)
             job.events.put_nowait(None)
-            self._line_moved()
+            self._queue_changed()
 
-    def refuse(self) -> None:
-        """Takes no more requests; whoever sends one may start another engine."""
+    def stop_accepting(self) -> None:
+        """Refuses new requests from now on; their clients may start another engine."""
         self.ending = True
 
     def close(self) -> None:
-        """Ends every request with a sentence, and the thread after its next token."""
-        self.refuse()
-        for job in (*self._line, self._running):
+        """Ends every request with an EndingError, and the thread after its next token."""
+        self.stop_accepting()
+        for job in (*self._queue, self._running):
             if job is not None:
                 job.cancelled.set()
                 job.events.put_nowait(EndingError())
                 job.events.put_nowait(None)
-        self._line.clear()
-        self._line_moved()
+        self._queue.clear()
+        self._queue_changed()
         self._inbox.put(None)
 
     def join(self, seconds: float) -> bool:
@@ -169,71 +170,73 @@ class Worker:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def _submit(self, work: Callable[[Job], None], choice: Choice) -> Job:
+    def _submit(self, work: Callable[[Job], None], choice: ModelChoice) -> Job:
         if self.ending:
             raise EndingError
         job = Job(work, choice.model or "", self.default_model, self._loop)
         if self._running is None:
             self._start(job)
         else:
-            self._line.append(job)
-            self._line_moved()
+            self._queue.append(job)
+            self._queue_changed()
         return job
 
     def _start(self, job: Job) -> None:
         self._running = job
         if self._backend is None:
-            job.told = True
+            job.loading_announced = True
             job.events.put_nowait(Loading(job.model, "Starting", 0.0))
         self._inbox.put(job)
 
     def _finished(self) -> None:
         self._running = None
         self._last_end = time.monotonic()
-        if self._line:
-            self._start(self._line.popleft())
-            self._line_moved()
+        if self._queue:
+            self._start(self._queue.popleft())
+            self._queue_changed()
 
-    def _line_moved(self) -> None:
-        self._next = self._line[0].wanted if self._line else ""
-        for place, job in enumerate(self._line, start=1):
+    def _queue_changed(self) -> None:
+        self._next_model = self._queue[0].wanted if self._queue else ""
+        for place, job in enumerate(self._queue, start=1):
             job.events.put_nowait(Waiting(place))
 
     # On the worker's thread.
 
     def _serve(self) -> None:
         try:
-            self._ready_backend()  # its imports take seconds: begin before the first request
+            self._get_backend()  # its imports take seconds, so they begin before the first request
         except Exception as error:
-            self.error = str(self._sentence(error))
+            self.error = str(self._as_mmchat_error(error))
         while (job := self._inbox.get()) is not None:
             try:
                 if not job.cancelled.is_set():
                     job.work(job)
-            except GivenUpError:
-                log.info("the load of %s was given up", job.model)
+            except LoadCancelled:
+                log.info("the load of %s was cancelled", job.model)
             except Exception as error:
-                sentence = self._sentence(error)
-                log.info("a request failed: %s", sentence)
-                job.emit(sentence)
+                shown = self._as_mmchat_error(error)
+                log.info("a request failed: %s", shown)
+                job.emit(shown)
             finally:
                 job.emit(None)
                 self._loop.call_soon_threadsafe(self._finished)
 
-    def _sentence(self, error: Exception) -> MmchatError:
+    def _as_mmchat_error(self, error: Exception) -> MmchatError:
         if isinstance(error, MmchatError):
             return error
         log.error("internal error", exc_info=error)
-        return own_mistake(error, self._log_file)
+        return internal_error(error, self._log_file)
 
-    def _ready_backend(self) -> "Backend":
+    def _get_backend(self) -> "Backend":
         if self._backend is None:
-            self._backend = self._create()
+            self._backend = self._create_backend()
         return self._backend
 
-    def _chat(self, job: Job, choice: Choice, turns: tuple[Turn, ...], options: Options) -> None:
+    def _chat(
+        self, job: Job, choice: ModelChoice, turns: tuple[Turn, ...], options: Options
+    ) -> None:
         self._load(job, choice)
-        backend = self._ready_backend()
+        backend = self._get_backend()
         if job.cancelled.is_set():
             return
         answer = backend.generate(turns, options, job.cancelled.is_set)
@@ -250,32 +253,36 @@ class Worker:
                 close()
             self.backend_status = backend.status()
 
-    def _load(self, job: Job, choice: Choice) -> None:
-        backend = self._ready_backend()
+    def _load(self, job: Job, choice: ModelChoice) -> None:
+        """Makes sure that what `choice` says is loaded."""
+        backend = self._get_backend()
         loaded = self._loaded
-        if loaded is not None and self._fits(choice, loaded) and backend.is_current():
-            worn = loaded.adapter or ""
-            asked = worn if choice.adapter is None else choice.adapter
-            # One that was trained on since is read again, without its base.
-            if asked != worn or not backend.adapter_is_current():
-                self._use_adapter(backend, loaded, asked)
+        if loaded is not None and self._is_loaded(choice, loaded) and backend.is_current():
+            active = loaded.adapter or ""
+            wanted = active if choice.adapter is None else choice.adapter
+            # An adapter whose files have changed since, by training, is read again without its base.
+            if wanted != active or not backend.adapter_is_current():
+                self._use_adapter(backend, loaded, wanted)
             return
-        # What is not asked for is kept from before, but an adapter belongs to its model.
+        # What the request leaves out is kept. But an adapter belongs to its model.
         before = loaded or self._default
         same_model = choice.model is None or choice.model == before.model
         adapter = choice.adapter
         if adapter is None:
             adapter = (before.adapter if same_model else None) or ""
-        wanted = Choice(
-            model=choice.model or before.model,
-            adapter=adapter,
-            quantization=choice.quantization or before.quantization or "auto",
-            device=choice.device or before.device or "auto",
+        self._load_model(
+            job,
+            backend,
+            ModelChoice(
+                model=choice.model or before.model,
+                adapter=adapter,
+                quantization=choice.quantization or before.quantization or "auto",
+                device=choice.device or before.device or "auto",
+            ),
         )
-        self._replace(job, backend, wanted)
 
-    def _fits(self, choice: Choice, loaded: Choice) -> bool:
-        """Whether what is loaded is what is asked for, the adapter aside; `auto` takes all."""
+    def _is_loaded(self, choice: ModelChoice, loaded: ModelChoice) -> bool:
+        """Whether the loaded model is the one of `choice`, adapter aside; `auto` accepts any form."""
         held = self.backend_status
         return (
             choice.model in (None, loaded.model)
@@ -283,19 +290,19 @@ class Worker:
             and choice.device in (None, "auto", loaded.device, held.device)
         )
 
-    def _replace(self, job: Job, backend: "Backend", wanted: Choice) -> None:
+    def _load_model(self, job: Job, backend: "Backend", wanted: ModelChoice) -> None:
         model = wanted.model or ""
 
         def progress(stage: str, fraction: float) -> None:
             self.loading = Loading(model, stage, min(max(fraction, 0.0), 1.0))
             job.emit(self.loading)
-            if job.cancelled.is_set() and self._next not in ("", model):
-                raise GivenUpError
+            if job.cancelled.is_set() and self._next_model not in ("", model):
+                raise LoadCancelled
 
         held = self.backend_status
         self.error = ""
         self.loading = Loading(model, "Starting", 0.0)
-        if not job.told:
+        if not job.loading_announced:
             job.emit(self.loading)
         try:
             backend.load(
@@ -305,46 +312,38 @@ class Worker:
                 wanted.device or "auto",
                 progress,
             )
-        except GivenUpError:
-            self._note_what_is_left(backend, held)
+        except LoadCancelled:
+            self._after_failed_load(backend, held)
             raise
         except Exception as error:
-            self._note_what_is_left(backend, held)
-            sentence = self._sentence(error)
-            self.error = str(sentence)
-            raise sentence from error
+            self._after_failed_load(backend, held)
+            shown = self._as_mmchat_error(error)
+            self.error = str(shown)
+            raise shown from error
         else:
             self._loaded = wanted
             self.backend_status = backend.status()
         finally:
             self.loading = None
 
-    def _note_what_is_left(self, backend: "Backend", held: BackendStatus) -> None:
-        """After a load that failed: what was `held` before it, or nothing."""
+    def _after_failed_load(self, backend: "Backend", held: BackendStatus) -> None:
+        """Notes what is loaded now: what was `held` before, or nothing."""
         self.backend_status = backend.status()
         if self.backend_status.model == "" or self.backend_status.model != held.model:
             self._loaded = None
             self.backend_status = BackendStatus()
 
-    def _use_adapter(self, backend: "Backend", loaded: Choice, adapter: str) -> None:
+    def _use_adapter(self, backend: "Backend", loaded: ModelChoice, adapter: str) -> None:
         try:
             backend.use_adapter(adapter)
         finally:
             self.backend_status = backend.status()
-            # An adapter that failed while it was put on has taken the one before it off.
+            # An adapter that could not be attached may have replaced the one before it.
             self._loaded = msgspec.structs.replace(loaded, adapter=self.backend_status.adapter)
 
 
-def own_mistake(error: Exception, log_file: str) -> EngineError:
-    """What is said of an exception that nobody expected; the log has its traceback."""
+def internal_error(error: Exception, log_file: str) -> EngineError:
+    """The message for an unexpected exception; the log has its traceback."""
     return EngineError(
-        f"The engine made a mistake of its own ({type(error).__name__}); "
-        f"its log says where: {log_file}"
+        f"Internal error in the engine ({type(error).__name__}). Details: {log_file}"
     )
-
-
-class EndingError(EngineError):
-    """The request came too late and was not taken; another engine may take it."""
-
-    def __init__(self) -> None:
-        super().__init__("The engine was asked to end; the next message starts it again.")

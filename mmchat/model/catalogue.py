@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from mmchat.errors import ModelError
+from mmchat.errors import ModelError, ModelNotFoundError
 from mmchat.model.checkpoint import available_memory, estimate_memory, read_config, tensors
 from mmchat.settings import builtin_adapters, named_folder, paths, private_dir
 
@@ -167,15 +167,15 @@ def resolve_model(name: str) -> Path:
     if len(short) == 1:
         return _folder(str(fetched[short[0]]))
     if short:
-        raise ModelError(f"{name} could be {' or '.join(sorted(short))}: name it whole.")
+        raise ModelNotFoundError(f"{name} could be {' or '.join(sorted(short))}: name it whole.")
     if os.sep in name and (folder := named_folder(name)):
         return folder
     if name.count("/") == 1:
-        raise ModelError(
+        raise ModelNotFoundError(
             f"The model {name} is not installed: `mmchat models add {name}` fetches it, and "
             "`mmchat models list` shows what is here."
         )
-    raise ModelError(
+    raise ModelNotFoundError(
         f"There is no model {name}: `mmchat models list` shows what is here, `mmchat models add` "
         "fetches another, and a folder is given as ./FOLDER."
     )
@@ -184,7 +184,7 @@ def resolve_model(name: str) -> Path:
 def _folder(name: str) -> Path:
     folder = named_folder(name)
     if folder is None:
-        raise ModelError(
+        raise ModelNotFoundError(
             f"There is no folder {name}: mend the path, or choose one of `mmchat models list`."
         )
     return folder

@@ -30,10 +30,12 @@ LONG_TALK = [
 @pytest.fixture
 def backend(loaded: "LoadedModel") -> "TorchBackend":
     """The engine's own, over the weights that this process holds."""
+    from mmchat.adapters.active import ActiveAdapter
     from mmchat.engine.backend import TorchBackend
 
     backend = TorchBackend()
-    backend._loaded, backend._runner = loaded, backend._runner_for(loaded)
+    backend._loaded, backend._adapter = loaded, ActiveAdapter(loaded)
+    backend._runner = backend._runner_for(loaded, backend._adapter)
     return backend
 
 
@@ -61,6 +63,7 @@ def test_a_long_prefill_ends_within_one_chunk(backend: "TorchBackend", forwards:
     assert whole > 4 and max(forwards) == PREFILL_CHUNK
     for read in (0, 1, whole - 1):
         forwards.clear()
+        backend._prefix.clear()  # else what was read before is not read again
         events = backend.generate(LONG_TALK, options, lambda read=read: len(forwards) >= read)  # type: ignore[misc]
         done = list(events)[-1]
         assert isinstance(done, Done)

@@ -21,6 +21,7 @@ The last user text is a command:
     oom             EngineError, as for memory that does not suffice
     too-long        TooLongError, as for a message that the context has no room for
     bug             a RuntimeError, as for a mistake in the engine
+    fail-late       streams "one ", then an EngineError
     echo-images     "N pictures: SHA SHA … "
     echo-options    the options as they arrived
     echo-turns      the turns as they arrived, pictures as <sha>
@@ -30,7 +31,7 @@ The last user text is a command:
     anything else   "I see N pictures. You said: TEXT"
 
 Every word is one token: `max_tokens` cuts with the finish reason "length".
-Model names: "broken" cannot be loaded (ModelError), "buggy" raises a RuntimeError,
+Model names: "unknown" is not found, "broken" cannot be loaded (ModelError), "buggy" raises a RuntimeError,
 "crash-load" kills the process, "gate-NAME" waits for a gate in its load, "steps-NAME" too while
 it tells its progress again and again, "blind" has no vision; every other name loads, and a folder's model.safetensors is read for its hash.
 Adapters: "broken" is an AdapterError, and "unfit" one that takes off what was on before.
@@ -60,7 +61,13 @@ from mmchat.client.protocol import (
     Started,
     Turn,
 )
-from mmchat.errors import AdapterError, EngineError, ModelError, TooLongError
+from mmchat.errors import (
+    AdapterError,
+    EngineError,
+    ModelError,
+    ModelNotFoundError,
+    TooLongError,
+)
 from mmchat.settings import paths
 
 if TYPE_CHECKING:
@@ -149,6 +156,8 @@ class ScriptedBackend:
         device: str,
         progress: Callable[[str, float], None],
     ) -> None:
+        if model == "unknown":
+            raise ModelNotFoundError("There is no model unknown.")
         if model == "broken":
             raise ModelError("The model broken cannot be read: its weights are cut short.")
         self._status = BackendStatus()
@@ -281,6 +290,9 @@ class ScriptedBackend:
                 )
             case "too-long":
                 raise TooLongError("The last message takes 9 tokens, and scenes has room for 8.")
+            case "fail-late":
+                yield "one "
+                raise EngineError("The model failed in mid-answer.")
             case "bug":
                 raise RuntimeError("a bug in decoding")
             case "echo-images":

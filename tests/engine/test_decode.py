@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmchat.engine.cache import VisionCache
 from mmchat.engine.decode import Decoding, Prompt, TransformersRunner, VisualPrefixRunner
 from mmchat.engine.detokenize import StopStrings
 from mmchat.engine.sampling import Sampler
+from mmchat.engine.vision_cache import VisionCache
 from tests.engine.tiny_models import (
     IMAGE,
+    RECURRENT_NAMES,
     STOCK,
     TEXT_NAMES,
     TinyPrompt,
@@ -104,7 +105,7 @@ def visual_prefix_runner(model: Any, **options: Any) -> VisualPrefixRunner:
     return VisualPrefixRunner(model, vision_hash=lambda: "w", vision=VisionCache(), **options)
 
 
-@pytest.mark.parametrize("name", TEXT_NAMES)
+@pytest.mark.parametrize("name", [*TEXT_NAMES, *RECURRENT_NAMES])
 def test_text_models_equal_generate_bit_for_bit(name: str) -> None:
     model = text_model(name)
     runner = TransformersRunner(model)
@@ -114,7 +115,7 @@ def test_text_models_equal_generate_bit_for_bit(name: str) -> None:
     assert ours(runner, text_prompt(0))[0] != ours(runner, text_prompt(1))[0]
 
 
-@pytest.mark.parametrize("name", TEXT_NAMES)
+@pytest.mark.parametrize("name", [*TEXT_NAMES, *RECURRENT_NAMES])
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_a_prefill_in_chunks_gives_the_same_logits(name: str, chunk: int) -> None:
     model = text_model(name)
@@ -185,15 +186,16 @@ def test_conversations_of_qwen_vl_do_not_meet_on_the_module() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_truncate_and_fork_go_on_as_if_nothing_had_come_between(name: str) -> None:
+def test_a_truncated_state_goes_on_as_if_nothing_had_come_between(name: str) -> None:
     model = text_model(name)
     runner = TransformersRunner(model)
     prompt = text_prompt(0, 5)
-    state = runner.start()
+    state, other = runner.start(), runner.start()
     prefilled = runner.prefill(state, prompt, lambda: False)
     assert prefilled is not None
     token = int(prefilled.logits.argmax())
-    expected = runner.step(state.fork(), token)
+    runner.prefill(other, prompt, lambda: False)
+    expected = runner.step(other, token)
     assert state.length == 5
     runner.step(state, 7)
     runner.step(state, 8)  # 7 tokens: the window of 8 is not full yet

@@ -27,6 +27,7 @@ from mmchat.engine.sampling import (
     penalize_repetition,
 )
 from mmchat.errors import EngineError
+from mmchat.sampling_params import SamplingParams
 
 values = st.lists(
     st.floats(-20, 20, allow_nan=False, width=32), min_size=2, max_size=24, unique=True
@@ -137,7 +138,7 @@ def test_the_whole_chain_equals_transformers(
 
 def draws(seed: int | None, count: int = 30, **options: float) -> list[int]:
     rows = torch.randn(count, 50, generator=torch.Generator().manual_seed(5))
-    sampler = Sampler(temperature=1.0, seed=seed, **options)  # type: ignore[arg-type]
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=seed, **options))  # type: ignore[arg-type]
     return [sampler.next(row) for row in rows]
 
 
@@ -152,7 +153,7 @@ def test_the_same_seed_draws_the_same_tokens_whatever_the_global_dice_do() -> No
 
 
 def test_draws_follow_the_distribution() -> None:
-    sampler = Sampler(temperature=1.0, seed=0)
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=0))
     row = torch.tensor([0.5, 0.3, 0.2, 0.0]).log()
     counts = Counter(sampler.next(row) for _ in range(4000))
     assert set(counts) == {0, 1, 2}
@@ -161,7 +162,7 @@ def test_draws_follow_the_distribution() -> None:
 
 
 def test_the_penalty_counts_prompt_and_answer() -> None:
-    sampler = Sampler(repetition_penalty=2.0, prompt=[0, 99])
+    sampler = Sampler(SamplingParams(repetition_penalty=2.0), prompt=[0, 99])
     row = torch.tensor([3.0, 2.0, 1.9])
     assert [sampler.next(row) for _ in range(3)] == [1, 2, 0]
 
@@ -174,13 +175,13 @@ def test_greedy_takes_the_first_of_equals() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_broken_logits_are_one_sentence(bad: float, temperature: float) -> None:
     with pytest.raises(EngineError, match="no valid probabilities"):
-        Sampler(temperature=temperature).next(torch.tensor([0.0, bad, 1.0]))
+        Sampler(SamplingParams(temperature=temperature)).next(torch.tensor([0.0, bad, 1.0]))
     with pytest.raises(EngineError, match="no valid probabilities"):
-        Sampler(temperature=temperature).next(torch.full((3,), -math.inf))
+        Sampler(SamplingParams(temperature=temperature)).next(torch.full((3,), -math.inf))
 
 
 def test_a_temperature_too_small_for_float32_is_greedy() -> None:
-    sampler = Sampler(temperature=1e-40, seed=1)
+    sampler = Sampler(SamplingParams(temperature=1e-40, seed=1))
     assert [sampler.next(torch.tensor([1.0, 90.0, 89.9])) for _ in range(5)] == [1] * 5
 
 
@@ -198,4 +199,4 @@ def test_a_temperature_too_small_for_float32_is_greedy() -> None:
 )
 def test_a_number_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(EngineError, match=f"{name} is {value}"):
-        Sampler(**{name: value})  # type: ignore[arg-type]
+        SamplingParams(**{name: value})  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ The weights are spread with a deviation of 0.3 and more: at the usual 0.02 every
 the same, and nothing would be tested.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,11 @@ from transformers import (
     Gemma3Config,
     Gemma3TextConfig,
     Idefics3Config,
+    JambaConfig,
+    Lfm2Config,
     LlamaConfig,
     LlavaConfig,
+    MambaConfig,
     MistralConfig,
     Qwen2Config,
     Qwen2VLConfig,
@@ -106,10 +109,27 @@ def text_config(name: str) -> Any:
             query_pre_attn_scalar=8,
             layer_types=["sliding_attention", "full_attention"],
         ),
+        "lfm2": lambda: Lfm2Config(
+            **_TEXT, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False
+        ),
+        "jamba": lambda: JambaConfig(
+            **_TEXT,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            mamba_d_state=8,
+            mamba_dt_rank=4,
+            num_experts=1,
+        ),
+        "mamba": lambda: MambaConfig(
+            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8
+        ),
     }[name]()
 
 
 TEXT_NAMES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3"]
+SLIDING_NAMES = ["mistral", "gemma2", "gemma3"]
+RECURRENT_NAMES = ["lfm2", "jamba", "mamba"]
+"""A convolution, a hybrid of attention and Mamba, and nothing but Mamba."""
 
 
 def text_model(name: str) -> Any:
@@ -122,14 +142,19 @@ def text_prompt(seed: int = 0, length: int = 13) -> TinyPrompt:
 
 
 def _picture_prompt(tokens: int, pixels: Callable[[Tensor], dict[str, Tensor]]) -> Any:
-    def prompt(text_seed: int = 0, picture_seeds: tuple[int, ...] = (0,)) -> TinyPrompt:
-        ids = text_prompt(text_seed, 6).input_ids[0].tolist()
+    def prompt(
+        text_seed: int = 0,
+        picture_seeds: tuple[int, ...] = (0,),
+        text_length: int = 6,
+        more: Sequence[int] = (),
+    ) -> TinyPrompt:
+        ids = text_prompt(text_seed, text_length).input_ids[0].tolist()
         spans = []
         for seed in picture_seeds:
             ids += [5]
             spans.append(TinySpan(len(ids), tokens, f"{seed:064d}"))
             ids += [IMAGE] * tokens
-        ids += text_prompt(text_seed + 1, 5).input_ids[0].tolist()
+        ids += [*text_prompt(text_seed + 1, 5).input_ids[0].tolist(), *more]
         pictures = torch.stack(
             [
                 torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) * 2 - 1

@@ -1,0 +1,61 @@
+"""Keeps the last conversation's keys and values, so that its next answer does not read it again."""
+
+import contextlib
+from collections.abc import Iterator
+
+from mmchat.engine.decode import CausalRunner, Prompt
+from mmchat.engine.kv_cache import ConversationState
+
+MIN_REUSED = 16
+"""Tokens. Different conversations share fewer, through the chat template; those are cheap to read."""
+MAX_KEPT_BYTES = 2 * 1024**3
+"""Of keys and values. LLaVA-1.5-7B needs as much for its whole context of 4,096 tokens."""
+
+
+class PrefixCache:
+    """Keeps the state of one conversation between two answers, up to `limit` bytes.
+
+    There is only one state at a time: it is taken out for an answer, and kept again after it.
+    """
+
+    def __init__(self, limit: int = MAX_KEPT_BYTES) -> None:
+        self._limit = limit
+        self._state: ConversationState | None = None
+        self._weights: tuple[str, ...] = ()
+
+    def resume(
+        self, runner: CausalRunner, prompt: Prompt, weights: tuple[str, ...]
+    ) -> ConversationState:
+        """The kept state, truncated to what `prompt` shares with it, or a new one.
+
+        `weights` are the hashes of model and adapter: a state of other weights is never used.
+        """
+        state, self._state = self._state, None
+        if state is not None and weights == self._weights:
+            length = runner.reusable(state, prompt)
+            if length >= MIN_REUSED and state.truncate(length):
+                return state
+        del state  # before the new one takes memory
+        return runner.start()
+
+    @contextlib.contextmanager
+    def keeping(self, state: ConversationState, weights: tuple[str, ...]) -> Iterator[None]:
+        """Keeps `state` after the block.
+
+        If the block fails, the state is dropped: some layers may have read a token that others have
+        not. A generator that is closed inside the block has not failed; it waits between two tokens.
+        """
+        try:
+            yield
+        except GeneratorExit:
+            self._keep(state, weights)
+            raise
+        self._keep(state, weights)
+
+    def clear(self) -> None:
+        """Drop the state, to free its memory."""
+        self._state = None
+
+    def _keep(self, state: ConversationState, weights: tuple[str, ...]) -> None:
+        if state.keys and state.is_attention_only and state.nbytes <= self._limit:
+            self._state, self._weights = state, weights
