@@ -384,7 +384,7 @@ def test_the_app_loads_no_heavy_module() -> None:
 
 
 async def test_a_key_that_waits_is_for_the_text_that_it_was_pressed_on(
-    new_app: NewApp, monkeypatch: pytest.MonkeyPatch
+    new_app: NewApp, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Enter while suggestions are looked for; what is typed before they come is not sent by it."""
     asked, may_answer = threading.Event(), threading.Event()
@@ -395,30 +395,32 @@ async def test_a_key_that_waits_is_for_the_text_that_it_was_pressed_on(
         may_answer.wait(30)
         return found(*given, **more)
 
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
     app = new_app()
     async with app.run_test() as pilot:
         box = app.chat.composer.input
-        box.take_text("see @/")
+        box.take_text("see @./")
         await until(pilot, lambda: box.suggesting)
         monkeypatch.setattr(composer, "suggest", slow)
-        box.take_text("see @/no-such")
+        box.take_text("see @./no-such")
         await until(pilot, asked.is_set)
         await pilot.press("enter", "h")
         may_answer.set()
         await until(pilot, lambda: not box.suggesting)
         await pilot.pause()
-        assert box.text == "see @/no-suchh"
+        assert box.text == "see @./no-suchh"
 
         # Nor does it wait where more was typed and taken back, or the list was closed.
         for typed, meanwhile in (("n", ("h", "backspace")), ("m", ("escape",))):
             may_answer.clear()
-            box.take_text("see @/")
+            box.take_text("see @./")
             box.suggesting, app.chat.composer._suggestions = True, [Suggestion("x", "", 0, 0, "x")]
             await pilot.press(typed, "enter", *meanwhile)
             may_answer.set()
             await until(pilot, lambda: not box.suggesting)
-            assert box.text == f"see @/{typed}"
-        box.take_text("see @/nothing")
+            assert box.text == f"see @./{typed}"
+        box.take_text("see @./nothing")
         await pilot.press("enter")
         await until(pilot, lambda: not box.text)
 
