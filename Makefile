@@ -36,12 +36,11 @@ help:
 chat: $(RUN)
 	@$(BIN)/mmchat
 
-# One thread a process: several workers of two threads each on two cores only hinder each other.
 test: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow" $(ARGS)
 
 test-slow: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD) $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 # All that needs no torch, on another Python: make test-light PYTHON=python3.13
 test-light: $(LIGHT)

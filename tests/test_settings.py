@@ -19,7 +19,13 @@ def test_file_environment_flag_in_that_order(home: Path, monkeypatch: pytest.Mon
 
 
 def test_every_setting_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"quantization": "fp32", "device": "cpu", "transport": "tcp", "min_p": "0.5"}
+    values = {
+        "quantization": "fp32",
+        "device": "cpu",
+        "compute_dtype": "bf16",
+        "transport": "tcp",
+        "min_p": "0.5",
+    }
     for name in setting_names():
         section, key = name.split(".")
         value = values.get(key, "1")

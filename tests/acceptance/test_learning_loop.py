@@ -22,13 +22,11 @@ from mmchat.tui.app import ChatApp
 from mmchat.tui.screens.training import TrainingScreen
 from mmchat.tui.widgets.message import MessageView
 from tests.acceptance.learning_loop import make, questions
-from tests.cli.conftest import MMCHAT, plain_environment
+from tests.cli.conftest import MMCHAT
 from tests.engine.scripted import end_engine
 from tests.tui.conftest import until as wait
 from tests.tui.test_judging import corrects
 from tests.tui.test_training import keys
-
-__all__ = ["plain_environment"]
 
 CORRECTED, ASKED = 30, 200
 PATIENCE = 1800.0
@@ -36,8 +34,7 @@ PATIENCE = 1800.0
 
 
 @pytest.fixture
-def real_engine(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.delenv("MMCHAT_ENGINE_BACKEND", raising=False)
+def real_engine(home: Path) -> Iterator[Path]:
     yield home
     end_engine()
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.conftest import mmchat, plain_environment
+from tests.cli.conftest import mmchat
 from tests.client.conftest import new_client
 from tests.engine.scripted import end_engine
 
 if TYPE_CHECKING:
     from mmchat.model.loading import LoadedModel
 
-__all__ = ["mmchat", "new_client", "plain_environment"]
+__all__ = ["mmchat", "new_client"]
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +30,6 @@ def builtin_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def engine(home: Path, builtin_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """This test lives in that home: its engine, once started, holds the built-in model."""
     monkeypatch.setenv("MMCHAT_HOME", str(builtin_home))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as in the test's own process
-    monkeypatch.delenv("MMCHAT_ENGINE_BACKEND", raising=False)
     return builtin_home
 
 

@@ -22,15 +22,6 @@ _WITH_TORCH = {("train",), ("doctor",), ("adapters", "merge")}
 _READ_AT_THE_START = ("PYTHON", "OMP_", "GOMP_", "HF_")
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Settings come from the test alone; whatever folder a person is in does not matter."""
-    for name in [name for name in os.environ if name.startswith("MMCHAT_")]:
-        if name not in ("MMCHAT_HOME", "MMCHAT_ENGINE_BACKEND"):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
 def mmchat() -> Run:
     """Runs the command to its end: `mmchat("ask", "hello", stdin=b"…", MMCHAT_MODEL_NAME="x")`."""

@@ -36,9 +36,7 @@ def _wish(**changes: Any) -> Wish:
 
 
 @pytest.fixture(autouse=True)
-def home(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_environment: None
-) -> Iterator[Path]:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("MMCHAT_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(training_job, "_from_history", lambda wish, recipe: dataset(10))
     before = {number: signal.getsignal(number) for number in (KEEP, PAUSE)}

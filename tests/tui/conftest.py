@@ -76,12 +76,21 @@ async def say(pilot: Pilot[None], text: str) -> None:
     app.chat.composer.input.take_text(text)
     await pilot.pause()
     await pilot.press("enter")
+    # Enter on a command waits for its suggestions; what is typed meanwhile would cancel it.
+    await until(pilot, lambda: not app.chat.composer._wanted[0])
 
 
 async def answered(pilot: Pilot[None]) -> None:
-    """Waits until nothing is asked any more and the screen shows it."""
+    """Waits until all that was typed is done, nothing is asked any more and the screen shows it."""
     app = pilot.app
     assert isinstance(app, ChatApp)
+    done = asyncio.Event()
+
+    async def reached() -> None:
+        done.set()
+
+    app.chat.put(reached)
+    await until(pilot, done.is_set)
     await until(pilot, lambda: app.chat.transcript.branch and not app.asker.live)
     await until(pilot, lambda: not any(view.live for view in app.chat.query(MessageView)))
 

@@ -3,8 +3,7 @@
 `pytest tests/tui/test_snapshots.py --snapshot-update` accepts what is drawn now.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,18 +38,14 @@ READY = EngineStatus(
 
 
 @pytest.fixture(autouse=True)
-def still(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A clock that stands, one time zone, colours, no engine; gives a picture."""
+def still(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clock that stands still, colours, no engine; gives a picture."""
     monkeypatch.delenv("NO_COLOR")
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
     monkeypatch.setattr("mmchat.history.writing.time", SimpleNamespace(time=lambda: NOW))
     monkeypatch.setattr(Asker, "load", lambda self: self._post(LoadEnded(READY)), raising=True)
     picture = draw(tmp_path / "circle.png")
     monkeypatch.setattr("mmchat.tui.screens.stage.examples", lambda: [picture])
-    yield picture
-    monkeypatch.undo()
-    time.tzset()
+    return picture
 
 
 def _app(theme: str = "textual-dark") -> ChatApp:
