@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.message import Message as Post
@@ -148,6 +149,11 @@ class ChatApp(App[None]):
     def use(self, model: str | None = None, adapter: str | None = None) -> None:
         """Ask another model, or with another adapter, from now on."""
         self.asker.use(model, adapter)
+
+    async def on_event(self, event: events.Event) -> None:
+        # Keys behind Quit would act on screens that are being taken down, and end in a traceback.
+        if not (self._exit and isinstance(event, events.InputEvent | events.Paste)):
+            await super().on_event(event)
 
     def on_happened(self, event: Happened) -> None:
         if self.is_running:  # else the screen is gone
