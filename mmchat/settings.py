@@ -22,7 +22,10 @@ Quantization = Literal["auto", "4bit", "bf16", "fp32"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 ComputeDtype = Literal["auto", "bf16", "fp32"]
 
-# Variables that are no settings: a home, a server's key, another backend for tests.
+NO_ADAPTER = "none"
+"""What a person types for no adapter; no adapter can have this name."""
+
+# MMCHAT_ variables that are not settings: folders, a server's key, another backend for tests.
 _OTHER_VARIABLES = frozenset(
     {"MMCHAT_HOME", "MMCHAT_RUNTIME", "MMCHAT_ENGINE_TOKEN", "MMCHAT_ENGINE_BACKEND"}
 )
@@ -43,12 +46,16 @@ class ModelSettings(_Section, frozen=True):
     name: str = "scenes"
     """A built-in or installed model, a folder, or a hub id."""
     adapter: str = ""
-    """An installed adapter's name or folder; empty means the base's own projector."""
+    """An installed adapter's name or folder; empty or `none` means no adapter."""
     quantization: Quantization = "auto"
     """`auto` is 4-bit wherever bitsandbytes works."""
     device: Device = "auto"
     compute_dtype: ComputeDtype = "auto"
     """What a 4-bit model computes in; `auto` is what the processor is fast at."""
+
+    def __post_init__(self) -> None:
+        if self.adapter == NO_ADAPTER:
+            msgspec.structs.force_setattr(self, "adapter", "")
 
 
 class GenerationSettings(_Section, frozen=True):
@@ -135,7 +142,7 @@ def load_settings(overrides: Mapping[str, str] | None = None) -> Settings:
     """
     merged = Settings()
     file = paths().settings_file
-    merged = _merge(merged, _read_file(file), str(file))
+    merged = _merge(merged, read_settings_file(file), str(file))
     merged = _merge(merged, _from_environment(), "the environment")
     given: dict[str, dict[str, Any]] = {}
     for name, value in (overrides or {}).items():
@@ -144,17 +151,23 @@ def load_settings(overrides: Mapping[str, str] | None = None) -> Settings:
     return _merge(merged, given, "the command line")
 
 
-def _read_file(file: Path) -> dict[str, Any]:
+def read_settings_file(file: Path) -> dict[str, Any]:
+    """The tables of a settings.toml; empty if there is no such file.
+
+    Raises SettingsError if the file cannot be read or is not TOML.
+    """
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors write a BOM
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise SettingsError(
-            f"{file} cannot be read ({error.strerror}): mend its permissions."
+            f"{file} cannot be read ({error.strerror}): check its permissions."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file} is not valid TOML ({error}): mend or remove it.") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file} is not UTF-8 text ({error}): save it as UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{file} is not valid TOML ({error}): fix or remove it.") from error
 
 
 def _from_environment() -> dict[str, dict[str, Any]]:
@@ -233,23 +246,43 @@ class Paths:
 def paths() -> Paths:
     """Where this person's files are; nothing is created.
 
-    MMCHAT_RUNTIME is another runtime folder, for an engine beside the person's own. Raises
-    SettingsError where MMCHAT_HOME names nobody's folder.
+    `MMCHAT_RUNTIME` is another runtime folder, for an engine beside the person's own. Raises
+    SettingsError if one of the two variables cannot be used.
     """
     found = _home()
-    runtime = os.environ.get("MMCHAT_RUNTIME")
-    return replace(found, runtime=Path(runtime).absolute()) if runtime else found
+    runtime = _folder_variable("MMCHAT_RUNTIME")
+    return replace(found, runtime=runtime) if runtime else found
+
+
+def folder_environment() -> dict[str, str]:
+    """The variables that name our folders, as absolute paths.
+
+    For a process with another working directory, where a relative path would mean another folder.
+    """
+    found = {name: _folder_variable(name) for name in ("MMCHAT_HOME", "MMCHAT_RUNTIME")}
+    return {name: str(folder) for name, folder in found.items() if folder}
+
+
+def _folder_variable(name: str) -> Path | None:
+    value = os.environ.get(name)
+    if not value:
+        return None
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError as error:
+        raise SettingsError(
+            f"{name} is {value!r}, which names a home folder that does not exist."
+        ) from error
+    except OSError as error:  # the working directory was removed
+        raise SettingsError(
+            f"{name} is {value!r}, a relative path, and the current folder does not exist any "
+            "more: give an absolute path."
+        ) from error
 
 
 def _home() -> Paths:
-    home = os.environ.get("MMCHAT_HOME")
-    if home:
-        try:
-            root = Path(home).expanduser().absolute()
-        except RuntimeError as error:
-            raise SettingsError(
-                f"MMCHAT_HOME is {home!r}, and names a home folder that does not exist."
-            ) from error
+    root = _folder_variable("MMCHAT_HOME")
+    if root:
         return Paths(root, root, root / "cache", root / "run")
     import platformdirs
 

@@ -2,14 +2,13 @@
 
 import os
 import tempfile
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from mmchat.errors import SettingsError
-from mmchat.settings import load_settings, paths, private_dir
+from mmchat.settings import load_settings, paths, private_dir, read_settings_file
 
 
 def file_value(section: str, key: str) -> Any:
@@ -19,7 +18,7 @@ def file_value(section: str, key: str) -> Any:
     """
     load_settings()
     file = paths().settings_file
-    tables: dict[str, Any] = tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
+    tables = read_settings_file(file)
     return tables.get(section, {}).get(key)
 
 
@@ -31,7 +30,7 @@ def set_value(section: str, key: str, value: Any) -> Path:
     """
     load_settings()  # a file that is wrong is mended by its owner, not overwritten
     file = paths().settings_file.resolve()  # a link stays one
-    tables: dict[str, Any] = tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
+    tables = read_settings_file(file)
     tables.setdefault(section, {})[key] = value
     private_dir(file.parent)
     try:

@@ -1,7 +1,6 @@
 """The one way in which the app, the command line and the evaluation ask the engine."""
 
 import contextlib
-import os
 from collections.abc import AsyncGenerator, Sequence
 
 from mmchat.client import wire
@@ -9,7 +8,7 @@ from mmchat.client.local import LocalEngine
 from mmchat.client.protocol import EngineStatus, Event, Loading, Options, Turn
 from mmchat.client.remote import RemoteServer
 from mmchat.errors import EngineError
-from mmchat.settings import Settings, named_folder
+from mmchat.settings import Settings
 
 
 class EngineClient:
@@ -54,13 +53,13 @@ class EngineClient:
         A remote server is only asked whether it answers.
         """
         adapter = self._adapter_for(model, adapter)
-        model = _absolute(model) or self._model
+        model = wire.absolute_name(model) or self._model
         quantization = quantization or self._quantization
         if self._remote is not None:
             await self._remote.status()
             self._model = model
             return
-        steps = self._local.load(_absolute(model), adapter, quantization)
+        steps = self._local.load(wire.absolute_name(model), adapter, quantization)
         async with contextlib.aclosing(steps):
             async for step in steps:
                 yield step
@@ -75,8 +74,8 @@ class EngineClient:
                     "server that has it, or unset engine.url."
                 )
             return await self._remote.status()
-        status = await self._local.use_adapter(_absolute(name))
-        self._adapter = _absolute(name)
+        status = await self._local.use_adapter(wire.absolute_name(name))
+        self._adapter = wire.absolute_name(name)
         return status
 
     async def chat(
@@ -87,7 +86,7 @@ class EngineClient:
         Raises as every method does, also after Deltas: what came before it stays true.
         """
         adapter = self._adapter_for(model, adapter)
-        model = _absolute(model) or _absolute(self._model)
+        model = wire.absolute_name(model) or wire.absolute_name(self._model)
         answer = (
             self._local.chat(turns, options, model, adapter, self._quantization)
             if self._remote is None
@@ -110,18 +109,6 @@ class EngineClient:
     def _adapter_for(self, model: str, adapter: str) -> str:
         """The chosen adapter belongs to the chosen model: another model begins without."""
         if adapter:
-            return _absolute(adapter)
-        same = model == "" or _absolute(model) == _absolute(self._model)
-        return _absolute(self._adapter) if same else ""
-
-
-def _absolute(name: str) -> str:
-    """A folder's path as the engine sees it, which works in another folder; else the name.
-
-    Raises EngineError for a name that the protocol cannot carry.
-    """
-    name = wire.checked_name(name)
-    if os.sep not in name and not name.startswith((".", "~")):
-        return name
-    folder = named_folder(name)
-    return name if folder is None else str(folder)
+            return wire.absolute_name(adapter)
+        same = model == "" or wire.absolute_name(model) == wire.absolute_name(self._model)
+        return wire.absolute_name(self._adapter) if same else ""

@@ -8,6 +8,7 @@ import asyncio
 import atexit
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,11 +16,14 @@ import time
 from typing import BinaryIO
 
 from mmchat.client.endpoint import engine_lives, log_file, read_endpoint, runtime_dir
+from mmchat.client.wire import absolute_name
 from mmchat.errors import EngineError
-from mmchat.settings import Settings, private_dir
+from mmchat.settings import Settings, folder_environment, private_dir
 
 PATIENCE = 5.0
 """Seconds that an engine has to end by itself."""
+_PROGRESS = re.compile(r"\S+ \S+ (DEBUG|INFO) ")
+"""The beginning of a log line that tells progress, not a failure (`engine.process`)."""
 _children: list[subprocess.Popen[bytes]] = []
 """Engines this process has started: kept so that the system can forget them when they end."""
 
@@ -62,6 +66,7 @@ class Spawned:
                     stdout=log,
                     stderr=log,
                     cwd=runtime,
+                    env=os.environ | folder_environment(),
                     start_new_session=True,
                     close_fds=True,
                 )
@@ -73,27 +78,45 @@ class Spawned:
         _children[:] = [child for child in _children if child.poll() is None]
         _children.append(self._process)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def exit_status(self) -> int | None:
         """None while it runs."""
         return self._process.poll()
 
     def failure(self) -> EngineError:
-        """Why it ended before it answered, from the last line it wrote."""
+        """Why it ended before it answered: the signal that ended it, or the last line of its log."""
+        status = self._process.poll()
+        if status is not None and status < 0:
+            return EngineError(_ended_by_signal(-status))
         lines: list[str] = []
         with contextlib.suppress(OSError), log_file().open("rb") as log:  # it may be removed by now
             size = os.fstat(log.fileno()).st_size
             log.seek(max(self._log_start if self._log_start <= size else 0, size - 65_536))
             lines = log.read().decode(errors="replace").splitlines()
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
+        said = [line.strip() for line in lines if line.strip() and not _PROGRESS.match(line)]
+        last = said[-1] if said else f"it wrote nothing, exit status {status}"
         return EngineError(
             f"The engine could not start: {last.removeprefix('mmchat: ')} (its log: {log_file()})"
         )
 
 
+def _ended_by_signal(number: int) -> str:
+    ended = f"The engine was ended (signal {number}) while it started"
+    if number == signal.SIGKILL:
+        return (
+            f"{ended}: if you did not do that, the system was short of memory, so close other "
+            "programs and try again."
+        )
+    return f"{ended} (its log: {log_file()})"
+
+
 def _flags(settings: Settings) -> list[str]:
     chosen = {
-        "model.name": settings.model.name,
-        "model.adapter": settings.model.adapter,
+        "model.name": absolute_name(settings.model.name),
+        "model.adapter": absolute_name(settings.model.adapter),
         "model.quantization": settings.model.quantization,
         "model.device": settings.model.device,
         "engine.idle_seconds": settings.engine.idle_seconds,

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from mmchat.errors import (
     ModelError,
     TooLongError,
 )
+from mmchat.settings import named_folder
 
 REFERENCE = "x-mmchat:sha256:"
 MAX_LINE = 16 * 1024 * 1024
@@ -73,6 +75,18 @@ def checked_name(name: str) -> str:
         shown = _SURROGATES.sub("\ufffd", name)
         raise EngineError(f"{shown} is a name that is not valid UTF-8: rename the folder.")
     return name
+
+
+def absolute_name(name: str) -> str:
+    """A folder's absolute path, because the engine runs in another folder; any other name as it is.
+
+    Raises EngineError if the name is not valid UTF-8.
+    """
+    name = checked_name(name)
+    if os.sep not in name and not name.startswith((".", "~")):
+        return name
+    folder = named_folder(name)
+    return name if folder is None else str(folder)
 
 
 def messages(turns: Sequence[Turn], by_reference: bool) -> list[dict[str, Any]]:
