@@ -12,6 +12,9 @@ def main() -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
+        from mmchat.cli.streams import prepare_streams
+
+        prepare_streams()
         from mmchat.cli.root import run
 
         return run(sys.argv[1:])

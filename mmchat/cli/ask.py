@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-import sys
+import os
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,6 +12,12 @@ from typing import Any, Literal
 import click
 
 from mmchat.cli.output import Progress, note, say, say_json
+from mmchat.cli.question import (
+    after_dashes,
+    read_question,
+    read_stdin,
+    remark_on_pictures,
+)
 from mmchat.client import (
     Delta,
     Done,
@@ -23,14 +30,25 @@ from mmchat.client import (
     Waiting,
     marks_of_nothing,
 )
-from mmchat.errors import AdapterError, EngineError, HistoryError, ModelError, TooLongError
+from mmchat.errors import (
+    AdapterError,
+    EngineError,
+    HistoryError,
+    ImageError,
+    ModelError,
+    TooLongError,
+)
 from mmchat.history import Answer, Conversation, History, Message, Origin, StoredImage
 from mmchat.images import MAX_BYTES, Picture, parse_picture, read_picture
 from mmchat.sanitize import Cleaner
 from mmchat.settings import GenerationSettings, Settings, load_settings
 from mmchat.tui.turns import TOO_LONG, turns
 
-_MAX_TEXT = 10_000_000  # bytes from stdin
+
+def _checked_seed(context: click.Context, option: click.Parameter, value: int | None) -> int | None:
+    if value is not None and not 0 <= value < 2**63:
+        raise click.BadParameter("a seed is a whole number from 0 to 2^63 - 1", context, option)
+    return value
 
 
 @click.command()
@@ -47,7 +65,7 @@ _MAX_TEXT = 10_000_000  # bytes from stdin
 @click.option("--conversation", type=int, metavar="ID", help="Go on with this conversation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option("--model", metavar="M", help="The model that answers.")
-@click.option("--adapter", metavar="NAME", help="The adapter it answers with.")
+@click.option("--adapter", metavar="NAME", help="The adapter it answers with; none for no adapter.")
 @click.option("--system", metavar="TEXT", help="What the model is told first.")
 @click.option(
     "--temperature", type=click.FloatRange(0, 100), metavar="T", help="0 is always the likeliest."
@@ -56,7 +74,11 @@ _MAX_TEXT = 10_000_000  # bytes from stdin
     "--max-tokens", type=click.IntRange(1, 1_000_000), metavar="N", help="The longest answer."
 )
 @click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="The same seed, the same answer."
+    "--seed",
+    type=int,
+    callback=_checked_seed,
+    metavar="N",
+    help="The same seed gives the same answer.",
 )
 @click.option("--no-save", is_flag=True, help="Leave no trace in the history.")
 def ask(
@@ -75,20 +97,30 @@ def ask(
 ) -> None:
     """Ask one question, about pictures or not.
 
-    The text comes from stdin where none is given. The answer is written as it comes,
-    and kept in the history.
+    Without TEXT, the text comes from stdin; text that is piped in beside TEXT goes before it.
+    The answer is printed as it is written, and kept in the history.
 
     \b
     Examples:
       mmchat ask "what is this?" -a barn.jpg
       mmchat ask "is [1] older than [2]?" -a left.png -a right.png
       mmchat ask --continue "and what colour is it?"
-      cat letter.txt | mmchat ask --json
+      git diff | mmchat ask "what changed here?" --json
+      mmchat ask -a barn.jpg -- "- is it old?"
       curl -s $URL | mmchat ask "what is this?" -a -
     """
     if go_on and conversation is not None:
         raise click.UsageError("Give --continue or --conversation, not both.")
-    question = _question(text, attachments)
+    context = click.get_current_context()
+    for name in attachments:  # `mmchat ask "-a cat is here"`
+        if name[:1].isspace() and not os.path.lexists(name):
+            raise click.UsageError(
+                f"-a took {name!r} for a picture. {after_dashes(context.command_path, f'-a{name}')}"
+            )
+    if attachments.count("-") > 1:
+        raise click.UsageError("Only one picture can come from stdin.")
+    question = read_question(text, picture_on_stdin="-" in attachments)
+    remark_on_pictures(question if text is None else text, attachments)
     drawing = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     flags = _given({f"generation.{name}": value for name, value in drawing.items()})
     settings = load_settings({**_chosen_model(model, adapter), **flags})
@@ -152,33 +184,15 @@ def _part(done: Done, *names: str) -> dict[str, Any]:
     return {name: getattr(done, name) for name in names}
 
 
-def _question(text: str | None, attachments: Sequence[str]) -> str:
-    """The text of the argument, else of stdin; exact, but valid Unicode."""
-    from_stdin = list(attachments).count("-")
-    if from_stdin > 1:
-        raise click.UsageError("Only one picture can come from stdin.")
-    if text is None:
-        if from_stdin:
-            raise click.UsageError(
-                "Where a picture comes from stdin, give the text as an argument."
-            )
-        if sys.stdin.isatty():
-            raise click.UsageError("Give the text of the question, or pipe it in.")
-        data = sys.stdin.buffer.read(_MAX_TEXT + 1)
-        if len(data) > _MAX_TEXT:
-            raise click.UsageError(f"The text on stdin is over {_MAX_TEXT // 1_000_000} MB.")
-    else:
-        data = text.encode(errors="surrogateescape")
-    text = data.decode(errors="replace").strip()
-    if not text:
-        raise click.UsageError("The text of the question is empty.")
-    return text
-
-
 def _picture(name: str) -> Picture:
-    if name != "-":
-        return read_picture(name)
-    return parse_picture(sys.stdin.buffer.read(MAX_BYTES + 1), "the picture on stdin")
+    if name == "-":
+        return parse_picture(read_stdin(MAX_BYTES + 1), "the picture on stdin")
+    if name.lower().startswith(("http://", "https://")):
+        raise ImageError(
+            f"{name} is an address, and pictures are not fetched from the web: "
+            f"curl -sL {shlex.quote(name)} | mmchat ask TEXT -a -"
+        )
+    return read_picture(name)
 
 
 def _chosen_model(model: str | None, adapter: str | None) -> dict[str, str]:

@@ -119,8 +119,11 @@ def search(words: Sequence[str], limit: int, as_json: bool) -> None:
     Example:
       mmchat history search red kite
     """
+    query = " ".join(words)
+    if not query.strip():
+        raise click.UsageError("Give at least one word to search for.")
     with History.open() as opened:
-        hits = opened.search(" ".join(words), limit)
+        hits = opened.search(query, limit)
     if as_json:
         for hit in hits:
             say_json(asdict(hit))

@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 
-from mmchat.errors import MmchatError
 from mmchat.sanitize import clean
 
 # Characters that JSON allows as they are and a terminal may obey, or that UTF-8 does not have.
@@ -23,22 +22,13 @@ _UNSAFE = re.compile(
 )
 
 
-class OutputError(MmchatError):
-    """Standard output takes no more."""
-
-
 def say(text: str = "", end: str = "\n") -> None:
     """Writes cleaned text to stdout at once.
 
-    Raises OutputError where it cannot be written; BrokenPipeError, where the
-    reader has left, ends the command without a word (click sees to it).
+    Raises OutputError if it cannot be written, and BrokenPipeError if the reader has left, which
+    ends the command quietly (click handles it).
     """
-    try:
-        click.echo(clean(text) + end, nl=False)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"The output cannot be written ({error.strerror}).") from error
+    click.echo(clean(text) + end, nl=False)
 
 
 def note(text: str) -> None:

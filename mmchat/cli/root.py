@@ -8,7 +8,6 @@
 
 import difflib
 import importlib
-import io
 import sys
 from collections.abc import Sequence
 
@@ -84,7 +83,7 @@ def root(context: click.Context, new: bool, conversation: int | None) -> None:
         return
     if new and conversation is not None:
         raise click.UsageError("Give --new or --conversation, not both.")
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
         complain("The app needs a terminal; in pipes and scripts use: mmchat ask TEXT -a PICTURE")
         context.exit(1)
     from mmchat import tui
@@ -95,10 +94,6 @@ def root(context: click.Context, new: bool, conversation: int | None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character shows a question mark, not a traceback.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
     try:
         status = root.main(list(arguments), prog_name="mmchat", standalone_mode=False)
         return status if isinstance(status, int) else 0
@@ -107,7 +102,8 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "mmchat"
-        complain(f"{_sentence(error.format_message())} See: {path} --help")
+        said = _text_as_option(error, arguments) or _sentence(error.format_message())
+        complain(f"{said} See: {path} --help")
         return 2
     except click.ClickException as error:
         complain(error.format_message())
@@ -117,6 +113,21 @@ def run(arguments: Sequence[str]) -> int:
     except MmchatError as error:
         complain(str(error))
         return 1
+
+
+def _text_as_option(error: click.UsageError, arguments: Sequence[str]) -> str:
+    """What to say if a text that begins with `-` was taken for an option; else empty."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return ""
+    from mmchat.cli.question import after_dashes, looks_like_text
+
+    text = next((one for one in arguments if looks_like_text(one)), None)
+    asks = error.ctx.parent is None
+    takes_text = any(isinstance(one, click.Argument) for one in error.ctx.command.params)
+    if text is None or not (asks or takes_text):
+        return ""
+    command = "mmchat ask" if asks else error.ctx.command_path
+    return f"{text!r} is not an option. {after_dashes(command, text)}"
 
 
 def _sentence(text: str) -> str:

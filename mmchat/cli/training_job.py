@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -138,7 +139,7 @@ class Job:
             return self.status
         _give_room_back()  # the engines of measuring need it
         if made.name == MODEL:
-            said = f"The model is ready: mmchat models add {made}"
+            said = f"The model is ready: mmchat models add {shlex.quote(str(made))}"
             self._tell(state="finished", said=said)
             return self.status
         rows: list[Row] = []
