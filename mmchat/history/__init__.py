@@ -6,7 +6,7 @@ what a person can mend is raised as `mmchat.errors.HistoryError`.
 """
 
 from mmchat.history.answer import Answer
-from mmchat.history.faults import MissingError
+from mmchat.history.errors import MissingError
 from mmchat.history.store import History
 from mmchat.history.types import (
     Conversation,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from mmchat.history import rows
 from mmchat.history.database import Database
-from mmchat.history.faults import MissingError
+from mmchat.history.errors import MissingError
 from mmchat.history.text import UNSPACED, storable
 from mmchat.history.types import Message, Origin, State
 
@@ -81,7 +81,7 @@ class Answer:
         return self._end("interrupted", "", None)
 
     def _end(self, state: State, error: str, origin: Origin | None) -> Message:
-        with self._database.write() as connection:
+        with self._database.write(closing=True) as connection:
             if not fold(connection, self.id, state, error):
                 raise _is_over(self.id)
             if origin is not None:

@@ -5,6 +5,7 @@ another container that shares the folder.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -27,6 +28,10 @@ def _take(path: Path, *, create: bool) -> int | None:
         if create:
             raise
         return None
+    except OSError as error:
+        if create or error.errno not in (errno.EACCES, errno.EROFS):
+            raise
+        fd = os.open(path, os.O_RDONLY)  # enough for a lock, but not on every network disk
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Between open and lock the file may have been unlinked by whoever

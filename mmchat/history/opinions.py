@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from typing import Literal
 
+import msgspec
+
 from mmchat.errors import HistoryError
 from mmchat.history import lock, rows, writing
 from mmchat.history.database import Database
@@ -203,4 +205,4 @@ def tags(connection: sqlite3.Connection) -> dict[str, int]:
     rows = connection.execute(
         "SELECT name, count(*) FROM tag GROUP BY name ORDER BY count(*) DESC, name"
     )
-    return dict(map(tuple, rows))
+    return msgspec.convert(dict(map(tuple, rows)), dict[str, int])

@@ -6,6 +6,7 @@ change later; it sets `user_version`, which says at one read whether a file is
 current.
 """
 
+import contextlib
 import sqlite3
 from typing import TYPE_CHECKING
 
@@ -183,6 +184,9 @@ _SECOND = (
 )
 
 
+_INDEXES = ("message_words", "message_trigrams")
+
+
 def _first(db: "Database") -> None:
     for statement in _FIRST:
         db.execute(statement)
@@ -217,3 +221,40 @@ def migrate(connection: sqlite3.Connection) -> None:
     except BaseException:
         database.rollback()
         raise
+
+
+def is_whole(connection: sqlite3.Connection) -> bool:
+    """Whether a file of this version has its tables, indexes and triggers as they were created.
+
+    True for another version.
+    """
+    if connection.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+        return True
+    with contextlib.closing(sqlite3.connect(":memory:")) as new:
+        for statement in (*_FIRST, *_SECOND):
+            new.execute(statement)
+        return _definitions(new).items() <= _definitions(connection).items()
+
+
+def set_merging(connection: sqlite3.Connection, *, on: bool) -> None:
+    """Whether a change of the indexes of words merges their parts, as by default, or only adds."""
+    for table in _INDEXES:
+        for option, value in (("automerge", 4 if on else 0), ("crisismerge", 16 if on else 1_999)):
+            insert = f"INSERT INTO {table}({table}, rank) VALUES (?, ?)"
+            connection.execute(insert, (option, value))
+
+
+def check_indexes(connection: sqlite3.Connection) -> None:
+    """Raises sqlite3.Error if an index of words does not fit the messages. Begins a transaction."""
+    for table in _INDEXES:
+        connection.execute(f"INSERT INTO {table}({table}) VALUES ('integrity-check')")
+
+
+def _definitions(connection: sqlite3.Connection) -> dict[str, str]:
+    found = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+    # Each version of FTS5 defines its own tables (NAME_data and so on) as it likes.
+    return {
+        name: " ".join(sql.split())
+        for name, sql in found
+        if not name.startswith(("message_words_", "message_trigrams_"))
+    }

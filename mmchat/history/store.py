@@ -18,6 +18,7 @@ back to the disk.
 
 import contextlib
 import hashlib
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from mmchat.errors import HistoryError
 from mmchat.history import lock, pictures, rows, writing
 from mmchat.history.answer import Answer, fold_abandoned, put_origin
 from mmchat.history.database import Database
-from mmchat.history.faults import MissingError, told
+from mmchat.history.errors import DiskFullError, MissingError, translate_errors
 from mmchat.history.figures import figures
 from mmchat.history.opinions import Opinions, tag_name
 from mmchat.history.search import search
@@ -62,7 +63,8 @@ class History(Opinions):
         from mmchat.settings import paths, private_dir
 
         path = paths().history_db if path is None else path
-        private_dir(path.parent)
+        if not os.path.exists(path):  # noqa: PTH110 - False also for a folder that cannot be entered
+            private_dir(path.parent)
         history = cls(Database.open(path))
         # A full disk or a read-only file must not close the door: without this
         # an abandoned answer reads as interrupted all the same.
@@ -143,18 +145,20 @@ class History(Opinions):
 
     def delete(self, conversation_id: int) -> None:
         """Remove a conversation, its messages and the pictures that no other has."""
-        with self._database.write() as connection:
-            rows.conversation(connection, conversation_id)
-            uses = pictures.last_uses(connection, conversation_id)
-            connection.execute(
-                "UPDATE conversation SET head_id = NULL WHERE id = ?", (conversation_id,)
-            )
-            connection.execute("DELETE FROM message WHERE conversation_id = ?", (conversation_id,))
-            connection.execute("DELETE FROM conversation WHERE id = ?", (conversation_id,))
-            pictures.collect(connection, uses)
+        try:
+            with self._database.write(closing=True) as connection:
+                _delete(connection, conversation_id)
+        except DiskFullError:  # the log of a deletion needs room, too
+            with self._database.write_in_place() as connection:
+                _delete(connection, conversation_id)
+            return
         # It is deleted; a file that is busy now gives its space back another time.
         with contextlib.suppress(HistoryError):
-            self._database.shrink()
+            try:
+                self._database.shrink()
+            except DiskFullError:
+                with self._database.write_in_place():
+                    pass  # it shrinks the file at its end
 
     def set_head(self, conversation_id: int, message_id: int) -> Conversation:
         """Show the branch through `message_id`, down to the newest message under it."""
@@ -226,7 +230,7 @@ class History(Opinions):
         self, conversation_id: int, *, parent_id: Parent = HEAD, origin: Origin
     ) -> Answer:
         """Begin an answer that grows; it becomes the head. Every reader sees it grow."""
-        with told(self._database.path), self._database.write() as connection:
+        with translate_errors(self._database.path), self._database.write() as connection:
             begun = self._begin(connection, conversation_id, parent_id, origin)
         return self._answer(begun)
 
@@ -244,7 +248,7 @@ class History(Opinions):
 
         Without a `conversation_id` it begins a conversation, which gets `system`.
         """
-        with told(self._database.path), self._database.write() as connection:
+        with translate_errors(self._database.path), self._database.write() as connection:
             if conversation_id is None:
                 conversation_id = writing.add_conversation(connection, "", system)
             # First the pictures: one that is newer than its last message counts as unsent.
@@ -341,3 +345,12 @@ class History(Opinions):
             with self._database.write() as connection:
                 fold_abandoned(connection, self._is_gone)
         lock.sweep_writers(self._database.path)
+
+
+def _delete(connection: sqlite3.Connection, conversation_id: int) -> None:
+    rows.conversation(connection, conversation_id)
+    uses = pictures.last_uses(connection, conversation_id)
+    connection.execute("UPDATE conversation SET head_id = NULL WHERE id = ?", (conversation_id,))
+    connection.execute("DELETE FROM message WHERE conversation_id = ?", (conversation_id,))
+    connection.execute("DELETE FROM conversation WHERE id = ?", (conversation_id,))
+    pictures.collect(connection, uses)

@@ -1,6 +1,8 @@
 """What happens to a text on its way into the file."""
 
+import functools
 import re
+import unicodedata
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -29,3 +31,18 @@ def title_of(text: str) -> str:
     cut = line[:_TITLE_LENGTH]
     word = cut.rpartition(" ")[0]
     return (word if len(word) > _TITLE_LENGTH // 2 else cut).rstrip() + "…"
+
+
+def composed(text: str) -> str:
+    """`text` with each accent in its letter, where Unicode has such a letter."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def folded(text: str) -> str:
+    """Without case and accents, character by character: as long as the `composed` text."""
+    return text.lower() if text.isascii() else "".join(map(_base, composed(text)))
+
+
+@functools.cache
+def _base(character: str) -> str:
+    return unicodedata.normalize("NFKD", character)[:1].lower()[:1] or character

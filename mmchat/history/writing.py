@@ -6,7 +6,7 @@ import time
 from typing import Literal
 
 from mmchat.history import rows
-from mmchat.history.faults import MissingError
+from mmchat.history.errors import MissingError
 from mmchat.history.text import UNSPACED, storable, title_of
 from mmchat.history.types import Role, State
 
