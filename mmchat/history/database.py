@@ -1,8 +1,8 @@
-"""Two connections to the file, opened privately: one to read, one to write.
+"""Two connections to the file, which only its owner can read: one to read, one to write.
 
-There are two exceptions, each with one connection for both. A file that cannot be written (a
-read-only disk, another user's folder) is opened to be read. On a full disk, where SQLite has no
-room for the index of its log (-shm), the file is opened for this process alone.
+There are two exceptions, each with one connection for both. A file that cannot be written (on a
+read-only disk, in another user's folder) is opened only for reading. On a full disk, where SQLite
+has no room for the index of its log (-shm), this process opens the file exclusively.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class Database:
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection, *, alone: bool) -> None:
-        """Takes `connection` to write and, unless it is `alone`, opens another to read."""
+        """Writes with `connection` and, unless it has to be `alone`, opens another one to read."""
         self.path = path
         self._writer = _Connection(path, connection)
         self._reader = _Connection(path, None, instead=self._writer)
@@ -72,30 +72,31 @@ class Database:
 
     def close(self) -> None:
         self._reader.close()
-        self._writer.close()  # the last one: it folds the log into the file
+        self._writer.close()  # last, because it folds the log into the file
 
     def shrink(self) -> None:
         """Gives the space of what was deleted back to the disk."""
         self._writer.run(_SHRINK)
 
     def read(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-        """Every statement inside sees the same moment."""
+        """A transaction in which every statement sees the same state."""
         return self._reader.transaction("BEGIN")
 
     def write(
         self, *, closing: bool = False
     ) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-        """All of it or nothing; committed when the block ends.
+        """A transaction that is committed when the block ends, or rolled back on an error.
 
-        It begins as a writer at once: a deferred transaction that reads first could not wait for
-        another writer, it would fail.
+        It starts as a writer: a deferred transaction that reads first fails, instead of waiting,
+        if there is another writer.
 
-        closing: it deletes or ends something, and may take the last room on the disk, which is
-        kept for that (`RESERVE`).
+        closing: it deletes or ends something, and may use the last room on the disk (`RESERVE`).
+
+        Raises DiskFullError at once if there is less room than that.
         """
         if free_space(self.path) < _LITTLE:
-            # What the log holds needs room in the file: it must not be missing when the log has
-            # filled the disk. Folded in, the log gives its own room back.
+            # The content of the log needs room in the file, which must not be missing once the log
+            # has filled the disk. Folding it in also frees the room of the log.
             with contextlib.suppress(HistoryError):
                 self._writer.run("PRAGMA wal_checkpoint(TRUNCATE)")
             if not closing and free_space(self.path) < RESERVE:
@@ -106,19 +107,20 @@ class Database:
     def write_in_place(self) -> Iterator[sqlite3.Connection]:
         """A transaction that needs no room on the disk, to delete something when it is full.
 
-        Pages are overwritten in the file itself, and their old content is kept in memory until
-        the end. A crash in these milliseconds could damage the file, so nothing else uses this.
+        It overwrites pages in the file itself and keeps their old content in memory. A crash in
+        these milliseconds could damage the file, so nothing else uses it. At its end it shrinks
+        the file.
 
-        Raises DiskFullError if another process has the file open, or if what the log holds has no
-        room in the file.
+        Raises DiskFullError if another process has the file open, or if there is no room to fold
+        the log into the file.
         """
         with self._reader._turn, self._writer._turn, translate_errors(self.path):
             self.close()
             try:
                 with contextlib.closing(_connect(self.path, alone=True)) as connection:
-                    Path(f"{self.path}-shm").unlink(missing_ok=True)  # some room for the log
+                    Path(f"{self.path}-shm").unlink(missing_ok=True)  # frees some room
                     connection.execute("PRAGMA journal_mode = MEMORY")
-                    schema.set_merging(connection, on=False)  # it would need room as well
+                    schema.set_merging(connection, on=False)  # because it needs room
                     try:
                         with _transaction(connection, "BEGIN IMMEDIATE"):
                             yield connection
@@ -144,7 +146,7 @@ class Database:
 
 
 class _Connection:
-    """One connection with its lock: threads take turns."""
+    """A connection with a lock: threads take turns."""
 
     def __init__(
         self,
@@ -194,13 +196,13 @@ def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[sqlite3
         yield connection
         connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:  # a full disk may have ended it already
+        if connection.in_transaction:  # an error such as a full disk may have ended it
             connection.execute("ROLLBACK")
         raise
 
 
 def _current(path: Path) -> tuple[sqlite3.Connection, bool] | None:
-    """A connection to a file that needs no preparation, and whether it is alone; or None."""
+    """A connection to an up-to-date file, and whether it has to be the only one; else None."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -235,11 +237,11 @@ def _current(path: Path) -> tuple[sqlite3.Connection, bool] | None:
 
 
 def _prepared(path: Path) -> sqlite3.Connection:
-    """Makes the file, or migrates the one that is there; the lock file is held.
+    """Creates the file, or migrates the existing one; the caller holds the lock file.
 
-    A new file is made beside its place and moved there when it is whole: no other process ever
-    sees one without tables, or takes part in the change to write-ahead logging, which is set once
-    and stays.
+    A new file is created under another name and renamed when it is complete: no other process
+    ever sees one without tables, or is there at the change to write-ahead logging, which is made
+    once.
     """
     if not path.exists() or path.stat().st_size == 0:
         fresh = path.with_name(path.name + ".new")
@@ -250,7 +252,7 @@ def _prepared(path: Path) -> sqlite3.Connection:
         os.close(fd)
         connection = _connect(fresh)
         try:
-            # Before the first table: lets deleted pictures give their space back.
+            # Before the first table: with it, deleted pictures give their space back.
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             schema.migrate(connection)
@@ -285,19 +287,19 @@ def is_read_only(path: Path) -> bool:
 
 
 def _connect(path: Path, *, alone: bool = False) -> sqlite3.Connection:
-    """Opens an existing file (never makes one: its mode would be the umask's).
+    """Opens an existing file (it never creates one, whose mode would depend on the umask).
 
-    alone: no other process can open the file meanwhile, and the log's index is in memory, not on
-    the disk. SQLite raises SQLITE_BUSY if another process has the file open.
+    alone: no other process can open the file until this connection is closed, and the index of
+    the log is in memory, not on the disk. Fails with SQLITE_BUSY if another process has the file
+    open.
     """
     connection = _connection(f"{path.absolute().as_uri()}?mode=rw", 1.0 if alone else BUSY_SECONDS)
     try:
         if alone:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA foreign_keys = ON")
-        # A commit is in the operating system's hands when it returns, so a
-        # killed process loses none; NORMAL leaves out the wait for the disk,
-        # which only a power cut could make use of (store.py says what then).
+        # When a commit returns, the operating system has the data, so a killed process loses
+        # nothing. NORMAL does not wait for the disk, which matters only for a power cut (store.py).
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA journal_size_limit = 67108864")
         connection.execute("PRAGMA cache_size = -16000")
@@ -311,8 +313,9 @@ def _connect(path: Path, *, alone: bool = False) -> sqlite3.Connection:
 def _connect_to_read(path: Path) -> sqlite3.Connection:
     """Opens a file that cannot be written.
 
-    First in the ordinary way, which waits for others that may write, and which needs that one of
-    them has the file open. If nobody has, a log that was left behind is read too.
+    The ordinary way, with locks, works only if another process that can write has the file open.
+    If none has, the file does not change, and it is read without locks, together with a log that
+    was left behind.
     """
     uri = f"{path.absolute().as_uri()}?mode=ro"
     log = Path(f"{path}-wal")

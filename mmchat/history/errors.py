@@ -1,4 +1,4 @@
-"""Errors of SQLite and of the file system as sentences that a person can act on."""
+"""Errors of SQLite and of the file system, as sentences that a person can act on."""
 
 import contextlib
 import errno
@@ -62,7 +62,7 @@ class DamagedError(Exception):
 
 @contextlib.contextmanager
 def translate_errors(path: Path) -> Iterator[None]:
-    """Raises HistoryError for what a person can act on; other errors are bugs and pass."""
+    """Turns errors that a person can act on into HistoryError; others are bugs and pass."""
     try:
         yield
     except sqlite3.Error as error:
@@ -87,7 +87,7 @@ def translate_errors(path: Path) -> Iterator[None]:
     ) as error:
         raise damaged(path) from error
     except OverflowError as error:  # a number past 64 bits, which only a person can have typed
-        raise HistoryError("There is nothing with such a number in the history.") from error
+        raise HistoryError("There is nothing with that number in the history.") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(path) from error
@@ -99,7 +99,7 @@ def translate_errors(path: Path) -> Iterator[None]:
 
 
 def _is_damaged(path: Path) -> bool:
-    """Whether an error that SQLite cannot explain comes from the file, not from our statements."""
+    """Whether the file is the reason of an error that could also be a mistake in our statements."""
     uri = f"{path.absolute().as_uri()}?mode=rw"
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
@@ -125,7 +125,7 @@ def disk_full(path: Path) -> DiskFullError:
 
 
 def is_full(error: sqlite3.Error, path: Path) -> bool:
-    """Whether the error came from a full disk: SQLite says so for the file, not for its helpers."""
+    """Whether a full disk is the reason: for its log and index SQLite reports other errors."""
     code = getattr(error, "sqlite_errorcode", 0)
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
         return True

@@ -1,4 +1,4 @@
-"""How much there is."""
+"""Counts and sizes."""
 
 import sqlite3
 from pathlib import Path

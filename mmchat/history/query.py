@@ -13,7 +13,7 @@ from itertools import product
 from mmchat.history.text import UNSPACED, folded, storable
 
 _WORDS = 32  # of a query; a pasted page is no search
-_SHARP_S = 3  # of a word, that are tried both as ss and as ß
+_SHARP_S = 3  # in a word that are tried both as ss and as ß
 _MARKS = "#%&*@/\\"
 """Symbols that Unicode counts as punctuation."""
 _SYMBOL = {"Sm", "Sc", "Sk", "So", "Me"}
@@ -37,7 +37,7 @@ class Word:
 
     @property
     def symbols(self) -> str:
-        """Its longest run of symbols, which a text has to contain as it is; often empty."""
+        """Its longest run of symbols, which a text has to contain literally; often empty."""
         if not self.indexed:
             return self.text.rstrip(_VARIATION)
         runs = "".join(c if _is_symbol(c) else " " for c in self.text).split()
@@ -48,13 +48,13 @@ class Word:
         return UNSPACED.search(self.text) is not None
 
     def phrase(self) -> str:
-        """It in FTS5's query language, where everything in quotes means only itself."""
+        """The word in FTS5's query language, where everything in quotes is literal."""
         star = "*" if self.last and _is_letter(self.text[-1]) else ""
         made = " OR ".join(f"{quoted(spelling)}{star}" for spelling in _spellings(self.text))
         return f"({made})"
 
     def pattern(self, *, anywhere: bool = False) -> str:
-        """A regular expression that finds it in a `folded` text: whole, or `anywhere`."""
+        """A regular expression for it in a `folded` text: as a whole word, or `anywhere`."""
         tokens = [] if self.symbols else _TOKEN.findall(folded(self.text))
         made = r"[\W_]+".join(_either(re.escape(token)) for token in tokens)
         made = made or _either(re.escape(folded(self.text.rstrip(_VARIATION))))
@@ -66,7 +66,7 @@ class Word:
 
 
 def words_of(query: str) -> list[Word]:
-    """The words of any string, free of NUL and surrogates; a lone punctuation mark is no word."""
+    """The words of any string, without NUL and surrogates; a single punctuation mark is not one."""
     parts = storable(query[:10_000]).replace("\0", " ").split()
     kept = [part for part in parts if _is_word(part)][:_WORDS]
     return [Word(part, last=part_number == len(kept)) for part_number, part in enumerate(kept, 1)]
@@ -86,7 +86,7 @@ def _is_word(part: str) -> bool:
 
 
 def _is_letter(character: str) -> bool:
-    """Whether the tokenizer unicode61 takes it for a part of a word."""
+    """Whether it is part of a word for the tokenizer unicode61."""
     category = unicodedata.category(character)
     return category[0] in "LN" or category == "Co"
 
@@ -96,7 +96,7 @@ def _is_symbol(character: str) -> bool:
 
 
 def _spellings(text: str) -> list[str]:
-    """`strasse` and `straße`: the index does not take one for the other."""
+    """`strasse` and `straße`, which are different words in the index."""
     pieces = re.split("ss|ß", text, flags=re.IGNORECASE)
     if not 1 < len(pieces) <= _SHARP_S + 1:
         return [text]

@@ -1,4 +1,4 @@
-"""From rows to the types that the history gives back; reading only.
+"""From rows to the types that the history returns; reads only.
 
 The types are checked, because a damaged file can hold anything.
 """
@@ -64,7 +64,7 @@ def conversation(connection: sqlite3.Connection, conversation_id: int) -> Conver
     found = conversations(connection, "WHERE c.id = ?", (conversation_id,))
     if not found:
         raise MissingError(
-            f"There is no conversation {conversation_id}: `mmchat history list` shows what there is."
+            f"There is no conversation {conversation_id}: `mmchat history list` lists them."
         )
     return found[0]
 
@@ -77,8 +77,8 @@ def messages(
 ) -> list[Message]:
     """The messages (alias `m`) that `where` chooses, parents before children.
 
-    An answer that streams gets the text of its chunks; where its writer
-    `is_gone`, it is interrupted, whether or not the file says so yet.
+    An answer that streams has the text of its chunks; if its writer `is_gone`, it is interrupted,
+    whether or not the file says so yet.
     """
     rows = connection.execute(f"{_MESSAGES} WHERE {where} ORDER BY m.id", tuple(values)).fetchall()
     pictures = _pictures(connection, [row["id"] for row in rows])

@@ -5,13 +5,13 @@ one as a beginning. Symbols count (`C++`), punctuation does not (query.py). If t
 script without spaces, each of its words is looked for as a part of the text (case does not
 matter, accents do), in the messages that have such a script.
 
-Common words are in most messages, and ranking those costs seconds in a large history: only the
-newest 2,000 that match are ranked (bm25), and only those shown get a snippet. No index has
-symbols: they are looked for in the newest 10,000 messages that have the query's words, or, if it
-has no words, in the newest 100,000 messages.
+Common words are in most messages, and ranking all of those takes seconds in a large history: only
+the newest 2,000 that match are ranked (bm25), and only those that are shown get a snippet. No
+index has symbols: they are searched in the newest 10,000 messages that have the query's words or,
+if it has no words, in the newest 100,000 messages.
 
-The title that a person gave is in no message: such conversations come first, if no message of
-theirs was found.
+A title that a person gave is not in any message: conversations with a matching title come first,
+unless one of their messages was found.
 """
 
 import re
@@ -28,7 +28,7 @@ from mmchat.history.types import Hit
 
 _RANKED = 2_000
 _READ = 10_000  # messages that have the words, read to see whether they have the symbols
-_READ_OF_ALL = 100_000  # messages, where there are only symbols to look for
+_READ_OF_ALL = 100_000  # messages, if there are only symbols to look for
 _AROUND = 120  # characters of a snippet on each side of the first mark
 
 _Marks = tuple[tuple[int, int], ...]
@@ -54,7 +54,7 @@ def _by_words(connection: sqlite3.Connection, words: Sequence[Word], limit: int)
     match = all_of(words)
     if not match:
         return []
-    # Marks that no text can contain by accident or on purpose.
+    # Marks that no text can contain, by accident or on purpose.
     start, end = f"<{secrets.token_hex(8)}>", f"<{secrets.token_hex(8)}>"
     hits = []
     for message_id in _best(connection, "message_words", match, "", (), limit):
@@ -68,7 +68,7 @@ def _by_words(connection: sqlite3.Connection, words: Sequence[Word], limit: int)
 
 
 def _by_symbols(connection: sqlite3.Connection, words: Sequence[Word], limit: int) -> list[Hit]:
-    """By the index for the words, and by reading for the symbols."""
+    """Finds the words in the index, and the symbols by reading the texts."""
     patterns = [re.compile(word.pattern()) for word in words]
     symbols = sorted({word.symbols for word in words} - {""})
     where = " AND ".join(["instr(m.text, ?)"] * len(symbols))
@@ -104,10 +104,10 @@ def _by_symbols(connection: sqlite3.Connection, words: Sequence[Word], limit: in
 
 
 def _by_parts(connection: sqlite3.Connection, words: Sequence[Word], limit: int) -> list[Hit]:
-    """By the trigram index, which knows nothing under three characters, and by reading.
+    """Finds words of three or more characters in the trigram index, shorter ones by reading.
 
-    If every word is shorter, the texts are read from the newest on until there are enough: quick
-    for what is common, and for what is rare one pass over the messages that have such a script.
+    If every word is shorter, the texts are read from the newest on until there are enough hits:
+    quick for a common word, and for a rare one a pass over all messages with such a script.
     """
     parts = [word.text for word in words]
     long = [part for part in parts if len(part) >= 3]
@@ -139,7 +139,7 @@ def _best(
     values: Iterable[object],
     limit: int,
 ) -> list[int]:
-    """The ids of the best of the newest messages that match and fulfil `where` (alias `m`)."""
+    """The ids of the best among the newest messages that match and meet `where` (alias `m`)."""
     source = f"FROM {table} f WHERE {table} MATCH ?"
     if where:
         source = (
@@ -160,7 +160,7 @@ def _best(
 def _newest(
     connection: sqlite3.Connection, where: str, values: Iterable[object], limit: int
 ) -> list[int]:
-    """The ids of the newest whole messages that fulfil `where` (alias `m`)."""
+    """The ids of the newest complete messages that meet `where` (alias `m`)."""
     found = connection.execute(
         f"SELECT m.id FROM message m WHERE {where} AND m.state <> 'streaming'"
         " ORDER BY m.id DESC LIMIT ?",
@@ -177,9 +177,9 @@ def _text(connection: sqlite3.Connection, message_id: int) -> str:
 
 
 def _around(text: str, searched: str, places: re.Pattern[str]) -> tuple[str, _Marks]:
-    """The text around the first of the `places`, and where they stand in it.
+    """The text around the first of the `places`, and the positions of all places in it.
 
-    searched: the text in the form that `places` match, as long as `text`.
+    searched: `text` in the form that `places` match, with the same length.
     """
     first = places.search(searched)
     middle = first.start() if first else 0
@@ -195,14 +195,14 @@ def _around(text: str, searched: str, places: re.Pattern[str]) -> tuple[str, _Ma
 
 
 def _unmarked(marked: str, start: str, end: str) -> tuple[str, _Marks]:
-    """The text around the first mark, and the places of the marks in it."""
+    """The text around the first mark, and the positions of the marks in it."""
     text, *pieces = marked.split(start)
     places: list[tuple[int, int]] = []
     for piece in pieces:
         inside, _, after = piece.partition(end)
         places.append((len(text), len(text) + len(inside)))
         text += inside + after
-    # A "word" may be megabytes long.
+    # A word may be megabytes long.
     low = max(0, places[0][0] - _AROUND) if places else 0
     line = text[low : low + 2 * _AROUND]
     return line, tuple((begin - low, stop - low) for begin, stop in places)

@@ -1,7 +1,7 @@
 """Conversations by their titles, which the index of messages does not have.
 
-A title has the words as a message has them (search.py). There are few titles, so they are read
-one by one, newest first.
+Words are matched in titles as in messages (search.py). There are few titles, so they are read one
+by one, the newest first.
 """
 
 import re
@@ -17,7 +17,7 @@ from mmchat.history.types import Hit
 def of_titles(
     connection: sqlite3.Connection, words: Sequence[Word], known: Collection[int], limit: int
 ) -> list[Hit]:
-    """The conversations not `known` whose title has the words; the hit is on their heads."""
+    """The conversations not in `known` whose title has the words; a hit is on their head."""
     anywhere = any(word.unspaced for word in words)
     patterns = [re.compile(word.pattern(anywhere=anywhere)) for word in words]
     hits: list[Hit] = []
@@ -58,7 +58,7 @@ def _hit(
 
 
 def _apart(marks: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Marks that overlap as one."""
+    """Joins marks that overlap."""
     joined: list[tuple[int, int]] = []
     for start, end in marks:
         if joined and start < joined[-1][1]:
