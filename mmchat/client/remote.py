@@ -26,23 +26,23 @@ from mmchat.settings import ModelSettings, Settings
 _TIMEOUT = httpx.Timeout(15.0, connect=10.0)
 _STREAM = httpx.Timeout(None, connect=10.0, write=60.0)
 _HINTS = {
-    401: "It wants a key: set MMCHAT_ENGINE_TOKEN.",
-    403: "It does not let this key in: look at MMCHAT_ENGINE_TOKEN.",
-    404: "Look at engine.url (it mostly ends in /v1) and model.name.",
+    401: "It needs a key: set MMCHAT_ENGINE_TOKEN.",
+    403: "It does not accept this key: check MMCHAT_ENGINE_TOKEN.",
+    404: "Check engine.url (it usually ends in /v1) and model.name.",
     413: "The pictures are too large for it: attach smaller ones.",
-    429: "It is busy or the key's limit is reached: try again later.",
+    429: "It is busy, or the limit of the key is reached: try again later.",
 }
 
 
 class RemoteServer:
-    """The server at `engine.url`. It is never started, loaded or stopped from here."""
+    """The server at `engine.url`; it cannot be started, loaded or stopped from here."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.engine.url.rstrip("/")
         if not self._url.startswith(("http://", "https://")):
             raise EngineError(
-                f"The setting engine.url is {settings.engine.url!r}, and has to begin with "
-                "http:// or https://."
+                f"The setting engine.url is {settings.engine.url!r}, but has to begin with http:// "
+                "or https://."
             )
         self._settings = settings
         self._model = ""
@@ -66,7 +66,7 @@ class RemoteServer:
             ) from error
 
     async def status(self) -> EngineStatus:
-        """What the server tells of itself; EngineError where it does not answer."""
+        """What is known about the server. Raises EngineError if it does not answer."""
         model = await self._model_name(self._settings.model.name)
         return EngineStatus("", 0, "ready", model=model, device=self._name, vision=True)
 
@@ -97,7 +97,7 @@ class RemoteServer:
                     async for event in events:
                         yield event
         except httpx.InvalidURL as error:
-            raise EngineError(f"The setting engine.url is no address ({error}).") from error
+            raise EngineError(f"The setting engine.url is not an address ({error}).") from error
         except httpx.RequestError as error:
             raise self._unreachable(error) from error
 
@@ -105,7 +105,7 @@ class RemoteServer:
         await self._http.aclose()
 
     async def _model_name(self, wanted: str) -> str:
-        """`wanted`, or the server's own where the person has chosen none."""
+        """`wanted`, or the server's first model if the person has not chosen one."""
         if wanted != ModelSettings().name:
             return wanted
         if not self._model:
@@ -117,7 +117,7 @@ class RemoteServer:
         try:
             reply = await self._http.get(f"{self._url}/models", timeout=_TIMEOUT)
         except httpx.InvalidURL as error:
-            raise EngineError(f"The setting engine.url is no address ({error}).") from error
+            raise EngineError(f"The setting engine.url is not an address ({error}).") from error
         except httpx.RequestError as error:
             raise self._unreachable(error) from error
         if not reply.is_success:
@@ -196,7 +196,7 @@ async def _answer(
     async for data in wire.server_sent(wire.split_lines(response.aiter_bytes())):
         chunk = wire.read_chunk(data, wire.Chunk)
         if chunk.error is not None:
-            said = wire.error_sentence(chunk.error) or "an error without a word"
+            said = wire.error_sentence(chunk.error) or "it gave no reason"
             raise EngineError(f"The server {url} failed while answering: {said}")
         usage = chunk.usage or usage
         model = chunk.model or model
@@ -208,7 +208,9 @@ async def _answer(
             if choice.finish_reason is not None:
                 finish = "length" if choice.finish_reason == "length" else "stop"
     if finish is None:
-        raise EngineError(f"The server {url} broke off in mid-answer; what was written is kept.")
+        raise EngineError(
+            f"The server {url} broke off in the middle of the answer; what was written is kept."
+        )
     end = time.monotonic()
     first = first or end
     tokens = pieces if usage.completion_tokens is None else usage.completion_tokens

@@ -117,13 +117,13 @@ async def test_words_that_are_no_utf_8_arrive_mended(
 @pytest.mark.parametrize(
     ("status", "body", "sentence"),
     [
-        (401, '{"error": {"message": "bad key"}}', "bad key. It wants a key"),
-        (404, "not here", "Look at engine.url"),
+        (401, '{"error": {"message": "bad key"}}', "bad key. It needs a key"),
+        (404, "not here", "Check engine.url"),
         (413, "", "too large"),
         (429, '{"detail": "slow down"}', "slow down. It is busy"),
         (500, "<html>", "500"),
         (302, "", "302"),
-        (200, chunk("half"), "broke off in mid-answer"),
+        (200, chunk("half"), "broke off in the middle"),
         (200, "data: nonsense\n\n", "not the chat-completions protocol"),
         (200, '<html lang="en">hello</html>', "broke off"),
         (200, chunk("half") + 'data: {"error": {"message": "out of memory"}}\n\n', "out of memory"),
@@ -142,7 +142,7 @@ async def test_a_server_that_is_not_there(
 ) -> None:
     for url, sentence in [
         ("http://127.0.0.1:1/v1", "cannot be reached"),
-        ("http://host:port/v1", "is no address"),
+        ("http://host:port/v1", "is not an address"),
         ("localhost:80", "has to begin with"),
     ]:
         with pytest.raises(EngineError, match=sentence):
@@ -225,7 +225,7 @@ async def test_the_local_engines_own_ways(server: type[Server], new_client: Clie
     status = await client.start()
     assert (status.state, status.model) == ("ready", "big")
     assert [step async for step in client.load()] == []
-    with pytest.raises(EngineError, match="adapter cannot be switched"):
+    with pytest.raises(EngineError, match="adapter of a remote server cannot be switched"):
         await client.use_adapter("birds")
     with pytest.raises(EngineError, match="attach it again"):
         await ask(client, "hello", ImagePart("0" * 64))
