@@ -1,7 +1,7 @@
 """What a person can set, and where mmchat keeps its files.
 
-Every setting has one name in three places, weakest first: ``[section] key`` in
-settings.toml, ``MMCHAT_SECTION_KEY`` in the environment, a command-line flag.
+Every setting has one name in three places, the weakest first: ``[section] key`` in settings.toml,
+``MMCHAT_SECTION_KEY`` in the environment, a command-line flag.
 """
 
 import difflib
@@ -33,7 +33,7 @@ _OTHER_VARIABLES = frozenset(
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
-        raise SettingsError(f"The setting {name} is {value!r}, and has to be {wanted}.")
+        raise SettingsError(f"The setting {name} is {value!r}, but has to be {wanted}.")
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,14 +41,14 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelSettings(_Section, frozen=True):
-    """Which model answers, and in which form it is loaded."""
+    """Which model answers, and how it is loaded."""
 
     name: str = "scenes"
     """A built-in or installed model, a folder, or a hub id."""
     adapter: str = ""
     """An installed adapter's name or folder; empty or `none` means no adapter."""
     quantization: Quantization = "auto"
-    """`auto` is 4-bit wherever bitsandbytes works."""
+    """`auto` is 4-bit if bitsandbytes works on the device."""
     device: Device = "auto"
     compute_dtype: ComputeDtype = "auto"
     """What a 4-bit model computes in; `auto` is what the processor is fast at."""
@@ -59,7 +59,7 @@ class ModelSettings(_Section, frozen=True):
 
 
 class GenerationSettings(_Section, frozen=True):
-    """How an answer is drawn from the model's logits."""
+    """How tokens are sampled from the model's logits."""
 
     system: str = ""
     """A system prompt for new conversations."""
@@ -96,9 +96,9 @@ class EngineSettings(_Section, frozen=True):
     """The process that holds the model."""
 
     idle_seconds: float = 900.0
-    """The engine ends by itself after so long without a request."""
+    """The engine ends after this time without a request."""
     transport: Literal["auto", "unix", "tcp"] = "auto"
-    """`auto` is a Unix socket where the system has them, else a loopback port with a token."""
+    """`auto` is a Unix socket if the system has them, else a loopback port with a token."""
     url: str = ""
     """Another OpenAI-compatible server (https://host/v1); empty means the local engine."""
 
@@ -137,8 +137,8 @@ def setting_names() -> list[str]:
 def load_settings(overrides: Mapping[str, str] | None = None) -> Settings:
     """The settings file, then the environment, then `overrides` (`{"model.name": "x"}`).
 
-    Raises SettingsError where a key is unknown or a value cannot be used; the
-    message names the place it came from.
+    Raises SettingsError if a key is unknown or a value cannot be used; the message names the
+    place that it came from.
     """
     merged = Settings()
     file = paths().settings_file
@@ -171,7 +171,7 @@ def read_settings_file(file: Path) -> dict[str, Any]:
 
 
 def _from_environment() -> dict[str, dict[str, Any]]:
-    """What `MMCHAT_SECTION_KEY` variables set; a misspelled one is told, not passed over."""
+    """The settings in `MMCHAT_SECTION_KEY` variables. Raises SettingsError for a misspelled one."""
     names = {f"MMCHAT_{name}".upper().replace(".", "_"): name for name in setting_names()}
     found: dict[str, dict[str, Any]] = {}
     for variable, value in os.environ.items():
@@ -211,7 +211,7 @@ def _unknown(name: str, known: list[str], source: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The folders of one person. `MMCHAT_HOME` puts them all under one."""
+    """One person's folders. `MMCHAT_HOME` puts all of them into one folder."""
 
     data: Path
     config: Path
@@ -244,7 +244,7 @@ class Paths:
 
 
 def paths() -> Paths:
-    """Where this person's files are; nothing is created.
+    """The folders of this person's files; nothing is created.
 
     `MMCHAT_RUNTIME` is another runtime folder, for an engine beside the person's own. Raises
     SettingsError if one of the two variables cannot be used.
@@ -287,16 +287,16 @@ def _home() -> Paths:
     import platformdirs
 
     folders = platformdirs.PlatformDirs("mmchat", appauthor=False)
-    # Without XDG_RUNTIME_DIR (no login session) platformdirs would warn and fall back on /tmp.
+    # Without XDG_RUNTIME_DIR (no login session) platformdirs would warn and fall back to /tmp.
     session = sys.platform != "linux" or os.environ.get("XDG_RUNTIME_DIR")
     runtime = folders.user_runtime_path if session else folders.user_cache_path / "run"
     return Paths(folders.user_data_path, folders.user_config_path, folders.user_cache_path, runtime)
 
 
 def private_dir(path: Path) -> Path:
-    """Creates `path` for this person only (0700, whatever the umask) and returns it.
+    """Creates `path` for this person only (mode 0700, whatever the umask) and returns it.
 
-    Raises SettingsError where it cannot be created or written.
+    Raises SettingsError if it cannot be created or written.
     """
     try:
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -317,7 +317,7 @@ def private_dir(path: Path) -> Path:
 
 
 def named_folder(name: str) -> Path | None:
-    """The folder that a person names by a path (`~` is expanded); None where there is none."""
+    """The folder at the path `name` (`~` is expanded), absolute; None if there is none."""
     try:
         folder = Path(name).expanduser()
         return folder.absolute() if folder.is_dir() else None
@@ -328,8 +328,8 @@ def named_folder(name: str) -> Path | None:
 def builtin_adapters() -> Path:
     """The folder of what mmchat ships: a checkout's `adapters/`, else the wheel's copy.
 
-    The checkout comes first, for an editable install can leave a stale copy
-    beside the package.
+    The checkout comes first, because an editable install can leave an outdated copy beside the
+    package.
     """
     package = Path(__file__).resolve().parent
     checkout = package.parent / "adapters"

@@ -59,19 +59,25 @@ def _checked_seed(context: click.Context, option: click.Parameter, value: int | 
     "attachments",
     multiple=True,
     metavar="PICTURE",
-    help="A picture's file, or - for stdin; [1] in the text marks the place of the first.",
+    help="A picture file, or - for stdin. [1] in the text marks the place of the first one.",
 )
-@click.option("--continue", "go_on", is_flag=True, help="Go on with the last conversation.")
-@click.option("--conversation", type=int, metavar="ID", help="Go on with this conversation.")
+@click.option("--continue", "go_on", is_flag=True, help="Continue the last conversation.")
+@click.option("--conversation", type=int, metavar="ID", help="Continue this conversation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option("--model", metavar="M", help="The model that answers.")
 @click.option("--adapter", metavar="NAME", help="The adapter it answers with; none for no adapter.")
-@click.option("--system", metavar="TEXT", help="What the model is told first.")
+@click.option("--system", metavar="TEXT", help="The system prompt.")
 @click.option(
-    "--temperature", type=click.FloatRange(0, 100), metavar="T", help="0 is always the likeliest."
+    "--temperature",
+    type=click.FloatRange(0, 100),
+    metavar="T",
+    help="0 always takes the most likely token.",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(1, 1_000_000), metavar="N", help="The longest answer."
+    "--max-tokens",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    help="The most tokens of an answer.",
 )
 @click.option(
     "--seed",
@@ -80,7 +86,7 @@ def _checked_seed(context: click.Context, option: click.Parameter, value: int | 
     metavar="N",
     help="The same seed gives the same answer.",
 )
-@click.option("--no-save", is_flag=True, help="Leave no trace in the history.")
+@click.option("--no-save", is_flag=True, help="Do not keep it in the history.")
 def ask(
     text: str | None,
     attachments: tuple[str, ...],
@@ -95,7 +101,7 @@ def ask(
     max_tokens: int | None,
     seed: int | None,
 ) -> None:
-    """Ask one question, about pictures or not.
+    """Ask a question, with or without pictures.
 
     Without TEXT, the text comes from stdin; text that is piped in beside TEXT goes before it.
     The answer is printed as it is written, and kept in the history.
@@ -121,12 +127,12 @@ def ask(
         raise click.UsageError("Only one picture can come from stdin.")
     question = read_question(text, picture_on_stdin="-" in attachments)
     remark_on_pictures(question if text is None else text, attachments)
-    drawing = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    flags = _given({f"generation.{name}": value for name, value in drawing.items()})
+    sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    flags = _given({f"generation.{name}": value for name, value in sampling.items()})
     settings = load_settings({**_chosen_model(model, adapter), **flags})
     pictures = [_picture(name) for name in attachments]
     if pictures and (lost := marks_of_nothing(question, len(pictures))):
-        note(f"No picture is number {lost[0]}: [{lost[0]}] stays text.")
+        note(f"There is no picture {lost[0]}, so [{lost[0]}] is sent as text.")
     with contextlib.ExitStack() as stack:
         history: History | None = None
         found: Conversation | None = None
@@ -152,7 +158,7 @@ def ask(
                 )
                 raise
             except (ModelError, AdapterError):
-                # A name that is none begins no conversation that --continue would go on with.
+                # --continue must not find a conversation that a misspelled name began.
                 if found is None and not history.message(message_id).text:
                     history.delete(conversation_id)
                 raise
@@ -173,11 +179,11 @@ def ask(
         )
     if done.finish_reason == "length":
         note(
-            f"The answer was cut after {done.completion_tokens} tokens: "
-            "a higher --max-tokens lets it go on."
+            f"The answer was cut off after {done.completion_tokens} tokens: use a higher "
+            "--max-tokens."
         )
     elif done.finish_reason == "cancelled":
-        raise EngineError("The engine was stopped in mid-answer; what is written was all.")
+        raise EngineError("The engine was stopped before the answer was complete.")
 
 
 def _part(done: Done, *names: str) -> dict[str, Any]:
@@ -213,13 +219,13 @@ def _conversation(history: History, go_on: bool, wanted: int | None) -> Conversa
         return None
     latest = history.latest()
     if latest is None:
-        raise HistoryError("There is no conversation to go on with yet: leave --continue out.")
+        raise HistoryError("There is no conversation to continue yet: leave --continue out.")
     return latest
 
 
 @dataclass(frozen=True, slots=True)
 class _Asking:
-    """One question with all that belongs to it."""
+    """One question, with everything that belongs to it."""
 
     settings: Settings
     question: str
@@ -227,7 +233,7 @@ class _Asking:
     system: str
 
     def turns(self, history: History | None, conversation: Conversation | None) -> list[Turn]:
-        """What the engine is asked with: the conversation so far, then the question."""
+        """The turns for the engine: the conversation so far, then the question."""
         branch = history.branch(conversation.id) if history and conversation else []
         new = Message(
             id=0,
@@ -253,7 +259,7 @@ class _Asking:
         return turns([*branch, new], self.system, image_data)
 
     def keep(self, history: History, conversation: Conversation | None) -> Answer:
-        """Writes the question down before it is asked, and begins its answer."""
+        """Stores the question before it is asked, and begins its answer."""
         if conversation is not None and conversation.system != self.system:
             history.set_system(conversation.id, self.system)
         _, answer = history.say(
@@ -275,20 +281,20 @@ class _Asking:
 
     def _origin(self, done: Done) -> Origin:
         generation, model = self.settings.generation, self.settings.model
-        parameters = {name: getattr(generation, name) for name in _drawing()}
+        parameters = {name: getattr(generation, name) for name in _sampling()}
         if done.dropped_turns:
             parameters["dropped_turns"] = done.dropped_turns
         if done.context_length:
             parameters["context_length"] = done.context_length
-        if not done.model:  # not asked yet
+        if not done.model:  # the engine was not asked yet
             return Origin(model=model.name, adapter=model.adapter, parameters=parameters)
         names = {field.name for field in fields(Origin)} & set(Done.__struct_fields__)
         return Origin(parameters=parameters, **{name: getattr(done, name) for name in names})
 
     def run(self, asked: Sequence[Turn], answer: Answer | None, quiet: bool) -> tuple[Done, str]:
-        """Streams the answer to stdout (not where `quiet`) and into the history.
+        """Streams the answer to stdout (unless `quiet`) and into the history.
 
-        Whatever ends it early, the history keeps what was written until then.
+        If it ends early, the history keeps what was written until then.
         """
         view = _View(quiet, answer.append if answer else None)
         with answer or contextlib.nullcontext():
@@ -317,14 +323,14 @@ _STATES: dict[str, Literal["complete", "stopped", "length"]] = {
 }
 
 
-def _drawing() -> list[str]:
-    """The settings of [generation] that say how an answer is drawn."""
+def _sampling() -> list[str]:
+    """The settings of [generation] that control how tokens are sampled."""
     names = GenerationSettings.__struct_fields__
     return [name for name in names if name in Options.__struct_fields__]
 
 
 class _View:
-    """What the person sees of the events."""
+    """Shows the events to the person."""
 
     def __init__(self, quiet: bool, keep: Callable[[str], None] | None) -> None:
         self.text = ""
@@ -336,15 +342,15 @@ class _View:
     def take(self, event: Event) -> None:
         match event:
             case Waiting(place=place):
-                self._progress.show(f"Waiting in line: place {place}")
+                self._progress.show(f"Waiting in line (place {place})")
             case Loading(model=model, stage=stage, fraction=fraction):
                 self._progress.show(f"Loading {model}: {stage}", fraction)
             case Started(dropped_turns=dropped, context_length=length):
                 self._progress.clear()
                 if dropped:
                     note(
-                        f"The oldest messages ({dropped}) were left out: "
-                        f"the conversation is longer than the model's {length} tokens."
+                        f"The {dropped} oldest messages were left out, because the conversation is "
+                        f"longer than the model's {length} tokens."
                     )
             case Delta(text=text):
                 if self._keep:
@@ -361,7 +367,7 @@ class _View:
 
 
 async def _stream(settings: Settings, asked: Sequence[Turn], view: _View) -> Done:
-    options = Options(**{name: getattr(settings.generation, name) for name in _drawing()})
+    options = Options(**{name: getattr(settings.generation, name) for name in _sampling()})
     client = EngineClient(settings)
     try:
         async with contextlib.aclosing(client.chat(asked, options)) as events:
@@ -371,4 +377,4 @@ async def _stream(settings: Settings, asked: Sequence[Turn], view: _View) -> Don
                 view.take(event)
     finally:
         await client.aclose()
-    raise EngineError("The engine closed the answer unfinished: ask again.")
+    raise EngineError("The engine ended the answer before it was complete: ask again.")

@@ -16,9 +16,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 
 @click.group()
 def engine() -> None:
-    """The process that holds the model.
+    """Start, stop and watch the process that holds the model.
 
-    The app and `ask` start it when they need it, and it ends by itself after an idle time.
+    The app and `ask` start it when they need it. It ends after some time without a request.
 
     \b
     Example:
@@ -29,7 +29,7 @@ def engine() -> None:
 @engine.command()
 @_json
 def start(as_json: bool) -> None:
-    """Start the engine, if none runs, and load the model of the settings.
+    """Start the engine, if none runs, and load the model that the settings choose.
 
     \b
     Example:
@@ -55,7 +55,7 @@ async def _started(settings: Settings) -> EngineStatus | None:
 
 @engine.command()
 def stop() -> None:
-    """End the engine; an answer that is being written keeps its part.
+    """Stop the engine; an answer that is being written keeps what it has.
 
     \b
     Example:
@@ -69,13 +69,13 @@ def stop() -> None:
         finally:
             await client.aclose()
 
-    say("The engine has ended." if asyncio.run(stopped()) else "No engine runs.")
+    say("The engine has stopped." if asyncio.run(stopped()) else "No engine runs.")
 
 
 @engine.command()
 @_json
 def status(as_json: bool) -> None:
-    """What the engine holds; nothing is started.
+    """Show what the engine has loaded; nothing is started.
 
     \b
     Example:
@@ -85,7 +85,7 @@ def status(as_json: bool) -> None:
 
 
 async def current(settings: Settings) -> EngineStatus | None:
-    """The status of the engine that runs, if one does."""
+    """The status of the engine, if one runs."""
     client = EngineClient(settings)
     try:
         return await client.status()
@@ -95,7 +95,7 @@ async def current(settings: Settings) -> EngineStatus | None:
 
 @engine.command()
 def serve() -> None:
-    """Run the engine in this terminal, its log on the screen, until Ctrl-C.
+    """Run the engine in this terminal, with its log on the screen, until Ctrl-C.
 
     \b
     Example:
@@ -106,7 +106,7 @@ def serve() -> None:
 
     ended = engine_main(["--foreground"])
     if ended == ALREADY_RUNNING:
-        raise EngineError("An engine runs already: end it with `mmchat engine stop` first.")
+        raise EngineError("An engine runs already: stop it first with `mmchat engine stop`.")
     click.get_current_context().exit(ended)
 
 
@@ -120,7 +120,7 @@ def _show(found: EngineStatus | None, as_json: bool) -> None:
 
 
 def as_object(found: EngineStatus | None) -> dict[str, Any]:
-    """The status for `--json`; empty where no engine runs."""
+    """The status for `--json`; empty if no engine runs."""
     names = (
         "pid",
         "model",

@@ -226,7 +226,7 @@ def _name_of_run(folder: Path) -> str:
 
 @models.command()
 @click.argument("name", metavar="M")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def remove(name: str, yes: bool) -> None:
     """Remove a fetched model's files, or forget a folder (its files stay).
 
@@ -236,7 +236,7 @@ def remove(name: str, yes: bool) -> None:
     """
     if not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("Without a terminal to ask on, give --yes.")
+            raise click.UsageError("There is no terminal to ask for confirmation: give --yes.")
         if not click.confirm(f"Remove {name}?", err=True):
             return
     folder = catalogue.remove_model(name)

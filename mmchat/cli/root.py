@@ -1,7 +1,7 @@
 """The root of all commands, and the one place where errors become an exit status.
 
 0    done
-1    something that the person can mend: one sentence on stderr, `mmchat: …`
+1    something that the person can fix: one sentence on stderr, `mmchat: …`
 2    wrong usage
 130  interrupted
 """
@@ -31,7 +31,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """Knows its commands by name and imports the one that is called."""
+    """A group that imports only the command that is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -69,7 +69,7 @@ class LazyGroup(click.Group):
 def root(context: click.Context, new: bool, conversation: int | None) -> None:
     """Chat about pictures with a model on this machine.
 
-    Without a command the app opens, in the last conversation.
+    Without a command, the app opens with the last conversation.
 
     \b
     Examples:
@@ -79,12 +79,14 @@ def root(context: click.Context, new: bool, conversation: int | None) -> None:
     """
     if context.invoked_subcommand is not None:
         if new or conversation is not None:
-            raise click.UsageError("--new and --conversation without a command are the app's.")
+            raise click.UsageError(
+                "--new and --conversation are for the app, which opens without a command."
+            )
         return
     if new and conversation is not None:
         raise click.UsageError("Give --new or --conversation, not both.")
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
-        complain("The app needs a terminal; in pipes and scripts use: mmchat ask TEXT -a PICTURE")
+        complain("The app needs a terminal. In pipes and scripts, use: mmchat ask TEXT -a PICTURE")
         context.exit(1)
     from mmchat import tui
     from mmchat.settings import load_settings
@@ -116,7 +118,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _text_as_option(error: click.UsageError, arguments: Sequence[str]) -> str:
-    """What to say if a text that begins with `-` was taken for an option; else empty."""
+    """The sentence for a text that begins with `-` and was taken for an option; else empty."""
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
         return ""
     from mmchat.cli.question import after_dashes, looks_like_text
