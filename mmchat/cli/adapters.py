@@ -179,12 +179,12 @@ def use(name: str) -> None:
     if name != NONE:
         folder = _fitting(name, settings.model.name)
         wanted = str(folder) if name.startswith(("/", ".", "~")) else name
-    told = asyncio.run(_tell_engine(settings, wanted))
+    switched = asyncio.run(_tell_engine(settings, wanted))
     from mmchat.cli.settings_file import set_value
 
     file = set_value("model", "adapter", wanted)
     what = wanted or "no adapter"
-    say(f"In use: {what} ({file}{'; the engine has switched' if told else ''})")
+    say(f"In use: {what} ({file}{'; the engine has switched' if switched else ''})")
 
 
 @adapters.command()

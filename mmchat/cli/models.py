@@ -211,7 +211,7 @@ def add(source: str, name: str) -> None:
         note(
             f"{plan.hub_id}: {size(plan.bytes)} in {len(plan.files)} files, to {plan.folder}. "
             f"Licence: {licences.get(plan.hub_id, 'see its page')}. "
-            "Ctrl-C stops; the same command goes on."
+            "Ctrl-C stops; the same command continues."
         )
         added = hub.fetch(plan)
     say(f'Added: {added.name}. Use it: mmchat ask --model {added.name} "…"')

@@ -12,7 +12,7 @@ from itertools import product
 
 from mmchat.history.text import UNSPACED, folded, storable
 
-_WORDS = 32  # of a query; a pasted page is no search
+_WORDS = 32  # of a query, which may be a pasted page
 _SHARP_S = 3  # in a word that are tried both as ss and as ß
 _MARKS = "#%&*@/\\"
 """Symbols that Unicode counts as punctuation."""
