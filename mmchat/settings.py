@@ -1,7 +1,7 @@
 """What a person can set, and where mmchat keeps its files.
 
-Every setting has one name in three places, weakest first: ``[section] key`` in
-settings.toml, ``MMCHAT_SECTION_KEY`` in the environment, a command-line flag.
+Every setting has one name in three places, the weakest first: ``[section] key`` in settings.toml,
+``MMCHAT_SECTION_KEY`` in the environment, a command-line flag.
 """
 
 import difflib
@@ -22,7 +22,10 @@ Quantization = Literal["auto", "4bit", "bf16", "fp32"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 ComputeDtype = Literal["auto", "bf16", "fp32"]
 
-# Variables that are no settings: a home, a server's key, another backend for tests.
+NO_ADAPTER = "none"
+"""What a person types for no adapter; no adapter can have this name."""
+
+# MMCHAT_ variables that are not settings: folders, a server's key, another backend for tests.
 _OTHER_VARIABLES = frozenset(
     {"MMCHAT_HOME", "MMCHAT_RUNTIME", "MMCHAT_ENGINE_TOKEN", "MMCHAT_ENGINE_BACKEND"}
 )
@@ -30,7 +33,7 @@ _OTHER_VARIABLES = frozenset(
 
 def _require(holds: bool, name: str, value: object, wanted: str) -> None:
     if not holds:
-        raise SettingsError(f"The setting {name} is {value!r}, and has to be {wanted}.")
+        raise SettingsError(f"The setting {name} is {value!r}, but has to be {wanted}.")
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,17 +41,21 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelSettings(_Section, frozen=True):
-    """Which model answers, and in which form it is loaded."""
+    """Which model answers, and how it is loaded."""
 
     name: str = "scenes"
     """A built-in or installed model, a folder, or a hub id."""
     adapter: str = ""
-    """An installed adapter's name or folder; empty means the base's own projector."""
+    """An installed adapter's name or folder; empty or `none` means no adapter."""
     quantization: Quantization = "auto"
-    """`auto` is 4-bit wherever bitsandbytes works."""
+    """`auto` is 4-bit if bitsandbytes works on the device."""
     device: Device = "auto"
     compute_dtype: ComputeDtype = "auto"
     """What a 4-bit model computes in; `auto` is what the processor is fast at."""
+
+    def __post_init__(self) -> None:
+        if self.adapter == NO_ADAPTER:
+            msgspec.structs.force_setattr(self, "adapter", "")
 
 
 class GenerationSettings(SamplingParams, frozen=True, forbid_unknown_fields=True):
@@ -68,9 +75,9 @@ class EngineSettings(_Section, frozen=True):
     """The process that holds the model."""
 
     idle_seconds: float = 900.0
-    """The engine ends by itself after so long without a request."""
+    """The engine ends after this time without a request."""
     transport: Literal["auto", "unix", "tcp"] = "auto"
-    """`auto` is a Unix socket where the system has them, else a loopback port with a token."""
+    """`auto` is a Unix socket if the system has them, else a loopback port with a token."""
     url: str = ""
     """Another OpenAI-compatible server (https://host/v1); empty means the local engine."""
 
@@ -109,12 +116,12 @@ def setting_names() -> list[str]:
 def load_settings(overrides: Mapping[str, str] | None = None) -> Settings:
     """The settings file, then the environment, then `overrides` (`{"model.name": "x"}`).
 
-    Raises SettingsError where a key is unknown or a value cannot be used; the
-    message names the place it came from.
+    Raises SettingsError if a key is unknown or a value cannot be used; the message names the
+    place that it came from.
     """
     merged = Settings()
     file = paths().settings_file
-    merged = _merge(merged, _read_file(file), str(file))
+    merged = _merge(merged, read_settings_file(file), str(file))
     merged = _merge(merged, _from_environment(), "the environment")
     given: dict[str, dict[str, Any]] = {}
     for name, value in (overrides or {}).items():
@@ -123,21 +130,27 @@ def load_settings(overrides: Mapping[str, str] | None = None) -> Settings:
     return _merge(merged, given, "the command line")
 
 
-def _read_file(file: Path) -> dict[str, Any]:
+def read_settings_file(file: Path) -> dict[str, Any]:
+    """The tables of a settings.toml; empty if there is no such file.
+
+    Raises SettingsError if the file cannot be read or is not TOML.
+    """
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors write a BOM
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise SettingsError(
-            f"{file} cannot be read ({error.strerror}): mend its permissions."
+            f"{file} cannot be read ({error.strerror}): check its permissions."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file} is not valid TOML ({error}): mend or remove it.") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file} is not UTF-8 text ({error}): save it as UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{file} is not valid TOML ({error}): fix or remove it.") from error
 
 
 def _from_environment() -> dict[str, dict[str, Any]]:
-    """What `MMCHAT_SECTION_KEY` variables set; a misspelled one is told, not passed over."""
+    """The settings in `MMCHAT_SECTION_KEY` variables. Raises SettingsError for a misspelled one."""
     names = {f"MMCHAT_{name}".upper().replace(".", "_"): name for name in setting_names()}
     found: dict[str, dict[str, Any]] = {}
     for variable, value in os.environ.items():
@@ -177,7 +190,7 @@ def _unknown(name: str, known: list[str], source: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The folders of one person. `MMCHAT_HOME` puts them all under one."""
+    """One person's folders. `MMCHAT_HOME` puts all of them into one folder."""
 
     data: Path
     config: Path
@@ -210,39 +223,59 @@ class Paths:
 
 
 def paths() -> Paths:
-    """Where this person's files are; nothing is created.
+    """The folders of this person's files; nothing is created.
 
-    MMCHAT_RUNTIME is another runtime folder, for an engine beside the person's own. Raises
-    SettingsError where MMCHAT_HOME names nobody's folder.
+    `MMCHAT_RUNTIME` is another runtime folder, for an engine beside the person's own. Raises
+    SettingsError if one of the two variables cannot be used.
     """
     found = _home()
-    runtime = os.environ.get("MMCHAT_RUNTIME")
-    return replace(found, runtime=Path(runtime).absolute()) if runtime else found
+    runtime = _folder_variable("MMCHAT_RUNTIME")
+    return replace(found, runtime=runtime) if runtime else found
+
+
+def folder_environment() -> dict[str, str]:
+    """The variables that name our folders, as absolute paths.
+
+    For a process with another working directory, where a relative path would mean another folder.
+    """
+    found = {name: _folder_variable(name) for name in ("MMCHAT_HOME", "MMCHAT_RUNTIME")}
+    return {name: str(folder) for name, folder in found.items() if folder}
+
+
+def _folder_variable(name: str) -> Path | None:
+    value = os.environ.get(name)
+    if not value:
+        return None
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError as error:
+        raise SettingsError(
+            f"{name} is {value!r}, which names a home folder that does not exist."
+        ) from error
+    except OSError as error:  # the working directory was removed
+        raise SettingsError(
+            f"{name} is {value!r}, a relative path, and the current folder does not exist any "
+            "more: give an absolute path."
+        ) from error
 
 
 def _home() -> Paths:
-    home = os.environ.get("MMCHAT_HOME")
-    if home:
-        try:
-            root = Path(home).expanduser().absolute()
-        except RuntimeError as error:
-            raise SettingsError(
-                f"MMCHAT_HOME is {home!r}, and names a home folder that does not exist."
-            ) from error
+    root = _folder_variable("MMCHAT_HOME")
+    if root:
         return Paths(root, root, root / "cache", root / "run")
     import platformdirs
 
     folders = platformdirs.PlatformDirs("mmchat", appauthor=False)
-    # Without XDG_RUNTIME_DIR (no login session) platformdirs would warn and fall back on /tmp.
+    # Without XDG_RUNTIME_DIR (no login session) platformdirs would warn and fall back to /tmp.
     session = sys.platform != "linux" or os.environ.get("XDG_RUNTIME_DIR")
     runtime = folders.user_runtime_path if session else folders.user_cache_path / "run"
     return Paths(folders.user_data_path, folders.user_config_path, folders.user_cache_path, runtime)
 
 
 def private_dir(path: Path) -> Path:
-    """Creates `path` for this person only (0700, whatever the umask) and returns it.
+    """Creates `path` for this person only (mode 0700, whatever the umask) and returns it.
 
-    Raises SettingsError where it cannot be created or written.
+    Raises SettingsError if it cannot be created or written.
     """
     try:
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -263,7 +296,7 @@ def private_dir(path: Path) -> Path:
 
 
 def named_folder(name: str) -> Path | None:
-    """The folder that a person names by a path (`~` is expanded); None where there is none."""
+    """The folder at the path `name` (`~` is expanded), absolute; None if there is none."""
     try:
         folder = Path(name).expanduser()
         return folder.absolute() if folder.is_dir() else None
@@ -274,8 +307,8 @@ def named_folder(name: str) -> Path | None:
 def builtin_adapters() -> Path:
     """The folder of what mmchat ships: a checkout's `adapters/`, else the wheel's copy.
 
-    The checkout comes first, for an editable install can leave a stale copy
-    beside the package.
+    The checkout comes first, because an editable install can leave an outdated copy beside the
+    package.
     """
     package = Path(__file__).resolve().parent
     checkout = package.parent / "adapters"

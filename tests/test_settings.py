@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from mmchat.errors import SettingsError
-from mmchat.settings import builtin_adapters, load_settings, paths, private_dir, setting_names
+from mmchat.settings import (
+    builtin_adapters,
+    folder_environment,
+    load_settings,
+    paths,
+    private_dir,
+    setting_names,
+)
 
 
 def test_file_environment_flag_in_that_order(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,6 +59,22 @@ def test_a_wrong_file_is_one_sentence(home: Path, text: str, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_byte_order_mark_and_another_encoding(home: Path) -> None:
+    file = home / "settings.toml"
+    file.write_text("[generation]\ntop_k = 3\n", encoding="utf-8-sig")
+    assert load_settings().generation.top_k == 3
+    file.write_text("[generation]\ntop_k = 3\n", encoding="utf-16")
+    with pytest.raises(SettingsError, match="save it as UTF-8"):
+        load_settings()
+
+
+def test_none_is_no_adapter(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "settings.toml").write_text("[model]\nadapter = 'birds'\n")
+    assert load_settings({"model.adapter": "none"}).model.adapter == ""
+    monkeypatch.setenv("MMCHAT_MODEL_ADAPTER", "none")
+    assert load_settings().model.adapter == ""
+
+
 def test_a_misspelled_variable_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMCHAT_GENERATION_TOPP", "0.5")
     with pytest.raises(SettingsError, match="Did you mean MMCHAT_GENERATION_TOP_P"):
@@ -82,3 +105,27 @@ def test_a_home_of_its_own(home: Path) -> None:
         p.is_relative_to(home) for p in (found.data, found.config, found.cache, found.runtime)
     )
     assert (builtin_adapters() / "scenes" / "recipe.toml").is_file()
+
+
+def test_relative_folders_are_absolute_for_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MMCHAT_HOME", "here")
+    monkeypatch.setenv("MMCHAT_RUNTIME", "~/run")
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert (paths().data, paths().runtime) == (tmp_path / "here", tmp_path / "me" / "run")
+    assert folder_environment() == {
+        "MMCHAT_HOME": str(tmp_path / "here"),
+        "MMCHAT_RUNTIME": str(tmp_path / "me" / "run"),
+    }
+    monkeypatch.delenv("MMCHAT_RUNTIME")
+    assert paths().runtime == tmp_path / "here" / "run"
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SettingsError, match="give an absolute path"):
+        paths()
+    monkeypatch.setenv("MMCHAT_HOME", "~nobody-here/x")
+    with pytest.raises(SettingsError, match="MMCHAT_HOME is '~nobody-here/x'"):
+        paths()

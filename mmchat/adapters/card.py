@@ -24,13 +24,12 @@ import msgspec
 
 from mmchat.errors import AdapterError, ModelError
 from mmchat.model.checkpoint import read_header
-from mmchat.settings import builtin_adapters, named_folder, paths
+from mmchat.settings import NO_ADAPTER, builtin_adapters, named_folder, paths
 
 CARD, PROJECTOR, LORA = "adapter.toml", "projector.safetensors", "lora"
 VISION_TOWER = "vision_tower.safetensors"
 LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-NONE = "none"
-"""What stands for no adapter where a name is typed; no adapter can be called so."""
+NONE = NO_ADAPTER
 _CARD_LIMIT = 1 << 20
 LONGEST_NAME = 100
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")

@@ -1,4 +1,4 @@
-"""The command line: one file a group of commands, each imported only when it is called."""
+"""The command line: one file for each group of commands, imported only when it is called."""
 
 import os
 import sys
@@ -6,12 +6,15 @@ import sys
 
 def main() -> int:
     """The command `mmchat`; returns its exit status."""
-    # Threads of torch that wait for each other burn their core meanwhile. On a busy machine that is the
-    # core which the other one needs: answers came several times slower. Read when torch is loaded,
-    # also by the processes that we start; a quiet machine is as fast with it.
+    # torch's threads keep their core busy while they wait for each other. On a busy machine, another
+    # thread needs that core: answers were several times slower. OpenMP reads this when torch is
+    # loaded, also in the processes that we start; on a quiet machine it changes nothing.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
+        from mmchat.cli.streams import prepare_streams
+
+        prepare_streams()
         from mmchat.cli.root import run
 
         return run(sys.argv[1:])

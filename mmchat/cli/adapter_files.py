@@ -1,4 +1,4 @@
-"""`mmchat adapters merge | export | import`: adapters that become a model, or a file, or come from one."""
+"""`mmchat adapters merge | export | import`: from an adapter to a model or a file, and back."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +13,14 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.command()
 @click.argument("name")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
-@click.option("--name", "model_name", default="", help="The model's name; by default the folder's.")
+@click.option("--name", "model_name", default="", help="The model's name; the folder's by default.")
 @_json
 def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
-    """Make a model of an adapter and its base, for programs that know no adapters.
+    """Merge an adapter into its base, for programs that cannot load adapters.
 
-    LoRA goes into the base's own weights, never into 4-bit ones; the model is then one of yours
-    (`mmchat models list`). Printed is how far its logits lie from those of the base with the
-    adapter on, both loaded in the same form.
+    LoRA is merged into the base's original weights, never into 4-bit ones. The model is added to
+    yours (`mmchat models list`). The command prints how much its logits differ from those of the
+    base with the adapter, both loaded in the same form.
 
     \b
     Example:
@@ -29,7 +29,7 @@ def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
     from mmchat.adapters.card import find_adapter, read_card
     from mmchat.adapters.compatibility import require_base
 
-    require_base(read_card(find_adapter(name)))  # told at once, before torch is loaded
+    require_base(read_card(find_adapter(name)))  # before torch is loaded, which takes a while
     from mmchat.adapters.merge import merge_adapter
 
     progress = Progress()
@@ -59,8 +59,8 @@ def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
         )
         for one in merged.differences
     ]
-    say("\nThe logits of the merged model beside those of its base with the adapter on:")
-    say_table(rows, ("LOADED", "COMPUTES IN", "GREATEST |Δ|", "MEAN |Δ|", "SAME NEXT TOKEN"))
+    say("\nThe logits of the merged model, compared with those of the base with the adapter:")
+    say_table(rows, ("LOADED", "COMPUTES IN", "LARGEST |Δ|", "MEAN |Δ|", "SAME NEXT TOKEN"))
     say(f'\nUse it: mmchat ask --model {model.name} "…"')
 
 
@@ -69,7 +69,7 @@ def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
 @click.argument("file", metavar="FILE.zip", type=click.Path(path_type=Path))
 @_json
 def export(name: str, file: Path, as_json: bool) -> None:
-    """Write an adapter as one zip file: only its own files, the same bytes each time.
+    """Write an adapter to a zip file, with only its own files and always the same bytes.
 
     \b
     Example:
@@ -78,7 +78,7 @@ def export(name: str, file: Path, as_json: bool) -> None:
     from mmchat.adapters.archive import export_adapter
 
     done = export_adapter(name, file.expanduser())
-    _tell_left_out(done.left_out)
+    _note_left_out(done.left_out)
     if as_json:
         say_json({**asdict(done), "file": str(done.file)})
     else:
@@ -87,13 +87,13 @@ def export(name: str, file: Path, as_json: bool) -> None:
 
 @click.command("import")
 @click.argument("source", metavar="FILE.zip|FOLDER", type=click.Path(path_type=Path))
-@click.option("--name", default="", help="What it is called here; by default as it calls itself.")
+@click.option("--name", default="", help="Its name here; by default the name in its card.")
 @click.option("--base", default="", metavar="MODEL", help="The base of a stock peft LoRA.")
 @_json
 def import_(source: Path, name: str, base: str, as_json: bool) -> None:
-    """Take in an adapter from a zip file or a folder; it is trusted in nothing.
+    """Import an adapter from a zip file or a folder. Its content is checked, never executed.
 
-    A LoRA folder of stock peft, which does not say on which weights it was trained, needs
+    A LoRA folder that peft wrote does not say which weights it was trained on: it needs
     --base MODEL.
 
     \b
@@ -104,22 +104,23 @@ def import_(source: Path, name: str, base: str, as_json: bool) -> None:
     from mmchat.adapters.archive import import_adapter
 
     done = import_adapter(source.expanduser(), name, base)
-    _tell_left_out(done.left_out)
+    _note_left_out(done.left_out)
     if not done.base:
         card = done.card
         note(
-            f"Its base is not on this machine yet: {card.base.id} with the weights "
+            f"Its base is not on this machine: {card.base.id} with the weights "
             f"{card.base.hash[:12]}."
         )
     if as_json:
         say_json({"name": done.card.name, "folder": str(done.folder), "base": done.base or None})
     else:
         say(
-            f"Imported: {done.card.name} ({done.folder}). Use it: mmchat adapters use {done.card.name}"
+            f"Imported: {done.card.name} ({done.folder}). "
+            f"Use it: mmchat adapters use {done.card.name}"
         )
 
 
-def _tell_left_out(names: tuple[str, ...]) -> None:
+def _note_left_out(names: tuple[str, ...]) -> None:
     if names:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        note(f"Left out, for no adapter is made of it: {shown}")
+        note(f"Left out, because it is not part of an adapter: {shown}")

@@ -1,4 +1,4 @@
-"""`mmchat adapters`: what changes a base model, listed, shown, chosen, renamed and removed."""
+"""`mmchat adapters`: lists, shows, chooses, renames and removes adapters."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ _README_SHOWN = 20_000
 
 @click.group()
 def adapters() -> None:
-    """Small trainings on top of a model.
+    """List, choose and manage adapters: small trained additions to a model.
 
     \b
     Example:
@@ -45,7 +45,7 @@ def adapters() -> None:
 @adapters.command("list")
 @_json
 def list_(as_json: bool) -> None:
-    """The adapters on this machine; as JSON one a line.
+    """List the adapters on this machine; with --json, one object per line.
 
     \b
     Example:
@@ -57,7 +57,7 @@ def list_(as_json: bool) -> None:
             say_json(_object(one))
         return
     if not found:
-        say("There is no adapter yet: the model answers with its own projector.")
+        say("There is no adapter yet. To train one: mmchat train DATA --name NAME")
         return
     chosen = load_settings().model.adapter
     rows = [
@@ -77,7 +77,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @_json
 def show(name: str, as_json: bool) -> None:
-    """One adapter: its base and whether it is here, what was trained, its figures, files and card.
+    """Show an adapter: its base, whether that is here, what was trained, its figures and files.
 
     \b
     Example:
@@ -129,7 +129,7 @@ def _figure(value: float | Figure) -> str:
 
 
 def _lora(folder: Path) -> str:
-    """`rank 16 on 35 layers, DoRA`; empty where there is none that can be read."""
+    """`rank 16 on 35 layers, DoRA`; empty if there is no LoRA that can be read."""
     from mmchat.adapters.lora_file import read_lora_file
 
     try:
@@ -142,7 +142,7 @@ def _lora(folder: Path) -> str:
 
 
 def _files(folder: Path) -> dict[str, int]:
-    """The bytes of each file, by its name in the folder."""
+    """The size of each file in bytes, by its name in the folder."""
     return {
         file.relative_to(folder).as_posix(): file.stat().st_size
         for file in sorted(folder.rglob("*"))
@@ -158,16 +158,16 @@ def _readme(folder: Path) -> str:
     except OSError:
         return ""
     if len(text) > _README_SHOWN:
-        text = f"{text[:_README_SHOWN]} …\n(the whole of it: {file})"
+        text = f"{text[:_README_SHOWN]} …\n(the whole text: {file})"
     return text.strip()
 
 
 @adapters.command()
 @click.argument("name")
 def use(name: str) -> None:
-    """Answer with this adapter from now on; `none` is the model's own projector.
+    """Answer with this adapter from now on, or with no adapter (`none`).
 
-    It is written into settings.toml, and told to the engine where it holds the model.
+    It is written to settings.toml. If the engine has the model loaded, it switches, too.
 
     \b
     Examples:
@@ -179,19 +179,19 @@ def use(name: str) -> None:
     if name != NONE:
         folder = _fitting(name, settings.model.name)
         wanted = str(folder) if name.startswith(("/", ".", "~")) else name
-    told = asyncio.run(_tell_engine(settings, wanted))
+    switched = asyncio.run(_tell_engine(settings, wanted))
     from mmchat.cli.settings_file import set_value
 
     file = set_value("model", "adapter", wanted)
-    what = wanted or "the model's own projector"
-    say(f"In use: {what} ({file}{'; the engine has switched' if told else ''})")
+    what = wanted or "no adapter"
+    say(f"In use: {what} ({file}{'; the engine has switched' if switched else ''})")
 
 
 @adapters.command()
 @click.argument("old")
 @click.argument("new")
 def rename(old: str, new: str) -> None:
-    """Give one of your adapters another name; settings.toml and the engine follow.
+    """Rename one of your adapters; settings.toml and the engine follow.
 
     \b
     Example:
@@ -200,14 +200,14 @@ def rename(old: str, new: str) -> None:
     before = own_adapter(old)
     folder = rename_adapter(old, new)
     followed = _follow(before, new)
-    say(f"Renamed: {before.name} is {new} now ({folder}{followed})")
+    say(f"Renamed: {before.name} is now {new} ({folder}{followed})")
 
 
 @adapters.command()
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def remove(name: str, yes: bool) -> None:
-    """Remove one of your adapters with all its files; settings that name it name none then.
+    """Remove one of your adapters with all its files, also from the settings.
 
     \b
     Example:
@@ -216,7 +216,7 @@ def remove(name: str, yes: bool) -> None:
     folder = own_adapter(name)
     if not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("Without a terminal to ask on, give --yes.")
+            raise click.UsageError("There is no terminal to ask for confirmation: give --yes.")
         if not click.confirm(f"Remove {folder.name} and all its files ({folder})?", err=True):
             return
     remove_adapter(name)
@@ -229,14 +229,17 @@ for command in (merge, export, import_):
 
 
 def _follow(before: Path, now: str) -> str:
-    """What named the adapter in the folder `before` names `now`; -> that, as the end of a sentence."""
+    """Makes the settings and the engine use `now` if they use the adapter in the folder `before`.
+
+    Returns what has changed, as the end of a sentence.
+    """
     from mmchat.cli.settings_file import file_value, set_value
 
     names = (before.name, str(before))
     changed = []
     if file_value("model", "adapter") in names:
-        changed.append(f"{set_value('model', 'adapter', now)} follows")
-    # Whoever runs the engine is told by it soon enough; the files are what counts here.
+        changed.append(f"{set_value('model', 'adapter', now)} was changed")
+    # An engine that cannot be asked is not important: the files are renamed or removed.
     with contextlib.suppress(MmchatError):
         if asyncio.run(_tell_engine(load_settings(), now, names)):
             changed.append("the engine has switched")
@@ -244,7 +247,7 @@ def _follow(before: Path, now: str) -> str:
 
 
 def _fitting(name: str, model: str) -> Path:
-    """The adapter's folder. Raises AdapterError unless it was trained on the weights of `model`."""
+    """The adapter's folder. Raises AdapterError if it was not trained on the weights of `model`."""
     from mmchat.model.catalogue import resolve_model
     from mmchat.model.checkpoint import weights_hash
 
@@ -252,7 +255,10 @@ def _fitting(name: str, model: str) -> Path:
 
 
 async def _tell_engine(settings: Settings, adapter: str, instead: tuple[str, ...] = ()) -> bool:
-    """Whether an engine runs that has switched: it holds the settings' model, or `instead` is on."""
+    """Switches the engine to `adapter`; returns whether it did.
+
+    It switches if it has the settings' model loaded or, with `instead`, one of these adapters.
+    """
     if settings.engine.url:
         return False
     client = EngineClient(settings)

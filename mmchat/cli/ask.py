@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-import sys
+import os
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,6 +12,12 @@ from typing import Any, Literal
 import click
 
 from mmchat.cli.output import Progress, note, say, say_json
+from mmchat.cli.question import (
+    after_dashes,
+    read_question,
+    read_stdin,
+    remark_on_pictures,
+)
 from mmchat.client import (
     Delta,
     Done,
@@ -23,7 +30,14 @@ from mmchat.client import (
     Waiting,
     marks_of_nothing,
 )
-from mmchat.errors import AdapterError, EngineError, HistoryError, ModelError, TooLongError
+from mmchat.errors import (
+    AdapterError,
+    EngineError,
+    HistoryError,
+    ImageError,
+    ModelError,
+    TooLongError,
+)
 from mmchat.history import Answer, Conversation, History, Message, Origin, StoredImage
 from mmchat.images import MAX_BYTES, Picture, parse_picture, read_picture
 from mmchat.sampling_params import LIMITS
@@ -31,7 +45,11 @@ from mmchat.sanitize import Cleaner
 from mmchat.settings import GenerationSettings, Settings, load_settings
 from mmchat.tui.turns import TOO_LONG, turns
 
-_MAX_TEXT = 10_000_000  # bytes from stdin
+
+def _checked_seed(context: click.Context, option: click.Parameter, value: int | None) -> int | None:
+    if value is not None and not 0 <= value < 2**63:
+        raise click.BadParameter("a seed is a whole number from 0 to 2^63 - 1", context, option)
+    return value
 
 
 def _int_range(name: str) -> click.IntRange:
@@ -47,27 +65,34 @@ def _int_range(name: str) -> click.IntRange:
     "attachments",
     multiple=True,
     metavar="PICTURE",
-    help="A picture's file, or - for stdin; [1] in the text marks the place of the first.",
+    help="A picture file, or - for stdin. [1] in the text marks the place of the first one.",
 )
-@click.option("--continue", "go_on", is_flag=True, help="Go on with the last conversation.")
-@click.option("--conversation", type=int, metavar="ID", help="Go on with this conversation.")
+@click.option("--continue", "go_on", is_flag=True, help="Continue the last conversation.")
+@click.option("--conversation", type=int, metavar="ID", help="Continue this conversation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option("--model", metavar="M", help="The model that answers.")
-@click.option("--adapter", metavar="NAME", help="The adapter it answers with.")
-@click.option("--system", metavar="TEXT", help="What the model is told first.")
+@click.option("--adapter", metavar="NAME", help="The adapter it answers with; none for no adapter.")
+@click.option("--system", metavar="TEXT", help="The system prompt.")
 @click.option(
     "--temperature",
     type=click.FloatRange(*LIMITS["temperature"][:2]),
     metavar="T",
-    help="0 is always the likeliest.",
+    help="0 always takes the most likely token.",
 )
 @click.option(
-    "--max-tokens", type=_int_range("max_tokens"), metavar="N", help="The longest answer."
+    "--max-tokens",
+    type=_int_range("max_tokens"),
+    metavar="N",
+    help="The most tokens of an answer.",
 )
 @click.option(
-    "--seed", type=_int_range("seed"), metavar="N", help="The same seed, the same answer."
+    "--seed",
+    type=int,
+    callback=_checked_seed,
+    metavar="N",
+    help="The same seed gives the same answer.",
 )
-@click.option("--no-save", is_flag=True, help="Leave no trace in the history.")
+@click.option("--no-save", is_flag=True, help="Do not keep it in the history.")
 def ask(
     text: str | None,
     attachments: tuple[str, ...],
@@ -82,30 +107,40 @@ def ask(
     max_tokens: int | None,
     seed: int | None,
 ) -> None:
-    """Ask one question, about pictures or not.
+    """Ask a question, with or without pictures.
 
-    The text comes from stdin where none is given. The answer is written as it comes,
-    and kept in the history.
+    Without TEXT, the text comes from stdin; text that is piped in beside TEXT goes before it.
+    The answer is printed as it is written, and kept in the history.
 
     \b
     Examples:
       mmchat ask "what is this?" -a barn.jpg
       mmchat ask "is [1] older than [2]?" -a left.png -a right.png
       mmchat ask --continue "and what colour is it?"
-      cat letter.txt | mmchat ask --json
+      git diff | mmchat ask "what changed here?" --json
+      mmchat ask -a barn.jpg -- "- is it old?"
       curl -s $URL | mmchat ask "what is this?" -a -
     """
     if go_on and conversation is not None:
         raise click.UsageError("Give --continue or --conversation, not both.")
-    question = _question(text, attachments)
-    drawing = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    flags = _given({f"generation.{name}": value for name, value in drawing.items()})
+    context = click.get_current_context()
+    for name in attachments:  # `mmchat ask "-a cat is here"`
+        if name[:1].isspace() and not os.path.lexists(name):
+            raise click.UsageError(
+                f"-a took {name!r} for a picture. {after_dashes(context.command_path, f'-a{name}')}"
+            )
+    if attachments.count("-") > 1:
+        raise click.UsageError("Only one picture can come from stdin.")
+    question = read_question(text, picture_on_stdin="-" in attachments)
+    remark_on_pictures(question if text is None else text, attachments)
+    sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    flags = _given({f"generation.{name}": value for name, value in sampling.items()})
     settings = load_settings({**_chosen_model(model, adapter), **flags})
     pictures = [_picture(name) for name in attachments]
     for remark in filter(None, (picture.remark for picture in pictures)):
         note(remark)
     if pictures and (lost := marks_of_nothing(question, len(pictures))):
-        note(f"No picture is number {lost[0]}: [{lost[0]}] stays text.")
+        note(f"There is no picture {lost[0]}, so [{lost[0]}] is sent as text.")
     with contextlib.ExitStack() as stack:
         history: History | None = None
         found: Conversation | None = None
@@ -131,7 +166,7 @@ def ask(
                 )
                 raise
             except (ModelError, AdapterError):
-                # A name that is none begins no conversation that --continue would go on with.
+                # --continue must not find a conversation that a misspelled name began.
                 if found is None and not history.message(message_id).text:
                     history.delete(conversation_id)
                 raise
@@ -152,44 +187,26 @@ def ask(
         )
     if done.finish_reason == "length":
         note(
-            f"The answer was cut after {done.completion_tokens} tokens: "
-            "a higher --max-tokens lets it go on."
+            f"The answer was cut off after {done.completion_tokens} tokens: use a higher "
+            "--max-tokens."
         )
     elif done.finish_reason == "cancelled":
-        raise EngineError("The engine was stopped in mid-answer; what is written was all.")
+        raise EngineError("The engine was stopped before the answer was complete.")
 
 
 def _part(done: Done, *names: str) -> dict[str, Any]:
     return {name: getattr(done, name) for name in names}
 
 
-def _question(text: str | None, attachments: Sequence[str]) -> str:
-    """The text of the argument, else of stdin; exact, but valid Unicode."""
-    from_stdin = list(attachments).count("-")
-    if from_stdin > 1:
-        raise click.UsageError("Only one picture can come from stdin.")
-    if text is None:
-        if from_stdin:
-            raise click.UsageError(
-                "Where a picture comes from stdin, give the text as an argument."
-            )
-        if sys.stdin.isatty():
-            raise click.UsageError("Give the text of the question, or pipe it in.")
-        data = sys.stdin.buffer.read(_MAX_TEXT + 1)
-        if len(data) > _MAX_TEXT:
-            raise click.UsageError(f"The text on stdin is over {_MAX_TEXT // 1_000_000} MB.")
-    else:
-        data = text.encode(errors="surrogateescape")
-    text = data.decode(errors="replace").strip()
-    if not text:
-        raise click.UsageError("The text of the question is empty.")
-    return text
-
-
 def _picture(name: str) -> Picture:
-    if name != "-":
-        return read_picture(name)
-    return parse_picture(sys.stdin.buffer.read(MAX_BYTES + 1), "the picture on stdin")
+    if name == "-":
+        return parse_picture(read_stdin(MAX_BYTES + 1), "the picture on stdin")
+    if name.lower().startswith(("http://", "https://")):
+        raise ImageError(
+            f"{name} is an address, and pictures are not fetched from the web: "
+            f"curl -sL {shlex.quote(name)} | mmchat ask TEXT -a -"
+        )
+    return read_picture(name)
 
 
 def _chosen_model(model: str | None, adapter: str | None) -> dict[str, str]:
@@ -210,13 +227,13 @@ def _conversation(history: History, go_on: bool, wanted: int | None) -> Conversa
         return None
     latest = history.latest()
     if latest is None:
-        raise HistoryError("There is no conversation to go on with yet: leave --continue out.")
+        raise HistoryError("There is no conversation to continue yet: leave --continue out.")
     return latest
 
 
 @dataclass(frozen=True, slots=True)
 class _Asking:
-    """One question with all that belongs to it."""
+    """One question, with everything that belongs to it."""
 
     settings: Settings
     question: str
@@ -224,7 +241,7 @@ class _Asking:
     system: str
 
     def turns(self, history: History | None, conversation: Conversation | None) -> list[Turn]:
-        """What the engine is asked with: the conversation so far, then the question."""
+        """The turns for the engine: the conversation so far, then the question."""
         branch = history.branch(conversation.id) if history and conversation else []
         new = Message(
             id=0,
@@ -250,7 +267,7 @@ class _Asking:
         return turns([*branch, new], self.system, image_data)
 
     def keep(self, history: History, conversation: Conversation | None) -> Answer:
-        """Writes the question down before it is asked, and begins its answer."""
+        """Stores the question before it is asked, and begins its answer."""
         if conversation is not None and conversation.system != self.system:
             history.set_system(conversation.id, self.system)
         _, answer = history.say(
@@ -272,20 +289,20 @@ class _Asking:
 
     def _origin(self, done: Done) -> Origin:
         generation, model = self.settings.generation, self.settings.model
-        parameters = {name: getattr(generation, name) for name in _drawing()}
+        parameters = {name: getattr(generation, name) for name in _sampling()}
         if done.dropped_turns:
             parameters["dropped_turns"] = done.dropped_turns
         if done.context_length:
             parameters["context_length"] = done.context_length
-        if not done.model:  # not asked yet
+        if not done.model:  # the engine was not asked yet
             return Origin(model=model.name, adapter=model.adapter, parameters=parameters)
         names = {field.name for field in fields(Origin)} & set(Done.__struct_fields__)
         return Origin(parameters=parameters, **{name: getattr(done, name) for name in names})
 
     def run(self, asked: Sequence[Turn], answer: Answer | None, quiet: bool) -> tuple[Done, str]:
-        """Streams the answer to stdout (not where `quiet`) and into the history.
+        """Streams the answer to stdout (unless `quiet`) and into the history.
 
-        Whatever ends it early, the history keeps what was written until then.
+        If it ends early, the history keeps what was written until then.
         """
         view = _View(quiet, answer.append if answer else None)
         with answer or contextlib.nullcontext():
@@ -314,14 +331,14 @@ _STATES: dict[str, Literal["complete", "stopped", "length"]] = {
 }
 
 
-def _drawing() -> list[str]:
-    """The settings of [generation] that say how an answer is drawn."""
+def _sampling() -> list[str]:
+    """The settings of [generation] that control how tokens are sampled."""
     names = GenerationSettings.__struct_fields__
     return [name for name in names if name in Options.__struct_fields__]
 
 
 class _View:
-    """What the person sees of the events."""
+    """Shows the events to the person."""
 
     def __init__(self, quiet: bool, keep: Callable[[str], None] | None) -> None:
         self.text = ""
@@ -333,15 +350,15 @@ class _View:
     def take(self, event: Event) -> None:
         match event:
             case Waiting(place=place):
-                self._progress.show(f"Waiting in line: place {place}")
+                self._progress.show(f"Waiting in line (place {place})")
             case Loading(model=model, stage=stage, fraction=fraction):
                 self._progress.show(f"Loading {model}: {stage}", fraction)
             case Started(dropped_turns=dropped, context_length=length):
                 self._progress.clear()
                 if dropped:
                     note(
-                        f"The oldest messages ({dropped}) were left out: "
-                        f"the conversation is longer than the model's {length} tokens."
+                        f"The {dropped} oldest messages were left out, because the conversation is "
+                        f"longer than the model's {length} tokens."
                     )
             case Delta(text=text):
                 if self._keep:
@@ -358,7 +375,7 @@ class _View:
 
 
 async def _stream(settings: Settings, asked: Sequence[Turn], view: _View) -> Done:
-    options = Options(**{name: getattr(settings.generation, name) for name in _drawing()})
+    options = Options(**{name: getattr(settings.generation, name) for name in _sampling()})
     client = EngineClient(settings)
     try:
         async with contextlib.aclosing(client.chat(asked, options)) as events:
@@ -368,4 +385,4 @@ async def _stream(settings: Settings, asked: Sequence[Turn], view: _View) -> Don
                 view.take(event)
     finally:
         await client.aclose()
-    raise EngineError("The engine closed the answer unfinished: ask again.")
+    raise EngineError("The engine ended the answer before it was complete: ask again.")

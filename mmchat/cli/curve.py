@@ -1,4 +1,4 @@
-"""A curve drawn with characters: the training loss in braille dots, the held-out loss as ●."""
+"""Draws curves with characters: the training loss in braille dots, the held-out loss as ●."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ _BLANK = 0x2800
 
 
 def curve(points: Sequence[Point], held_out: Sequence[Point], width: int, height: int) -> list[str]:
-    """`height` lines of `width` characters each: labelled axes, (step, loss) as a line and dots.
+    """`height` lines of `width` characters: labelled axes, (step, loss) as a line and as dots.
 
-    Empty where there is nothing to draw or no room for it. The axis is logarithmic where the losses
-    span a wide range.
+    Empty if there is nothing to draw, or no room for it. The axis of the loss is logarithmic if
+    the losses have a wide range.
     """
     drawn = [*points, *held_out]
     if not drawn or width < NARROWEST or height < LOWEST:
@@ -36,7 +36,7 @@ def curve(points: Sequence[Point], held_out: Sequence[Point], width: int, height
         return math.log(value) if logarithmic else value
 
     def at(across: int, down: int) -> Callable[[Point], tuple[int, int]]:
-        """Puts a point on a grid of `across` times `down` places, from its upper left corner."""
+        """Maps a point to a grid of `across` by `down` places, from its upper left corner."""
 
         def place(point: Point) -> tuple[int, int]:
             step, loss = point
@@ -65,7 +65,7 @@ def curve(points: Sequence[Point], held_out: Sequence[Point], width: int, height
 
 
 def _labels(low: float, high: float, rows: int, logarithmic: bool) -> list[str]:
-    """The losses at the first, the middle and the last row; "" elsewhere."""
+    """The losses at the first, middle and last row; "" in the others."""
     labels = [""] * rows
     marked = {0, rows - 1} if rows < 5 else {0, rows // 2, rows - 1}
     for row in marked:
@@ -79,7 +79,7 @@ def _labels(low: float, high: float, rows: int, logarithmic: bool) -> list[str]:
 
 
 def _line(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, int]]:
-    """The dots from `start` to `end`, both among them."""
+    """The dots from `start` to `end`, including both."""
     (x0, y0), (x1, y1) = start, end
     steps = max(abs(x1 - x0), abs(y1 - y0), 1)
     return [

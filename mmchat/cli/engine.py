@@ -30,7 +30,7 @@ def engine() -> None:
 @engine.command()
 @_json
 def start(as_json: bool) -> None:
-    """Start the engine if none runs, and load the model of the settings.
+    """Start the engine, if none runs, and load the model that the settings choose.
 
     \b
     Example:
@@ -56,7 +56,7 @@ async def _started(settings: Settings) -> EngineStatus | None:
 
 @engine.command()
 def stop() -> None:
-    """End the engine; the part of an answer that is written is kept.
+    """Stop the engine; an answer that is being written keeps what it has.
 
     \b
     Example:
@@ -70,7 +70,7 @@ def stop() -> None:
         finally:
             await client.aclose()
 
-    say("The engine has ended." if asyncio.run(stopped()) else "No engine runs.")
+    say("The engine has stopped." if asyncio.run(stopped()) else "No engine runs.")
 
 
 @engine.command()
@@ -86,7 +86,7 @@ def status(as_json: bool) -> None:
 
 
 async def current(settings: Settings) -> EngineStatus | None:
-    """The status of the running engine, if there is one."""
+    """The status of the engine, if one runs."""
     client = EngineClient(settings)
     try:
         return await client.status()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmchat.cli.output import OutputError, Progress, note, say, say_json, say_table
+from mmchat.cli.output import Progress, note, say, say_json, say_table
+from mmchat.cli.streams import OutputError, require_writable
 from mmchat.settings import load_settings
 
 if TYPE_CHECKING:
@@ -119,6 +120,12 @@ def evaluate(
     from mmchat.evaluation.results import compute_metrics
     from mmchat.evaluation.worst_answers import find_worst, worst_page
 
+    for file in (markdown, html):
+        if file is not None:
+            require_writable(file, file.absolute().parent)
+    if out is not None:
+        above = (one for one in (out.absolute(), *out.absolute().parents) if one.exists())
+        require_writable(out, next(above))
     settings = load_settings()
     # The settings' adapter belongs to the settings' model.
     answering = adapter or (settings.model.adapter if not model else "")

@@ -1,4 +1,4 @@
-"""`mmchat history`: what was said, listed, shown, searched and deleted."""
+"""`mmchat history`: lists, shows, searches and deletes conversations."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ _limit = click.option(
 
 @click.group()
 def history() -> None:
-    """Conversations that were kept.
+    """List, show, search and delete your conversations.
 
     \b
     Example:
@@ -29,10 +29,10 @@ def history() -> None:
 
 @history.command("list")
 @_limit
-@click.option("--tag", metavar="TAG", help="Only those that have this tag.")
+@click.option("--tag", metavar="TAG", help="Only conversations with this tag.")
 @_json
 def list_(limit: int, tag: str | None, as_json: bool) -> None:
-    """The newest conversations; as JSON one a line.
+    """List the newest conversations; with --json, one object per line.
 
     \b
     Example:
@@ -47,9 +47,9 @@ def list_(limit: int, tag: str | None, as_json: bool) -> None:
         return
     if not found:
         if tag is None:
-            say("There is no conversation yet. Begin one: mmchat")
+            say("There is no conversation yet. Start one: mmchat")
         else:
-            say("No conversation has this tag: /tag in the app gives one.")
+            say("No conversation has this tag. To add a tag, use /tag in the app.")
         return
     now = time.time()
     rows = [
@@ -68,7 +68,7 @@ def list_(limit: int, tag: str | None, as_json: bool) -> None:
 @click.argument("conversation_id", metavar="ID", type=int)
 @_json
 def show(conversation_id: int, as_json: bool) -> None:
-    """One conversation, from its first message to its last.
+    """Show a conversation, from its first message to its last.
 
     \b
     Example:
@@ -113,14 +113,20 @@ def _indented(text: str) -> str:
 @_limit
 @_json
 def search(words: Sequence[str], limit: int, as_json: bool) -> None:
-    """The messages that have all the words, best first; as JSON one a line.
+    """Find the messages that have all the words, the best first; with --json, one object per line.
+
+    The last word may be the beginning of one. Symbols count: C++ does not find C.
 
     \b
-    Example:
+    Examples:
       mmchat history search red kite
+      mmchat history search "C++"
     """
+    query = " ".join(words)
+    if not query.strip():
+        raise click.UsageError("Give at least one word to search for.")
     with History.open() as opened:
-        hits = opened.search(" ".join(words), limit)
+        hits = opened.search(query, limit)
     if as_json:
         for hit in hits:
             say_json(asdict(hit))
@@ -143,7 +149,7 @@ def search(words: Sequence[str], limit: int, as_json: bool) -> None:
 
 @history.command()
 @click.argument("conversation_ids", metavar="ID...", type=int, nargs=-1, required=True)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def delete(conversation_ids: Sequence[int], yes: bool) -> None:
     """Delete conversations with their messages and pictures.
 
@@ -155,10 +161,10 @@ def delete(conversation_ids: Sequence[int], yes: bool) -> None:
         found = [opened.conversation(one) for one in dict.fromkeys(conversation_ids)]
         if not yes:
             if not sys.stdin.isatty():
-                raise click.UsageError("Without a terminal to ask on, give --yes.")
+                raise click.UsageError("There is no terminal to ask for confirmation: give --yes.")
             for one in found:
                 say(f"{one.id}  {title(one)} ({one.messages} messages)")
-            if not click.confirm("Delete for good?", err=True):
+            if not click.confirm("Delete permanently?", err=True):
                 return
         for one in found:
             opened.delete(one.id)
@@ -168,7 +174,7 @@ def delete(conversation_ids: Sequence[int], yes: bool) -> None:
 @history.command()
 @_json
 def stats(as_json: bool) -> None:
-    """How much there is, and made by which models.
+    """Show the size of the history, and which models answered.
 
     \b
     Example:

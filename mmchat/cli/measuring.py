@@ -1,7 +1,7 @@
-"""Before and after: a run's held-out answers and the base's old skills, asked through an engine.
+"""Measures a run's held-out answers and the base's old skills, without and with the adapter.
 
-Each measuring is a process with an engine of its own in a runtime folder of its own, so that the
-person's engine, and the chat that may go on with it, is left alone.
+Each measurement is a process with its own engine in its own runtime folder, so that it does not
+disturb the person's engine, and a chat that may be using it.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from mmchat.training.run_folder import Row
 
 HELD_OUT, OLD_SKILLS = "held-out answers", "old skills"
 ENDING = 30.0
-"""Seconds that a process has to end its engine and itself."""
+"""Seconds that a process has to stop its engine and end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked: a folder, and what it is called in the table."""
+    """A folder of questions, and its name in the table."""
 
     what: str
     folder: Path
@@ -41,9 +41,10 @@ def measure(
     together: bool,
     tell: Callable[[str], None],
 ) -> list[Row]:
-    """Rows of shares right without and with `adapter`; the two at once where `together`.
+    """The share of right answers without and with `adapter`, a row for each folder.
 
-    Raises EngineError with the sentence of what failed. However it ends, so do its processes.
+    together: measures both at the same time. Raises EngineError with the reason if it fails. Its
+    processes end with it, however it ends.
     """
     tell("asking the held-out questions without and with the adapter")
     folders = [str(one.folder) for one in asked]
@@ -63,14 +64,14 @@ def measure(
 def _measuring(
     model: str, adapter: str, folders: list[str], *, shares: bool
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process that measures; neither it nor its engine outlives the block."""
+    """A process that measures; it and its engine end with the block."""
     environment = dict(os.environ)
     if shares:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 2) // 2))
     with tempfile.TemporaryDirectory(prefix="mmchat-") as runtime:
         environment["MMCHAT_RUNTIME"] = runtime
-        # -P: the folder that we are in must not be where Python looks for modules. A session of its
-        # own: Ctrl-C on a terminal reaches us alone, and we end it once.
+        # -P: Python must not import modules from the current folder. It has its own session, so
+        # that Ctrl-C on a terminal reaches only us, and we end it once.
         with subprocess.Popen(
             [sys.executable, "-P", "-m", "mmchat.cli.measuring", model, adapter, *folders],
             stdin=subprocess.DEVNULL,
@@ -101,7 +102,7 @@ def _measured(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """In the process of its own: `MODEL ADAPTER|none FOLDER …` -> one JSON list."""
+    """The process's entry: `MODEL ADAPTER|none FOLDER …`; prints one JSON list."""
     import asyncio
 
     from mmchat.client import EngineClient
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
     from mmchat.evaluation.runner import evaluate
     from mmchat.settings import load_settings
 
-    # Told to end, we end our engine first.
+    # On SIGTERM, we stop our engine first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     model, adapter, *folders = arguments
     # The server in engine.url, if there is one, has no adapter of ours.

@@ -183,21 +183,24 @@ def _loaded(name: str) -> dict[str, Any]:
 
 @models.command()
 @click.argument("source", metavar="FOLDER-OR-HUB-ID")
-def add(source: str) -> None:
-    """Make a folder known, or fetch a model from the hub (OWNER/NAME[@REVISION]).
+@click.option("--name", default="", help="What a folder's model is called; else like the folder.")
+def add(source: str, name: str) -> None:
+    """Add a model in a folder, or fetch one from the hub (OWNER/NAME[@REVISION]).
 
-    A fetch that is broken off goes on where it stopped when the command is given again.
+    If a download is interrupted, the same command continues it.
 
     \b
     Examples:
       mmchat models add HuggingFaceTB/SmolVLM-256M-Instruct
-      mmchat models add ~/models/my-model
+      mmchat models add ~/models/my-model --name mine
     """
     folder = named_folder(source)
     if folder is not None:
-        added = catalogue.add_folder(folder)
+        added = catalogue.add_folder(folder, name or _name_of_run(folder))
     elif source.startswith((".", "~", os.sep)):
-        raise ModelError(f"There is no folder {source}: mend the path.")
+        raise ModelError(f"There is no folder {source}: check the path.")
+    elif name:
+        raise click.UsageError("--name is for a folder; a fetched model keeps its hub id.")
     else:
         if not sys.stderr.isatty():
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -208,15 +211,22 @@ def add(source: str) -> None:
         note(
             f"{plan.hub_id}: {size(plan.bytes)} in {len(plan.files)} files, to {plan.folder}. "
             f"Licence: {licences.get(plan.hub_id, 'see its page')}. "
-            "Ctrl-C stops; the same command goes on."
+            "Ctrl-C stops; the same command continues."
         )
         added = hub.fetch(plan)
     say(f'Added: {added.name}. Use it: mmchat ask --model {added.name} "…"')
 
 
+def _name_of_run(folder: Path) -> str:
+    """The name of the run that made the model in `folder`; empty if no run did."""
+    folder = folder.resolve()
+    made_here = folder.name == "model" and (folder.parent / "recipe.toml").is_file()
+    return folder.parent.name if made_here else ""
+
+
 @models.command()
 @click.argument("name", metavar="M")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def remove(name: str, yes: bool) -> None:
     """Remove a fetched model's files, or forget a folder (its files stay).
 
@@ -226,7 +236,7 @@ def remove(name: str, yes: bool) -> None:
     """
     if not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("Without a terminal to ask on, give --yes.")
+            raise click.UsageError("There is no terminal to ask for confirmation: give --yes.")
         if not click.confirm(f"Remove {name}?", err=True):
             return
     folder = catalogue.remove_model(name)

@@ -1,7 +1,7 @@
-"""What a command says: data on stdout, everything else on stderr.
+"""What a command prints: data on stdout, everything else on stderr.
 
-All foreign text passes through `mmchat.sanitize.clean`. Nothing moves and
-nothing is coloured unless a terminal shows it and NO_COLOR is not set.
+All foreign text goes through `mmchat.sanitize.clean`. Nothing is animated or coloured unless it
+is on a terminal and NO_COLOR is not set.
 """
 
 import json
@@ -14,56 +14,46 @@ from typing import Any
 
 import click
 
-from mmchat.errors import MmchatError
 from mmchat.sanitize import clean
 
-# Characters that JSON allows as they are and a terminal may obey, or that UTF-8 does not have.
+# Characters that are allowed in JSON but that a terminal may obey, or that UTF-8 does not have.
 _UNSAFE = re.compile(
     "[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
 )
 
 
-class OutputError(MmchatError):
-    """Standard output takes no more."""
-
-
 def say(text: str = "", end: str = "\n") -> None:
     """Writes cleaned text to stdout at once.
 
-    Raises OutputError where it cannot be written; BrokenPipeError, where the
-    reader has left, ends the command without a word (click sees to it).
+    Raises OutputError if it cannot be written, and BrokenPipeError if the reader has left, which
+    ends the command quietly (click handles it).
     """
-    try:
-        click.echo(clean(text) + end, nl=False)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"The output cannot be written ({error.strerror}).") from error
+    click.echo(clean(text) + end, nl=False)
 
 
 def note(text: str) -> None:
-    """A remark on stderr."""
+    """Writes a remark to stderr."""
     click.echo(clean(text), err=True)
 
 
 def complain(sentence: str) -> None:
-    """The sentence of an error, on stderr."""
+    """Writes the sentence of an error to stderr."""
     click.echo(f"mmchat: {clean(sentence)}", err=True)
 
 
 def say_json(value: Any) -> None:
-    """One JSON object on one line; exact, but with nothing that a terminal would obey."""
+    """Writes one JSON object as one line: exact, but with nothing that a terminal would obey."""
     text = json.dumps(value, ensure_ascii=False)
     say(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def say_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
-    """Left-aligned columns; on a terminal the last one is cut at its width."""
+    """Writes left-aligned columns; on a terminal the last one is cut to fit."""
     from rich.cells import cell_len, set_cell_size
 
     lines = [[clean(cell, keep_newlines=False) for cell in row] for row in (header, *rows) if row]
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)][:-1]
-    room = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else 0
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for line in lines:
         cells = [set_cell_size(cell, width) for cell, width in zip(line, widths, strict=False)]
         left = room - sum(widths) - 2 * len(widths)
@@ -74,14 +64,14 @@ def say_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None
 
 
 def size(count: int) -> str:
-    """`812 kB`, `12 MB`, `3.4 GB`: bytes as people say them."""
+    """A number of bytes for people: `812 kB`, `12 MB`, `3.4 GB`."""
     if count >= 999_500_000:
         return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.0f} MB" if count >= 999_500 else f"{count / 1e3:.0f} kB"
 
 
 class Progress:
-    """How far something is: one line that is rewritten on a terminal, nothing elsewhere."""
+    """The progress of something: one line that is rewritten on a terminal, nothing elsewhere."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -91,7 +81,7 @@ class Progress:
         self._shown = ""
 
     def show(self, text: str, fraction: float | None = None) -> None:
-        """Tells that `text` goes on, `fraction` (0 to 1) of it done."""
+        """Shows what is being done, and how much of it is complete (0 to 1)."""
         text = clean(text, keep_newlines=False)
         if not self._moves:
             if self._terminal and text != self._shown:
@@ -105,7 +95,7 @@ class Progress:
             self._shown = line
 
     def clear(self) -> None:
-        """Takes the line away, before anything else is written."""
+        """Removes the line, before anything else is written."""
         if self._moves and self._shown:
             click.echo("\r\x1b[K", err=True, nl=False)
         self._shown = ""

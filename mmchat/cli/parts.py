@@ -1,7 +1,7 @@
-"""What a model is made of once it is loaded: which parts are 4-bit, which are not.
+"""The parts of a loaded model: which ones are 4-bit, and which are not.
 
-The model is loaded in a process of its own, `python -m mmchat.cli.parts`, so that
-one that takes too much memory or crashes ends only that process.
+The model is loaded in a process of its own, `python -m mmchat.cli.parts`, so that a model that
+takes too much memory or crashes ends only that process.
 """
 
 import json
@@ -14,12 +14,12 @@ from mmchat.settings import ModelSettings
 
 
 def load_parts(model: ModelSettings) -> dict[str, Any]:
-    """Loads the model and describes it: its form, and `parts`, one a `PartReport`.
+    """Loads the model and describes it; `parts` has a `PartReport` for each part.
 
-    Raises ModelError with the sentence why it cannot be loaded.
+    Raises ModelError with the reason if it cannot be loaded.
     """
     choice = [model.name, model.adapter, model.quantization, model.device]
-    # -P: the folder that we are in must not be where Python looks for modules.
+    # -P: Python must not import modules from the current folder.
     done = subprocess.run(
         [sys.executable, "-P", "-m", "mmchat.cli.parts", *choice],
         stdin=subprocess.DEVNULL,
@@ -38,12 +38,10 @@ def load_parts(model: ModelSettings) -> dict[str, Any]:
 
 
 def parts_table(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """A row a part, for people; the first row is the header."""
+    """A row for each part, for people; the first row is the header."""
     from mmchat.cli.output import size
 
-    rows: list[tuple[str, ...]] = [
-        ("PART", "PARAMETERS", "LINEAR LAYERS", "OF THEM 4-BIT", "MEMORY")
-    ]
+    rows: list[tuple[str, ...]] = [("PART", "PARAMETERS", "LINEAR LAYERS", "4-BIT", "MEMORY")]
     for part in found["parts"]:
         four_bit = f"{part['four_bit']:,}" if part["four_bit"] else f"none ({part['dtype']})"
         rows.append(

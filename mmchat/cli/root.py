@@ -1,14 +1,13 @@
 """The root of all commands, and the one place where errors become an exit status.
 
 0    done
-1    something that the person can mend: one sentence on stderr, `mmchat: …`
+1    something that the person can fix: one sentence on stderr, `mmchat: …`
 2    wrong usage
 130  interrupted
 """
 
 import difflib
 import importlib
-import io
 import sys
 from collections.abc import Sequence
 
@@ -32,7 +31,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """Knows its commands by name and imports the one that is called."""
+    """A group that imports only the command that is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -70,7 +69,7 @@ class LazyGroup(click.Group):
 def root(context: click.Context, new: bool, conversation: int | None) -> None:
     """Chat about pictures with a model on this machine.
 
-    Without a command the app opens, in the last conversation.
+    Without a command, the app opens with the last conversation.
 
     \b
     Examples:
@@ -80,12 +79,14 @@ def root(context: click.Context, new: bool, conversation: int | None) -> None:
     """
     if context.invoked_subcommand is not None:
         if new or conversation is not None:
-            raise click.UsageError("--new and --conversation without a command are the app's.")
+            raise click.UsageError(
+                "--new and --conversation are for the app, which opens without a command."
+            )
         return
     if new and conversation is not None:
         raise click.UsageError("Give --new or --conversation, not both.")
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        complain("The app needs a terminal; in pipes and scripts use: mmchat ask TEXT -a PICTURE")
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        complain("The app needs a terminal. In pipes and scripts, use: mmchat ask TEXT -a PICTURE")
         context.exit(1)
     from mmchat import tui
     from mmchat.settings import load_settings
@@ -95,10 +96,6 @@ def root(context: click.Context, new: bool, conversation: int | None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character shows a question mark, not a traceback.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
     try:
         status = root.main(list(arguments), prog_name="mmchat", standalone_mode=False)
         return status if isinstance(status, int) else 0
@@ -107,7 +104,8 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "mmchat"
-        complain(f"{_sentence(error.format_message())} See: {path} --help")
+        said = _text_as_option(error, arguments) or _sentence(error.format_message())
+        complain(f"{said} See: {path} --help")
         return 2
     except click.ClickException as error:
         complain(error.format_message())
@@ -117,6 +115,21 @@ def run(arguments: Sequence[str]) -> int:
     except MmchatError as error:
         complain(str(error))
         return 1
+
+
+def _text_as_option(error: click.UsageError, arguments: Sequence[str]) -> str:
+    """The sentence for a text that begins with `-` and was taken for an option; else empty."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return ""
+    from mmchat.cli.question import after_dashes, looks_like_text
+
+    text = next((one for one in arguments if looks_like_text(one)), None)
+    asks = error.ctx.parent is None
+    takes_text = any(isinstance(one, click.Argument) for one in error.ctx.command.params)
+    if text is None or not (asks or takes_text):
+        return ""
+    command = "mmchat ask" if asks else error.ctx.command_path
+    return f"{text!r} is not an option. {after_dashes(command, text)}"
 
 
 def _sentence(text: str) -> str:

@@ -1,37 +1,36 @@
-"""Changing one value of settings.toml: the whole new file, or none of it."""
+"""Changes one value in settings.toml, atomically."""
 
 import os
 import tempfile
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from mmchat.errors import SettingsError
-from mmchat.settings import load_settings, paths, private_dir
+from mmchat.settings import load_settings, paths, private_dir, read_settings_file
 
 
 def file_value(section: str, key: str) -> Any:
-    """What the person's settings.toml says of `[section] key`, whatever is stronger; None for nothing.
+    """The value of `[section] key` in settings.toml, even if a stronger setting overrides it.
 
-    Raises SettingsError where the file is wrong.
+    None if it is not there. Raises SettingsError if the file is wrong.
     """
     load_settings()
     file = paths().settings_file
-    tables: dict[str, Any] = tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
+    tables = read_settings_file(file)
     return tables.get(section, {}).get(key)
 
 
 def set_value(section: str, key: str, value: Any) -> Path:
-    """Writes `[section] key = value` into the person's settings.toml and returns its path.
+    """Writes `[section] key = value` into settings.toml and returns its path.
 
-    What else the file holds stays, except comments. Raises SettingsError where
-    the file is wrong already or cannot be written.
+    The other values stay, comments do not. Raises SettingsError if the file is wrong already, or
+    cannot be written.
     """
-    load_settings()  # a file that is wrong is mended by its owner, not overwritten
-    file = paths().settings_file.resolve()  # a link stays one
-    tables: dict[str, Any] = tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
+    load_settings()  # a file that is wrong is for its owner to fix, not overwritten
+    file = paths().settings_file.resolve()  # a link stays a link
+    tables = read_settings_file(file)
     tables.setdefault(section, {})[key] = value
     private_dir(file.parent)
     try:
@@ -47,6 +46,6 @@ def set_value(section: str, key: str, value: Any) -> Path:
             raise
     except OSError as error:
         raise SettingsError(
-            f"{file} cannot be written ({error.strerror}): make room, or mend its permissions."
+            f"{file} cannot be written ({error.strerror}): check its disk and permissions."
         ) from error
     return file

@@ -1,4 +1,4 @@
-"""How long examples are for a model, as training will encode them; loads no weights."""
+"""The number of tokens of examples, as training will encode them; loads no weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,28 +9,28 @@ from mmchat.errors import ImageError, ModelError
 
 MOST_COUNTED = 20_000
 MOST_DECODED = 500
-"""Examples of a model whose processor has to decode each picture to know its tokens."""
+"""The most examples for a model whose processor has to decode each picture to count its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """Tokens of examples, longest possible ones included."""
+    """The number of tokens of examples, before they are shortened."""
 
     model: str
     context: int
-    """What the model can take."""
+    """The most tokens that the model can take."""
     limit: int
-    """What training takes, where the recipe says nothing."""
+    """The most tokens of an example in training, unless the recipe sets another limit."""
     lengths: list[int]
-    """Of each example that was counted."""
+    """The tokens of each example that was counted."""
     of_pictures: int
-    """Tokens of all their pictures."""
+    """The tokens of all their pictures."""
     of: int
-    """How many examples there are; `lengths` are of some of them, evenly spread, where that is more."""
+    """The number of examples; if it is larger than that of `lengths`, evenly spread ones were counted."""
     cut: int
-    """Of those counted, how many lose their last exchanges."""
+    """How many of those counted lose their last exchanges."""
     too_long: int
-    """Of those counted, how many are left out, for their first exchange alone is too long."""
+    """How many of those counted are left out, because their first exchange is too long."""
     problems: list[tuple[str, str]]
     """(place, why) of examples that the model cannot read."""
 
@@ -39,7 +39,7 @@ class TokenCount:
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
     def histogram(self, most: int = 10) -> list[tuple[int, int, int]]:
-        """(from, to, examples) by length, both ends included; bins of a round width."""
+        """(from, to, examples) by length, in bins with a round width that include both ends."""
         shortest, longest = min(self.lengths, default=0), max(self.lengths, default=0)
         width = next(
             size * 10**power
@@ -60,9 +60,9 @@ class TokenCount:
 def count_tokens(
     name: str, examples: Sequence[Example], tell: Callable[[float], None] = lambda done: None
 ) -> TokenCount:
-    """The lengths of `examples` for the model `name`; `tell` is given the share that is done.
+    """Counts the tokens of `examples` for the model `name`; calls `tell` with the share done.
 
-    Raises ModelError where the model cannot be used.
+    Raises ModelError if the model cannot be used.
     """
     from mmchat.model.loading import context_length, processor_of
     from mmchat.model.planning import plan_load

@@ -1,4 +1,4 @@
-"""`mmchat train`: from data to an adapter."""
+"""`mmchat train`: trains an adapter on data."""
 
 import sys
 from pathlib import Path
@@ -11,11 +11,14 @@ from mmchat.cli.output import note, say, say_json
 
 @click.command()
 @click.argument("data", required=False, type=click.Path(path_type=Path))
-@click.option("--name", metavar="NAME", default="", help="What the adapter is to be called.")
-@click.option("--model", metavar="M", default="", help="The base; else the settings' model.")
+@click.option("--name", metavar="NAME", default="", help="The name of the adapter.")
 @click.option(
-    "--from-history", is_flag=True, help="Learn from your own rated and corrected answers."
+    "--model",
+    metavar="M",
+    default="",
+    help="The base; by default the model that the settings choose.",
 )
+@click.option("--from-history", is_flag=True, help="Train on your own rated and corrected answers.")
 @click.option(
     "--rating",
     "ratings",
@@ -23,7 +26,9 @@ from mmchat.cli.output import note, say, say_json
     multiple=True,
     help="With --from-history: only these answers.",
 )
-@click.option("--since", metavar="DATE", default="", help="With --from-history: from that day on.")
+@click.option(
+    "--since", metavar="DATE", default="", help="With --from-history: only from this day on."
+)
 @click.option(
     "--conversation",
     "conversations",
@@ -33,30 +38,38 @@ from mmchat.cli.output import note, say, say_json
     help="With --from-history: only these conversations.",
 )
 @click.option(
-    "--tag", "tags", multiple=True, metavar="T", help="With --from-history: only what is tagged so."
+    "--tag",
+    "tags",
+    multiple=True,
+    metavar="T",
+    help="With --from-history: only conversations with this tag.",
 )
 @click.option(
     "--recipe",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="What is trained, and how; without one, good defaults.",
+    help="What is trained, and how; there are good defaults.",
 )
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Another value for a key of the recipe.",
+    help="Change a value of the recipe.",
 )
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
-@click.option("--restart", is_flag=True, help="Begin again, whatever was begun under this name.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and load no weights.")
-@click.option("--allow-bad", is_flag=True, help="Go on though more than 1 % of the data is bad.")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint.")
+@click.option(
+    "--restart", is_flag=True, help="Start again, even if a run with this name was started."
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done, without loading weights.")
+@click.option(
+    "--allow-bad", is_flag=True, help="Continue even if more than 1 % of the data is bad."
+)
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="A folder that DATA may name pictures in, beside its own.",
+    help="Another folder with pictures that DATA names.",
 )
 @click.option("--no-measure", is_flag=True, help="Do not measure before and after.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -79,10 +92,10 @@ def train(
     no_measure: bool,
     as_json: bool,
 ) -> None:
-    """Train an adapter on DATA: pictures with texts, or folders of pictures, or conversations.
+    """Train an adapter on DATA: pictures with texts, folders of pictures, or conversations.
 
-    `mmchat data inspect DATA` says what is recognised. Part of the pictures is held out, and
-    answers about them are counted before and after. Ctrl-C saves; --resume goes on.
+    `mmchat data inspect DATA` shows what is recognised. Some of the pictures are held out, and
+    the right answers about them are counted before and after. Ctrl-C saves; --resume continues.
 
     \b
     Examples:
@@ -93,20 +106,21 @@ def train(
         if "=" not in key:
             raise click.UsageError(f"--set takes KEY=VALUE, not {key!r}.")
     if data is not None and from_history:
-        raise click.UsageError("DATA or --from-history, not both.")
+        raise click.UsageError("Give DATA or --from-history, not both.")
     if (ratings or since or conversations or tags) and not from_history:
         raise click.UsageError("--rating, --since, --conversation and --tag need --from-history.")
     if resume and restart:
-        raise click.UsageError("--resume or --restart, not both.")
+        raise click.UsageError("Give --resume or --restart, not both.")
     if data is None and not from_history and not resume:
-        raise click.UsageError("Name DATA, or take --from-history.")
+        raise click.UsageError("Give DATA or --from-history.")
     if resume and recipe is not None:
         raise click.UsageError(
-            "A run goes on with its own recipe: leave --recipe out, and change a key with --set."
+            "A run continues with its own recipe: leave --recipe out, and change a key with --set."
         )
     if resume and (ratings or since or conversations or tags):
         raise click.UsageError(
-            "A run goes on with what it began with: leave --rating, --since, --conversation and --tag out."
+            "A run continues with its own data: leave --rating, --since, --conversation and --tag "
+            "out."
         )
     from mmchat.cli.training_job import Job, Wish
     from mmchat.cli.training_panel import watch

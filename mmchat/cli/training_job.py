@@ -1,9 +1,10 @@
-"""What `mmchat train` does: read, choose, train, measure, keep."""
+"""The steps of `mmchat train`: read the data, choose, train, measure, keep the adapter."""
 
 import contextlib
 import gc
 import os
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -40,13 +41,13 @@ if TYPE_CHECKING:
 
 HISTORY = "history"
 MODEL = "model"
-"""In a run's folder: the whole model that `full` makes."""
+"""The folder in a run's folder for the model that the method `full` trains."""
 OLD_SKILLS_PER_TYPE = 30
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What the person typed."""
+    """The arguments of the command."""
 
     data: Path | None
     name: str
@@ -67,7 +68,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Material:
-    """What is learned from, and what is kept for measuring."""
+    """The examples to train on, and those that are held out for measuring."""
 
     train: Dataset
     held_out: list[Example]
@@ -78,7 +79,7 @@ class Material:
 
 
 class Job:
-    """One `mmchat train`, on this process; of several processes the first one writes and tells."""
+    """One `mmchat train` in this process; of several processes only the first one writes files."""
 
     def __init__(self, wish: Wish, watcher: Watcher) -> None:
         self.wish = wish
@@ -95,11 +96,14 @@ class Job:
         )
 
     def run(self) -> Status:
-        """All of it; the last status. Raises MmchatError for what can be mended, told in the run too."""
+        """Does all steps; returns the last status.
+
+        Raises MmchatError for what can be fixed, after it has written it into the status.
+        """
         if not self.main:
             return self._work()
-        # Training hears these itself (`StopSignals`). Before and after it there is nothing that could
-        # end early, and a pause interrupts.
+        # Training handles these itself (`StopSignals`). Before and after it, there is nothing to end
+        # early, and a pause interrupts.
         signal.signal(KEEP, signal.SIG_IGN)
         signal.signal(PAUSE, signal.default_int_handler)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
@@ -136,9 +140,9 @@ class Job:
         made = self._train(prepared, material)
         if made is None or not self.main:
             return self.status
-        _give_room_back()  # the engines of measuring need it
+        _free_memory()  # the engines that measure need it
         if made.name == MODEL:
-            said = f"The model is ready: mmchat models add {made}"
+            said = f"The model is ready: mmchat models add {shlex.quote(str(made))}"
             self._tell(state="finished", said=said)
             return self.status
         rows: list[Row] = []
@@ -146,7 +150,7 @@ class Job:
         if self.wish.measure:
             try:
                 rows = self._measure(prepared, material, made)
-            except MmchatError as error:  # whatever it is, the adapter is made
+            except MmchatError as error:  # the adapter is complete without it
                 unmeasured = str(error)
         kept = keep(made, self.recipe.name, rows)
         said = finished_words(self.recipe.name, rows, kept, unmeasured)
@@ -154,7 +158,7 @@ class Job:
         return self.status
 
     def _train(self, prepared: "Prepared", material: Material) -> Path | None:
-        """What was made, or None where it was paused; the weights go when this returns."""
+        """Trains; returns the result's folder, or None if paused. Frees the weights at its end."""
         from mmchat.training.finetune import Paused, Trainer
 
         tune = Trainer(
@@ -170,7 +174,7 @@ class Job:
         except Paused as paused:
             said = how_to_go_on(self.folder, paused.kept, saved=paused.saved)
         finally:
-            self.status = tune.status  # where it stands, however it ended
+            self.status = tune.status  # also if it failed
         self._tell(state="paused", said=said)
         return None
 
@@ -212,8 +216,8 @@ class Job:
             self.watcher.say(line)
 
 
-def _give_room_back() -> None:
-    """What training had of the memory, and of a GPU's, is there for other processes."""
+def _free_memory() -> None:
+    """Gives the memory that training used, also on a GPU, back for other processes."""
     import torch
 
     gc.collect()
@@ -225,9 +229,10 @@ def _give_room_back() -> None:
 def read_material(
     wish: Wish, recipe: FinetuneConfig, folder: RunFolder, *, written: bool = False
 ) -> Material:
-    """Reads the data of the wish, or on a resume of the run; raises DataError and HistoryError.
+    """Reads the data that `wish` names or, with --resume, the run's data.
 
-    `written`: what the history holds now becomes the run's snapshot.
+    written: stores what the history holds now as the run's snapshot. Raises DataError and
+    HistoryError.
     """
     source = recipe.data.source
     if wish.from_history or (wish.data is None and source == HISTORY):
@@ -250,10 +255,8 @@ def read_material(
 def _divided(whole: Dataset, recipe: FinetuneConfig) -> Material:
     train, held_out = split(whole.examples, recipe.data.held_out, recipe.seed)
     if not train:
-        raise DataError(
-            f"{whole.source} holds nothing to learn from: look at `mmchat data inspect`."
-        )
-    # The hash stays that of the whole.
+        raise DataError(f"{whole.source} holds nothing to train on: see `mmchat data inspect`.")
+    # The hash stays that of all the data.
     return Material(replace(whole, examples=train), held_out)
 
 
@@ -269,14 +272,14 @@ def _from_history(wish: Wish, recipe: FinetuneConfig) -> Dataset:
     )
     if not found.examples:
         raise DataError(
-            "There is nothing to learn from in your history yet: rate answers as good or correct them in "
-            "the chat (F1 shows the keys), then train."
+            "There is nothing to train on in your history yet: rate answers as good or correct them "
+            "in the chat (F1 shows the keys), then train."
         )
     return found
 
 
 def with_data(recipe: FinetuneConfig, material: Material, wish: Wish) -> FinetuneConfig:
-    """The recipe that says what it was made from."""
+    """The recipe with the source and hash of its data."""
     source = HISTORY if wish.from_history else str(wish.data.absolute()) if wish.data else ""
     data = msgspec.structs.replace(
         recipe.data,
@@ -288,7 +291,7 @@ def with_data(recipe: FinetuneConfig, material: Material, wish: Wish) -> Finetun
 
 
 def notes_of(material: Material, prepared: "Prepared") -> list[str]:
-    """What the person should know of the data before it is learned from."""
+    """What the person should know about the data before training starts."""
     lines = list(material.train.remarks)
     problems = [*material.train.problems, *prepared.problems]
     lines += [f"left out: {problem.place}: {problem.why}" for problem in problems[:5]]
@@ -296,27 +299,27 @@ def notes_of(material: Material, prepared: "Prepared") -> list[str]:
         lines.append(f"and {len(problems) - 5} more were left out: see mmchat data inspect")
     if prepared.shortened:
         lines.append(
-            f"{prepared.shortened} conversations were too long, and lost their last exchanges"
+            f"{prepared.shortened} conversations were too long and lost their last exchanges"
         )
     if not material.held_out:
-        lines.append(
-            "There are too few different pictures to hold some out: nothing is measured on them."
-        )
-    # What fits by itself goes without a word.
+        lines.append("There are too few different pictures to hold some out for measuring.")
+    # What fits without changes is not mentioned.
     lines += [
         f"memory of {room.use}: {room.sentence}"
         for room in prepared.rooms
         if room.settings or not room.fits
     ]
     if prepared.tight:
-        lines.append("The memory is little, so what is freed goes back at once: that is slower.")
+        lines.append(
+            "There is little memory, so freed memory is returned at once, which is slower."
+        )
     return lines
 
 
 def recipe_of(wish: Wish) -> tuple[FinetuneConfig, RunFolder]:
-    """The recipe with its name and base, and where its run lies.
+    """The recipe with its name and base, and the folder of its run.
 
-    Raises RecipeError, and UsageError where a run that goes on is asked for another base.
+    Raises RecipeError, and UsageError if --resume is given with another base.
     """
     settings = load_settings()
     if wish.resume:
@@ -324,7 +327,7 @@ def recipe_of(wish: Wish) -> tuple[FinetuneConfig, RunFolder]:
         folder = run_folder(name)
         if not folder.can_go_on():
             raise RecipeError(
-                f"There is no run {name} to go on with: leave --resume out, or name another (--name)."
+                f"There is no run {name} to resume: leave --resume out, or give another --name."
             )
         return _going_on(wish, folder), folder
     recipe = read_config(wish.recipe, wish.overrides)
@@ -334,7 +337,7 @@ def recipe_of(wish: Wish) -> tuple[FinetuneConfig, RunFolder]:
 
 
 def _going_on(wish: Wish, folder: RunFolder) -> FinetuneConfig:
-    """The recipe that a begun run goes on with. Raises RecipeError where it cannot."""
+    """The recipe to resume a run with. Raises RecipeError if it cannot be resumed."""
     name = folder.folder.name
     status = folder.status()
     if status is not None and status.state == "finished":
@@ -346,12 +349,13 @@ def _going_on(wish: Wish, folder: RunFolder) -> FinetuneConfig:
     begun, recipe = read_config(file), read_config(file, wish.overrides)
     if (recipe.seed, recipe.data.held_out) != (begun.seed, begun.data.held_out):
         raise RecipeError(
-            f"seed and data.held_out decide what is held out, so the run {name} keeps its own: leave "
-            "them out, or begin again with --restart."
+            f"seed and data.held_out decide what is held out, so the run {name} keeps its own: "
+            "leave them out, or start again with --restart."
         )
     if wish.model and wish.model != recipe.model:
         raise click.UsageError(
-            f"The run {name} trains {recipe.model}: leave --model out, or begin again with --restart."
+            f"The run {name} trains {recipe.model}: leave --model out, or start again with "
+            "--restart."
         )
     return recipe
 
@@ -367,32 +371,34 @@ def _default_name(wish: Wish) -> str:
 def _name(name: str, model: str) -> str:
     if not is_name(name):
         raise RecipeError(
-            f"{name!r} cannot be an adapter's name: take letters, digits, - and _ (--name birds)."
+            f"{name!r} cannot be the name of an adapter: use letters, digits, - and _ "
+            "(--name birds)."
         )
     if (builtin_adapters() / name).is_dir():
-        raise RecipeError(f"{name} comes with mmchat: give your adapter another --name.")
+        raise RecipeError(f"{name} is part of mmchat: give your adapter another --name.")
     return name
 
 
 def _check_begun(folder: RunFolder, wish: Wish) -> None:
-    """Raises RecipeError where something would be lost that an earlier run of that name learned."""
+    """Raises RecipeError if the result of an earlier run with this name would be lost."""
     if wish.resume or wish.restart:
         return
     if folder.is_begun():
         raise RecipeError(
-            f"A run {folder.folder.name} was begun and is not finished: go on with --resume, begin again "
-            "with --restart, or give this one another --name."
+            f"The run {folder.folder.name} was started and is not finished: continue it with "
+            "--resume, start again with --restart, or give this one another --name."
         )
     model = folder.folder / MODEL
     if model.exists():
         raise RecipeError(
-            f"{model} is the model that an earlier run {folder.folder.name} made: move it elsewhere and "
-            "add it there (mmchat models add), or give this run another --name; --restart removes it."
+            f"{model} is the model of an earlier run {folder.folder.name}: move it elsewhere and add "
+            "it from there (mmchat models add), or give this run another --name; --restart removes "
+            "it."
         )
 
 
 def _clear(folder: Path) -> None:
-    """Everything of an earlier run but its lock, and the log that the app began for this one."""
+    """Removes an earlier run, except its lock, and the log that the app started for this one."""
     with writing(folder):
         for path in folder.iterdir():
             if path.name in ("lock", "log"):

@@ -1,12 +1,12 @@
-"""What `mmchat train` shows while it trains: one live panel on a terminal, plain lines elsewhere.
+"""What `mmchat train` shows while it trains: a live panel on a terminal, plain lines elsewhere.
 
-Both go to stderr and are used in the same way:
+Both write to stderr and are used in the same way:
 
     with watch(as_json) as panel:
         panel.say("a remark")
         panel.show(status, metrics)
 
-Foreign text is cleaned and never read as markup.
+Foreign text is cleaned, and never interpreted as markup.
 """
 
 import atexit
@@ -32,24 +32,24 @@ Metrics = Sequence[Mapping[str, Any]]
 
 WIDEST, TALLEST = 100, 30
 DRAWN_EVERY = 0.1
-"""Seconds from one drawing to the next, at least."""
+"""The fewest seconds from one drawing to the next."""
 SHARE = 0.02
-"""Of all time, at most about so much is spent on drawing."""
+"""The largest share of the time that is spent on drawing."""
 LINE_EVERY = 5.0
-"""Seconds from one plain line about the same thing to the next; what is measured is always told."""
+"""Seconds between two plain lines about the same thing; measurements are always printed."""
 
 
 class Watcher(Protocol):
-    """What shows how a run goes."""
+    """Shows the progress of a run."""
 
     def say(self, text: str) -> None:
-        """A remark of the run, which stays."""
+        """Shows a remark, which stays on the screen."""
 
     def show(self, status: Status, metrics: Metrics) -> None:
-        """Where the run stands now; `metrics` are all lines so far."""
+        """Shows the run's status; `metrics` are all lines so far."""
 
     def close(self) -> None:
-        """Shows the last status and lets go of the terminal."""
+        """Shows the last status and releases the terminal."""
 
     def __enter__(self) -> "Watcher": ...
 
@@ -62,7 +62,7 @@ class Watcher(Protocol):
 
 
 def watch(as_json: bool = False) -> Watcher:
-    """The live panel where stderr is a terminal that can show it, else plain lines."""
+    """The live panel if stderr is a terminal that can show it, else plain lines."""
     plain = as_json or os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
     encoding = (getattr(sys.stderr, "encoding", None) or "").lower().replace("-", "")
     if plain or not sys.stderr.isatty() or not encoding.startswith("utf"):
@@ -71,7 +71,7 @@ def watch(as_json: bool = False) -> Watcher:
 
 
 class _Closing:
-    """Closes on leaving a `with`, however it is left."""
+    """A context manager that calls `close` at its end."""
 
     def close(self) -> None:
         raise NotImplementedError
@@ -86,7 +86,7 @@ class _Closing:
 
 
 class LogLines(_Closing):
-    """A line every few seconds, one for every measurement, and whatever the run says."""
+    """A line every few seconds, one for every measurement, and all remarks."""
 
     def __init__(self) -> None:
         self._logged = 0
@@ -102,9 +102,9 @@ class LogLines(_Closing):
 
     def show(self, status: Status, metrics: Metrics) -> None:
         if status.state == "failed":
-            return  # why is the command's last word
+            return  # the command prints the reason at its end
         sentence = status_format.sentence(status)
-        # The same sentence with other numbers is a count that goes on.
+        # The same sentence with other numbers is a count in progress.
         said = (status.state, re.sub(r"\d+", "", sentence))
         if said != self._said or (sentence != self._sentence and self._due()):
             self._said, self._sentence = said, sentence
@@ -129,14 +129,13 @@ class LogLines(_Closing):
         self._next = time.monotonic() + LINE_EVERY
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing."""
 
 
 class TrainingPanel(_Closing):
-    """One panel that is drawn again in its place.
+    """A panel that is redrawn in its place.
 
-    Without a thread of its own: it is drawn where `show` is called, which a training loop does at
-    each step.
+    It has no thread: `show` draws it, which a training loop calls at each step.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -181,9 +180,9 @@ class TrainingPanel(_Closing):
         self._next = ended + max(DRAWN_EVERY, (ended - began) / SHARE)
 
     def _at_place(self) -> Live:
-        """The live display; after the window changed its size, on a clean screen.
+        """The live display; a new one on a clean screen after the window has changed its size.
 
-        What a terminal wraps anew cannot be found again and drawn over.
+        The terminal has wrapped the old lines again, so they cannot be overwritten.
         """
         size = (self._console.size.width - 1, self._console.size.height - 1)
         if self._live is not None and size != self._size:
@@ -195,9 +194,9 @@ class TrainingPanel(_Closing):
             self._live = Live(
                 console=self._console,
                 auto_refresh=False,
-                redirect_stdout=sys.stdout.isatty(),  # else it is data, which stays data
+                redirect_stdout=sys.stdout.isatty(),  # otherwise it is data
                 vertical_overflow="crop",
             )
-            atexit.register(self.close)  # whatever ends the program: the cursor comes back
+            atexit.register(self.close)  # shows the cursor again, however the program ends
             self._live.start()
         return self._live

@@ -1,4 +1,4 @@
-"""`mmchat train --dry-run`: what a run would do, without loading weights."""
+"""`mmchat train --dry-run`: what a run would do."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from mmchat.training import status_format
 
 
 def plan_of(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
-    """What a run would do, without loading weights."""
+    """The plan of a run, made without loading weights."""
     recipe, folder = recipe_of(wish)
     material = read_material(wish, recipe, folder)
     from mmchat.training.prepare import prepare
@@ -39,7 +39,7 @@ def plan_of(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def say_plan(plan: dict[str, Any]) -> None:
-    """The plan for people."""
+    """Prints the plan for people."""
     from mmchat.cli.output import say, say_table
 
     rows = [
@@ -49,20 +49,20 @@ def say_plan(plan: dict[str, Any]) -> None:
         ),
         ("held out", f"{plan['held_out']:,} conversations"),
         ("left out", f"{plan['problems']:,}"),
-        ("tokens", f"{plan['tokens']:,} to learn from once, {plan['step_tokens']:,.0f} a step"),
+        ("tokens", f"{plan['tokens']:,} to train on, {plan['step_tokens']:,.0f} per step"),
         ("old material", f"{plan['replay']:.0%} of each step"),
         *((f"stage {stage['name']}", _stage_words(stage)) for stage in plan["stages"]),
         ("trains", f"{plan['trainable_parameters']:,} of {plan['parameters']:,} parameters"),
         ("memory", plan["memory"]),
-        ("time", f"about {status_format.duration(plan['seconds'])}, and measuring after it"),
+        ("time", f"about {status_format.duration(plan['seconds'])}, then the measurement"),
     ]
     say_table(rows)
     for remark in plan["remarks"]:
         say(remark)
-    say(f"Nothing was changed. Without --dry-run it begins, as {plan['name']} for {plan['model']}.")
+    say(f"Nothing was changed. Without --dry-run, it trains {plan['name']} for {plan['model']}.")
 
 
 def _stage_words(stage: dict[str, Any]) -> str:
-    times = f"{stage['epochs']:.1f} times all"
+    times = f"{stage['epochs']:.1f} epochs"
     steps = f"{stage['method']}, {stage['steps']:,} steps of {stage['batch']} samples ({times})"
     return f"{steps}, learning rate {stage['learning_rate']:.1e}"

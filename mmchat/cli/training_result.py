@@ -1,4 +1,4 @@
-"""What a run leaves: the adapter among the person's own, its card, a sentence."""
+"""The result of a run: the adapter in the person's folder, its card, and a sentence."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,10 @@ from mmchat.training.run_folder import Row, RunFolder, writing
 
 
 def keep(made: Path, name: str, rows: list[Row]) -> Path | None:
-    """Moves the finished adapter to the person's own; -> where what had its name went, if there was
-    something."""
+    """Moves the finished adapter to the person's adapters.
+
+    Returns the new place of an adapter that had its name before; None if there was none.
+    """
     with writing(paths().adapters):
         figures: dict[str, float | Figure] = {}
         for row in rows:
@@ -32,20 +34,20 @@ def keep(made: Path, name: str, rows: list[Row]) -> Path | None:
 
 
 def _moved_aside(target: Path) -> Path:
-    """Gives what lies there the first free name of NAME-before, NAME-before-2 and so on."""
+    """Renames what is there to the first free name of NAME-before, NAME-before-2 and so on."""
     ends = ("-before" if number == 1 else f"-before-{number}" for number in range(1, 1_000_000))
     places = (target.with_name(target.name[: LONGEST_NAME - len(end)] + end) for end in ends)
     before = next(place for place in places if not os.path.lexists(place))
     try:
-        if not target.is_symlink():  # what a link leads to stays as it is
+        if not target.is_symlink():  # the target of a link stays as it is
             return rename_adapter(target.name, before.name)
     except AdapterError:
-        pass  # no adapter, or a broken one
+        pass  # not an adapter, or a broken one
     return target.rename(before)
 
 
 def card_text(name: str, base: str, rows: list[Row]) -> str:
-    """The adapter's card."""
+    """The text of the adapter's card (README.md)."""
     lines = [f"# {name}", "", f"An adapter for `{base}`, made by `mmchat train` (recipe.toml)."]
     if rows:
         lines += ["", "| right answers | n | without it | with it |", "|---|---:|---:|---:|"]
@@ -54,7 +56,7 @@ def card_text(name: str, base: str, rows: list[Row]) -> str:
             f"{_share(row.after, row.after_interval)} |"
             for row in rows
         ]
-        lines += ["", "Exact match, with Wilson's 95 % intervals, asked through the 4-bit engine."]
+        lines += ["", "Exact match with Wilson's 95 % intervals, answered by the 4-bit engine."]
     return "\n".join(lines) + "\n"
 
 
@@ -63,11 +65,11 @@ def _share(share: float, interval: tuple[float, float]) -> str:
 
 
 def finished_words(name: str, rows: list[Row], before: Path | None, unmeasured: str = "") -> str:
-    """A few sentences at the end; `unmeasured` is why there are no figures."""
+    """The sentences at the end of a run; `unmeasured` is the reason why there are no figures."""
     figures = "; ".join(
         f"{row.what} {row.before:.1%} → {row.after:.1%} (n = {row.n})" for row in rows
     )
-    kept = f" The adapter of that name before is kept as {before.name}." if before else ""
+    kept = f" The previous adapter of that name is kept as {before.name}." if before else ""
     why = f" It could not be measured: {unmeasured}" if unmeasured else ""
     return (
         f"{name} is ready{': ' + figures if figures else ''}. Use it: mmchat adapters use {name}, or "
@@ -76,24 +78,25 @@ def finished_words(name: str, rows: list[Row], before: Path | None, unmeasured: 
 
 
 def resuming(name: str) -> tuple[str, ...]:
-    """What goes on with the run: the arguments of `mmchat`."""
+    """The arguments of `mmchat` that resume the run."""
     return ("train", "--resume", "--name", name)
 
 
 def how_to_go_on(run: RunFolder, kept: int, *, saved: bool) -> str:
     """A sentence for a run that was paused.
 
-    `kept`: the steps in its newest checkpoint, 0 where there is none; `saved`: it has done no others.
+    kept: the number of steps in its newest checkpoint, 0 if there is none. saved: whether the run
+    has done no more steps than these.
     """
     if not run.can_go_on():
-        return "It had not begun to learn: begin it again."
+        return "It had not started to train: start it again."
     if saved:
-        said = f"Saved after {_steps(kept)}." if kept else "It had not begun to learn."
+        said = f"Saved after {_steps(kept)}." if kept else "It had not started to train."
     elif kept:
-        said = f"The newest checkpoint holds {_steps(kept)}, and what was done after it is lost."
+        said = f"The newest checkpoint is at step {kept:,}; the steps after it are lost."
     else:
-        said = "There was no checkpoint yet, so what was done is lost."
-    return f"{said} Go on: mmchat {' '.join(resuming(run.folder.name))}"
+        said = "There was no checkpoint yet, so all steps are lost."
+    return f"{said} Resume: mmchat {' '.join(resuming(run.folder.name))}"
 
 
 def _steps(count: int) -> str:

@@ -1,4 +1,4 @@
-"""The panel of `mmchat train` as lines of text; pure, so that it can be tested at any size."""
+"""The panel of `mmchat train` as lines of text, at any size."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from mmchat.training.run_folder import Row, SampleAnswer, Status
 from mmchat.training.status_format import GAP, cut, wrapped
 
 HIGHEST_CURVE, GOOD_CURVE, LOWEST_CURVE = 12, 7, 5
-HINT = "Ctrl-C saves a checkpoint and says how to go on."
+HINT = "Ctrl-C saves a checkpoint and shows how to resume."
 
 
 def draw(
@@ -21,8 +21,8 @@ def draw(
 ) -> list[Text]:
     """At most `height` lines of at most `width` cells.
 
-    Where there is no room for all, answers are left out, and the curve shrinks; then it goes, then
-    the figures. What the run says and the table stay longest. Nothing is cut in half.
+    If there is not enough room, answers are left out first and the curve gets smaller; then the
+    curve is left out, then the figures. The sentence and the table stay longest. No part is cut.
     """
     top = _title(status, width)
     sentence = status_format.sentence(status) or (HINT if status.state == "training" else "")
@@ -44,7 +44,7 @@ def draw(
 
 
 def table_lines(rows: Sequence[Row], width: int) -> list[str]:
-    """The table of before and after: in columns, or below each other where it is narrow."""
+    """The table of before and after: in columns or, if it is narrow, below each other."""
     if not rows:
         return []
     table = [status_format.TABLE_HEADER, *status_format.table(rows)]
@@ -70,7 +70,7 @@ def table_lines(rows: Sequence[Row], width: int) -> list[str]:
 
 
 def _title(status: Status, width: int) -> list[Text]:
-    """The name, what is done and how far it is; the bar; the step."""
+    """The name, the state and the percentage; the bar; the step."""
     finished = status.state == "finished"
     right = "" if finished else status_format.percent(status)
     room = width - cell_len(right) - 1
@@ -106,7 +106,7 @@ def _table(rows: Sequence[Row], width: int) -> list[Text]:
 
 
 def _curve(metrics: Sequence[Mapping[str, Any]], width: int, height: int) -> list[Text]:
-    """A blank line, a legend and the curve; nothing where it could not be read."""
+    """A blank line, a legend and the curve; nothing if the room is too small to read it."""
     if height < 2 + LOWEST_CURVE:
         return []
     shown = curves(metrics)
@@ -128,18 +128,18 @@ def _curve(metrics: Sequence[Mapping[str, Any]], width: int, height: int) -> lis
 
 
 def _answers(samples: Sequence[SampleAnswer], width: int, height: int) -> list[Text]:
-    """A heading and as many of the answers as there is room for, none of them in half."""
+    """A heading, and as many whole answers as there is room for."""
     lines: list[Text] = []
     for block in (_answer(sample, width) for sample in samples):
         if 2 + len(lines) + len(block) > height:
             break
         lines += block
-    heading = Text(cut("what it answers now", width), "dim")
+    heading = Text(cut("its answers now", width), "dim")
     return [Text(), heading, *lines] if lines else []
 
 
 def _answer(sample: SampleAnswer, width: int) -> list[Text]:
-    """Right or wrong, the question, what was wanted and what was given: a line, or more of them."""
+    """Right or wrong, the question, the wanted and the given answer, in one or more lines."""
     told = status_format.answer(sample)
     line = Text().append("✓ " if told.right else "✗ ", "green" if told.right else "red")
     together = ", ".join(told.parts)
@@ -150,7 +150,7 @@ def _answer(sample: SampleAnswer, width: int) -> list[Text]:
 
 
 def _folded(text: str, width: int) -> list[str]:
-    """A sentence in lines, broken between words where that is possible."""
+    """A sentence in lines, broken between words if possible."""
     lines: list[str] = []
     for word in text.split():
         if lines and cell_len(lines[-1]) + 1 + cell_len(word) <= width:

@@ -1,4 +1,4 @@
-"""The engine seen from outside: find or start it, ask it, stop it. Free of torch."""
+"""The engine's client: finds or starts the engine, asks it, stops it. Does not import torch."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # httpx is for those who ask; the engine and the types do without its 0.1 s.
+    # Importing httpx takes 0.1 s, which the engine and users of the types do not need.
     if name == "EngineClient":
         from mmchat.client.engine_client import EngineClient
 

@@ -1,12 +1,12 @@
 """Where the engine is found: its lock, its socket, its endpoint file.
 
-Three files in the runtime folder, all 0600 in a folder of 0700:
+Three files in the runtime folder, with mode 0600 in a folder with mode 0700:
 
-    engine.lock   locked by the engine for its whole life; the lock, never a
-                  file's existence, says whether an engine lives
+    engine.lock   locked by the engine while it runs; the lock, not the existence of a file, tells
+                  whether an engine runs
     engine.json   how to reach it (`Endpoint`), written when it listens
-    <hash>.sock   the Unix socket; in a private folder under the temporary
-                  folder where the path would exceed what the system takes
+    <hash>.sock   the Unix socket; if its path would be too long for the system, it is in a private
+                  folder under the temporary folder
 """
 
 import hashlib
@@ -27,27 +27,27 @@ if sys.platform != "win32":
     import fcntl
 
 ALREADY_RUNNING = 75
-"""The exit status of an engine that found another one alive."""
+"""The exit status of an engine that found another one running."""
 MAX_SOCKET_PATH = 100
-"""sun_path holds 104 bytes on macOS and 108 on Linux, the closing NUL included."""
+"""Bytes; sun_path has 104 on macOS and 108 on Linux, including the final NUL."""
 
 
 class Endpoint(Struct, frozen=True):
-    """How a running engine is reached."""
+    """How to reach a running engine."""
 
     transport: Literal["unix", "tcp"]
     pid: int
     socket: str = ""
     port: int = 0
     token: str = ""
-    """Asked of every request over TCP; a new one each start."""
+    """Required in every request over TCP; new at each start."""
 
 
 def runtime_dir() -> Path:
-    """The runtime folder, created and verified to be nobody else's."""
+    """The runtime folder, created and verified to belong to this person only."""
     folder = private_dir(paths().runtime)
     temporary = Path(tempfile.gettempdir())
-    for parent in folder.parents:  # whoever owns a parent can put another folder in ours' place
+    for parent in folder.parents:  # the owner of a parent folder could replace ours
         if temporary in parent.parents:
             _verified(parent, private=False)
     return _verified(folder)
@@ -66,7 +66,10 @@ def log_file() -> Path:
 
 
 def socket_path() -> Path:
-    """The engine's Unix socket: a short hashed name, its folder created and private."""
+    """The path of the engine's Unix socket, a short hashed name in a private folder.
+
+    Raises EngineError if the path is too long, or its folder belongs to somebody else.
+    """
     folder = runtime_dir()
     key = f"{folder}\0{paths().data}".encode(errors="surrogateescape")
     name = f"{hashlib.sha256(key).hexdigest()[:12]}.sock"
@@ -86,14 +89,17 @@ def socket_path() -> Path:
 
 
 def _verified(folder: Path, private: bool = True) -> Path:
-    """`folder` if it is a real folder of ours; made one that nobody else can enter."""
+    """`folder`, if it is a real folder of ours; `private` makes it closed to others.
+
+    Raises EngineError otherwise.
+    """
     if sys.platform == "win32":
         return folder
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise EngineError(
-            f"{folder} is a link or belongs to somebody else, so no private socket can lie there: "
-            "remove it, or set MMCHAT_HOME to a folder of yours."
+            f"{folder} is a link or belongs to somebody else, so the engine's private socket cannot "
+            "be there: remove it, or set MMCHAT_HOME to a folder of yours."
         )
     if private and stat.S_IMODE(found.st_mode) & 0o077:
         folder.chmod(0o700)
@@ -101,7 +107,10 @@ def _verified(folder: Path, private: bool = True) -> Path:
 
 
 def read_endpoint() -> Endpoint | None:
-    """How to reach the living engine; None where none lives or it does not listen yet."""
+    """How to reach the running engine; None if none runs, or it does not listen yet.
+
+    Raises EngineError if the file cannot be read.
+    """
     if not engine_lives():
         return None
     try:
@@ -110,12 +119,12 @@ def read_endpoint() -> Endpoint | None:
         return None
     except OSError as error:
         raise EngineError(
-            f"{endpoint_file()} cannot be read ({error.strerror}): mend its permissions."
+            f"{endpoint_file()} cannot be read ({error.strerror}): check its permissions."
         ) from error
 
 
 def write_endpoint(endpoint: Endpoint) -> None:
-    """Tells how the engine is reached, in one step and readable by this person only."""
+    """Writes how to reach the engine, atomically and readable by this person only."""
     file = endpoint_file()
     scratch = file.with_suffix(f".{os.getpid()}")
     scratch.unlink(missing_ok=True)
@@ -125,7 +134,7 @@ def write_endpoint(endpoint: Endpoint) -> None:
 
 
 class EngineLock:
-    """The lock that makes the engine the only one; the system frees it when the process ends."""
+    """The lock that only one engine can hold; the system frees it when the process ends."""
 
     def __init__(self) -> None:
         runtime_dir()
@@ -133,7 +142,7 @@ class EngineLock:
         self._handle = os.open(lock_file(), flags, 0o600)
 
     def take(self) -> bool:
-        """Takes the lock for life; False where another engine has it."""
+        """Takes the lock for the life of the process; False if another engine has it."""
         if not _try_lock(self._handle, shared=False):
             return False
         os.ftruncate(self._handle, 0)
@@ -141,12 +150,12 @@ class EngineLock:
         return True
 
     def close(self) -> None:
-        """Frees the lock, as the end of the process does."""
+        """Frees the lock, as the end of the process would."""
         os.close(self._handle)
 
 
 def lock_holder() -> int | None:
-    """The process id that the lock file tells; of use only while the engine lives."""
+    """The process id in the lock file; valid only while the engine runs."""
     try:
         return int(lock_file().read_bytes())
     except (OSError, ValueError):
@@ -154,14 +163,17 @@ def lock_holder() -> int | None:
 
 
 def engine_lives() -> bool:
-    """Whether a process holds the engine's lock."""
+    """Whether an engine runs, that is, whether a process holds its lock.
+
+    Raises EngineError if the lock file cannot be opened.
+    """
     try:
         handle = os.open(lock_file(), os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise EngineError(
-            f"{lock_file()} cannot be opened ({error.strerror}): mend its permissions."
+            f"{lock_file()} cannot be opened ({error.strerror}): check its permissions."
         ) from error
     try:
         return not _try_lock(handle, shared=True)

@@ -1,7 +1,6 @@
-"""The one way in which the app, the command line and the evaluation ask the engine."""
+"""How the app, the command line and the evaluation ask the engine."""
 
 import contextlib
-import os
 from collections.abc import AsyncGenerator, Sequence
 
 from mmchat.client import wire
@@ -9,22 +8,22 @@ from mmchat.client.local import LocalEngine
 from mmchat.client.protocol import EngineStatus, Event, Loading, Options, Turn
 from mmchat.client.remote import RemoteServer
 from mmchat.errors import EngineError
-from mmchat.settings import Settings, named_folder
+from mmchat.settings import Settings
 
 
 class EngineClient:
-    """The engine of this person, or the server of `engine.url`.
+    """This person's engine, or the server at `engine.url`.
 
-    Used from one event loop, by several tasks at once if need be. What is chosen
-    by `load` and `use_adapter` holds for later calls that leave it empty; before
-    that the settings' choice holds.
+    It can be used by several tasks of one event loop. What `load` and `use_adapter` choose is the
+    default of later calls; before that, it is what the settings choose.
 
         async with contextlib.aclosing(client.chat(turns, Options())) as events:
             async for event in events: ...
 
     Closing the iterator cancels the answer, so close it (`aclosing`), or cancel the task.
-    Every method raises EngineError with a sentence for the person, or, where the engine says
-    that it is the model's, the adapter's or a picture's fault, ModelError, AdapterError, ImageError.
+
+    Every method raises EngineError with a sentence for the person, or ModelError, AdapterError or
+    ImageError if the engine says that the model, the adapter or a picture is the reason.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -35,13 +34,13 @@ class EngineClient:
         self._local = LocalEngine(settings)
 
     async def status(self) -> EngineStatus | None:
-        """None where no engine runs; never starts one."""
+        """None if no engine runs; it is never started."""
         if self._remote is not None:
             return await self._remote.status()
         return await self._local.status()
 
     async def start(self) -> EngineStatus:
-        """Finds or starts the engine; returns when it answers, before any model is loaded."""
+        """Finds or starts the engine; returns when it answers, before a model is loaded."""
         if self._remote is not None:
             return await self._remote.status()
         return await self._local.start()
@@ -49,34 +48,34 @@ class EngineClient:
     async def load(
         self, model: str = "", adapter: str = "", quantization: str = ""
     ) -> AsyncGenerator[Loading, None]:
-        """Loads a model; ends when it is ready. Empty: as chosen before.
+        """Loads a model; ends when it is ready. What is empty stays as chosen before.
 
-        A remote server is only asked whether it answers.
+        A remote server is only checked for an answer.
         """
         adapter = self._adapter_for(model, adapter)
-        model = _absolute(model) or self._model
+        model = wire.absolute_name(model) or self._model
         quantization = quantization or self._quantization
         if self._remote is not None:
             await self._remote.status()
             self._model = model
             return
-        steps = self._local.load(_absolute(model), adapter, quantization)
+        steps = self._local.load(wire.absolute_name(model), adapter, quantization)
         async with contextlib.aclosing(steps):
             async for step in steps:
                 yield step
         self._model, self._adapter, self._quantization = model, adapter, quantization
 
     async def use_adapter(self, name: str) -> EngineStatus:
-        """Switches the adapter of the loaded model; empty is the base's own projector."""
+        """Switches the adapter of the loaded model; empty for no adapter."""
         if self._remote is not None:
             if name:
                 raise EngineError(
-                    "A remote server's adapter cannot be switched from here: name a model of the "
-                    "server that has it, or unset engine.url."
+                    "The adapter of a remote server cannot be switched from here: choose a model of "
+                    "the server that has it, or unset engine.url."
                 )
             return await self._remote.status()
-        status = await self._local.use_adapter(_absolute(name))
-        self._adapter = _absolute(name)
+        status = await self._local.use_adapter(wire.absolute_name(name))
+        self._adapter = wire.absolute_name(name)
         return status
 
     async def chat(
@@ -84,10 +83,10 @@ class EngineClient:
     ) -> AsyncGenerator[Event, None]:
         """One answer: `Waiting* Loading* Started Delta* Done`; starts and loads as needed.
 
-        Raises as every method does, also after Deltas: what came before it stays true.
+        It may raise after some Deltas; those stay part of the answer.
         """
         adapter = self._adapter_for(model, adapter)
-        model = _absolute(model) or _absolute(self._model)
+        model = wire.absolute_name(model) or wire.absolute_name(self._model)
         answer = (
             self._local.chat(turns, options, model, adapter, self._quantization)
             if self._remote is None
@@ -98,30 +97,18 @@ class EngineClient:
                 yield event
 
     async def stop(self) -> bool:
-        """Ends the local engine; False where none ran."""
+        """Ends the local engine; False if none ran."""
         return await self._local.stop()
 
     async def aclose(self) -> None:
-        """Lets go of the connections; the engine stays."""
+        """Closes the connections; the engine keeps running."""
         await self._local.aclose()
         if self._remote is not None:
             await self._remote.aclose()
 
     def _adapter_for(self, model: str, adapter: str) -> str:
-        """The chosen adapter belongs to the chosen model: another model begins without."""
+        """The chosen adapter belongs to the chosen model: another model starts without one."""
         if adapter:
-            return _absolute(adapter)
-        same = model == "" or _absolute(model) == _absolute(self._model)
-        return _absolute(self._adapter) if same else ""
-
-
-def _absolute(name: str) -> str:
-    """A folder's path as the engine sees it, which works in another folder; else the name.
-
-    Raises EngineError for a name that the protocol cannot carry.
-    """
-    name = wire.checked_name(name)
-    if os.sep not in name and not name.startswith((".", "~")):
-        return name
-    folder = named_folder(name)
-    return name if folder is None else str(folder)
+            return wire.absolute_name(adapter)
+        same = model == "" or wire.absolute_name(model) == wire.absolute_name(self._model)
+        return wire.absolute_name(self._adapter) if same else ""

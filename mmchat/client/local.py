@@ -1,4 +1,4 @@
-"""The local engine: found or started, asked over its private socket."""
+"""The local engine: finds or starts it, and asks it over its private socket."""
 
 import asyncio
 import contextlib
@@ -37,38 +37,38 @@ from mmchat.errors import EngineError
 from mmchat.settings import Settings
 
 START_PATIENCE = 60.0
-"""Seconds until a process that neither answers nor ends is given up."""
+"""Seconds to wait for a process that neither answers nor ends."""
 _TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 _STREAM = httpx.Timeout(None, connect=5.0, write=60.0)
 _BEGIN = 30.0
-"""Seconds until a stream begins; the engine's first bytes wait for no model."""
+"""Seconds until a stream begins; the engine sends its first bytes before a model is loaded."""
 
 _T = TypeVar("_T")
 
 
 class _Health(Struct):
-    """What every version of the engine answers to `GET /health`."""
+    """The answer of every version of the engine to `GET /health`."""
 
     version: str
     pid: int
     status: str = "ok"
-    """Or "ending": it takes no more requests and will be gone at once."""
+    """Or "ending": it takes no more requests and is about to end."""
 
 
 class LocalEngine:
-    """One person's engine. Safe to use from one event loop."""
+    """This person's engine; used from one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._http: httpx.AsyncClient | None = None
         self._endpoint: Endpoint | None = None
         self._checked: Endpoint | None = None
-        """The engine that was found to be of this version; asked again only where it fails."""
+        """The engine that is known to have this version; checked again only if it fails."""
         self._retired: list[httpx.AsyncClient] = []
         self._starting = asyncio.Lock()
 
     async def status(self) -> EngineStatus | None:
-        """None where no engine answers."""
+        """None if no engine answers."""
         return await self._ask("/x_mmchat/status", EngineStatus)
 
     async def start(self) -> EngineStatus:
@@ -95,7 +95,7 @@ class LocalEngine:
             return status
 
     async def stop(self) -> bool:
-        """False where none ran."""
+        """False if none ran."""
         async with self._starting:
             if not engine_lives():
                 return False
@@ -187,8 +187,11 @@ class LocalEngine:
         doing: str,
         pictures: dict[str, ImagePart] | None = None,
     ) -> AsyncGenerator[Event, None]:
-        """The stream's events; a picture that the engine lacks is uploaded, an engine that ended
-        before it took the request, or while it stood in line, is started again."""
+        """The stream's events.
+
+        Pictures that the engine does not have are uploaded. An engine that ended before it took
+        the request, or while the request waited in line, is started again.
+        """
         restarts = uploads = 0
         content = wire.encoded(body)
         while True:
@@ -240,8 +243,7 @@ class LocalEngine:
     async def _upload(self, picture: ImagePart) -> None:
         if picture.data is None:
             raise EngineError(
-                f"The engine does not have the picture {picture.sha256[:12]} any more: "
-                "attach it again."
+                f"The engine no longer has the picture {picture.sha256[:12]}: attach it again."
             )
         client = await self._reached()
         try:
@@ -269,7 +271,10 @@ class LocalEngine:
             return None
 
     async def _spawned(self) -> _Health:
-        """Starts engines until one of them, or of another's, answers."""
+        """Starts an engine until one answers, which may be one that another process started.
+
+        Raises EngineError if it ends or does not answer.
+        """
         deadline = time.monotonic() + START_PATIENCE
         process: Spawned | None = None
         while time.monotonic() < deadline:
@@ -280,17 +285,19 @@ class LocalEngine:
                 return health
             ended = process.exit_status() if process is not None else None
             if process is not None and ended is not None:
-                if ended not in (0, ALREADY_RUNNING):  # 0: it has ended in good order already
+                if ended not in (0, ALREADY_RUNNING):  # 0: it was stopped normally
                     raise process.failure()
                 process = None
         raise EngineError(
-            f"The engine does not answer: end it with `mmchat engine stop`, "
-            f"or look into its log: {log_file()}"
+            f"The engine does not answer: end it with `mmchat engine stop`, or see its log: "
+            f"{log_file()}"
         )
 
     async def _answering(self, process: Spawned | None, patience: float) -> _Health | None:
-        """What an engine answers within `patience`; None earlier where `process`, or whichever
-        engine lives, has ended."""
+        """The engine's answer; None after `patience` seconds, or when the engine has ended.
+
+        process: the engine that is waited for; None for any.
+        """
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             health = await self._health()
@@ -305,13 +312,13 @@ class LocalEngine:
     async def _end(self, pid: int) -> None:
         client = self._connected()
         if client is not None:
-            # Where it hangs or is gone, its process is looked at next.
+            # If it hangs or is gone, its process is ended below.
             with contextlib.suppress(httpx.TransportError):
                 await client.post("/x_mmchat/stop", timeout=_TIMEOUT)
         await end_process(pid)
 
     async def _ready(self) -> None:
-        """An engine that takes requests; two questions to it only where it is not known yet."""
+        """Makes sure that an engine of this version runs; asks it only if it is not known yet."""
         endpoint = read_endpoint()
         if endpoint is None or endpoint != self._checked:
             await self.start()
@@ -326,7 +333,7 @@ class LocalEngine:
         return client
 
     def _connected(self) -> httpx.AsyncClient | None:
-        """A client of the engine that lives now; None where none listens."""
+        """A client of the engine that runs now; None if none listens."""
         endpoint = read_endpoint()
         if endpoint is None:
             return None
@@ -339,7 +346,7 @@ class LocalEngine:
 
 
 def _http_client(endpoint: Endpoint) -> httpx.AsyncClient:
-    # Nothing is encrypted here: verify=False spares reading the system's certificates (0.1 s).
+    # Nothing is encrypted here: verify=False avoids reading the system's certificates (0.1 s).
     if endpoint.transport == "unix":
         return httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=endpoint.socket, verify=False),
@@ -355,12 +362,12 @@ def _http_client(endpoint: Endpoint) -> httpx.AsyncClient:
 
 
 async def stream_events(response: httpx.Response) -> AsyncGenerator[Event, None]:
-    """The events of a streamed answer; EngineError or ModelError where one is an error."""
+    """The events of a streamed answer. Raises EngineError or ModelError if one is an error."""
     async for data in wire.server_sent(wire.split_lines(response.aiter_bytes())):
         chunk = wire.read_chunk(data, wire.EngineChunk)
         if chunk.error is not None:
             failed = wire.parsed_error({"error": chunk.error})
-            raise failed.raised(failed.message or "The engine failed without a word.")
+            raise failed.raised(failed.message or "The engine failed and gave no reason.")
         if chunk.x_mmchat is not None:
             yield chunk.x_mmchat
         for choice in chunk.choices:
@@ -369,7 +376,10 @@ async def stream_events(response: httpx.Response) -> AsyncGenerator[Event, None]
 
 
 async def _refused(response: httpx.Response) -> list[str]:
-    """The pictures that have to be uploaded first; EngineError or ModelError for another refusal."""
+    """The pictures that have to be uploaded first; empty for a success.
+
+    Raises EngineError or ModelError for any other refusal.
+    """
     if response.is_success:
         return []
     body = wire.error_object(await response.aread())

@@ -1,8 +1,10 @@
 """Another OpenAI-compatible server (vLLM, SGLang, llama.cpp, Ollama, this engine elsewhere)."""
 
 import contextlib
+import ipaddress
 import os
 import time
+import urllib.request
 from collections.abc import AsyncGenerator, Sequence
 
 import httpx
@@ -24,42 +26,49 @@ from mmchat.settings import ModelSettings, Settings
 _TIMEOUT = httpx.Timeout(15.0, connect=10.0)
 _STREAM = httpx.Timeout(None, connect=10.0, write=60.0)
 _HINTS = {
-    401: "It wants a key: set MMCHAT_ENGINE_TOKEN.",
-    403: "It does not let this key in: look at MMCHAT_ENGINE_TOKEN.",
-    404: "Look at engine.url (it mostly ends in /v1) and model.name.",
+    401: "It needs a key: set MMCHAT_ENGINE_TOKEN.",
+    403: "It does not accept this key: check MMCHAT_ENGINE_TOKEN.",
+    404: "Check engine.url (it usually ends in /v1) and model.name.",
     413: "The pictures are too large for it: attach smaller ones.",
-    429: "It is busy or the key's limit is reached: try again later.",
+    429: "It is busy, or the limit of the key is reached: try again later.",
 }
 
 
 class RemoteServer:
-    """The server at `engine.url`. It is never started, loaded or stopped from here."""
+    """The server at `engine.url`; it cannot be started, loaded or stopped from here."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.engine.url.rstrip("/")
         if not self._url.startswith(("http://", "https://")):
             raise EngineError(
-                f"The setting engine.url is {settings.engine.url!r}, and has to begin with "
-                "http:// or https://."
+                f"The setting engine.url is {settings.engine.url!r}, but has to begin with http:// "
+                "or https://."
             )
         self._settings = settings
         self._model = ""
         token = os.environ.get("MMCHAT_ENGINE_TOKEN")
         headers = {"authorization": f"Bearer {token}"} if token else {}
+        proxy = environment_proxy(self._url)
+        self._proxy = without_password(proxy) if proxy else ""
+        self._name = without_password(self._url)
         try:
-            self._http = httpx.AsyncClient(headers=headers)
+            # A transport of our own: httpx would send requests to this machine to the proxy, too.
+            transport = httpx.AsyncHTTPTransport(proxy=proxy)
+            self._http = httpx.AsyncClient(headers=headers, transport=transport)
         except UnicodeEncodeError as error:
-            raise EngineError("MMCHAT_ENGINE_TOKEN holds characters that no key has.") from error
-        except (ImportError, ValueError) as error:  # a proxy of a kind that httpx cannot use
             raise EngineError(
-                f"The proxy that the environment names cannot be used ({error}): "
-                "mend or unset ALL_PROXY, HTTP_PROXY and HTTPS_PROXY."
+                "MMCHAT_ENGINE_TOKEN has characters that a key cannot have."
+            ) from error
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise EngineError(
+                f"The proxy that the environment names cannot be used ({error}): correct or unset "
+                "ALL_PROXY, HTTP_PROXY and HTTPS_PROXY, or add the server to NO_PROXY."
             ) from error
 
     async def status(self) -> EngineStatus:
-        """What the server tells of itself; EngineError where it does not answer."""
+        """What is known about the server. Raises EngineError if it does not answer."""
         model = await self._model_name(self._settings.model.name)
-        return EngineStatus("", 0, "ready", model=model, device=self._url, vision=True)
+        return EngineStatus("", 0, "ready", model=model, device=self._name, vision=True)
 
     async def chat(
         self, turns: Sequence[Turn], options: Options, model: str
@@ -83,12 +92,12 @@ class RemoteServer:
             ) as response:
                 if not response.is_success:
                     raise self._refusal(response.status_code, await response.aread())
-                answer = _answer(response, model, self._url, begin)
+                answer = _answer(response, model, self._name, begin)
                 async with contextlib.aclosing(answer) as events:
                     async for event in events:
                         yield event
         except httpx.InvalidURL as error:
-            raise EngineError(f"The setting engine.url is no address ({error}).") from error
+            raise EngineError(f"The setting engine.url is not an address ({error}).") from error
         except httpx.RequestError as error:
             raise self._unreachable(error) from error
 
@@ -96,7 +105,7 @@ class RemoteServer:
         await self._http.aclose()
 
     async def _model_name(self, wanted: str) -> str:
-        """`wanted`, or the server's own where the person has chosen none."""
+        """`wanted`, or the server's first model if the person has not chosen one."""
         if wanted != ModelSettings().name:
             return wanted
         if not self._model:
@@ -108,7 +117,7 @@ class RemoteServer:
         try:
             reply = await self._http.get(f"{self._url}/models", timeout=_TIMEOUT)
         except httpx.InvalidURL as error:
-            raise EngineError(f"The setting engine.url is no address ({error}).") from error
+            raise EngineError(f"The setting engine.url is not an address ({error}).") from error
         except httpx.RequestError as error:
             raise self._unreachable(error) from error
         if not reply.is_success:
@@ -118,16 +127,62 @@ class RemoteServer:
     def _refusal(self, status: int, body: bytes) -> MmchatError:
         error = wire.error_object(body)
         said = error.message
-        parts = [f"The server {self._url} refused the request ({status}).", _HINTS.get(status, "")]
+        through = f" through the proxy {self._proxy}" if self._proxy else ""
+        parts = [
+            f"The server {self._name} refused the request{through} ({status}).",
+            _HINTS.get(status, ""),
+        ]
         if said:
             parts.insert(1, f"It says: {said.rstrip('.')}.")
         return error.raised(" ".join(part for part in parts if part))
 
     def _unreachable(self, error: httpx.RequestError) -> EngineError:
+        why = str(error) or type(error).__name__
+        if self._proxy:
+            return EngineError(
+                f"The server {self._name} cannot be reached through the proxy {self._proxy}, or "
+                f"broke off ({why}): check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or add the "
+                "server to NO_PROXY."
+            )
         return EngineError(
-            f"The server {self._url} cannot be reached or broke off "
-            f"({str(error) or type(error).__name__}): look at engine.url and whether it runs."
+            f"The server {self._name} cannot be reached or broke off ({why}): check engine.url "
+            "and whether the server runs."
         )
+
+
+def environment_proxy(url: str) -> str | None:
+    """The proxy that the environment names for `url`.
+
+    None for a server on this machine, which no proxy can reach, and for what NO_PROXY excludes.
+    """
+    try:
+        server = httpx.URL(url)
+    except httpx.InvalidURL:
+        return None  # the first request says what is wrong
+    found = urllib.request.getproxies()
+    proxy = found.get(server.scheme) or found.get("all")
+    host = server.host if server.port is None else f"{server.host}:{server.port}"
+    if not proxy or is_this_machine(server.host) or urllib.request.proxy_bypass(host):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether `host` names the loopback interface (or all interfaces, which means the same here)."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def without_password(url: str) -> str:
+    """`url` without `user:password@`, so that it can be shown and kept."""
+    scheme, separator, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 async def _answer(
@@ -141,7 +196,7 @@ async def _answer(
     async for data in wire.server_sent(wire.split_lines(response.aiter_bytes())):
         chunk = wire.read_chunk(data, wire.Chunk)
         if chunk.error is not None:
-            said = wire.error_sentence(chunk.error) or "an error without a word"
+            said = wire.error_sentence(chunk.error) or "it gave no reason"
             raise EngineError(f"The server {url} failed while answering: {said}")
         usage = chunk.usage or usage
         model = chunk.model or model
@@ -153,7 +208,9 @@ async def _answer(
             if choice.finish_reason is not None:
                 finish = "length" if choice.finish_reason == "length" else "stop"
     if finish is None:
-        raise EngineError(f"The server {url} broke off in mid-answer; what was written is kept.")
+        raise EngineError(
+            f"The server {url} broke off in the middle of the answer; what was written is kept."
+        )
     end = time.monotonic()
     first = first or end
     tokens = pieces if usage.completion_tokens is None else usage.completion_tokens

@@ -1,13 +1,14 @@
 """Starting and ending the engine's process.
 
-The process is detached: a session of its own, no terminal, nothing inherited.
-Whether one lives is asked of its lock, never of a process id.
+The process is detached: it has its own session, no terminal, and inherits no files. Its lock, not
+a process id, tells whether one runs.
 """
 
 import asyncio
 import atexit
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,45 +16,48 @@ import time
 from typing import BinaryIO
 
 from mmchat.client.endpoint import engine_lives, log_file, read_endpoint, runtime_dir
+from mmchat.client.wire import absolute_name
 from mmchat.errors import EngineError
-from mmchat.settings import Settings, private_dir
+from mmchat.settings import Settings, folder_environment, private_dir
 
 PATIENCE = 5.0
-"""Seconds that an engine has to end by itself."""
+"""Seconds that an engine has to end on request."""
+_PROGRESS = re.compile(r"\S+ \S+ (DEBUG|INFO) ")
+"""The beginning of a log line that is not an error (`engine.process` sets the format)."""
 _children: list[subprocess.Popen[bytes]] = []
-"""Engines this process has started: kept so that the system can forget them when they end."""
+"""Engines that this process has started; they are polled, so that none stays as a zombie."""
 
 
 @atexit.register
 def _let_go() -> None:
-    """The engine outlives us by design; Popen would warn about it."""
+    """The engine outlives us on purpose; Popen would warn about it."""
     for child in _children:
         if child.poll() is None:
             child.returncode = 0
 
 
 def _log() -> BinaryIO:
-    """The engine's log, to be written at its end. Raises EngineError where it cannot be."""
+    """The engine's log, opened to append. Raises EngineError if it cannot be written."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     try:
         return os.fdopen(os.open(log_file(), flags, 0o600), "ab")
     except OSError as error:
         raise EngineError(
             f"The engine's log {log_file()} cannot be written ({error.strerror}): "
-            "mend its permissions, or remove it."
+            "check its permissions, or remove it."
         ) from error
 
 
 class Spawned:
-    """An engine that was started and may not answer yet."""
+    """An engine that was started, and may not answer yet."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises EngineError where no process can be started."""
+        """Raises EngineError if no process can be started."""
         runtime = runtime_dir()
         private_dir(log_file().parent)
         with _log() as log:
             self._log_start = os.fstat(log.fileno()).st_size
-            # -P: the folder that we are in must not be where Python looks for modules.
+            # -P: Python must not import modules from the current folder.
             command = [sys.executable, "-P", "-m", "mmchat.engine", *_flags(settings)]
             try:
                 self._process = subprocess.Popen(
@@ -62,38 +66,57 @@ class Spawned:
                     stdout=log,
                     stderr=log,
                     cwd=runtime,
+                    env=os.environ | folder_environment(),
                     start_new_session=True,
                     close_fds=True,
                 )
             except OSError as error:
                 raise EngineError(
                     f"The engine's process cannot be started ({error.strerror}): "
-                    "free some memory or end other programs."
+                    "free some memory, or close other programs."
                 ) from error
         _children[:] = [child for child in _children if child.poll() is None]
         _children.append(self._process)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def exit_status(self) -> int | None:
-        """None while it runs."""
+        """The exit status; None while it runs."""
         return self._process.poll()
 
     def failure(self) -> EngineError:
-        """Why it ended before it answered, from the last line it wrote."""
+        """Why it ended before it answered: the signal that ended it, or the last line of its log."""
+        status = self._process.poll()
+        if status is not None and status < 0:
+            return EngineError(_ended_by_signal(-status))
         lines: list[str] = []
         with contextlib.suppress(OSError), log_file().open("rb") as log:  # it may be removed by now
             size = os.fstat(log.fileno()).st_size
             log.seek(max(self._log_start if self._log_start <= size else 0, size - 65_536))
             lines = log.read().decode(errors="replace").splitlines()
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
+        said = [line.strip() for line in lines if line.strip() and not _PROGRESS.match(line)]
+        last = said[-1] if said else f"it wrote nothing, exit status {status}"
         return EngineError(
             f"The engine could not start: {last.removeprefix('mmchat: ')} (its log: {log_file()})"
         )
 
 
+def _ended_by_signal(number: int) -> str:
+    ended = f"The engine was ended (signal {number}) while it started"
+    if number == signal.SIGKILL:
+        return (
+            f"{ended}: if you did not do that, the system was short of memory, so close other "
+            "programs and try again."
+        )
+    return f"{ended} (its log: {log_file()})"
+
+
 def _flags(settings: Settings) -> list[str]:
     chosen = {
-        "model.name": settings.model.name,
-        "model.adapter": settings.model.adapter,
+        "model.name": absolute_name(settings.model.name),
+        "model.adapter": absolute_name(settings.model.adapter),
         "model.quantization": settings.model.quantization,
         "model.device": settings.model.device,
         "engine.idle_seconds": settings.engine.idle_seconds,
@@ -103,9 +126,9 @@ def _flags(settings: Settings) -> list[str]:
 
 
 async def end_process(pid: int) -> None:
-    """Waits until the engine is gone; helps with SIGTERM, then SIGKILL, after `PATIENCE` each.
+    """Waits until the engine has ended; sends SIGTERM, then SIGKILL, after `PATIENCE` each.
 
-    Raises EngineError where even that does not end it.
+    Raises EngineError if even that does not end it.
     """
     for help_along in (None, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
         if help_along is not None and is_engine(pid):
@@ -115,12 +138,12 @@ async def end_process(pid: int) -> None:
             return
         endpoint = read_endpoint()
         if endpoint is not None and endpoint.pid != pid:
-            return  # another has taken its place already
-    raise EngineError(f"The engine (process {pid}) does not end: end it by hand.")
+            return  # another engine has taken its place
+    raise EngineError(f"The engine (process {pid}) does not end: kill it yourself.")
 
 
 async def engine_gone(patience: float) -> bool:
-    """Whether no engine lives any more, waiting up to `patience` seconds."""
+    """Whether no engine runs any more; waits up to `patience` seconds."""
     deadline = time.monotonic() + patience
     while engine_lives():
         if time.monotonic() > deadline:
@@ -130,7 +153,7 @@ async def engine_gone(patience: float) -> bool:
 
 
 def is_engine(pid: int) -> bool:
-    """Whether the process is an engine; ids are used again after a crash."""
+    """Whether the process is an engine; after a crash, its id may belong to another program."""
     import psutil
 
     try:

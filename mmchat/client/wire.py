@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeVar
@@ -11,10 +12,11 @@ from msgspec import Struct
 
 from mmchat.client.protocol import ERROR_CODES, Event, ImagePart, Options, Turn
 from mmchat.errors import EngineError, MmchatError
+from mmchat.settings import named_folder
 
 REFERENCE = "x-mmchat:sha256:"
 MAX_LINE = 16 * 1024 * 1024
-"""Characters of one server-sent event; a server that sends more is not believed."""
+"""Characters of one server-sent event; a server that sends more is refused."""
 JSON = {"content-type": "application/json"}
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -34,7 +36,7 @@ class Usage(Struct):
 
 
 class Chunk(Struct):
-    """What is read of one streamed chunk; servers send much more."""
+    """What is read of a streamed chunk; servers send much more."""
 
     choices: list[_ChunkChoice] = []
     model: str | None = None
@@ -52,7 +54,7 @@ _C = TypeVar("_C", bound=Chunk)
 
 
 def encoded(body: dict[str, Any]) -> bytes:
-    """A request's JSON; lone surrogates, of which there is no UTF-8, become U+FFFD."""
+    """A request's JSON; lone surrogates, which UTF-8 does not have, become U+FFFD."""
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     try:
         return text.encode()
@@ -61,17 +63,29 @@ def encoded(body: dict[str, Any]) -> bytes:
 
 
 def checked_name(name: str) -> str:
-    """The model's or adapter's name; EngineError where it is no UTF-8, as a file's name may be."""
+    """A model's or adapter's name. Raises EngineError if it is not UTF-8, as a file's name may be."""
     if _SURROGATES.search(name):
         shown = _SURROGATES.sub("\ufffd", name)
-        raise EngineError(f"{shown} is a name that is not valid UTF-8: rename the folder.")
+        raise EngineError(f"The name {shown} is not valid UTF-8: rename the folder.")
     return name
 
 
-def messages(turns: Sequence[Turn], by_reference: bool) -> list[dict[str, Any]]:
-    """OpenAI messages; pictures by their sha256 or as data URLs.
+def absolute_name(name: str) -> str:
+    """A folder's absolute path, because the engine runs in another folder; any other name as it is.
 
-    Raises EngineError where a data URL is wanted and the bytes are not there.
+    Raises EngineError if the name is not valid UTF-8.
+    """
+    name = checked_name(name)
+    if os.sep not in name and not name.startswith((".", "~")):
+        return name
+    folder = named_folder(name)
+    return name if folder is None else str(folder)
+
+
+def messages(turns: Sequence[Turn], by_reference: bool) -> list[dict[str, Any]]:
+    """OpenAI messages, with pictures by their sha256 or as data URLs.
+
+    Raises EngineError if the bytes for a data URL are missing.
     """
     return [_message(turn, by_reference) for turn in turns]
 
@@ -92,14 +106,17 @@ def _message(turn: Turn, by_reference: bool) -> dict[str, Any]:
 def _data_url(part: ImagePart) -> str:
     if part.data is None:
         raise EngineError(
-            f"The bytes of the picture {part.sha256[:12]} are not at hand: attach it again."
+            f"The bytes of the picture {part.sha256[:12]} are missing: attach it again."
         )
     return f"data:{part.mime or 'image/png'};base64,{base64.b64encode(part.data).decode('ascii')}"
 
 
 def options(chosen: Options, everything: bool) -> dict[str, Any]:
-    """The request's options; without `everything` only what differs from the protocol's own
-    defaults beyond the standard ones, for servers that refuse names they do not know."""
+    """The request's options.
+
+    everything: False leaves out those that have their default, except the standard ones, because
+    some servers refuse names that they do not know.
+    """
     named = msgspec.structs.asdict(chosen)
     named["stop"] = list(chosen.stop)
     if everything:
@@ -113,17 +130,17 @@ def options(chosen: Options, everything: bool) -> dict[str, Any]:
 
 
 def read_chunk(data: str, kind: type[_C]) -> _C:
-    """One event's data; EngineError where it is not such a chunk."""
+    """One event's data as a chunk. Raises EngineError if it is something else."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
         raise EngineError(
-            f"The answer is not the chat-completions protocol ({error}): look at engine.url."
+            f"The answer is not the chat-completions protocol ({error}): check engine.url."
         ) from error
 
 
 class ErrorObject(Struct):
-    """What an error reply says."""
+    """The content of an error reply."""
 
     message: str
     missing: list[str]
@@ -144,7 +161,7 @@ def error_object(body: bytes) -> ErrorObject:
 
 
 def parsed_error(parsed: Any) -> ErrorObject:
-    """An error reply, or a chunk with an `error`, in the several forms that servers send."""
+    """An error reply, or a chunk with an `error`, in the different forms that servers send."""
     inner = parsed.get("error") if isinstance(parsed, dict) else None
     if not isinstance(inner, dict):
         return ErrorObject(error_sentence(parsed), [])
@@ -158,7 +175,7 @@ def parsed_error(parsed: Any) -> ErrorObject:
 
 
 def error_sentence(body: Any) -> str:
-    """The sentence in an error body, in the several forms that servers send."""
+    """The sentence in an error body, in the different forms that servers send."""
     if isinstance(body, dict):
         for name in ("error", "message", "detail"):
             if body.get(name):
@@ -169,7 +186,8 @@ def error_sentence(body: Any) -> str:
 async def server_sent(lines: AsyncIterator[str]) -> AsyncIterator[str]:
     """The data of each server-sent event, until `[DONE]`; comments and other fields are skipped.
 
-    `lines` end at a line feed only: U+2028 and its like are text.
+    lines: split at line feeds only, because U+2028 and others are text. Raises EngineError for an
+    event that does not end.
     """
     data: list[str] = []
     size = 0
@@ -178,19 +196,19 @@ async def server_sent(lines: AsyncIterator[str]) -> AsyncIterator[str]:
             data.append(line[5:].removeprefix(" "))
             size += len(line)
             if size > MAX_LINE:
-                raise EngineError("The server sends an event without end: look at engine.url.")
+                raise EngineError("The server sends an event that does not end: check engine.url.")
         elif line == "" and data:
             whole = "\n".join(data)
             data, size = [], 0
             if whole.strip() == "[DONE]":
                 return
             yield whole
-    if data and "\n".join(data).strip() != "[DONE]":  # a server that forgets the last empty line
+    if data and "\n".join(data).strip() != "[DONE]":  # the last empty line is missing
         yield "\n".join(data)
 
 
 async def split_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[str]:
-    """Lines of UTF-8 from pieces that may end within a character."""
+    """Lines of UTF-8, from pieces that may end within a character."""
     rest = b""
     async for part in parts:
         rest += part
@@ -198,13 +216,13 @@ async def split_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[str]:
         for line in whole:
             yield line.decode(errors="replace").removesuffix("\r")
         if len(rest) > MAX_LINE:
-            raise EngineError("The server sends a line without end: look at engine.url.")
+            raise EngineError("The server sends a line that does not end: check engine.url.")
     if rest:
         yield rest.decode(errors="replace").removesuffix("\r")
 
 
 def model_names(body: bytes) -> list[str]:
-    """The ids of a reply to `GET /models`; empty where it is something else."""
+    """The ids in a reply to `GET /models`; empty if it is something else."""
     try:
         parsed = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):

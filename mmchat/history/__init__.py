@@ -1,12 +1,12 @@
 """Conversations, their pictures and how each answer was made, in one SQLite file.
 
-Start with `History.open()`; everything it gives back is one of the frozen
-types below. SQL stays inside this package, and so does every sqlite3 error:
-what a person can mend is raised as `mmchat.errors.HistoryError`.
+Start with `History.open()`; everything it returns is one of the frozen types below. SQL stays
+inside this package, and so does every sqlite3 error: what a person can fix is raised as
+`mmchat.errors.HistoryError`.
 """
 
 from mmchat.history.answer import Answer
-from mmchat.history.faults import MissingError
+from mmchat.history.errors import MissingError
 from mmchat.history.store import History
 from mmchat.history.types import (
     Conversation,

@@ -1,4 +1,4 @@
-"""An answer while it is being written, and what becomes of one whose writer died."""
+"""An answer while it is being written, and what happens to one whose writer died."""
 
 import json
 import sqlite3
@@ -8,20 +8,20 @@ from typing import Literal
 
 from mmchat.history import rows
 from mmchat.history.database import Database
-from mmchat.history.faults import MissingError
+from mmchat.history.errors import MissingError
 from mmchat.history.text import UNSPACED, storable
 from mmchat.history.types import Message, Origin, State
 
 
 class Answer:
-    """A message that grows: `append`, then `finish` or `fail`, once.
+    """A message that grows: `append`, then once `finish`, `fail` or `interrupt`.
 
-    Each `append` is one row and one commit: when it returns, a killed process
-    does not lose it. Rewriting the message each time would cost fifty times
-    as much and index every word of it for the search again and again.
+    Each `append` is one row and one commit: once it has returned, killing the process does not
+    lose it. Rewriting the message each time would cost fifty times as much, and would index every
+    word of it for the search again and again.
 
-    As a context manager it ends as failed, with the error's sentence, where an
-    exception leaves the block, and as stopped where nobody ended it.
+    As a context manager it fails, with the error's sentence, if an exception leaves the block,
+    and is stopped if the block does not end it.
     """
 
     def __init__(
@@ -34,23 +34,23 @@ class Answer:
         self.id = begun.id
         """The message's id; `History.message` reads it at any time."""
         self.begun = begun
-        """The message as it was written down, without a word yet."""
+        """The message as it was stored, still empty."""
         self._database = database
         self._is_gone = is_gone
         self._on_end = on_end
         self._chunks = 0
 
     def append(self, text: str) -> None:
-        """Add `text` to the end; empty text is nothing.
+        """Adds `text` to the end; empty text does nothing.
 
         Raises:
             HistoryError: the disk is full; what was appended before stays.
-            MissingError: the answer is over: finished, or deleted by another window.
+            MissingError: the answer was finished, or deleted by another window.
         """
         if not text:
             return
         with self._database.write() as connection:
-            # One statement decides and writes: no row comes of an answer that is over.
+            # One statement checks and writes, so that a finished answer never gets a row.
             inserted = connection.execute(
                 "INSERT INTO chunk (message_id, number, text)"
                 " SELECT id, ?, ? FROM message WHERE id = ? AND state = 'streaming'",
@@ -65,23 +65,24 @@ class Answer:
         state: Literal["complete", "stopped", "length"] = "complete",
         origin: Origin | None = None,
     ) -> Message:
-        """Fold the chunks into the message, in one transaction; `origin` brings the figures.
+        """Folds the chunks into the message, in one transaction; `origin` brings the figures.
 
         Raises:
-            HistoryError: as `append`; it can be tried again, a MissingError cannot.
+            HistoryError: as `append`; it can be tried again.
+            MissingError: as `append`.
         """
         return self._end(state, "", origin)
 
     def fail(self, sentence: str, origin: Origin | None = None) -> Message:
-        """End as failed, with what was written kept and `sentence` beside it."""
+        """Ends the answer as failed; keeps what was written, with `sentence` beside it."""
         return self._end("failed", sentence, origin)
 
     def interrupt(self) -> Message:
-        """End as interrupted: the program closes before the answer is whole."""
+        """Ends the answer as interrupted: the program closes before it is complete."""
         return self._end("interrupted", "", None)
 
     def _end(self, state: State, error: str, origin: Origin | None) -> Message:
-        with self._database.write() as connection:
+        with self._database.write(closing=True) as connection:
             if not fold(connection, self.id, state, error):
                 raise _is_over(self.id)
             if origin is not None:
@@ -112,7 +113,7 @@ class Answer:
 
 
 def fold(connection: sqlite3.Connection, message_id: int, state: State, error: str = "") -> bool:
-    """Make the chunks the message's text and `state` its state; False where it does not stream."""
+    """Makes the chunks the message's text, and `state` its state; False if it does not stream."""
     text = rows.chunks(connection, message_id)
     changed = connection.execute(
         "UPDATE message SET text = ?, unspaced = ?, state = ?, error = ?, writer = NULL"
@@ -124,14 +125,14 @@ def fold(connection: sqlite3.Connection, message_id: int, state: State, error: s
 
 
 def fold_abandoned(connection: sqlite3.Connection, is_gone: Callable[[str], bool]) -> int:
-    """Mark the answers of writers that died as interrupted; returns how many."""
+    """Marks the answers of writers that died as interrupted; returns how many."""
     select = "SELECT id, writer FROM message WHERE state = 'streaming'"
     abandoned = [row["id"] for row in connection.execute(select) if is_gone(row["writer"])]
     return sum(fold(connection, message_id, "interrupted") for message_id in abandoned)
 
 
 def put_origin(connection: sqlite3.Connection, message_id: int, origin: Origin) -> None:
-    """Store how the message was made, in place of what was known before."""
+    """Stores how the message was made, in place of what was known before."""
     values = [
         json.dumps(value) if isinstance(value, dict) else value
         for value in (getattr(origin, column) for column in rows.ORIGIN_COLUMNS)
@@ -146,6 +147,6 @@ def put_origin(connection: sqlite3.Connection, message_id: int, origin: Origin) 
 
 def _is_over(message_id: int) -> MissingError:
     return MissingError(
-        f"Answer {message_id} is over: it was finished, or its conversation was deleted "
-        "in another window; ask again."
+        f"Answer {message_id} cannot grow any more: it was finished, or its conversation was "
+        "deleted in another window. Ask again."
     )

@@ -1,8 +1,10 @@
-"""How much there is."""
+"""Counts and sizes."""
 
 import sqlite3
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from mmchat.history import opinions
 
@@ -29,7 +31,7 @@ def figures(connection: sqlite3.Connection, path: Path) -> dict[str, Any]:
     return {
         **dict(row),
         "tags": opinions.tags(connection),
-        "models": dict(map(tuple, models)),
+        "models": msgspec.convert(dict(map(tuple, models)), dict[str, int]),
         "file": str(path),
         "file_bytes": path.stat().st_size,
     }

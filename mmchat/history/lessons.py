@@ -1,16 +1,14 @@
 """What can be learned from a history: the answers that the person approved, with their context.
 
-An answer and its corrections are one matter, on which the person's last word
-counts: the newest correction that they did not rate as bad; where there is
-none, the answer itself, if it was rated as good. What is not the last word is
-never learned from, and wherever it stands in the context of a later answer,
-the last word stands in its place.
+Of an answer and its corrections, only the person's last word counts: the newest correction that
+they did not rate as bad or, if there is none, the answer itself if it was rated as good. The
+others are never learned from, and wherever one of them is in the context of a later answer, the
+last word takes its place.
 
-An answer that was rated as bad and never corrected is in no context either.
-If the message after it shows a picture, the conversation begins anew there.
-Else that message probably speaks of what went before ("no, look at the
-tail"), so only the bad answer goes, and the two questions become one turn, as
-they do when an answer without a word is left out (turns.py).
+An answer that was rated as bad and never corrected is left out of the context, too. If the
+message after it has a picture, the conversation starts there. Otherwise that message probably
+refers to what came before ("no, look at the tail"), so only the bad answer is left out, and the
+two questions become one turn, as they do when an empty answer is left out (turns.py).
 """
 
 import sqlite3
@@ -31,7 +29,7 @@ def lessons(
     conversations: Collection[int],
     tags: Collection[str],
 ) -> list[Lesson]:
-    """The lessons that are `good` or `corrected`, as `ratings` wants, conversation by conversation."""
+    """The lessons that `ratings` names (`good`, `corrected`), in the order of the conversations."""
     found: list[Lesson] = []
     for conversation in _with_opinions(connection):
         if conversations and conversation.id not in conversations:
@@ -85,8 +83,7 @@ def _kinds(message: Message) -> set[str]:
 def _last_words(messages: Sequence[Message]) -> dict[int, Message]:
     """For every answer that was corrected, and every correction: which of them counts.
 
-    Where all corrections are bad that is the answer itself, and a correction
-    points to it too.
+    If all corrections are bad, it is the answer itself, also for the corrections.
     """
     root: dict[int, int] = {}
     last: dict[int, Message] = {message.id: message for message in messages}
@@ -100,7 +97,7 @@ def _last_words(messages: Sequence[Message]) -> dict[int, Message]:
 
 
 def _path(message: Message, by_id: dict[int, Message]) -> list[Message]:
-    """What was said before `message`, from the first message on."""
+    """What came before `message`, from the first message on."""
     path: list[Message] = []
     at = message.parent_id
     while at is not None:

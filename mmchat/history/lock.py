@@ -1,10 +1,11 @@
-"""Operating-system locks on files: gone with their holder, however it ends.
+"""Operating-system locks on files, which end with their holder, however it ends.
 
-A process id would not do: it is reused after a crash and means nothing in
-another container that shares the folder.
+A process id is not enough: it is reused after a crash, and means nothing in another container
+that shares the folder.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -16,9 +17,9 @@ from mmchat.errors import HistoryError
 
 
 def _take(path: Path, *, create: bool) -> int | None:
-    """A locked file descriptor, or None where another holds the lock or no file is.
+    """A locked file descriptor, or None if another process has the lock or there is no file.
 
-    Raises OSError where the file cannot be opened.
+    Raises OSError if the file cannot be opened.
     """
     flags = os.O_RDWR | (os.O_CREAT if create else 0)
     try:
@@ -27,10 +28,14 @@ def _take(path: Path, *, create: bool) -> int | None:
         if create:
             raise
         return None
+    except OSError as error:
+        if create or error.errno not in (errno.EACCES, errno.EROFS):
+            raise
+        fd = os.open(path, os.O_RDONLY)  # enough for a lock, but not on every network disk
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Between open and lock the file may have been unlinked by whoever
-        # held it: a lock on a file without a name excludes nobody.
+        # Between open and lock, the previous holder may have unlinked the file: a lock on a file
+        # without a name excludes nobody.
         if path.stat().st_ino == os.fstat(fd).st_ino:
             return fd
     except (BlockingIOError, FileNotFoundError):
@@ -41,7 +46,10 @@ def _take(path: Path, *, create: bool) -> int | None:
 
 @contextlib.contextmanager
 def exclusive(path: Path, *, seconds: float = 30.0) -> Iterator[None]:
-    """Hold the lock file `path`; wait for another holder up to `seconds`."""
+    """Holds the lock file `path`; waits up to `seconds` for another holder.
+
+    Raises HistoryError after that time.
+    """
     deadline = time.monotonic() + seconds
     while (fd := _take(path, create=True)) is None:
         if time.monotonic() > deadline:
@@ -57,14 +65,14 @@ def exclusive(path: Path, *, seconds: float = 30.0) -> Iterator[None]:
 
 
 class WriterLock:
-    """Says to every other process that the writer called `token` lives.
+    """Tells every other process that the writer called `token` is alive.
 
-    A file beside the database, locked from before the writer's first row
-    until the writer closes or dies.
+    It is a file beside the database, locked from before the writer's first row until the writer
+    closes or dies.
     """
 
     def __init__(self, database: Path) -> None:
-        """Raises OSError where no file can be made beside `database`."""
+        """Raises OSError if no file can be created beside `database`."""
         fd = None
         while fd is None:  # a sweep may unlink the file before it is locked
             self.token = secrets.token_hex(8)
@@ -73,7 +81,7 @@ class WriterLock:
         self._fd = fd
 
     def release(self) -> None:
-        """Let go; the file goes first, so that nobody finds it unlocked."""
+        """Releases the lock; the file is removed first, so that nobody finds it unlocked."""
         self._path.unlink(missing_ok=True)
         os.close(self._fd)
 
@@ -89,7 +97,7 @@ def writer_is_gone(database: Path, token: str) -> bool:
     try:
         fd = _take(path, create=False)
     except OSError:
-        return False  # unreadable: of another user, say; leave its answers alone
+        return False  # not readable, perhaps another user's: leave its answers alone
     if fd is None:
         return not path.exists()
     os.close(fd)
@@ -97,7 +105,7 @@ def writer_is_gone(database: Path, token: str) -> bool:
 
 
 def sweep_writers(database: Path) -> None:
-    """Remove the lock files of writers that died."""
+    """Removes the lock files of writers that died."""
     for path in database.parent.glob(f"{database.name}.writer-*"):
         with contextlib.suppress(OSError):
             fd = _take(path, create=False)

@@ -1,10 +1,12 @@
-"""What the person thinks: ratings, corrections, tags, and what can be learned from them."""
+"""What the person thinks: ratings, corrections and tags, and what can be learned from them."""
 
 import sqlite3
 import time
 import unicodedata
 from collections.abc import Collection, Iterable
 from typing import Literal
+
+import msgspec
 
 from mmchat.errors import HistoryError
 from mmchat.history import lock, rows, writing
@@ -19,36 +21,36 @@ _JOINERS = str.maketrans("", "", "\u200c\u200d")  # parts of words and of emoji
 
 
 class Opinions:
-    """The part of `History` that keeps them; its methods raise what those of History do."""
+    """The part of `History` that keeps them; its methods raise the same errors."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def rate(self, message_id: int, rating: Rating | None) -> Message:
-        """Keep what the person thinks of an answer; None takes it back.
+        """Stores what the person thinks of an answer; None removes it.
 
         Raises:
-            HistoryError: it is no answer, or still being written.
+            HistoryError: it is not an answer, or is still being written.
         """
         with self._database.write() as connection:
             _rate(connection, self._read(connection, message_id), rating)
             return self._read(connection, message_id)
 
     def correct(self, message_id: int, text: str) -> Message:
-        """Keep `text` as what an answer should have been: the head now, a sibling of the answer.
+        """Stores `text` as what an answer should have been: a sibling of the answer, and the head.
 
-        The answer stays as it was. Where `text` is what it says already, nothing
-        is kept, and it is given back itself.
+        The answer stays as it was. If `text` is the same as the answer, nothing is stored, and
+        the answer is returned.
 
         Raises:
-            HistoryError: it is no answer, or still being written, or `text` has no words.
+            HistoryError: it is not an answer, or is still being written, or `text` is empty.
         """
         with self._database.write() as connection:
             message = self._read(connection, message_id)
             return self._read(connection, _correct(connection, message, text))
 
     def ratings(self, conversation_id: int) -> dict[int, Rating]:
-        """The ratings of a conversation by message, those that have one."""
+        """The ratings in a conversation, by message id."""
         with self._database.read() as connection:
             rated = connection.execute(
                 "SELECT m.id, r.rating FROM message m JOIN rating r ON r.message_id = m.id"
@@ -58,10 +60,10 @@ class Opinions:
             return dict(map(tuple, rated))
 
     def tag(self, conversation_id: int, name: str) -> Conversation:
-        """Give a conversation a tag: one word, kept in small letters.
+        """Adds a tag to a conversation: one word, stored in lower case.
 
         Raises:
-            HistoryError: `name` is no word.
+            HistoryError: `name` is not a tag.
         """
         with self._database.write() as connection:
             rows.conversation(connection, conversation_id)
@@ -72,7 +74,7 @@ class Opinions:
             return rows.conversation(connection, conversation_id)
 
     def untag(self, conversation_id: int, name: str) -> Conversation:
-        """Take a tag away; one that is not there is no mistake."""
+        """Removes a tag, if the conversation has it."""
         with self._database.write() as connection:
             connection.execute(
                 "DELETE FROM tag WHERE conversation_id = ? AND name = ?",
@@ -81,7 +83,7 @@ class Opinions:
             return rows.conversation(connection, conversation_id)
 
     def set_tags(self, conversation_id: int, names: Iterable[str]) -> Conversation:
-        """Give a conversation these tags and no others; all of it or nothing."""
+        """Replaces the tags of a conversation, in one transaction."""
         wanted = {tag_name(name) for name in names}
         with self._database.write() as connection:
             rows.conversation(connection, conversation_id)
@@ -93,7 +95,7 @@ class Opinions:
             return rows.conversation(connection, conversation_id)
 
     def tags(self) -> dict[str, int]:
-        """How many conversations have each tag, the most used first."""
+        """The number of conversations with each tag, the most used first."""
         with self._database.read() as connection:
             return tags(connection)
 
@@ -108,12 +110,12 @@ class Opinions:
     ) -> list[Lesson]:
         """The answers that can be learned from, in the order of their conversations (lessons.py).
 
-        From `since` on and before `until` counts when an answer was rated or
-        corrected, whichever came last. `conversations` and `tags` (one of them is enough) are for all
-        where they are empty.
+        since, until: when an answer was rated or corrected, whichever came last; `until` itself is
+        not included. conversations, tags: only from these conversations, and from those that have
+        one of these tags; all if empty.
 
         Raises:
-            HistoryError: a tag is no word.
+            HistoryError: a tag is not valid.
         """
         with self._database.read() as connection:
             return lessons(
@@ -136,7 +138,7 @@ class Opinions:
 
 
 def _rate(connection: sqlite3.Connection, message: Message, rating: Rating | None) -> None:
-    """Raises HistoryError where it is no answer, or none yet."""
+    """Raises HistoryError if it is not an answer, or is still being written."""
     _require_answer(message)
     if rating is None:
         connection.execute("DELETE FROM rating WHERE message_id = ?", (message.id,))
@@ -148,17 +150,16 @@ def _rate(connection: sqlite3.Connection, message: Message, rating: Rating | Non
 
 
 def _correct(connection: sqlite3.Connection, message: Message, text: str) -> int:
-    """Add the person's answer beside `message`, the head from now on; returns its id.
+    """Adds the person's answer beside `message`, as the head; returns its id.
 
-    The id is that of `message` where nothing is changed. Raises HistoryError
-    where it is no answer, or none yet, or where `text` says nothing.
+    If nothing changes, the id is that of `message`. Raises HistoryError if it is not an answer or
+    is still being written, or if `text` is empty.
     """
     _require_answer(message)
     text = storable(text).strip("\r\n").rstrip()
     if not text.strip():
         raise HistoryError(
-            "A correction needs words, and this one has none: write what the answer should have "
-            "been, or rate it as bad."
+            "The correction is empty: write what the answer should have been, or rate it as bad."
         )
     if text == message.text.strip("\r\n").rstrip():
         return message.id
@@ -178,29 +179,29 @@ def _require_answer(message: Message) -> None:
         )
     if message.state == "streaming":
         raise HistoryError(
-            f"Answer {message.id} is still being written: stop it or wait for its end, then rate "
-            "or correct it."
+            f"Answer {message.id} is still being written: stop it or wait until it is complete, "
+            "then rate or correct it."
         )
 
 
 def tag_name(name: str) -> str:
-    """The form in which a tag is kept: one word in small letters, without a # before it.
+    """A tag as it is stored: one word in lower case, without a # before it.
 
-    Raises HistoryError for what is no word.
+    Raises HistoryError for anything else.
     """
     word = unicodedata.normalize("NFC", clean(name, keep_newlines=False).lstrip("# ").lower())
     seen = word.translate(_JOINERS)
     if not seen or len(word) > _TAG_LENGTH or not seen.isprintable() or set(word) & set(" ,;"):
         raise HistoryError(
-            f"A tag is one word of up to {_TAG_LENGTH} letters, such as birds or red-kites: "
-            f"“{clean(name[:60], keep_newlines=False)}” is none."
+            f"“{clean(name[:60], keep_newlines=False)}” is not a tag. A tag is one word of up to "
+            f"{_TAG_LENGTH} letters, such as birds or red-kites."
         )
     return word
 
 
 def tags(connection: sqlite3.Connection) -> dict[str, int]:
-    """How many conversations have each tag, the most used first."""
+    """The number of conversations with each tag, the most used first."""
     rows = connection.execute(
         "SELECT name, count(*) FROM tag GROUP BY name ORDER BY count(*) DESC, name"
     )
-    return dict(map(tuple, rows))
+    return msgspec.convert(dict(map(tuple, rows)), dict[str, int])

@@ -1,4 +1,4 @@
-"""Pictures in the file: bytes kept once by their sha256, named by each message."""
+"""Pictures in the file: their bytes are stored once, by sha256; each message has its own name."""
 
 import sqlite3
 import time
@@ -12,7 +12,7 @@ _UNSENT_SECONDS = 24 * 3600.0
 
 
 def put(connection: sqlite3.Connection, image: StoredImage, data: bytes) -> None:
-    """Keep `data`; known bytes only get the newer name and time."""
+    """Stores `data`; if it is there already, only its name and time change."""
     connection.execute(
         """
         INSERT INTO image (sha256, mime, width, height, size, name, added, data)
@@ -41,7 +41,7 @@ def data(connection: sqlite3.Connection, sha256: str) -> bytes:
 
 
 def attach(connection: sqlite3.Connection, message_id: int, hashes: Sequence[str]) -> None:
-    """Give a message its pictures, in order, under the names they have now."""
+    """Attaches pictures to a message, in order, under the names they have now."""
     for position, sha256 in enumerate(hashes):
         attached = connection.execute(
             "INSERT INTO message_image (message_id, position, sha256, name)"
@@ -53,10 +53,10 @@ def attach(connection: sqlite3.Connection, message_id: int, hashes: Sequence[str
 
 
 def collect(connection: sqlite3.Connection, last_uses: dict[str, float]) -> None:
-    """Remove pictures that no message has: those of `last_uses`, and old unsent ones.
+    """Removes pictures that no message has: those of `last_uses`, and old ones never sent.
 
-    A picture that was added again after its last use is about to be sent from
-    another window, and stays.
+    A picture that was added again after its last use is about to be sent from another window, and
+    stays.
     """
     unused = "NOT EXISTS (SELECT 1 FROM message_image a WHERE a.sha256 = image.sha256)"
     connection.executemany(

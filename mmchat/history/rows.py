@@ -1,12 +1,18 @@
-"""From rows to the types that the history gives back; reading only."""
+"""From rows to the types that the history returns; reads only.
+
+The types are checked, because a damaged file can hold anything.
+"""
 
 import json
 import sqlite3
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from typing import Any
 
-from mmchat.history.faults import MissingError
-from mmchat.history.types import Conversation, Message, Origin, StoredImage
+import msgspec
+
+from mmchat.history.errors import DamagedError, MissingError
+from mmchat.history.types import Conversation, Message, Origin
 
 ORIGIN_COLUMNS = tuple(field.name for field in fields(Origin))
 
@@ -48,14 +54,17 @@ def conversations(
 ) -> list[Conversation]:
     """The conversations (alias `c`) that `rest`, a WHERE or ORDER BY, chooses."""
     found = connection.execute(_CONVERSATIONS + rest, tuple(values))
-    return [Conversation(**{**dict(row), "tags": tuple(json.loads(row["tags"]))}) for row in found]
+    return [
+        msgspec.convert({**dict(row), "tags": _from_json(row["tags"])}, Conversation)
+        for row in found
+    ]
 
 
 def conversation(connection: sqlite3.Connection, conversation_id: int) -> Conversation:
     found = conversations(connection, "WHERE c.id = ?", (conversation_id,))
     if not found:
         raise MissingError(
-            f"There is no conversation {conversation_id}: `mmchat history list` shows what there is."
+            f"There is no conversation {conversation_id}: `mmchat history list` lists them."
         )
     return found[0]
 
@@ -68,30 +77,25 @@ def messages(
 ) -> list[Message]:
     """The messages (alias `m`) that `where` chooses, parents before children.
 
-    An answer that streams gets the text of its chunks; where its writer
-    `is_gone`, it is interrupted, whether or not the file says so yet.
+    An answer that streams has the text of its chunks; if its writer `is_gone`, it is interrupted,
+    whether or not the file says so yet.
     """
     rows = connection.execute(f"{_MESSAGES} WHERE {where} ORDER BY m.id", tuple(values)).fetchall()
     pictures = _pictures(connection, [row["id"] for row in rows])
     return [
-        Message(
-            id=row["id"],
-            conversation_id=row["conversation_id"],
-            parent_id=row["parent_id"],
-            role=row["role"],
-            text=chunks(connection, row["id"]) if row["state"] == "streaming" else row["text"],
-            images=tuple(pictures.get(row["id"], ())),
-            created=row["created"],
-            state="interrupted"
-            if row["state"] == "streaming" and is_gone(row["writer"])
-            else row["state"],
-            error=row["error"],
-            origin=_origin(row),
-            sibling=row["sibling"],
-            siblings=row["siblings"],
-            rating=row["rating"],
-            rated=row["rated"],
-            corrects=row["corrects"],
+        msgspec.convert(
+            {
+                **dict(row),
+                "text": chunks(connection, row["id"])
+                if row["state"] == "streaming"
+                else row["text"],
+                "images": pictures.get(row["id"], ()),
+                "state": "interrupted"
+                if row["state"] == "streaming" and is_gone(row["writer"])
+                else row["state"],
+                "origin": _origin(row),
+            },
+            Message,
         )
         for row in rows
     ]
@@ -114,8 +118,8 @@ def chunks(connection: sqlite3.Connection, message_id: int) -> str:
 
 def _pictures(
     connection: sqlite3.Connection, message_ids: list[int]
-) -> dict[int, list[StoredImage]]:
-    found: dict[int, list[StoredImage]] = {}
+) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
     select = """
         SELECT a.message_id, i.sha256, i.mime, i.width, i.height, i.size, a.name
         FROM message_image a JOIN image i USING (sha256)
@@ -123,14 +127,18 @@ def _pictures(
         ORDER BY a.message_id, a.position
     """
     for row in connection.execute(select, (json.dumps(message_ids),)):
-        message_id, *values = row
-        found.setdefault(message_id, []).append(StoredImage(*values))
+        found.setdefault(row["message_id"], []).append(dict(row))
     return found
 
 
-def _origin(row: sqlite3.Row) -> Origin | None:
+def _origin(row: sqlite3.Row) -> dict[str, Any] | None:
     if row["model"] is None:
         return None
     values = {column: row[column] for column in ORIGIN_COLUMNS}
-    values["parameters"] = json.loads(values["parameters"])
-    return Origin(**values)
+    return {**values, "parameters": _from_json(values["parameters"])}
+
+
+def _from_json(text: object) -> Any:
+    if not isinstance(text, str):
+        raise DamagedError
+    return json.loads(text)

@@ -1,11 +1,11 @@
 """The tables, version by version.
 
-A step never changes once released: a person's file has been through it. Each
-step states the whole of its SQL and imports nothing of the program that could
-change later; it sets `user_version`, which says at one read whether a file is
-current.
+A step never changes once it is released, because people's files have gone through it. Each step
+holds all of its SQL and uses nothing of the program that could change later. It sets
+`user_version`, which tells at one read whether a file is current.
 """
 
+import contextlib
 import sqlite3
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 VERSION = 2
 APPLICATION_ID = 0x6D6D6368  # "mmch": tells our files from other programs' databases
 
-# Ids are never used twice (AUTOINCREMENT): a window that still shows a deleted
-# conversation must not write into a new one. `parent_id` does not cascade: a
-# chain of 1,000 messages would pass SQLite's limit of nested triggers.
+# Ids are never reused (AUTOINCREMENT): a window that still shows a deleted conversation must not
+# write into a new one. `parent_id` does not cascade: a chain of 1,000 messages would exceed
+# SQLite's limit of nested triggers.
 _FIRST = (
     """
     CREATE TABLE conversation (
@@ -31,8 +31,8 @@ _FIRST = (
     """,
     "CREATE INDEX conversation_updated ON conversation(updated)",
     "CREATE INDEX conversation_head ON conversation(head_id)",
-    # `writer` names the process that streams it (lock.py); `unspaced` says that
-    # the text has scripts without spaces and is in the trigram index too.
+    # `writer` names the process that streams it (lock.py); `unspaced` means that the text has
+    # scripts without spaces, and is in the trigram index, too.
     """
     CREATE TABLE message (
       id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -78,7 +78,7 @@ _FIRST = (
       tokens_per_second REAL
     ) STRICT
     """,
-    # The bytes stand last, so that reading the other columns leaves them alone.
+    # The bytes come last, so that reading the other columns does not read them.
     """
     CREATE TABLE image (
       sha256 TEXT PRIMARY KEY,
@@ -91,7 +91,7 @@ _FIRST = (
       data BLOB NOT NULL
     ) STRICT
     """,
-    # The name is the message's own: the same picture may be attached under two.
+    # Each message has its own name: the same picture may be attached under two names.
     """
     CREATE TABLE message_image (
       message_id INTEGER NOT NULL REFERENCES message(id) ON DELETE CASCADE,
@@ -107,13 +107,13 @@ _FIRST = (
       text, content='message', content_rowid='id',
       tokenize='unicode61 remove_diacritics 2', prefix='1 2 3')
     """,
-    # Exactly the rows that the index has, so that its integrity can be checked.
+    # Exactly the rows in the index, so that its integrity can be checked.
     "CREATE VIEW message_of_parts AS SELECT id, text FROM message WHERE unspaced",
     """
     CREATE VIRTUAL TABLE message_trigrams USING fts5(
       text, content='message_of_parts', content_rowid='id', tokenize='trigram')
     """,
-    # Words of one and two characters have no trigram: those texts are read.
+    # Words of one or two characters have no trigram: for them, these texts are read.
     "CREATE INDEX message_unspaced ON message(id) WHERE unspaced",
     # A message enters the search once, when its text is final.
     """
@@ -154,7 +154,7 @@ _FIRST = (
     "PRAGMA user_version = 1",
 )
 
-# Few messages have one: tables of their own leave every other row as it was.
+# Few messages have one, so they have their own tables, and the other rows stay as they were.
 _SECOND = (
     """
     CREATE TABLE rating (
@@ -163,7 +163,7 @@ _SECOND = (
       rated REAL NOT NULL
     ) STRICT
     """,
-    # An answer that the person wrote, and the message in whose place it stands.
+    # An answer that the person wrote, and the message that it replaces.
     """
     CREATE TABLE correction (
       message_id INTEGER PRIMARY KEY REFERENCES message(id) ON DELETE CASCADE,
@@ -183,6 +183,9 @@ _SECOND = (
 )
 
 
+_INDEXES = ("message_words", "message_trigrams")
+
+
 def _first(db: "Database") -> None:
     for statement in _FIRST:
         db.execute(statement)
@@ -194,13 +197,13 @@ def _second(db: "Database") -> None:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring an empty or older database to `VERSION`, all steps or none.
+    """Brings an empty or older database to `VERSION`: all steps, or none.
 
-    The caller holds the lock file. sqlite-utils would begin each step with a
-    deferred transaction, which fails at once when another program writes in
-    between; inside ours, its steps are savepoints.
+    The caller holds the lock file. sqlite-utils would begin each step with a deferred
+    transaction, which fails at once if another program writes in between; inside our transaction
+    its steps are savepoints.
     """
-    # sqlite-utils takes 0.1 to 0.5 s to import: only a new or old file pays.
+    # sqlite-utils takes 0.1 to 0.5 s to import, which only a new or old file needs.
     from sqlite_utils import Database
     from sqlite_utils.migrations import Migrations
 
@@ -217,3 +220,40 @@ def migrate(connection: sqlite3.Connection) -> None:
     except BaseException:
         database.rollback()
         raise
+
+
+def is_whole(connection: sqlite3.Connection) -> bool:
+    """Whether a file of this version has its tables, indexes and triggers as they were created.
+
+    True for another version.
+    """
+    if connection.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+        return True
+    with contextlib.closing(sqlite3.connect(":memory:")) as new:
+        for statement in (*_FIRST, *_SECOND):
+            new.execute(statement)
+        return _definitions(new).items() <= _definitions(connection).items()
+
+
+def set_merging(connection: sqlite3.Connection, *, on: bool) -> None:
+    """Whether changes to the indexes of words merge their segments (the default), or only add."""
+    for table in _INDEXES:
+        for option, value in (("automerge", 4 if on else 0), ("crisismerge", 16 if on else 1_999)):
+            insert = f"INSERT INTO {table}({table}, rank) VALUES (?, ?)"
+            connection.execute(insert, (option, value))
+
+
+def check_indexes(connection: sqlite3.Connection) -> None:
+    """Raises sqlite3.Error if an index of words does not match the messages. Starts a transaction."""
+    for table in _INDEXES:
+        connection.execute(f"INSERT INTO {table}({table}) VALUES ('integrity-check')")
+
+
+def _definitions(connection: sqlite3.Connection) -> dict[str, str]:
+    found = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+    # The tables of FTS5 itself (NAME_data and so on) differ between its versions.
+    return {
+        name: " ".join(sql.split())
+        for name, sql in found
+        if not name.startswith(("message_words_", "message_trigrams_"))
+    }

@@ -1,23 +1,22 @@
 """The history: what is kept, and what survives which crash.
 
-- A method that has returned is committed. Killing the process (`kill -9`, out
-  of memory) loses nothing that was acknowledged; an answer that was streaming
-  reads back as interrupted with every chunk whose `append` returned.
-- A power cut or a crash of the operating system may take the last moments
-  (`synchronous=NORMAL` in write-ahead logging), never the file: it opens with
-  a state that once was. Waiting for the disk at each chunk would buy those
-  moments with a stutter in every answer.
-- A full disk makes the method raise; everything before it stays and reads.
-- Several windows and processes may read and write at once. One that dies is
-  noticed by its lock file (lock.py), so an answer that another window is still
-  writing is never taken for a dead one.
+- When a method returns, its change is committed. Killing the process (`kill -9`, out of memory)
+  loses nothing that was acknowledged; an answer that was streaming is read as interrupted, with
+  every chunk whose `append` returned.
+- A power cut or a crash of the operating system may lose the last moments (`synchronous=NORMAL`
+  with write-ahead logging), but never the file: it opens in an earlier state. To keep those
+  moments, too, every answer would stutter while each chunk waits for the disk.
+- On a full disk a method raises; everything before it stays and can be read, and deleting works.
+- Several windows and processes may read and write at the same time. One that dies is noticed by
+  its lock file (lock.py), so an answer that another window is still writing is never taken for an
+  abandoned one.
 
-The file is readable by its owner only, and what is deleted gives its space
-back to the disk.
+Only the owner can read the file. Deleting something gives its space back to the disk.
 """
 
 import contextlib
 import hashlib
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from mmchat.errors import HistoryError
 from mmchat.history import lock, pictures, rows, writing
 from mmchat.history.answer import Answer, fold_abandoned, put_origin
 from mmchat.history.database import Database
-from mmchat.history.faults import MissingError, told
+from mmchat.history.errors import DiskFullError, MissingError, translate_errors
 from mmchat.history.figures import figures
 from mmchat.history.opinions import Opinions, tag_name
 from mmchat.history.search import search
@@ -38,11 +37,10 @@ from mmchat.history.writing import HEAD, Parent
 
 
 class History(Opinions):
-    """Everything said and shown; open it once a window, close it at the end.
+    """All conversations and pictures; each window opens it once, and closes it at the end.
 
-    Any thread may call any method: they take turns. Methods raise HistoryError
-    for what a person can mend: no such conversation, a full disk, a damaged or
-    locked file.
+    Any thread may call any method; they take turns. Methods raise HistoryError for what a person
+    can fix: no such conversation, a full disk, a damaged or locked file.
     """
 
     def __init__(self, database: Database) -> None:
@@ -53,36 +51,37 @@ class History(Opinions):
 
     @classmethod
     def open(cls, path: Path | None = None) -> "History":
-        """Open the history at `path`, by default the person's own; make it at the first start.
+        """Opens the history at `path`, by default the person's own; creates it if there is none.
 
         Raises:
             HistoryError: the file cannot be used, or a newer mmchat wrote it.
-            SettingsError: its folder cannot be made.
+            SettingsError: its folder cannot be created.
         """
         from mmchat.settings import paths, private_dir
 
         path = paths().history_db if path is None else path
-        private_dir(path.parent)
+        if not os.path.exists(path):  # noqa: PTH110 - False also for a folder that cannot be entered
+            private_dir(path.parent)
         history = cls(Database.open(path))
-        # A full disk or a read-only file must not close the door: without this
-        # an abandoned answer reads as interrupted all the same.
+        # This may fail on a full disk or a read-only file; an abandoned answer is read as
+        # interrupted without it, too.
         with contextlib.suppress(HistoryError):
             history._clear_abandoned()
         return history
 
     @property
     def file(self) -> Path:
-        """Where it lies."""
+        """The history's file."""
         return self._database.path
 
     def close(self) -> None:
-        """End what still streams as interrupted, and let go of the file."""
+        """Ends what still streams as interrupted, and closes the file."""
         for answer in tuple(self._answers):
             try:
                 answer.interrupt()
             except MissingError:  # deleted by another window
                 continue
-            except HistoryError:  # no room, or locked: they read as interrupted later all the same
+            except HistoryError:  # no room, or locked: they are read as interrupted anyway
                 break
         if self._writer is not None:
             self._writer.release()
@@ -111,9 +110,9 @@ class History(Opinions):
     def conversations(
         self, limit: int = 200, before: float | None = None, tag: str | None = None
     ) -> list[Conversation]:
-        """The newest `limit`; `before`, the last one's `updated`, asks for the next ones.
+        """The newest `limit` conversations, with a `tag` those that have it.
 
-        With a `tag`, those that have it.
+        before: the `updated` of the last one, to get those that follow it.
         """
         where = "c.updated < ?"
         values: list[object] = [float("inf") if before is None else before]
@@ -132,7 +131,7 @@ class History(Opinions):
             return rows.conversation(connection, conversation_id)
 
     def latest(self) -> Conversation | None:
-        """The conversation to go on with; None in an empty history."""
+        """The conversation that was used last; None if there is none."""
         return next(iter(self.conversations(limit=1)), None)
 
     def rename(self, conversation_id: int, title: str) -> Conversation:
@@ -142,25 +141,27 @@ class History(Opinions):
         return self._change(conversation_id, "system", text)
 
     def delete(self, conversation_id: int) -> None:
-        """Remove a conversation, its messages and the pictures that no other has."""
-        with self._database.write() as connection:
-            rows.conversation(connection, conversation_id)
-            uses = pictures.last_uses(connection, conversation_id)
-            connection.execute(
-                "UPDATE conversation SET head_id = NULL WHERE id = ?", (conversation_id,)
-            )
-            connection.execute("DELETE FROM message WHERE conversation_id = ?", (conversation_id,))
-            connection.execute("DELETE FROM conversation WHERE id = ?", (conversation_id,))
-            pictures.collect(connection, uses)
+        """Removes a conversation, its messages and the pictures that no other one has."""
+        try:
+            with self._database.write(closing=True) as connection:
+                _delete(connection, conversation_id)
+        except DiskFullError:  # the log of a deletion needs room, too
+            with self._database.write_in_place() as connection:
+                _delete(connection, conversation_id)
+            return
         # It is deleted; a file that is busy now gives its space back another time.
         with contextlib.suppress(HistoryError):
-            self._database.shrink()
+            try:
+                self._database.shrink()
+            except DiskFullError:
+                with self._database.write_in_place():
+                    pass  # it shrinks the file at its end
 
     def set_head(self, conversation_id: int, message_id: int) -> Conversation:
-        """Show the branch through `message_id`, down to the newest message under it."""
+        """Shows the branch through `message_id`, down to the newest message under it."""
         with self._database.write() as connection:
             writing.require_message(connection, conversation_id, message_id)
-            # A child is always newer than its parent: the newest has none.
+            # A child is always newer than its parent, so the newest has no child.
             connection.execute(
                 """
                 UPDATE conversation SET head_id = (
@@ -179,7 +180,7 @@ class History(Opinions):
     def add_image(
         self, data: bytes, *, mime: str, width: int, height: int, name: str
     ) -> StoredImage:
-        """Keep a picture's bytes, once however often it is added; messages refer to its sha256."""
+        """Stores a picture's bytes, once however often they are added; messages use its sha256."""
         image = StoredImage(hashlib.sha256(data).hexdigest(), mime, width, height, len(data), name)
         with self._database.write() as connection:
             pictures.put(connection, image, data)
@@ -204,12 +205,12 @@ class History(Opinions):
         error: str = "",
         origin: Origin | None = None,
     ) -> Message:
-        """Add a whole message; it becomes the head.
+        """Adds a complete message; it becomes the head.
 
-        A parent that has an answer already gets another beside it (a sibling);
-        `None` begins the conversation anew beside its first message. The first
-        text of the person names a conversation without a title. `images` are
-        sha256 sums of `add_image`, in order.
+        parent_id: if it has an answer already, this one becomes a sibling; None adds a sibling of
+        the conversation's first message. images: sha256 sums of `add_image`, in order.
+
+        The person's first text becomes the title of a conversation that has none.
         """
         if state == "streaming":
             raise ValueError("an answer that streams is begun with begin_answer")
@@ -225,8 +226,8 @@ class History(Opinions):
     def begin_answer(
         self, conversation_id: int, *, parent_id: Parent = HEAD, origin: Origin
     ) -> Answer:
-        """Begin an answer that grows; it becomes the head. Every reader sees it grow."""
-        with told(self._database.path), self._database.write() as connection:
+        """Begins an answer that grows; it becomes the head. Every reader sees it grow."""
+        with translate_errors(self._database.path), self._database.write() as connection:
             begun = self._begin(connection, conversation_id, parent_id, origin)
         return self._answer(begun)
 
@@ -240,14 +241,14 @@ class History(Opinions):
         origin: Origin,
         system: str = "",
     ) -> tuple[Message, Answer]:
-        """Keep a person's message with its pictures and begin its answer: all of it or nothing.
+        """Stores a person's message with its pictures and begins its answer, in one transaction.
 
-        Without a `conversation_id` it begins a conversation, which gets `system`.
+        Without a `conversation_id` it begins a conversation with the system prompt `system`.
         """
-        with told(self._database.path), self._database.write() as connection:
+        with translate_errors(self._database.path), self._database.write() as connection:
             if conversation_id is None:
                 conversation_id = writing.add_conversation(connection, "", system)
-            # First the pictures: one that is newer than its last message counts as unsent.
+            # The pictures first: one that is newer than its last message counts as not sent yet.
             for image, data in images:
                 pictures.put(connection, image, data)
             said = writing.add_message(connection, conversation_id, parent_id, "user", text=text)
@@ -261,7 +262,7 @@ class History(Opinions):
             return self._read(connection, message_id)
 
     def branch(self, conversation_id: int) -> list[Message]:
-        """The conversation as it is shown: from its first message to its head."""
+        """The conversation as it is shown, from its first message to its head."""
         with self._database.read() as connection:
             head_id = rows.conversation(connection, conversation_id).head_id
             return rows.messages(connection, rows.BRANCH, (head_id,), self._is_gone)
@@ -273,7 +274,7 @@ class History(Opinions):
             return rows.messages(connection, rows.BRANCH, (message_id,), self._is_gone)
 
     def siblings(self, message_id: int) -> list[Message]:
-        """The messages that answer the same parent, this one among them, the oldest first."""
+        """The messages with the same parent, including this one, the oldest first."""
         with self._database.read() as connection:
             one = self._read(connection, message_id)
             return rows.messages(
@@ -286,7 +287,7 @@ class History(Opinions):
     # The whole
 
     def search(self, query: str, limit: int = 20) -> list[Hit]:
-        """The messages that have the words of `query`, best first (search.py says how)."""
+        """The messages that have the words of `query`, the best first (search.py)."""
         with self._database.read() as connection:
             return search(connection, query, limit)
 
@@ -318,7 +319,7 @@ class History(Opinions):
         return self._read(connection, message_id)
 
     def _answer(self, begun: Message) -> Answer:
-        """The answer that was begun, after its commit."""
+        """The answer that `_begin` began, after the commit."""
         answer = Answer(self._database, begun, self._is_gone, self._answers.discard)
         self._answers.add(answer)
         return answer
@@ -332,7 +333,7 @@ class History(Opinions):
             return rows.conversation(connection, conversation_id)
 
     def _clear_abandoned(self) -> None:
-        """Give the answers of writers that died their final state."""
+        """Gives the answers of writers that died their final state."""
         with self._database.read() as connection:
             streams = connection.execute(
                 "SELECT 1 FROM message WHERE state = 'streaming'"
@@ -341,3 +342,12 @@ class History(Opinions):
             with self._database.write() as connection:
                 fold_abandoned(connection, self._is_gone)
         lock.sweep_writers(self._database.path)
+
+
+def _delete(connection: sqlite3.Connection, conversation_id: int) -> None:
+    rows.conversation(connection, conversation_id)
+    uses = pictures.last_uses(connection, conversation_id)
+    connection.execute("UPDATE conversation SET head_id = NULL WHERE id = ?", (conversation_id,))
+    connection.execute("DELETE FROM message WHERE conversation_id = ?", (conversation_id,))
+    connection.execute("DELETE FROM conversation WHERE id = ?", (conversation_id,))
+    pictures.collect(connection, uses)

@@ -1,11 +1,13 @@
-"""What happens to a text on its way into the file."""
+"""What happens to a text on its way into the file, and into a comparison."""
 
+import functools
 import re
+import unicodedata
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
-# Scripts written without spaces, where a word is found only as a part of a
-# longer run; Hangul too, whose endings are written onto the word.
+# Scripts that are written without spaces, where a word can only be found as a part of a longer
+# run, and Hangul, where endings are written onto the word.
 UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3100-\u31bf"
     "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f"
@@ -16,12 +18,12 @@ _TITLE_LENGTH = 60
 
 
 def storable(text: str) -> str:
-    """`text` with lone surrogates, which no UTF-8 file can hold, as U+FFFD."""
+    """`text` with U+FFFD for lone surrogates, which a UTF-8 file cannot hold."""
     return _SURROGATES.sub("\ufffd", text)
 
 
 def title_of(text: str) -> str:
-    """One line of up to 60 characters, cut at a word where that keeps most of it."""
+    """One line of up to 60 characters, cut between words if that keeps most of it."""
     # Ten times the length is enough to cut from, however long the text is.
     line = " ".join(text[: 10 * _TITLE_LENGTH].split())
     if len(line) <= _TITLE_LENGTH:
@@ -29,3 +31,18 @@ def title_of(text: str) -> str:
     cut = line[:_TITLE_LENGTH]
     word = cut.rpartition(" ")[0]
     return (word if len(word) > _TITLE_LENGTH // 2 else cut).rstrip() + "…"
+
+
+def composed(text: str) -> str:
+    """`text` with each accent in its letter, where Unicode has such a letter."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def folded(text: str) -> str:
+    """Without case and accents, character by character: as long as the `composed` text."""
+    return text.lower() if text.isascii() else "".join(map(_base, composed(text)))
+
+
+@functools.cache
+def _base(character: str) -> str:
+    return unicodedata.normalize("NFKD", character)[:1].lower()[:1] or character

@@ -1,34 +1,33 @@
 """Conversations by their titles, which the index of messages does not have.
 
-A title has the words as a message has them (search.py). There are few titles,
-so they are read one by one, newest first.
+Words are matched in titles as in messages (search.py). There are few titles, so they are read one
+by one, the newest first.
 """
 
-import functools
 import re
 import sqlite3
 import unicodedata
 from collections.abc import Collection, Sequence
 
-from mmchat.history.text import UNSPACED
+from mmchat.history.query import Word
+from mmchat.history.text import composed, folded
 from mmchat.history.types import Hit
-
-_TOKEN = re.compile(r"[^\W_]+")
 
 
 def of_titles(
-    connection: sqlite3.Connection, words: Sequence[str], known: Collection[int], limit: int
+    connection: sqlite3.Connection, words: Sequence[Word], known: Collection[int], limit: int
 ) -> list[Hit]:
-    """The conversations not `known` whose title has the words; the hit is on their heads."""
-    patterns = _patterns(words)
+    """The conversations not in `known` whose title has the words; a hit is on their head."""
+    anywhere = any(word.unspaced for word in words)
+    patterns = [re.compile(word.pattern(anywhere=anywhere)) for word in words]
     hits: list[Hit] = []
     for conversation_id, title, head_id in connection.execute(
         "SELECT id, title, head_id FROM conversation WHERE head_id IS NOT NULL"
         " ORDER BY updated DESC"
     ):
-        folded = _folded(title)
-        if all(one.search(folded) for one in patterns) and conversation_id not in known:
-            marks = {match.span() for one in patterns for match in one.finditer(folded)}
+        text = folded(title)
+        if all(one.search(text) for one in patterns) and conversation_id not in known:
+            marks = {match.span() for one in patterns for match in one.finditer(text)}
             hits.append(_hit(connection, conversation_id, title, head_id, _apart(sorted(marks))))
             if len(hits) == limit:
                 break
@@ -46,7 +45,7 @@ def _hit(
         "SELECT role, created FROM message WHERE id = ?", (head_id,)
     ).fetchone()
     # Character by character, so that the marks stay right.
-    line = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in _composed(title))
+    line = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in composed(title))
     return Hit(
         message_id=head_id,
         conversation_id=conversation_id,
@@ -58,36 +57,8 @@ def _hit(
     )
 
 
-def _patterns(words: Sequence[str]) -> list[re.Pattern[str]]:
-    """Words whole, the last one as a beginning; parts, where a script has no spaces."""
-    parts = any(UNSPACED.search(word) for word in words)
-    made = []
-    for place, word in enumerate(words):
-        tokens = _TOKEN.findall(_folded(word))
-        pattern = r"[\W_]+".join(map(re.escape, tokens)) or re.escape(word)
-        if not parts:
-            whole = "" if place == len(words) - 1 else r"(?![^\W_])"
-            pattern = rf"(?<![^\W_]){pattern}{whole}"
-        made.append(re.compile(pattern))
-    return made
-
-
-def _composed(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
-
-
-def _folded(text: str) -> str:
-    """Without case and accents, as long as the composed text."""
-    return text.lower() if text.isascii() else "".join(map(_base, _composed(text)))
-
-
-@functools.cache
-def _base(character: str) -> str:
-    return unicodedata.normalize("NFKD", character)[:1].lower()[:1] or character
-
-
 def _apart(marks: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Marks that overlap as one."""
+    """Joins marks that overlap."""
     joined: list[tuple[int, int]] = []
     for start, end in marks:
         if joined and start < joined[-1][1]:

@@ -1,4 +1,4 @@
-"""A branch as the turns that a model is asked with, and learns from: one rule for both."""
+"""A branch as the turns that a model is asked with and trained on: one rule for both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,24 +8,23 @@ from mmchat.history.types import Message, StoredImage
 from mmchat.marks import place_pictures
 
 TOO_LONG = "too_long"
-"""Stands in the parameters of an answer whose question had no room in the model."""
+"""A key in the parameters of an answer whose question was too long for the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One turn: texts and pictures in the order in which they are read."""
+    """One turn: texts and pictures, in reading order."""
 
     role: Literal["system", "user", "assistant"]
     parts: tuple[str | StoredImage, ...]
 
 
 def as_asked(branch: Sequence[Message], system: str) -> list[Said]:
-    """The turns of a conversation, pictures at their marks.
+    """The turns of a conversation, with the pictures at their marks.
 
-    Answers without a word (failed, stopped at once) are left out, and user
-    messages that then follow each other become one turn: chat templates want
-    the roles to take turns. A message that was too long for the model is left
-    out too, or every later one would be too long with it.
+    Empty answers (failed, stopped at once) are left out, and user messages that follow each other
+    become one turn, because chat templates need alternating roles. A message that was too long
+    for the model is left out, too: with it, every later one would be too long.
     """
     made: list[Said] = []
     if system.strip():

@@ -1,8 +1,7 @@
-"""What the history gives back: frozen values, never rows.
+"""What the history returns: frozen values, never rows.
 
-Times are seconds since the Unix epoch, sizes are bytes, durations milliseconds.
-Texts are as they were said: whoever shows one cleans it first
-(`mmchat.sanitize.clean`).
+Times are seconds since the Unix epoch, sizes are bytes, durations are milliseconds. Texts are as
+they were written: clean them before you show them (`mmchat.sanitize.clean`).
 """
 
 from dataclasses import dataclass, field
@@ -15,27 +14,27 @@ Rating = Literal["good", "bad"]
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One row of the list of conversations."""
+    """A conversation, without its messages."""
 
     id: int
     title: str
     created: float
     updated: float
     system: str
-    """The system prompt; empty where there is none."""
+    """The system prompt; empty if there is none."""
     head_id: int | None
-    """The last message of the branch that is shown; None while it is empty."""
+    """The last message of the branch that is shown; None in an empty conversation."""
     messages: int
-    """How many messages it holds, over all branches."""
+    """The number of messages in all branches."""
     last_text: str
     """The beginning (200 characters) of the head's text."""
     tags: tuple[str, ...] = ()
-    """By the alphabet."""
+    """In alphabetical order."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """A picture in the history; `History.image_data` gives its bytes."""
+    """A picture in the history; `History.image_data` returns its bytes."""
 
     sha256: str
     mime: str
@@ -43,12 +42,12 @@ class StoredImage:
     height: int
     size: int
     name: str
-    """The file's name when it was attached, for people to read."""
+    """The file's name when it was attached, to be shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """How an answer was made: enough to make it again, and what it cost."""
+    """How an answer was made: enough to make it again, and how long it took."""
 
     model: str
     adapter: str = ""
@@ -56,7 +55,7 @@ class Origin:
     quantization: str = ""
     device: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
-    """Temperature, seed and the like; whatever JSON can hold."""
+    """Temperature, seed and so on; anything that JSON can hold."""
     prompt_tokens: int | None = None
     image_tokens: int | None = None
     completion_tokens: int | None = None
@@ -69,7 +68,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of the tree; once its state is final, nothing changes it but its rating."""
+    """One message of the tree; once its state is final, only its rating can change."""
 
     id: int
     conversation_id: int
@@ -81,22 +80,22 @@ class Message:
     created: float
     state: State
     error: str
-    """The sentence that was shown when it failed; otherwise empty."""
+    """The sentence that was shown when it failed; empty otherwise."""
     origin: Origin | None
     sibling: int
-    """Which of its siblings it is, from 1, the oldest first."""
+    """Its number among its siblings, from 1 for the oldest."""
     siblings: int
-    """How many messages answer the same parent, this one among them."""
+    """The number of messages with the same parent, including this one."""
     rating: Rating | None = None
     """What the person thinks of an answer."""
     rated: float | None = None
-    """When they said so."""
+    """When the rating was given."""
     corrects: int | None = None
-    """Of an answer that the person wrote: the message in whose place it stands."""
+    """The message that it replaces, if it is an answer that the person wrote."""
 
     @property
     def by_person(self) -> bool:
-        """Whether the person wrote it: a message of theirs, or their correction of an answer."""
+        """Whether the person wrote it: their own message, or their correction of an answer."""
         return self.role == "user" or self.corrects is not None
 
 
@@ -109,7 +108,7 @@ class Lesson:
     """When the person wrote it or rated it, whichever came last."""
     conversation: Conversation
     messages: tuple[Message, ...]
-    """What is learned from, the answer last: not always a branch as it is shown."""
+    """What is learned from, the answer last; not always a branch as it is shown."""
 
     @property
     def answer(self) -> Message:
@@ -117,7 +116,7 @@ class Lesson:
 
     @property
     def whole(self) -> bool:
-        """Whether the answer says what it was to say, and was not cut by an accident."""
+        """Whether the answer is complete, and was not cut off by an accident."""
         return self.answer.state in ("complete", "stopped") and bool(self.answer.text.strip())
 
 
@@ -132,5 +131,5 @@ class Hit:
     snippet: str
     """One line around the first place found, free of control characters."""
     marks: tuple[tuple[int, int], ...]
-    """Where the words stand in `snippet`: (start, end), as slices."""
+    """Where the words are in `snippet`: (start, end), as for slices."""
     created: float

@@ -1,4 +1,4 @@
-"""Rows that are added, within a transaction that the caller holds."""
+"""Adds rows, within the caller's transaction."""
 
 import enum
 import sqlite3
@@ -6,7 +6,7 @@ import time
 from typing import Literal
 
 from mmchat.history import rows
-from mmchat.history.faults import MissingError
+from mmchat.history.errors import MissingError
 from mmchat.history.text import UNSPACED, storable, title_of
 from mmchat.history.types import Role, State
 
@@ -16,7 +16,7 @@ class _Head(enum.Enum):
 
 
 HEAD = _Head.HEAD
-"""The default parent: whatever the conversation's head is at that moment."""
+"""The default parent: the conversation's head at that moment."""
 
 Parent = int | Literal[_Head.HEAD] | None
 
@@ -40,7 +40,7 @@ def add_message(
     error: str = "",
     writer: str | None = None,
 ) -> int:
-    """Add a message; it becomes the head, and a person's first text names the conversation."""
+    """Adds a message; it becomes the head, and a person's first text becomes the title."""
     conversation = rows.conversation(connection, conversation_id)
     parent_id = conversation.head_id if parent is HEAD else parent
     if parent_id is not None and parent_id != conversation.head_id:
@@ -73,7 +73,7 @@ def add_message(
 
 
 def require_message(connection: sqlite3.Connection, conversation_id: int, message_id: int) -> None:
-    """Raises MissingError where the message is not of this conversation."""
+    """Raises MissingError if the message is not in this conversation."""
     row = connection.execute(
         "SELECT 1 FROM message WHERE id = ? AND conversation_id = ?",
         (message_id, conversation_id),

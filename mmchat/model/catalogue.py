@@ -212,7 +212,9 @@ def require_free(name: str, folder: Path) -> None:
     registered = _registered()
     taken = {built.name for built in _builtin()} | set(registered)
     if name in taken and registered.get(name) != str(folder):
-        raise ModelError(f"There is a model {name} already: rename the folder, or remove that one.")
+        raise ModelError(
+            f"There is a model {name} already: choose another name with --name, or remove that one."
+        )
 
 
 def remove_model(name: str) -> Path:

@@ -257,7 +257,7 @@ def test_a_model_that_cannot_be_used_leaves_no_conversation(mmchat: Run) -> None
 def test_a_mark_without_its_picture_is_told(mmchat: Run, picture: Path) -> None:
     done = mmchat("ask", "say is [1] like [2]", "-a", str(picture))
     assert done.returncode == 0
-    assert "No picture is number 2: [2] stays text." in done.stderr
+    assert "There is no picture 2, so [2] is sent as text." in done.stderr
 
 
 def test_there_is_nothing_to_go_on_with(mmchat: Run, tmp_path: Path) -> None:

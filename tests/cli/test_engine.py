@@ -27,7 +27,7 @@ def test_start_status_stop(mmchat: Run) -> None:
     assert list(found)[: len(promised)] == promised
     assert found["pid"] == started["pid"] and found["memory_bytes"] > 1_000_000
     assert "scenes" in mmchat("engine", "status").stdout
-    assert mmchat("engine", "stop").stdout == "The engine has ended.\n"
+    assert mmchat("engine", "stop").stdout == "The engine has stopped.\n"
     assert not engine_lives()
     assert mmchat("engine", "stop").stdout == "No engine runs.\n"
 

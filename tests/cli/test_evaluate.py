@@ -47,6 +47,29 @@ def test_the_metrics_as_a_table_a_file_and_json(mmchat: Run, data: Path, tmp_pat
     assert one["overall"]["n"] == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "place"),
+    [
+        ("--html", "nowhere/worst.html"),
+        ("--html", "file/worst.html"),
+        ("--html", "folder"),
+        ("--markdown", "nowhere/table.md"),
+        ("--out", "file"),
+        ("--out", "file/below"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_questions(
+    mmchat: Run, data: Path, tmp_path: Path, option: str, place: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    asked = len(answers())
+    done = mmchat("evaluate", str(data), option, place)
+    assert done.returncode in (1, 2) and done.stdout == ""
+    assert done.stderr.startswith("mmchat: ") and place in done.stderr
+    assert len(answers()) == asked
+
+
 def test_two_adapters_and_the_control_side_by_side(mmchat: Run, data: Path) -> None:
     done = mmchat("evaluate", str(data), "--adapter", "birds", "--against", "none", "--blank")
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """`mmchat history`, over a real file."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,28 @@ def test_search(mmchat: Run, ids: list[int]) -> None:
     assert found["conversation_id"] == ids[0]
     assert mmchat("history", "search", "absent").stdout == "Nothing was found.\n"
     assert mmchat("history", "search", "--", '"*(NEAR').returncode == 0
+
+
+def test_search_for_symbols(mmchat: Run, ids: list[int]) -> None:
+    with History.open() as history:
+        for text in ("is C++ older than C#?", "a cat \U0001f389"):
+            history.add_message(ids[0], "user", text)
+    for query, found in (("C++", 1), ("c#", 1), ("\U0001f389", 1), ("C", 2), ("C+++", 0)):
+        lines = mmchat("history", "search", query, "--json").stdout.splitlines()
+        assert len(lines) == found, query
+
+
+@pytest.mark.parametrize("words", [[""], [" ", ""]])
+def test_search_for_nothing_is_wrong_usage(mmchat: Run, words: list[str]) -> None:
+    done = mmchat("history", "search", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "at least one word" in done.stderr
+
+
+def test_a_damaged_file_is_one_sentence(mmchat: Run, ids: list[int], home: Path) -> None:
+    (home / "history.db").write_bytes(b"x")
+    for command in (["list"], ["show", "1"], ["stats"], ["search", "x"]):
+        assert "is damaged" in sentence(mmchat("history", *command))
 
 
 def test_delete_asks_for_all_or_takes_none(mmchat: Run, ids: list[int]) -> None:

@@ -30,6 +30,22 @@ def test_add_list_show_remove(mmchat: Run, tmp_path: Path) -> None:
     assert "no model mine" in sentence(mmchat("models", "show", "mine"))
 
 
+def test_a_model_has_the_name_that_is_given_or_that_of_its_run(mmchat: Run, tmp_path: Path) -> None:
+    """`train` with the method `full` leaves a model in `runs/NAME/model`."""
+    for run in ("birds", "cats"):
+        made = make_model(tmp_path / "my runs" / run / "model")
+        (made.parent / "recipe.toml").touch()
+        assert mmchat("models", "add", str(made)).stdout.startswith(f"Added: {run}.")
+    made = make_model(tmp_path / "other" / "model")
+    assert mmchat("models", "add", str(made)).stdout.startswith("Added: model.")
+    done = mmchat("models", "add", str(made), "--name", "mine")
+    assert done.stdout.startswith("Added: mine. Use it: mmchat ask --model mine")
+    assert mmchat("models", "show", "mine", "--no-load").returncode == 0
+    assert "--name" in sentence(mmchat("models", "add", str(made), "--name", "birds"))
+    assert "no name for a model" in sentence(mmchat("models", "add", str(made), "--name", "a/b"))
+    assert mmchat("models", "add", "owner/name", "--name", "mine").returncode == 2
+
+
 def test_how_a_model_fits_is_told_without_loading_it(mmchat: Run, tmp_path: Path) -> None:
     """Seven billion weights, whose file is nothing but its header and a hole."""
     folder = make_sparse_llama(tmp_path / "seven", hidden=4096, layers=32, vocabulary=32000)

@@ -285,7 +285,7 @@ def test_what_had_not_begun_to_learn_is_begun_again(
         assert going.wait(60) == 130
     status = run.status()
     assert status is not None and status.state == "paused"
-    assert status.said == "It had not begun to learn: begin it again." and not run.can_go_on()
+    assert status.said == "It had not started to train: start it again." and not run.can_go_on()
     assert "There is no run birds" in sentence_last(mmchat("train", "--resume", "--name", "birds"))
     assert not run.is_begun()
 
@@ -314,8 +314,8 @@ def test_each_mistake_is_one_sentence(
         ((str(broken),), "data.json"),
         ((str(missing),), "not-there.png"),
         (("--from-history",), "history"),
-        ((str(classes), "--name", "scenes"), "comes with mmchat"),
-        ((str(classes), "--name", "a/b"), "cannot be an adapter's name"),
+        ((str(classes), "--name", "scenes"), "is part of mmchat"),
+        ((str(classes), "--name", "a/b"), "cannot be the name of an adapter"),
         ((str(classes), "--model", "./no-model"), "no-model"),
         ((str(classes), "--set", "batchs=3"), "did you mean batch?"),
         ((str(classes), "--set", "batch=0"), "at least 1"),

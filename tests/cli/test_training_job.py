@@ -25,7 +25,7 @@ from mmchat.training.run_folder import KEEP, PAUSE, RECIPE, RunFolder, Status, r
 from tests.training.tuned import dataset
 
 STEPS = 90
-GO_ON = "Go on: mmchat train --resume --name birds"
+GO_ON = "Resume: mmchat train --resume --name birds"
 
 
 def _wish(**changes: Any) -> Wish:
@@ -108,15 +108,15 @@ def _raising(error: BaseException) -> Callable[[Any], None]:
     ("kept", "saved", "said"),
     [
         (40, True, "Saved after 40 steps."),
-        (1, False, "The newest checkpoint holds 1 step, and what was done after it is lost."),
-        (0, True, "It had not begun to learn."),
-        (0, False, "There was no checkpoint yet, so what was done is lost."),
+        (1, False, "The newest checkpoint is at step 1; the steps after it are lost."),
+        (0, True, "It had not started to train."),
+        (0, False, "There was no checkpoint yet, so all steps are lost."),
     ],
 )
 def test_a_pause_says_what_is_kept(tmp_path: Path, kept: int, saved: bool, said: str) -> None:
     run = RunFolder(tmp_path / "birds")
     run.folder.mkdir()
-    assert how_to_go_on(run, 0, saved=True) == "It had not begun to learn: begin it again."
+    assert how_to_go_on(run, 0, saved=True) == "It had not started to train: start it again."
     (run.folder / RECIPE).touch()
     assert how_to_go_on(run, kept, saved=saved) == f"{said} {GO_ON}"
 
@@ -130,7 +130,7 @@ def test_a_pause_that_saved_nothing_does_not_say_saved(
     status = _job().run()
     assert (status.state, status.step) == ("paused", 45)
     assert status.said == _told().said
-    assert status.said.startswith("The newest checkpoint holds 40 steps")
+    assert status.said.startswith("The newest checkpoint is at step 40")
 
 
 def test_ended_at_once_it_says_what_the_newest_checkpoint_holds(
@@ -140,7 +140,7 @@ def test_ended_at_once_it_says_what_the_newest_checkpoint_holds(
     with pytest.raises(KeyboardInterrupt):
         _job().run()
     assert _told().state == "paused" and run_folder("birds").kept_steps() == 40
-    assert _told().said.startswith("The newest checkpoint holds 40 steps")
+    assert _told().said.startswith("The newest checkpoint is at step 40")
 
 
 def test_a_failed_run_keeps_where_it_stood(
@@ -227,7 +227,7 @@ def test_checkpoints_without_a_readable_status_are_not_removed_without_a_word(
     checkpoint.mkdir(parents=True)
     (checkpoint / "state.json").write_text("{}")
     (run.folder / "status.json").write_text("{broken")
-    with pytest.raises(RecipeError, match="was begun and is not finished"):
+    with pytest.raises(RecipeError, match="was started and is not finished"):
         _job().run()
     assert checkpoint.is_dir()
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +105,56 @@ async def test_why_it_could_not_start_is_told_without_a_log(
     assert "top_p" in str(process.failure())
     log_file().unlink()
     assert "it wrote nothing" in str(process.failure())
+
+
+async def test_an_engine_that_is_killed_while_it_starts_is_told() -> None:
+    for number, said in ((signal.SIGKILL, "short of memory"), (signal.SIGSEGV, str(log_file()))):
+        process = Spawned(load_settings())
+        os.kill(process.pid, number)
+        await until(lambda process=process: process.exit_status() is not None)
+        sentence = str(process.failure())
+        assert f"was ended (signal {number:d})" in sentence and said in sentence
+
+
+async def test_progress_in_the_log_is_not_taken_for_the_reason() -> None:
+    process = Spawned(load_settings())
+    os.kill(process.pid, signal.SIGKILL)
+    await until(lambda: process.exit_status() is not None)
+    with log_file().open("a", encoding="utf-8") as log:
+        log.write("OSError: no room\n2026-11-28 02:22:31,235 INFO Started server process [1]\n")
+    process._process.returncode = 1
+    assert "could not start: OSError: no room" in str(process.failure())
+
+
+async def test_relative_folders_reach_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_client: Clients
+) -> None:
+    """It works in another folder than we do, and finds the same home, model and adapter."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my-model").mkdir()
+    (tmp_path / "my-adapter").mkdir()
+    monkeypatch.setenv("MMCHAT_HOME", "home")
+    monkeypatch.setenv("MMCHAT_MODEL_NAME", "./my-model")
+    monkeypatch.setenv("MMCHAT_MODEL_ADAPTER", "./my-adapter")
+    client = new_client()
+    await client.start()
+    try:
+        async for _ in client.load():
+            pass
+        status = await client.status()
+        assert status is not None
+        assert (status.model, status.adapter) == (
+            str(tmp_path / "my-model"),
+            str(tmp_path / "my-adapter"),
+        )
+        assert await ask(client, "say on") == "on "
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "home",
+            "my-adapter",
+            "my-model",
+        ]
+    finally:
+        assert await client.stop()
 
 
 def test_a_log_that_cannot_be_written_is_told() -> None:

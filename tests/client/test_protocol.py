@@ -64,9 +64,9 @@ async def test_server_sent_events_of_all_tempers() -> None:
 
 async def test_what_has_no_end_is_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "MAX_LINE", 1000)
-    with pytest.raises(EngineError, match="line without end"):
+    with pytest.raises(EngineError, match="line that does not end"):
         await lines_of(b"x" * 600, b"x" * 600)
-    with pytest.raises(EngineError, match="event without end"):
+    with pytest.raises(EngineError, match="event that does not end"):
         await lines_of(*[b"data: x\n"] * 200)
     assert len(await lines_of(*[b"data: x\n\n"] * 200)) == 200
 

@@ -1,6 +1,7 @@
 """Another OpenAI-compatible server at `engine.url`: a real one over TCP that answers by script."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,7 @@ import pytest
 
 from mmchat.client import Delta, Done, EngineClient, ImagePart, Started
 from mmchat.client.endpoint import engine_lives
+from mmchat.client.remote import environment_proxy
 from mmchat.errors import EngineError
 from mmchat.settings import load_settings
 from tests.client.asking import ask, events_of, png, text_of
@@ -44,6 +46,13 @@ class Server(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture
@@ -108,13 +117,13 @@ async def test_words_that_are_no_utf_8_arrive_mended(
 @pytest.mark.parametrize(
     ("status", "body", "sentence"),
     [
-        (401, '{"error": {"message": "bad key"}}', "bad key. It wants a key"),
-        (404, "not here", "Look at engine.url"),
+        (401, '{"error": {"message": "bad key"}}', "bad key. It needs a key"),
+        (404, "not here", "Check engine.url"),
         (413, "", "too large"),
         (429, '{"detail": "slow down"}', "slow down. It is busy"),
         (500, "<html>", "500"),
         (302, "", "302"),
-        (200, chunk("half"), "broke off in mid-answer"),
+        (200, chunk("half"), "broke off in the middle"),
         (200, "data: nonsense\n\n", "not the chat-completions protocol"),
         (200, '<html lang="en">hello</html>', "broke off"),
         (200, chunk("half") + 'data: {"error": {"message": "out of memory"}}\n\n', "out of memory"),
@@ -133,7 +142,7 @@ async def test_a_server_that_is_not_there(
 ) -> None:
     for url, sentence in [
         ("http://127.0.0.1:1/v1", "cannot be reached"),
-        ("http://host:port/v1", "is no address"),
+        ("http://host:port/v1", "is not an address"),
         ("localhost:80", "has to begin with"),
     ]:
         with pytest.raises(EngineError, match=sentence):
@@ -154,12 +163,61 @@ async def test_a_body_that_is_not_what_its_head_says(
         await ask(new_client(), "hello")
 
 
-def test_a_proxy_of_an_unknown_kind(
-    server: type[Server], new_client: Clients, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_proxy_of_an_unknown_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMCHAT_ENGINE_URL", "http://server.invalid/v1")
     monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
     with pytest.raises(EngineError, match="proxy that the environment names"):
         EngineClient(load_settings())
+
+
+PROXIES = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]
+
+
+@pytest.mark.parametrize("variable", PROXIES)
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "gopher://127.0.0.1:1"])
+async def test_a_server_on_this_machine_is_asked_without_a_proxy(
+    server: type[Server],
+    new_client: Clients,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    proxy: str,
+) -> None:
+    monkeypatch.setenv(variable, proxy)
+    assert await ask(new_client(), "hello") == "hello you"
+
+
+@pytest.mark.parametrize("variable", PROXIES)
+async def test_a_proxy_that_fails_is_named(
+    new_client: Clients, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "http://me:secret@127.0.0.1:1")
+    with pytest.raises(EngineError, match=r"through the proxy http://127\.0\.0\.1:1") as caught:
+        await ask(new_client(engine__url="http://server.invalid/v1"), "hello")
+    assert "NO_PROXY" in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_which_proxy_a_server_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "proxy:3128")
+    monkeypatch.setenv("all_proxy", "http://other:3128")
+    monkeypatch.setenv("no_proxy", "inside.example")
+    assert environment_proxy("http://host/v1") == "http://proxy:3128"
+    assert environment_proxy("https://host/v1") == "http://other:3128"
+    for host in ("localhost", "a.localhost", "127.0.0.1", "127.8.8.8", "[::1]", "0.0.0.0"):
+        assert environment_proxy(f"http://{host}:8080/v1") is None
+    assert environment_proxy("http://inside.example:8080/v1") is None
+
+
+async def test_a_key_in_the_address_is_sent_and_not_shown(
+    server: type[Server], new_client: Clients
+) -> None:
+    url = os.environ["MMCHAT_ENGINE_URL"].replace("//", "//me:secret@")
+    done = (await events_of(new_client(engine__url=url), "hello"))[-1]
+    assert isinstance(done, Done) and "secret" not in done.device
+    assert str(server.seen[0][1]).startswith("Basic ")
+    server.script = (500, "")
+    with pytest.raises(EngineError) as caught:
+        await ask(new_client(engine__url=url), "hello")
+    assert "secret" not in str(caught.value)
 
 
 async def test_the_local_engines_own_ways(server: type[Server], new_client: Clients) -> None:
@@ -167,7 +225,7 @@ async def test_the_local_engines_own_ways(server: type[Server], new_client: Clie
     status = await client.start()
     assert (status.state, status.model) == ("ready", "big")
     assert [step async for step in client.load()] == []
-    with pytest.raises(EngineError, match="adapter cannot be switched"):
+    with pytest.raises(EngineError, match="adapter of a remote server cannot be switched"):
         await client.use_adapter("birds")
     with pytest.raises(EngineError, match="attach it again"):
         await ask(client, "hello", ImagePart("0" * 64))

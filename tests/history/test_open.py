@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mmchat.errors import HistoryError, MmchatError
-from mmchat.history import History, schema
+from mmchat.history import History, Origin, schema
 
 OPEN = """
 import pathlib, sys
@@ -170,8 +170,8 @@ def fifo(path: Path) -> None:
         (newer, f"newer mmchat .version {schema.VERSION + 1}.*upgrade mmchat"),
         (of_another_program, "another program: move it away"),
         (no_database, "is not a database: move it away"),
-        (folder, "is no file: move it away"),
-        (fifo, "is no file: move it away"),
+        (folder, "is not a file: move it away"),
+        (fifo, "is not a file: move it away"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_and_stays(
@@ -214,6 +214,77 @@ def opened_by_somebody_else(path: Path, pipe: Connection) -> None:
         pipe.send("opened")
     except MmchatError as error:
         pipe.send(str(error))
+
+
+def read_by_somebody_else(path: Path, pipe: Connection) -> None:
+    """In a child process: what a person can do who may read the file and not write it."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    try:
+        with History.open(path) as history:
+            conversations = history.conversations()
+            texts = [message.text for message in history.branch(conversations[0].id)]
+            states = [message.state for message in history.branch(conversations[0].id)]
+            found = len(history.search("kite"))
+            try:
+                history.delete(conversations[0].id)
+            except MmchatError as error:
+                pipe.send((texts, states[-1], found, str(error)))
+    except Exception as error:  # the parent shows it
+        pipe.send(repr(error))
+
+
+@pytest.mark.parametrize("log", ["no log", "a log", "an open one"])
+@pytest.mark.parametrize("folder_mode", [0o555, 0o755])
+def test_a_file_that_can_only_be_read(log: str, folder_mode: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        top.chmod(0o755)
+        path = top / "data" / "history.db"
+        left: History | None = None
+        if log == "a log":
+            fork = multiprocessing.get_context("fork")
+            writer = fork.Process(target=write_and_die, args=(path,))
+            writer.start()
+            writer.join()
+            Path(f"{path}-shm").unlink()
+        else:
+            left = History.open(path)
+            write(left)
+            if log == "no log":
+                left.close()
+        for file in path.parent.iterdir():
+            file.chmod(0o444)
+        path.parent.chmod(folder_mode)
+        fork = multiprocessing.get_context("fork")
+        ours, theirs = fork.Pipe()
+        child = fork.Process(target=read_by_somebody_else, args=(path, theirs))
+        child.start()
+        theirs.close()
+        told = ours.recv()
+        child.join()
+        ours.close()
+        path.parent.chmod(0o755)
+        if left is not None:
+            left.close()
+    assert isinstance(told, tuple), told
+    texts, state, found, sentence = told
+    assert (texts, found) == (["a red kite", "half"], 1)
+    assert state == ("streaming" if log == "an open one" else "interrupted")
+    assert "cannot be written" in sentence and str(path) in sentence
+
+
+def write(history: History) -> None:
+    conversation = history.new_conversation().id
+    history.add_message(conversation, "user", "a red kite")
+    history.begin_answer(conversation, origin=Origin("scenes")).append("half")
+
+
+def write_and_die(path: Path) -> None:
+    write(History.open(path))
+    os._exit(9)
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "parent"])

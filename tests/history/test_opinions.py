@@ -85,7 +85,7 @@ def test_the_same_text_corrects_nothing(history: History, text: str) -> None:
 def test_what_cannot_be_rated_or_corrected_is_told(history: History) -> None:
     conversation, (answer,) = asked(history, "A kite.")
     for text in ("", " \n\t", "\r\n"):
-        with pytest.raises(HistoryError, match="A correction needs words"):
+        with pytest.raises(HistoryError, match="The correction is empty"):
             history.correct(answer, text)
     question = history.branch(conversation)[0].id
     with pytest.raises(HistoryError, match=f"Message {question} is your own"):

@@ -139,3 +139,107 @@ def test_a_title_that_a_person_gave_is_found(history: History) -> None:
     assert second.conversation_id == written
     assert history.search("caf inv") == history.search("afe") == []
     assert len(history.search("say")) == 1
+
+
+SYMBOLS = [
+    "I write C++ and C# code",
+    "a cat on a mat",
+    "ca* is a glob",
+    "party \U0001f389 time",
+    "I ❤️ you",
+    "only ❤",
+    "x -> y and x => z",
+    "50% off, costs $5 or 5€",
+    "see std::vector",
+    "AT&T and R&D",
+    "key 1️⃣",
+    "f(x)=a+b",
+    "東京\U0001f389",
+    "naïve+ x",
+    "family \U0001f469\u200d\U0001f467 here",
+]
+
+
+@pytest.mark.parametrize(
+    ("query", "marks"),
+    [
+        ("C++", [["C++"]]),
+        ("c#", [["C#"]]),
+        ("code c++", [["C++", "code"]]),
+        ("ca*", [["ca*"]]),
+        ("\U0001f389", [["\U0001f389"], ["\U0001f389"]]),
+        ("\U0001f389 par", [["par", "\U0001f389"]]),
+        ("東京\U0001f389", [["東京\U0001f389"]]),
+        ("東京 \U0001f389", [["東京", "\U0001f389"]]),
+        ("❤️", [["❤"], ["❤"]]),
+        ("❤", [["❤"], ["❤"]]),
+        ("->", [["->"]]),
+        ("=>", [["=>"]]),
+        ("50%", [["50%"]]),
+        ("$5", [["$5"]]),
+        ("5€", [["5€"]]),
+        ("€", [["€"]]),
+        ("::", [["::"]]),
+        ("std::vec", [["std::vector"]]),
+        ("r&d", [["R&D"]]),
+        ("1️⃣", [["1️⃣"]]),
+        ("a+b", [["a+b"]]),
+        ("naive+", [["naïve+"]]),
+        ("\U0001f467", [["\U0001f467"]]),
+    ],
+)
+def test_symbols_are_found_as_they_are(
+    history: History, query: str, marks: list[list[str]]
+) -> None:
+    for text in SYMBOLS:
+        history.add_message(history.new_conversation("-").id, "user", text)
+    hits = history.search(query)
+    assert [[hit.snippet[start:end] for start, end in hit.marks] for hit in hits] == marks
+    assert len({hit.message_id for hit in hits}) == len(marks)
+
+
+def test_punctuation_and_symbols_that_are_not_there(history: History) -> None:
+    for text in SYMBOLS:
+        history.add_message(history.new_conversation("-").id, "user", text)
+    assert [hit.snippet for hit in history.search("mat?")] == ["a cat on a mat"]
+    assert [hit.snippet for hit in history.search('"cat" (on)')] == ["a cat on a mat"]
+    for query in ("C+++", "cat+", "\U0001f38a", "->>", "\U0001f389 cat"):
+        assert history.search(query) == []
+
+
+def test_symbols_in_titles(history: History) -> None:
+    for title in ("All about C++", "All about cats", "\U0001f389 party"):
+        history.add_message(history.new_conversation(title).id, "user", "x")
+    assert [hit.snippet for hit in history.search("about c++")] == ["All about C++"]
+    assert [hit.snippet for hit in history.search("\U0001f389")] == ["\U0001f389 party"]
+
+
+def test_only_so_many_messages_are_read_for_symbols(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmchat.history.search._READ", 10)
+    monkeypatch.setattr("mmchat.history.search._READ_OF_ALL", 10)
+    conversation = history.new_conversation("-").id
+    for text in ("old C++ ∞", *["c"] * 9):
+        history.add_message(conversation, "user", text)
+    assert len(history.search("C++")) == len(history.search("∞")) == 1
+    for _ in range(2):
+        history.add_message(conversation, "user", "c")
+    assert history.search("C++") == history.search("∞") == []
+
+
+def test_a_sharp_s_is_two(history: History) -> None:
+    texts = ["Die Straße ist lang", "STRASSENFEST", "Strand", "Missverständnis, Mißbrauch"]
+    for text in texts:
+        history.add_message(history.new_conversation("-").id, "user", text)
+    history.add_message(history.new_conversation("Große Straßen").id, "user", "x")
+    found = {
+        query: {hit.snippet for hit in history.search(query)} for query in ("strasse", "straße")
+    }
+    assert found["strasse"] == found["straße"] == {texts[0], texts[1], "Große Straßen"}
+    assert {hit.snippet for hit in history.search("missbrauch")} == {texts[3]}
+    assert {hit.snippet for hit in history.search("grosse strassen")} == {"Große Straßen"}
+    assert [hit.snippet[a:b] for hit in history.search("strasse ist") for a, b in hit.marks] == [
+        "Straße",
+        "ist",
+    ]

@@ -39,9 +39,9 @@ def test_a_conversation_is_there_tomorrow(path: Path) -> None:
 
 def test_a_number_that_no_history_can_hold_is_told(history: History) -> None:
     for number in (2**63, -(2**70)):
-        with pytest.raises(HistoryError, match="nothing with such a number"):
+        with pytest.raises(HistoryError, match="nothing with that number"):
             history.conversation(number)
-        with pytest.raises(HistoryError, match="nothing with such a number"):
+        with pytest.raises(HistoryError, match="nothing with that number"):
             history.message(number)
     assert history.conversations() == []
 

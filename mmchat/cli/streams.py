@@ -1,0 +1,91 @@
+"""The three standard streams, prepared before any command runs."""
+
+import io
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmchat.errors import MmchatError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+_replaced: list[object] = []
+"""The streams that ours took the place of: collected as garbage, they would close their files."""
+
+
+class OutputError(MmchatError):
+    """Standard output, or a file that a command writes, cannot be written."""
+
+
+class _Stdout(io.FileIO):
+    """Raises OutputError when it cannot write, whoever writes: click, rich or we."""
+
+    failed = False
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        if self.failed:  # Python flushes what is left at its end: it was reported already
+            return memoryview(data).nbytes
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise  # the reader has left: click ends the command quietly
+        except OSError as error:
+            self.failed = True
+            raise OutputError(f"The output cannot be written ({error.strerror}).") from error
+
+
+class _Stderr(io.FileIO):
+    """Loses what it cannot write: a remark must not end the command."""
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def prepare_streams() -> None:
+    """Opens the streams that the caller closed (`2>&-`) on /dev/null, and handles write errors.
+
+    Without this, Python has None for a closed stream, and the next file that is opened gets its
+    number. A character that a terminal cannot show becomes a question mark.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            os.dup2(opened, number)
+            if opened != number:
+                os.close(opened)
+    if sys.stdin is None:
+        sys.stdin = open(0)  # noqa: SIM115
+    sys.stdout = _writer(_Stdout(1, "w", closefd=False), sys.stdout)
+    sys.stderr = _writer(_Stderr(2, "w", closefd=False), sys.stderr)
+
+
+def _writer(raw: io.FileIO, replaced: object) -> io.TextIOWrapper:
+    _replaced.append(replaced)
+    old = replaced if isinstance(replaced, io.TextIOWrapper) else None
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=old.encoding if old else "utf-8",
+        errors="replace",
+        line_buffering=raw.isatty(),
+        write_through=old is not None and old.write_through,
+    )
+
+
+def require_writable(path: Path, folder: Path) -> None:
+    """Raises OutputError if `path`, which is written at the end of a long command, cannot be.
+
+    folder: where it is made.
+    """
+    if not folder.is_dir():
+        raise OutputError(f"{path} cannot be written: {folder} is not a folder.")
+    place = path if path.exists() else folder
+    if not os.access(place, os.W_OK):
+        raise OutputError(f"{path} cannot be written: check the permissions of {place}.")
