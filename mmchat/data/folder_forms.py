@@ -96,8 +96,12 @@ def _loose(tree: PictureTree) -> bool:
 
 def _merged_folders(tree: PictureTree, split_of: SplitOf) -> Iterator[str]:
     """Remarks on classes that have folders of their own: these are not kept apart."""
-    labels = class_labels(tree.classes)
-    below = {name: tree.folders_below(name) for name in tree.classes}
+    classes, depth = tree.classes, len(tree.folder.parts) + 1
+    labels = class_labels(classes)
+    below = {
+        name: sorted({one.parts[depth] for one in pictures if len(one.parts) > depth + 1})
+        for name, pictures in classes.items()
+    }
     merged = {name: inner for name, inner in below.items() if len(inner) > 1}
     splits = [name for name, inner in merged.items() if all(map(split_of, inner))]
     if splits:
@@ -117,7 +121,8 @@ def _merged_folders(tree: PictureTree, split_of: SplitOf) -> Iterator[str]:
 
 def _empty_folders(tree: PictureTree) -> Iterator[str]:
     """Remarks on folders beside the classes that hold files, but no pictures."""
-    empty = [name for name in tree.others if name not in tree.classes]
+    classes = tree.classes
+    empty = [name for name in tree.others if name not in classes]
     for name in empty[:_MOST_REMARKS]:
         endings = tree.others[name]
         yield (

@@ -57,16 +57,12 @@ class PictureTree:
     def classes(self) -> dict[str, list[Path]]:
         """The pictures by the name of the top folder that they lie in or below."""
         found: dict[str, list[Path]] = {}
+        depth = len(self.folder.parts)
         for picture in self.pictures:
-            inner = picture.relative_to(self.folder).parts
+            inner = picture.parts[depth:]
             if len(inner) > 1:
                 found.setdefault(inner[0], []).append(picture)
         return found
-
-    def folders_below(self, name: str) -> list[str]:
-        """The folders in the top folder `name` that hold pictures, in order."""
-        inner = [picture.relative_to(self.folder).parts for picture in self.classes.get(name, ())]
-        return sorted({parts[1] for parts in inner if len(parts) > 2})
 
 
 def tree_of(folder: Path) -> PictureTree:
@@ -127,8 +123,9 @@ def class_samples(tree: PictureTree, pictures: PictureResolver) -> Iterator[Samp
     """Each picture with the name of its folder."""
     yield from _link_problems(tree)
     labels = class_labels(tree.classes)
+    depth = len(tree.folder.parts)
     for path in tree.pictures:
-        inner = path.relative_to(tree.folder).parts
+        inner = path.parts[depth:]
         label = labels[inner[0]] if len(inner) > 1 else ""
         try:
             if len(inner) == 1:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from mmchat.errors import ImageError
 from mmchat.images.foreign import UNREAD_SUFFIXES
-from mmchat.images.headers import SUPPORTED, Refusal, read_header
+from mmchat.images.headers import SUPPORTED, Header, Refusal, read_header
 from mmchat.sanitize import clean
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def parse_picture(data: bytes, name: str = "picture") -> Picture:
     remark = ""
     if _blank_colour(probe):
         whole, _, _ = _decode(data, shown, _BLANK_CHECK_SIDE)
-        remark = _blank_remark(shown, _blank_colour(whole), mime)
+        remark = _blank_remark(shown, _blank_colour(whole), read_header(data))
     return Picture(data, hashlib.sha256(data).hexdigest(), mime, width, height, shown, remark)
 
 
@@ -140,15 +140,15 @@ def _blank_colour(image: "Image") -> str:
     return "black" if max(highs) <= _NEARLY_BLACK else ""
 
 
-def _blank_remark(shown: str, colour: str, mime: str) -> str:
+def _blank_remark(shown: str, colour: str, header: Header) -> str:
     """What to tell the person about a picture that is all `colour`; "" if that is ""."""
     if not colour:
         return ""
     remark = f"{shown} is nearly {colour} all over, so there may be nothing to see"
-    if colour == "white" and mime not in ("image/jpeg", "image/bmp"):
-        return f"{remark}: transparent parts are shown as white, and only the first frame is read."
-    if colour == "black" and mime in ("image/png", "image/tiff"):
-        return f"{remark}: 16-bit values are scaled from their full range of 0 to 65,535."
+    if colour == "white" and header.format not in ("JPEG", "BMP"):
+        return f"{remark}: transparent parts become white, and only the first frame is read."
+    if colour == "black" and header.depth == 16:
+        return f"{remark}: its 16-bit values are scaled from their full range of 0 to 65,535."
     return f"{remark}."
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("shared_engine")
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     file = tmp_path / "a.png"
-    file.write_bytes(png(1))
+    file.write_bytes(png(100))
     return file
 
 
@@ -40,6 +40,13 @@ def test_the_words_come_and_are_kept(mmchat: Run, picture: Path) -> None:
     images, text, state = last()
     assert [image.name for image in images] == ["a.png"]  # type: ignore[attr-defined]
     assert (text, state) == ("red kite ", "complete")
+
+
+def test_a_picture_with_nothing_to_see_is_remarked_on(mmchat: Run, picture: Path) -> None:
+    picture.write_bytes(png(1))
+    done = mmchat("ask", "say red kite", "-a", str(picture))
+    assert (done.returncode, done.stdout) == (0, "red kite \n")
+    assert done.stderr == "a.png is nearly black all over, so there may be nothing to see.\n"
 
 
 def test_json_has_exactly_the_promised_fields(mmchat: Run, picture: Path) -> None:

@@ -103,7 +103,7 @@ def test_pictures_may_be_in_another_folder(mmchat: Run, tmp_path: Path) -> None:
         done = mmchat("evaluate", str(chats), "--images", "pictures", "--part", part, "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["overall"]["exact_match"] == 1
-    assert "is no folder" in sentence(mmchat("evaluate", str(chats), "--images", str(chats)))
+    assert "is not a folder" in sentence(mmchat("evaluate", str(chats), "--images", str(chats)))
 
 
 def test_questions_that_cannot_be_answered_are_reported(mmchat: Run, tmp_path: Path) -> None:
