@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from mmchat.training.examples import ExampleEncoder
 from PIL import Image
 
 from mmchat.client.protocol import ImagePart, Turn
@@ -18,6 +17,7 @@ from mmchat.model.loading import LoadedModel
 from mmchat.model.pictures import MAX_ENLARGED_PIXELS, PixelCache
 from mmchat.model.prompt import build_prompt
 from mmchat.model.stock import enlarged_size
+from mmchat.training.encode import ExampleEncoder
 from tests.images.builders import encode
 
 Loaded = Callable[[str, str], LoadedModel]
