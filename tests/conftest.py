@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-KEPT = ("PATH", "TMPDIR", "LD_LIBRARY_PATH", "NO_COLOR", "TERM", "PY_COLORS", "MMCHAT_TEST_DTYPE")
+KEPT = ("PATH", "TMPDIR", "LD_LIBRARY_PATH", "NO_COLOR", "TERM", "PY_COLORS")
 """What stays of the environment, beside PYTEST_*. NO_COLOR and TERM are for pytest's own output:
 each test gets its own."""
 
@@ -28,8 +28,8 @@ os.environ |= {
     # Sums in the same order on every machine; workers with several threads each slow each other down.
     "OMP_NUM_THREADS": "1",
     # Not what this CPU is fast at. Tests of what is computed choose the dtype themselves, and run
-    # in both. MMCHAT_TEST_DTYPE=bf16 (or auto) is for all the others.
-    "MMCHAT_MODEL_COMPUTE_DTYPE": os.environ.get("MMCHAT_TEST_DTYPE", "fp32"),
+    # in both. PYTEST_COMPUTE_DTYPE=bf16 (or auto) is for all the others.
+    "MMCHAT_MODEL_COMPUTE_DTYPE": os.environ.get("PYTEST_COMPUTE_DTYPE", "fp32"),
 }
 time.tzset()
 os.umask(0o022)
