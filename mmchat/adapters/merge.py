@@ -26,7 +26,8 @@ from mmchat.errors import MmchatError, ModelError
 from mmchat.model.catalogue import Installed, add_folder, require_free
 from mmchat.model.checkpoint import tensors
 from mmchat.model.loading import LoadedModel, load_model, load_planned, told_progress
-from mmchat.model.planning import Form, plan_load
+from mmchat.model.machine import Form
+from mmchat.model.planning import plan_load
 from mmchat.model.prompt import build_prompt
 from mmchat.model.quantization import compute_dtype, works
 

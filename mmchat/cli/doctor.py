@@ -1,6 +1,7 @@
 """`mmchat doctor`: the machine, what it is good at, what is wrong, what to do."""
 
 import asyncio
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -12,9 +13,22 @@ import click
 
 import mmchat
 from mmchat.cli.engine import as_object, current
+from mmchat.cli.models import fit_facts
 from mmchat.cli.output import Progress, say, say_json, say_table, size
 from mmchat.cli.parts import load_parts, parts_table
 from mmchat.errors import MmchatError
+from mmchat.model import catalogue
+from mmchat.model.machine import (
+    Form,
+    Machine,
+    available_memory,
+    cpu_flags,
+    cpu_name,
+    form_of,
+    this_machine,
+)
+from mmchat.model.memory_fit import chat_fit
+from mmchat.model.model_dims import read_dims
 from mmchat.settings import Settings, load_settings, paths
 
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "peft", "accelerate", "textual", "pillow")
@@ -36,7 +50,13 @@ def doctor(no_load: bool, as_json: bool) -> None:
     progress = Progress()
     progress.show("Looking at the machine")
     found = examine(settings)
-    if not no_load:
+    if no_load:
+        model = found["model"]
+        if model.get("fits") is False:
+            found["advice"].append(
+                f"{model['name']} {model['reason']}: close other programs, or choose a smaller model."
+            )
+    else:
         progress.show(f"Loading {settings.model.name} to look at its parts")
         try:
             found["model"] |= load_parts(settings.model)
@@ -51,9 +71,10 @@ def doctor(no_load: bool, as_json: bool) -> None:
 
 
 def examine(settings: Settings) -> dict[str, Any]:
-    """All that can be told without loading the model; `advice` is what to do, as sentences."""
+    """All that is known without loading the model; `advice` says in sentences what to do."""
     advice: list[str] = []
     compute = _compute(settings, advice)
+    machine, form = this_machine(settings.model), form_of(settings.model.quantization)
     return {
         "mmchat": mmchat.__version__,
         "python": platform.python_version(),
@@ -64,8 +85,12 @@ def examine(settings: Settings) -> dict[str, Any]:
         "memory": _memory(),
         "folders": _folders(advice),
         "engine": _engine(settings, advice),
-        "fits": _fits(),
-        "model": {"name": settings.model.name, "adapter": settings.model.adapter},
+        "fits": _fitting_offers(machine, form),
+        "model": {
+            "name": settings.model.name,
+            "adapter": settings.model.adapter,
+            **_fit(settings.model.name, machine, form),
+        },
         "advice": advice,
     }
 
@@ -80,29 +105,17 @@ def _version(name: str) -> str:
 def _cpu() -> dict[str, Any]:
     import psutil
 
-    name = platform.processor() or platform.machine()
-    flags: set[str] = set()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        facts = dict(reversed([_fact(line) for line in lines]))  # of the first processor
-        name = facts.get("model name", name)
-        flags = set(facts.get("flags", facts.get("Features", "")).split())
+    flags = cpu_flags()
     return {
-        "name": name,
+        "name": cpu_name() or platform.processor() or platform.machine(),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count() or 1,
         "threads": os.cpu_count() or 1,
         "flags": [flag for flag in _FLAGS if flag in flags],
     }
 
 
-def _fact(line: str) -> tuple[str, str]:
-    name, _, value = line.partition(":")
-    return name.strip(), value.strip()
-
-
 def _compute(settings: Settings, advice: list[str]) -> dict[str, Any]:
-    """The devices, and what is computed in on the one that will be used; empty without torch."""
+    """The devices, and the dtype of the one that will be used; empty if torch does not work."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -121,15 +134,15 @@ def _compute(settings: Settings, advice: list[str]) -> dict[str, Any]:
     if used == "mps" or (used == "cuda" and rocm):
         kind = "ROCm" if rocm else "MPS"
         advice.append(
-            f"mmchat is tried on CPUs and NVIDIA GPUs; {kind} is let through but untried: "
-            "set model.device to cpu if answers look wrong."
+            f"mmchat is tested on CPUs and NVIDIA GPUs. {kind} may work, but nobody tests it: set "
+            "model.device to cpu if answers look wrong."
         )
     device = torch.device(used)
     four_bit = works(device)
     if not four_bit:
         advice.append(
             f"bitsandbytes does not work on {used}, so models are loaded unquantized: "
-            "install it again, or set model.quantization to bf16 or fp32."
+            "reinstall it, or set model.quantization to bf16 or fp32."
         )
     gpus = []
     for number in range(torch.cuda.device_count() if cuda else 0):
@@ -147,8 +160,6 @@ def _compute(settings: Settings, advice: list[str]) -> dict[str, Any]:
 
 def _memory() -> dict[str, int]:
     import psutil
-
-    from mmchat.model.checkpoint import available_memory
 
     return {"total": int(psutil.virtual_memory().total), "available": available_memory()}
 
@@ -170,7 +181,9 @@ def _folders(advice: list[str]) -> dict[str, Any]:
             free = shutil.disk_usage(there).free
             found[name]["free_bytes"] = free
             if free < _LITTLE_DISK:
-                advice.append(f"Only {size(free)} are free on the disk of {there}: make room.")
+                advice.append(
+                    f"Only {size(free)} are free on the disk of {there}: free some space."
+                )
     return found
 
 
@@ -185,14 +198,22 @@ def _engine(settings: Settings, advice: list[str]) -> dict[str, Any]:
     return as_object(status)
 
 
-def _fits() -> list[str]:
-    from mmchat.model.catalogue import OFFERS, fits_machine
+def _fitting_offers(machine: Machine, form: Form) -> list[str]:
+    """The models of the catalogue that fit this machine."""
+    dims = catalogue.offered_dims()
+    names = [offer.hub_id for offer in catalogue.OFFERS]
+    return [name for name in names if chat_fit(dims[name], machine, form).fits]
 
-    return [o.hub_id for o in OFFERS if fits_machine(int(o.four_bit_gb * 1e9)).fits]
+
+def _fit(name: str, machine: Machine, form: Form) -> dict[str, Any]:
+    """Whether the chosen model fits; empty if there is no such model, which loading it tells."""
+    with contextlib.suppress(MmchatError):
+        return fit_facts(chat_fit(read_dims(catalogue.resolve_model(name)), machine, form))
+    return {}
 
 
 def tell(found: dict[str, Any]) -> None:
-    """Prints what `examine` found for people."""
+    """Prints what `examine` found."""
     cpu, compute, memory, engine = (found[key] for key in ("cpu", "compute", "memory", "engine"))
     data = found["folders"]["data"]
     running = engine.get("problem") or (
@@ -211,8 +232,9 @@ def tell(found: dict[str, Any]) -> None:
             ("memory", f"{size(memory['available'])} free of {size(memory['total'])}"),
             ("files", f"{data['path']}, {size(data['free_bytes'])} free"),
             ("engine", running),
+            *_model_row(found["model"]),
             (
-                "would fit",
+                "models that fit",
                 ", ".join(name.split("/")[-1] for name in found["fits"]) or "none of the catalogue",
             ),
         ]
@@ -232,10 +254,14 @@ def tell(found: dict[str, Any]) -> None:
         say(f"- {sentence}")
 
 
+def _model_row(model: dict[str, Any]) -> list[tuple[str, str]]:
+    return [("model", f"{model['name']} {model['reason']}")] if "reason" in model else []
+
+
 def _computing(compute: dict[str, Any]) -> list[tuple[str, str]]:
     if not compute:
         return [("computes", "nothing: torch cannot be imported")]
-    where = f"on {compute['device']}{' (untried)' if compute['untried'] else ''}"
+    where = f"on {compute['device']}{' (untested)' if compute['untried'] else ''}"
     return [
         *(("gpu", f"{gpu['name']}, {size(gpu['memory_bytes'])}") for gpu in compute["gpus"]),
         ("computes", f"{where} in {compute['dtype']} (torch uses {compute['kernels']})"),

@@ -1,8 +1,8 @@
 """`mmchat models`: what is built in, installed, or could be fetched."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,13 @@ from mmchat.cli.output import Progress, note, say, say_json, say_table, size
 from mmchat.cli.parts import load_parts, parts_table
 from mmchat.errors import ModelError
 from mmchat.model import catalogue
-from mmchat.model.checkpoint import estimate_memory
+from mmchat.model.machine import Form, Machine, form_of, this_machine
+from mmchat.model.memory_fit import MemoryFit, all_fits, chat_fit, gigabytes
+from mmchat.model.model_dims import ModelDims, read_dims
 from mmchat.settings import load_settings, named_folder
 
+_YES_NO = {True: "yes", False: "no", None: "?"}
+_FORM_WORDS: dict[Form, str] = {"4bit": "in 4-bit", "bf16": "in bfloat16", "fp32": "in float32"}
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -35,53 +39,64 @@ def models() -> None:
 def list_(as_json: bool) -> None:
     """What is here, and what could be fetched; as JSON one a line.
 
+    MEMORY is what a conversation about a picture needs, in the form that model.quantization chooses.
+
     \b
     Example:
       mmchat models list
     """
-    installed = catalogue.list_installed()
-    offers = list(_offers({model.name for model in installed}))
+    settings = load_settings().model
+    machine, form = this_machine(settings), form_of(settings.quantization)
+    installed = [
+        (m, fit_facts(_installed_fit(m.folder, machine, form))) for m in catalogue.list_installed()
+    ]
+    offers = _offers({model.name for model, _ in installed}, machine, form)
     if as_json:
-        for model in installed:
-            say_json({**asdict(model), "folder": str(model.folder), "installed": True})
-        for offer, verdict in offers:
-            say_json({**_offer(offer, verdict), "installed": False})
+        for model, fit in installed:
+            say_json({**asdict(model), "folder": str(model.folder), "installed": True, **fit})
+        for offer, fit in offers:
+            say_json({**_offer(offer, fit), "installed": False})
         return
-    chosen = load_settings().model.name
     rows = [
         (
-            "*" if model.name == chosen else "",
+            "*" if model.name == settings.name else "",
             model.name,
             _count(model.parameters),
             size(model.bytes),
+            _memory(fit),
+            _YES_NO[fit["fits"]],
             model.problem or model.origin,
         )
-        for model in installed
+        for model, fit in installed
     ]
-    say_table(rows, ("", "HERE", "PARAMETERS", "ON DISK", "WHERE FROM"))
+    header = ("", "HERE", "PARAMETERS", "ON DISK", "MEMORY", "FITS", "WHERE FROM")
+    say_table(rows, header)
     say()
     fetchable = [
         (
             "",
             offer.hub_id,
             offer.parameters,
-            f"{offer.four_bit_gb:.1f} GB",
-            "fits" if verdict.fits else "no",
+            _memory(fit),
+            _YES_NO[fit["fits"]],
             offer.licence + (" (gated)" if offer.gated else ""),
-            offer.good_at if verdict.fits else f"{offer.good_at}; {verdict.reason}",
+            offer.good_at if fit["fits"] else f"{offer.good_at}; {fit['reason']}",
         )
-        for offer, verdict in offers
+        for offer, fit in offers
     ]
-    header = ("", "TO FETCH", "PARAMETERS", "IN 4-BIT", "HERE", "LICENCE", "GOOD AT")
-    say_table(fetchable, header)
-    say("\nFetch one: mmchat models add NAME · use one: mmchat ask --model NAME, or F3 in the app")
+    say_table(fetchable, ("", "TO FETCH", "PARAMETERS", "MEMORY", "FITS", "LICENCE", "GOOD AT"))
+    say(
+        f"\nMEMORY: {_FORM_WORDS[form]}, for a conversation about a picture; "
+        f"{gigabytes(machine.free)} are free here"
+    )
+    say("Fetch one: mmchat models add NAME · use one: mmchat ask --model NAME, or F3 in the app")
 
 
 @models.command()
 @click.argument("name", metavar="M")
 @click.option("--no-load", is_flag=True, help="Do not load it to look at its parts.")
 @click.option(
-    "--fit", is_flag=True, help="Tell how it fits here, to talk and to train; no loading."
+    "--fit", is_flag=True, help="How it fits here, to talk and to train; nothing is loaded."
 )
 @_json
 def show(name: str, no_load: bool, fit: bool, as_json: bool) -> None:
@@ -92,9 +107,18 @@ def show(name: str, no_load: bool, fit: bool, as_json: bool) -> None:
       mmchat models show scenes
       mmchat models show scenes --fit
     """
-    offers = {offer.hub_id: (offer, verdict) for offer, verdict in _offers(set())}
+    settings = load_settings().model
+    machine, form = this_machine(settings), form_of(settings.quantization)
+    offers = {offer.hub_id: (offer, fits) for offer, fits in _offers(set(), machine, form)}
     here = {model.name: model for model in catalogue.list_installed()}
-    if name in offers and name not in here:
+    offered = name in offers and name not in here
+    if fit:
+        dims = (
+            catalogue.offered_dims()[name] if offered else read_dims(catalogue.resolve_model(name))
+        )
+        _show_fits(name, dims, machine, as_json)
+        return
+    if offered:
         facts = {**_offer(*offers[name]), "installed": False}
         if as_json:
             say_json(facts)
@@ -103,13 +127,9 @@ def show(name: str, no_load: bool, fit: bool, as_json: bool) -> None:
             say(f"\nFetch it: mmchat models add {name}")
         return
     folder = catalogue.resolve_model(name)
-    if fit:
-        _show_fit(name, folder, as_json)
-        return
     model = next((model for model in here.values() if model.folder == folder), None)
     facts = {**asdict(model), "folder": str(folder)} if model else {"folder": str(folder)}
-    verdict = catalogue.fits_machine(estimate_memory(folder, four_bit=True))
-    facts |= {"fits": verdict.fits, "reason": verdict.reason}
+    facts |= fit_facts(_installed_fit(folder, machine, form))
     loaded = None if no_load else _loaded(name)
     if as_json:
         say_json(facts if loaded is None else {**facts, "loaded": loaded})
@@ -118,7 +138,7 @@ def show(name: str, no_load: bool, fit: bool, as_json: bool) -> None:
     if model:
         rows += [("from", model.origin), ("type", model.model_type)]
         rows += [("parameters", f"{model.parameters:,}"), ("on disk", size(model.bytes))]
-    rows.append(("fits", f"{'yes' if verdict.fits else 'no'}: {verdict.reason}"))
+    rows.append(("fits", f"{_YES_NO[facts['fits']]}: {facts['reason']}"))
     if loaded:
         rows += form_rows(loaded)
     say_table(rows)
@@ -127,22 +147,20 @@ def show(name: str, no_load: bool, fit: bool, as_json: bool) -> None:
         say_table(parts_table(loaded))
 
 
-def _show_fit(name: str, folder: Path, as_json: bool) -> None:
-    from mmchat.model.facts import read_facts
-    from mmchat.model.room import rooms, this_machine
-
-    facts, machine = read_facts(folder), this_machine()
-    found = list(rooms(facts, machine))
+def _show_fits(name: str, dims: ModelDims, machine: Machine, as_json: bool) -> None:
+    fits = list(all_fits(dims, machine))
     if as_json:
-        for room in found:
+        for fit in fits:
             say_json(
                 {
-                    "use": room.use,
-                    "fits": room.fits,
-                    "settings": list(room.settings),
-                    "bytes": room.bytes,
-                    "moment": room.prediction.moment,
-                    "parts": room.prediction.parts,
+                    "use": fit.use,
+                    "fits": fit.fits,
+                    "settings": list(fit.settings),
+                    "needed_bytes": fit.needed_bytes,
+                    "phase": fit.estimate.phase,
+                    "parts": fit.estimate.parts,
+                    "context": fit.context,
+                    "context_bytes": fit.context_bytes,
                     "free_bytes": machine.free,
                     "device": machine.device,
                 }
@@ -150,9 +168,16 @@ def _show_fit(name: str, folder: Path, as_json: bool) -> None:
         return
     say(f"{name} on this machine's {'GPU' if machine.device == 'cuda' else 'CPU'}:")
     say()
-    say_table([(room.use, room.sentence) for room in found])
-    for what in facts.estimated:
-        say(f"Estimated, not known: {what}.")
+    say_table([(fit.use, fit.sentence) for fit in fits])
+    for what in dims.estimated:
+        say(f"Estimated, because it is not known: {what}.")
+
+
+def fit_facts(fit: MemoryFit | None) -> dict[str, Any]:
+    """Whether a model fits, as JSON has it."""
+    if fit is None:
+        return {"fits": None, "reason": "what it needs cannot be estimated", "needed_bytes": None}
+    return {"fits": fit.fits, "reason": fit.reason, "needed_bytes": fit.needed_bytes}
 
 
 def form_rows(loaded: dict[str, Any]) -> list[tuple[str, str]]:
@@ -243,15 +268,32 @@ def remove(name: str, yes: bool) -> None:
     say(f"Removed: {name} ({folder}{' stays on the disk' if folder.exists() else ''})")
 
 
-def _offers(without: set[str]) -> Iterator[tuple[catalogue.Offer, catalogue.Verdict]]:
-    for offer in catalogue.OFFERS:
-        if offer.hub_id not in without:
-            yield offer, catalogue.fits_machine(int(offer.four_bit_gb * 1e9))
+def _installed_fit(folder: Path, machine: Machine, form: Form) -> MemoryFit | None:
+    """None for a model that is damaged or whose parts are not known."""
+    with contextlib.suppress(ModelError):
+        return chat_fit(read_dims(folder), machine, form)
+    return None
 
 
-def _offer(offer: catalogue.Offer, verdict: catalogue.Verdict) -> dict[str, Any]:
+def _offers(
+    without: set[str], machine: Machine, form: Form
+) -> list[tuple[catalogue.Offer, dict[str, Any]]]:
+    """What could be fetched, and whether it fits."""
+    dims = catalogue.offered_dims()
+    return [
+        (offer, fit_facts(chat_fit(dims[offer.hub_id], machine, form)))
+        for offer in catalogue.OFFERS
+        if offer.hub_id not in without
+    ]
+
+
+def _offer(offer: catalogue.Offer, fit: dict[str, Any]) -> dict[str, Any]:
     facts = asdict(offer)
-    return {"name": facts.pop("hub_id"), **facts, "fits": verdict.fits, "reason": verdict.reason}
+    return {"name": facts.pop("hub_id"), **facts, **fit}
+
+
+def _memory(fit: dict[str, Any]) -> str:
+    return gigabytes(fit["needed_bytes"]) if fit["needed_bytes"] else ""
 
 
 def _count(parameters: int) -> str:

@@ -22,7 +22,7 @@ from mmchat.data import read_splits, split
 from mmchat.data.snapshot import has_snapshot, load_snapshot, save_snapshot
 from mmchat.data.types import Dataset, Example
 from mmchat.errors import DataError, MmchatError, RecipeError
-from mmchat.model.heap import give_back
+from mmchat.model.malloc import trim
 from mmchat.settings import builtin_adapters, load_settings, paths
 from mmchat.training.finetune_config import LARGE, FinetuneConfig, read_config
 from mmchat.training.run_folder import (
@@ -223,7 +223,7 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    give_back()
+    trim()
 
 
 def read_material(
@@ -305,13 +305,13 @@ def notes_of(material: Material, prepared: "Prepared") -> list[str]:
         lines.append("There are too few different pictures to hold some out for measuring.")
     # What fits without changes is not mentioned.
     lines += [
-        f"memory of {room.use}: {room.sentence}"
-        for room in prepared.rooms
-        if room.settings or not room.fits
+        f"memory of {fit.use}: {fit.sentence}"
+        for fit in prepared.memory_fits
+        if fit.settings or not fit.fits
     ]
     if prepared.tight:
         lines.append(
-            "There is little memory, so freed memory is returned at once, which is slower."
+            "There is little memory, so freed memory goes back to the system at once, which is slower."
         )
     return lines
 

@@ -109,7 +109,8 @@ class TransformersRunner:
         parameters = inspect.signature(model.forward).parameters
         self._extra: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in parameters:
-            self._extra["logits_to_keep"] = 1
+            # As a tensor: torch copies the whole head for the strided view that 1 would give.
+            self._extra["logits_to_keep"] = torch.tensor([-1], device=model.device)
         # Mamba has another name for the same object.
         self._cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
         self._token_types = next(

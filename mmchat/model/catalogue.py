@@ -11,27 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import msgspec
+
 from mmchat.errors import ModelError, ModelNotFoundError
-from mmchat.model.checkpoint import available_memory, estimate_memory, read_config, tensors
+from mmchat.model.checkpoint import read_config, tensors
+from mmchat.model.model_dims import ModelDims
 from mmchat.settings import builtin_adapters, named_folder, paths, private_dir
 
 MARKER = ".mmchat.json"
 """Written into a fetched model's folder when all of it is there."""
 _FOLDERS = "folders.json"
-_RUNTIME = (
-    600_000_000  # bytes that Python, torch and a conversation's cache take beside the weights
-)
+_OFFERED_DIMS = Path(__file__).with_name("offered_models.json")
+"""Written by `python -m tests.model.published`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A published checkpoint that runs in stock classes. Sizes are in GB and approximate."""
+    """A published checkpoint that runs in stock classes; its download is about `download_gb` GB."""
 
     hub_id: str
     good_at: str
     parameters: str
     licence: str
-    four_bit_gb: float
     download_gb: float
     gated: bool = False
 
@@ -42,7 +43,6 @@ OFFERS: tuple[Offer, ...] = (
         "short captions and simple questions on small machines",
         "0.26B",
         "Apache-2.0",
-        0.4,
         0.5,
     ),
     Offer(
@@ -50,7 +50,6 @@ OFFERS: tuple[Offer, ...] = (
         "captions, simple documents; still small",
         "0.5B",
         "Apache-2.0",
-        0.6,
         1.0,
     ),
     Offer(
@@ -58,7 +57,6 @@ OFFERS: tuple[Offer, ...] = (
         "several pictures in one question, at a small size",
         "0.9B",
         "Apache-2.0",
-        1.3,
         1.8,
     ),
     Offer(
@@ -66,7 +64,6 @@ OFFERS: tuple[Offer, ...] = (
         "photographs, charts and documents on a laptop",
         "2.2B",
         "Apache-2.0",
-        2.2,
         4.5,
     ),
     Offer(
@@ -74,7 +71,6 @@ OFFERS: tuple[Offer, ...] = (
         "reading text in pictures, many languages",
         "2.2B",
         "Apache-2.0",
-        2.5,
         4.4,
     ),
     Offer(
@@ -82,7 +78,6 @@ OFFERS: tuple[Offer, ...] = (
         "documents, tables, places of things in a picture",
         "3.8B",
         "Qwen research licence (not commercial)",
-        3.5,
         7.5,
     ),
     Offer(
@@ -90,7 +85,6 @@ OFFERS: tuple[Offer, ...] = (
         "talking about photographs, over 100 languages",
         "4.3B",
         "Gemma terms",
-        3.9,
         8.6,
         gated=True,
     ),
@@ -99,7 +93,6 @@ OFFERS: tuple[Offer, ...] = (
         "describing photographs; the best known of its kind",
         "7.1B",
         "Llama 2 licence",
-        4.6,
         14.1,
     ),
     Offer(
@@ -107,7 +100,6 @@ OFFERS: tuple[Offer, ...] = (
         "the most able here: documents, charts, long pages",
         "8.3B",
         "Apache-2.0",
-        7.0,
         16.6,
     ),
 )
@@ -128,12 +120,9 @@ class Installed:
     """Why it cannot be loaded; empty where it can."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a model fits this machine, and a sentence that says why or why not."""
-
-    fits: bool
-    reason: str
+def offered_dims() -> dict[str, ModelDims]:
+    """The sizes of every model of `OFFERS`, by hub id; nothing is fetched."""
+    return msgspec.json.decode(_OFFERED_DIMS.read_bytes(), type=dict[str, ModelDims])
 
 
 def list_installed() -> list[Installed]:
@@ -244,25 +233,6 @@ def remove_model(name: str) -> Path:
     return fetched[names[0]]
 
 
-def fits_machine(four_bit_bytes: int, *, total: int = 0, free: int = 0) -> Verdict:
-    """Whether a model of `four_bit_bytes` fits; `total` and `free` memory are asked where not given."""
-    import psutil
-
-    total = total or int(psutil.virtual_memory().total)
-    free = free or available_memory()
-    needed = int(four_bit_bytes * 1.1) + _RUNTIME
-    if needed > total:
-        return Verdict(False, f"needs {_gb(needed)} of memory, this machine has {_gb(total)}")
-    if needed > free:
-        return Verdict(False, f"needs {_gb(needed)} of memory, {_gb(free)} are free now")
-    return Verdict(True, f"needs {_gb(needed)} of memory, {_gb(free)} are free")
-
-
-def four_bit_bytes(model: Installed) -> int:
-    """What an installed model takes in 4-bit; raises ModelError where its files are damaged."""
-    return estimate_memory(model.folder, four_bit=True)
-
-
 def target_folder(hub_id: str) -> Path:
     """Where a fetched model lies."""
     return paths().models / hub_id.replace("/", "--")
@@ -270,10 +240,6 @@ def target_folder(hub_id: str) -> Path:
 
 def _hub_id(folder_name: str) -> str:
     return folder_name.replace("--", "/", 1)
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
 
 
 def _builtin() -> list[Path]:

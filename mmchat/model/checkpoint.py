@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +26,6 @@ _WHOLE_HASH_BYTES = 1_000_000_000
 _SAMPLE, _SAMPLES = 1 << 20, 64
 _TELLING = frozenset({".safetensors", ".json", ".jinja", ".model", ".toml", ".txt"})
 
-_BLOCKS = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
-_NOT_TEXT = re.compile(r"vision|visual|vit\.|tower|connector|projector|merger|resampler|image")
-
-# bits of a weight in NF4 with double quantization: 4, a byte a block of 64, a float a 256 blocks
-_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
@@ -45,15 +38,6 @@ class TensorInfo:
     @property
     def elements(self) -> int:
         return math.prod(self.shape)
-
-    @property
-    def in_text_blocks(self) -> bool:
-        """Whether this is a matrix inside the text model's blocks: what 4-bit quantizes."""
-        return (
-            len(self.shape) == 2
-            and bool(_BLOCKS.search(self.name))
-            and not _NOT_TEXT.search(self.name)
-        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -165,21 +149,6 @@ def tensors(folder: Path) -> list[TensorInfo]:
     return [tensor for file in weight_files(folder) for tensor in read_header(file)]
 
 
-def estimate_memory(folder: Path, four_bit: bool, width: int = 2) -> int:
-    """Bytes that the loaded weights take, and what loading takes beside them.
-
-    `width` is the bytes of a number in the compute dtype, in which everything
-    is kept that is not 4-bit.
-    """
-    total = largest = 0.0
-    for tensor in tensors(folder):
-        packed = four_bit and tensor.in_text_blocks
-        total += tensor.elements * (_NF4_BYTES if packed else width)
-        largest = max(largest, tensor.elements)
-    # One tensor at a time is read, converted and quantized.
-    return int(total * 1.05 + largest * 4)
-
-
 def file_stamps(*folders: Path) -> FileStamps:
     """(size, time of change) of every file in the folders that says what a model or adapter is.
 
@@ -193,23 +162,6 @@ def file_stamps(*folders: Path) -> FileStamps:
                     status = file.stat()
                     found[str(file)] = (status.st_size, status.st_mtime_ns)
     return found
-
-
-def available_memory() -> int:
-    """Bytes that a process may still take, under the limit of its container if it has one."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            # The page cache counts as used, and is given back when asked.
-            fields = (group / "memory.stat").read_text().split()
-            used -= int(dict(zip(fields[::2], fields[1::2], strict=False))["inactive_file"])
-        free = min(free, max(limit - used, 0))
-    return free
 
 
 def weights_hash(folder: Path) -> str:

@@ -14,10 +14,10 @@ from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
 from mmchat.model.checkpoint import FileStamps, file_stamps
 from mmchat.model.encoding import answer_end
-from mmchat.model.heap import giving_back
+from mmchat.model.machine import Form
+from mmchat.model.malloc import eager_trim
 from mmchat.model.pictures import PixelCache
 from mmchat.model.planning import (
-    Form,
     Kind,
     Plan,
     auto_class,
@@ -125,7 +125,7 @@ def load_planned(plan: Plan, tell: Progress) -> LoadedModel:
 
 def _load_weights(plan: Plan, tell: Progress) -> nn.Module:
     options: dict[str, Any] = {}
-    with foreign(plan.name), giving_back():
+    with foreign(plan.name), eager_trim():
         if plan.skeleton is not None:
             options["quantization_config"] = nf4.bitsandbytes_config(plan.skeleton, plan.dtype)
         with told_progress("quantizing" if plan.form == "4bit" else "reading", tell):

@@ -1,24 +1,147 @@
-"""What this machine's processor is fast at, asked without torch."""
+"""This machine: what its processor is fast at and how much memory is free, asked without torch."""
 
+import contextlib
+import os
 import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from mmchat.settings import ModelSettings, Quantization
+
+Form = Literal["4bit", "bf16", "fp32"]
+"""How the weights of a model are kept in memory."""
+
+_GPU_QUERY_SECONDS = 5
+_BFLOAT16_CAPABILITY = 8.0
+"""The compute capability from which NVIDIA GPUs multiply matrices of bfloat16."""
+_LOW_CAPABILITIES = frozenset({"default", "avx", "avx2"})
+"""Values of ATEN_CPU_CAPABILITY with which torch does not use AVX-512."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a model is computed on.
+
+    `free` bytes are there for the whole process, `total` are built in (0 if that is not known); a number
+    of the dtype that 4-bit models compute in takes `itemsize` bytes.
+    """
+
+    device: Literal["cpu", "cuda"]
+    free: int
+    itemsize: int
+    total: int = 0
+
+    @property
+    def plain_form(self) -> Form:
+        """How a model is kept that is not 4-bit."""
+        return "bf16" if self.itemsize == 2 else "fp32"
+
+    def itemsize_of(self, form: Form) -> int:
+        """Bytes of a number of the dtype that a model of `form` computes in."""
+        return {"bf16": 2, "fp32": 4}.get(form, self.itemsize)
+
+
+def this_machine(settings: ModelSettings) -> Machine:
+    """What the engine would compute on with `settings`."""
+    import psutil
+
+    gpu = _free_gpu_memory() if settings.device in ("auto", "cuda") else None
+    total = int(psutil.virtual_memory().total)
+    device: Literal["cpu", "cuda"]
+    if gpu is not None:
+        device, total, (free, fast) = "cuda", 0, gpu
+    else:
+        device, free = "cpu", available_memory()
+        fast = settings.device == "mps" or fast_in_bfloat16()
+    if settings.compute_dtype != "auto":
+        fast = settings.compute_dtype == "bf16"
+    return Machine(device, free, 2 if fast else 4, total)
+
+
+def form_of(quantization: Quantization) -> Form:
+    """How a model is kept with the setting model.quantization, if bitsandbytes works here."""
+    return "4bit" if quantization == "auto" else quantization
+
+
+def available_memory() -> int:
+    """Bytes that a process may still take, under the limit of its container if it has one."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            # The page cache counts as used, and is given back when memory is needed.
+            fields = (group / "memory.stat").read_text().split()
+            used -= int(dict(zip(fields[::2], fields[1::2], strict=False))["inactive_file"])
+        free = min(free, max(limit - used, 0))
+    return free
+
+
+def own_memory() -> int:
+    """Bytes that only this process holds, without files and shared libraries."""
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))
 
 
 def cpu_flags() -> frozenset[str]:
-    """The CPU's own list of what it can do; empty where the system does not say."""
+    """The CPU's own list of what it can do; empty if the system does not say."""
+    facts = _cpu_facts()
+    return frozenset(facts.get("flags", facts.get("features", "")).split())
+
+
+def cpu_name() -> str:
+    """What the manufacturer calls the CPU; empty if the system does not say."""
+    return _cpu_facts().get("model name", "")
+
+
+def _cpu_facts() -> dict[str, str]:
+    """What Linux says of the first processor, by lower-case names."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return frozenset()
-    for line in lines:
+        return {}
+    facts: dict[str, str] = {}
+    for line in text.splitlines():
         name, _, value = line.partition(":")
-        if name.strip().lower() in {"flags", "features"}:
-            return frozenset(value.split())
-    return frozenset()
+        facts.setdefault(name.strip().lower(), value.strip())
+    return facts
 
 
 def fast_in_bfloat16() -> bool:
-    """Whether the CPU multiplies matrices of bfloat16 itself; else that is 10 to 30 times as slow."""
+    """Whether the CPU multiplies matrices of bfloat16 itself; if not, that is 10 to 30 times as slow."""
     if platform.machine().lower() in {"x86_64", "amd64"}:
+        if os.environ.get("ATEN_CPU_CAPABILITY", "").lower() in _LOW_CAPABILITIES:
+            return False
         return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
     return "bf16" in cpu_flags()
+
+
+def _free_gpu_memory() -> tuple[int, bool] | None:
+    """(free bytes of the first NVIDIA GPU that programs may use, whether it is fast in bfloat16).
+
+    None if there is none.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    program = shutil.which("nvidia-smi")
+    if program is None or not visible or visible == "-1":
+        return None
+    query = "--query-gpu=memory.free,compute_cap"
+    with contextlib.suppress(OSError, LookupError, ValueError, subprocess.SubprocessError):
+        done = subprocess.run(
+            [program, query, "--format=csv,noheader,nounits", f"--id={visible}"],
+            capture_output=True,
+            text=True,
+            timeout=_GPU_QUERY_SECONDS,
+            check=True,
+        )
+        free, capability = done.stdout.splitlines()[0].split(",")
+        return int(free) * 2**20, float(capability) >= _BFLOAT16_CAPABILITY
+    return None

@@ -15,20 +15,20 @@ from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
 from mmchat.model.checkpoint import (
     FileStamps,
-    available_memory,
-    estimate_memory,
     file_stamps,
     read_config,
     weight_files,
     weights_hash,
 )
+from mmchat.model.machine import Form, Machine, available_memory, own_memory
+from mmchat.model.memory_fit import IMPORTS, chat_fit, gigabytes
+from mmchat.model.model_dims import UnknownModelError, read_dims
 from mmchat.settings import Device, Quantization
 
 if TYPE_CHECKING:
     from mmchat.model.loading import LoadedModel
 
 Kind = Literal["visual_prefix", "stock", "text"]
-Form = Literal["4bit", "bf16", "fp32"]
 SMALLER = "with --quantization 4bit"
 """How a person who asks a model has it in 4-bit."""
 
@@ -63,8 +63,8 @@ def plan_load(
 ) -> Plan:
     """Checks a load without doing it, so that a wrong one costs nothing that is loaded.
 
-    `replaced` will be gone by then: its memory counts as free. `smaller` says how a
-    person has it in 4-bit. Raises as `load_model` does.
+    `replaced` will be gone by then, so that its memory counts as free. `smaller` says how a person has
+    it in 4-bit. Raises as `load_model` does.
     """
     folder = resolve_model(name)
     raw = read_config(folder)
@@ -143,15 +143,28 @@ def check_memory(
     freed: int = 0,
     smaller: str = SMALLER,
 ) -> None:
-    needed = estimate_memory(folder, form == "4bit", dtype.itemsize)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-    free += freed
-    if needed > free:
+    """Raises ModelError if there is too little memory to load the model and to talk with it."""
+    try:
+        fit = chat_fit(read_dims(folder), machine_of(device, dtype, freed), form)
+    except UnknownModelError:
+        return
+    if not fit.fits:
         smaller = "" if form == "4bit" else f" {smaller}, or"
         raise ModelError(
-            f"{name} needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
-            f"close other programs, load it{smaller} on a larger machine, or choose a smaller model."
+            f"{name} needs about {gigabytes(fit.needed_bytes)} of memory and {gigabytes(fit.machine.free)} are "
+            f"free: close other programs, load it{smaller} on a larger machine, or choose a smaller model."
         )
+
+
+def machine_of(device: torch.device, dtype: torch.dtype, freed: int = 0) -> Machine:
+    """What a load on `device` finds; `freed` bytes of this process are given up before it."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return Machine("cuda", free + cached + freed, dtype.itemsize)
+    # What this process has imported is not free any more, and is part of the estimate.
+    reused = min(own_memory(), IMPORTS + freed)
+    return Machine("cpu", available_memory() + reused, dtype.itemsize)
 
 
 def _configuration(folder: Path, raw: dict[str, Any]) -> tuple[Kind, Any]:

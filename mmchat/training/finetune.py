@@ -16,8 +16,8 @@ import tomli_w
 import torch
 
 from mmchat.errors import MmchatError
-from mmchat.model.heap import give_back_at_once
 from mmchat.model.loading import LoadedModel, load_planned
+from mmchat.model.malloc import set_eager_trim
 from mmchat.model.quantization import decoder_of
 from mmchat.training.accelerate_state import OwnAccelerator
 from mmchat.training.attention import sample_attention
@@ -131,7 +131,7 @@ class Trainer:
     def fit(self) -> None:
         """Trains every stage that is left, from the step that the checkpoint was made at."""
         if self.prepared.tight:
-            give_back_at_once()
+            set_eager_trim()
         if self.main:
             tables = tomli_w.dumps(to_tables(self.recipe))
             replace_file(self.folder.folder / RECIPE, tables.encode())

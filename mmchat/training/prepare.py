@@ -15,11 +15,10 @@ from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
 from mmchat.model.checkpoint import tensors
 from mmchat.model.loading import context_length, processor_of
+from mmchat.model.memory_fit import MemoryFit
 from mmchat.model.pictures import PixelCache
 from mmchat.model.planning import Plan, plan_load
-from mmchat.model.room import Room
 from mmchat.settings import Quantization
-from mmchat.training.easing import eased
 from mmchat.training.encode import EncodedExamples, ExampleEncoder, Samples
 from mmchat.training.finetune_config import (
     Facts,
@@ -28,6 +27,7 @@ from mmchat.training.finetune_config import (
     resolve,
     starts_four_bit,
 )
+from mmchat.training.fit_to_memory import fit_to_memory
 from mmchat.training.packing import packs
 from mmchat.training.replay import has_replay, replay_data
 from mmchat.training.validation import NEW_TOKENS
@@ -70,13 +70,13 @@ class Prepared:
     shortened: int
     parameters: int
     """Of the base."""
-    rooms: tuple[Room, ...] = ()
-    """What each stage takes of this machine's memory; none where it cannot be told."""
+    memory_fits: tuple[MemoryFit, ...] = ()
+    """Whether each stage fits the memory of this machine; empty if that cannot be estimated."""
 
     @property
     def tight(self) -> bool:
         """Whether freed memory has to go back to the system at once, which takes time."""
-        return any(room.tight for room in self.rooms)
+        return any(fit.tight for fit in self.memory_fits)
 
     @property
     def row_tokens(self) -> int:
@@ -163,7 +163,7 @@ def prepare(
         shortened=encoded.shortened + asked.shortened,
         parameters=parameters,
     )
-    return eased(prepared)
+    return fit_to_memory(prepared)
 
 
 def _has_projector(folder: Path) -> bool:

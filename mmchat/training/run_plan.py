@@ -8,8 +8,8 @@ from torch import nn
 
 from mmchat.model.planning import auto_class
 from mmchat.model.quantization import part_of, text_blocks
-from mmchat.training.easing import FILLED, step_shape
 from mmchat.training.finetune_config import LORA_METHODS, StageConfig, own_samples
+from mmchat.training.fit_to_memory import FILLED, step_shape
 from mmchat.training.prepare import Prepared
 from mmchat.training.trainable import tower_names
 
@@ -45,7 +45,7 @@ def plan(prepared: Prepared) -> dict[str, Any]:
                 "optimizer": stage.optimizer,
             }
         )
-    room = max(prepared.rooms, key=lambda room: room.bytes, default=None)
+    fit = max(prepared.memory_fits, key=lambda fit: fit.needed_bytes, default=None)
     return {
         "tokens": train.tokens,
         "step_tokens": step_shape(prepared, recipe.stages[0]).tokens,
@@ -54,8 +54,8 @@ def plan(prepared: Prepared) -> dict[str, Any]:
         "parameters": prepared.parameters,
         "trainable_parameters": max(_trainable(prepared, s, skeleton) for s in recipe.stages),
         "seconds": seconds,
-        "memory_bytes": room.bytes if room else None,
-        "memory": room.sentence if room else "cannot be told for this kind of base",
+        "memory_bytes": fit.needed_bytes if fit else None,
+        "memory": fit.sentence if fit else "cannot be estimated for this kind of base",
         "stages": stages,
         "replay": recipe.data.replay,
         "shortened": prepared.shortened,

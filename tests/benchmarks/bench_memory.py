@@ -1,14 +1,18 @@
-"""What memory is predicted, and what is taken: real training steps on random weights, on the CPU.
+"""Estimated and measured memory: real training steps and answers on the CPU.
 
-    python -m tests.benchmarks.bench_memory [--only WORD] [--full]
+    python -m tests.benchmarks.bench_memory [--only WORD] [--full] [--published] [--dtype bf16|fp32]
 
-Each case runs in a process of its own, forked from one that has only imported what it needs: the
-base is loaded as `mmchat train` loads it, and does two of its steps (the second has the
-optimizer's state beside it). What is compared is the largest resident memory (the kernel's
-VmHWM) above that after the imports, with freed memory given back at once, as a run does where memory
-is tight (`mmchat.model.heap`). The constants of the predictor for what no formula tells (FRAMEWORK
-and SLACK in `mmchat.model.memory`) were chosen by the cases that are not `held_out`. Without `--full`
-only a few small cases run. Nothing is asserted.
+Each case runs in a process of its own, forked from one that has only imported what it needs. The base is
+loaded as `mmchat train` or the engine loads it, and does two steps of training (the second has the
+optimizer's state beside it) or gives an answer of eight tokens. What is compared is the largest resident
+memory (the kernel's VmHWM) above that after the imports. Pages of the weight files that were read once
+are released as the system does when memory is short, and freed memory of training steps goes back to the
+system at once, as in a run that has little (`mmchat.model.malloc`).
+
+The constants of the estimate that no formula gives (FRAMEWORK, SLACK and those beside them in
+`mmchat.model.memory_estimate`) were chosen by the cases that are not `held_out`. Without `--full` only
+some small cases run. `--published` measures published models with a picture; their weights are 0, so no
+disk is needed, but LLaVA-1.5-7B takes 6 GB of memory and some minutes. Nothing is asserted.
 """
 
 import argparse
@@ -19,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, SiglipVisionConfig
 
-from mmchat.model.checkpoint import TensorInfo
-from mmchat.model.configuration import VisualPrefixConfig
-from mmchat.model.facts import facts_of, read_facts
-from mmchat.model.memory import Prediction, predict_inference, predict_training
-from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
-from tests.benchmarks.memory_cases import SHAPES, Case, Measured, in_process
+from mmchat.model.memory_estimate import MemoryEstimate, estimate_inference
+from mmchat.model.model_dims import read_dims
+from mmchat.model.quantization import compute_dtype
+from mmchat.model.training_memory import TrainingStep, estimate_training
+from tests.benchmarks.memory_cases import Case, Dtype, Measured, in_process
+from tests.model import published
 
 
 def case(shape: str, method: str, rows: int, row_tokens: int, **more: Any) -> Case:
@@ -69,19 +72,26 @@ CASES = [
     case("0.5B", "ask4", 1, 1024),
 ]
 SMALL = 9
+PUBLISHED = [
+    case("HuggingFaceTB/SmolVLM-256M-Instruct", "ask4", 1, 1856, pictures=1, **OFF),
+    case("HuggingFaceTB/SmolVLM-256M-Instruct", "ask", 1, 1856, pictures=1, **OFF),
+    case("Qwen/Qwen2-VL-2B-Instruct", "ask4", 1, 2023, pictures=1, **OFF),
+    case("llava-hf/llava-1.5-7b-hf", "ask4", 1, 1600, pictures=1, **OFF),
+]
 
 
-def predicted(case: Case, folder: Path) -> Prediction:
-    """What the predictor says of a case."""
-    facts = read_facts(folder)
+def estimated(case: Case, dtype: Dtype, folder: Path) -> MemoryEstimate:
+    """What mmchat says before it loads anything."""
+    dims, form = read_dims(folder), case.form(dtype)
+    itemsize = 2 if (dtype if form == "4bit" else form) == "bf16" else 4
     if case.asks:
-        form: Any = case.quantization
-        return predict_inference(facts, form, context=case.row_tokens, pictures=0, width=4)
+        return estimate_inference(
+            dims, form, context=case.row_tokens, pictures=case.pictures, itemsize=itemsize
+        )
     method: Any = case.method
     optimizer: Any = case.optimizer
-    return predict_training(
-        facts,
-        method=method,
+    step = TrainingStep(
+        method,
         rows=case.rows,
         row_tokens=case.row_tokens,
         pictures=case.rows * case.pictures,
@@ -92,57 +102,34 @@ def predicted(case: Case, folder: Path) -> Prediction:
         vision_blocks=case.vision_blocks,
         optimizer=optimizer,
         gradient_checkpointing=case.checkpointing,
-        width=4,
+    )
+    return estimate_training(dims, form, step, itemsize=itemsize)
+
+
+def seven_billion() -> MemoryEstimate:
+    """QLoRA of LLaVA-1.5-7B on a GPU, as it fits 8 GB."""
+    step = TrainingStep(
+        "qlora",
+        row_tokens=1024,
+        pictures=1,
+        projector=True,
+        optimizer="adamw8bit",
+        gradient_checkpointing=True,
+    )
+    return estimate_training(
+        published.dims("llava-hf/llava-1.5-7b-hf"), "4bit", step, itemsize=2, device="cuda"
     )
 
 
-def seven_billion() -> tuple[Prediction, dict[str, Any]]:
-    """QLoRA of a 7B Llama with SigLIP's 576 tokens a picture on a GPU: what makes it fit 8 GB."""
-    config = VisualPrefixConfig(
-        vision_config=SiglipVisionConfig(
-            hidden_size=1152,
-            intermediate_size=4304,
-            num_hidden_layers=27,
-            num_attention_heads=16,
-            image_size=384,
-            patch_size=16,
-        ),
-        text_config=LlamaConfig(vocab_size=32064),
-        image_token_id=32000,
-        projector_type="mlp",
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-    )
-    with torch.device("meta"):
-        model = VisualPrefixForConditionalGeneration(config)
-    shapes = [
-        TensorInfo(name, "BF16", tuple(tensor.shape)) for name, tensor in model.state_dict().items()
-    ]
-    facts = facts_of(config.to_dict(), shapes)
-    settings: dict[str, Any] = {
-        "method": "qlora",
-        "rows": 1,
-        "row_tokens": 1024,
-        "pictures": 1,
-        "rank": 16,
-        "projector": True,
-        "optimizer": "adamw8bit",
-        "gradient_checkpointing": True,
-        "width": 2,
-        "device": "cuda",
-    }
-    return predict_training(facts, **settings), {"prefix tokens": facts.prefix, **settings}
-
-
-def _apart(context: Any, job: str, given: Any, folder: Path) -> Any:
+def _in_own_process(context: Any, case: Case, dtype: Dtype, folder: Path) -> Any:
     ours, theirs = context.Pipe()
-    process = context.Process(target=in_process, args=(theirs, job, given, str(folder)))
+    process = context.Process(target=in_process, args=(theirs, case, dtype, str(folder)))
     process.start()
     theirs.close()
     try:
         return ours.recv()
     except EOFError:
-        raise SystemExit(f"{job} {given} failed") from None
+        raise SystemExit(f"{case} failed") from None
     finally:
         process.join()
 
@@ -151,30 +138,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="cases with this in their name")
     parser.add_argument("--full", action="store_true", help="all of them: half an hour")
+    parser.add_argument("--published", action="store_true", help="those of published models")
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), help="by default the processor's")
     arguments = parser.parse_args()
+    usual: Dtype = "bf16" if compute_dtype(torch.device("cpu")) is torch.bfloat16 else "fp32"
+    dtype: Dtype = arguments.dtype or usual
     chosen = CASES if arguments.full or arguments.only else CASES[:SMALL]
+    chosen = PUBLISHED if arguments.published else chosen
     chosen = [one for one in chosen if arguments.only in str(one)]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.benchmarks.memory_cases"])
-    print(f"{'':2}{'case':<58}{'measured':>10}{'predicted':>11}{'error':>8}  most at")
-    rows: list[tuple[Case, Prediction, Measured]] = []
+    print(f"computing in {dtype}")
+    print(f"{'':2}{'case':<58}{'measured':>10}{'estimated':>11}{'error':>8}  phase")
+    rows: list[tuple[Case, MemoryEstimate, Measured]] = []
     with tempfile.TemporaryDirectory() as root:
         for one in chosen:
-            shapes = SHAPES[one.shape]
-            folder = Path(root) / one.shape
+            folder = Path(root) / one.shape.replace("/", "--")
             if not folder.exists():
-                _apart(context, "write", shapes, folder)
-            found = predicted(one, folder)
-            measured: Measured = _apart(context, "measure", one, folder)
+                _in_own_process(context, one, dtype, folder)
+            found = estimated(one, dtype, folder)
+            measured: Measured = _in_own_process(context, one, dtype, folder)
             rows.append((one, found, measured))
             error = found.total / measured.peak - 1
             print(
                 f"{'*' if one.held_out else '':2}{one!s:<58}{measured.peak / 1e6:>7,.0f} MB"
-                f"{found.total / 1e6:>8,.0f} MB{error:>8.1%}  {found.moment}",
+                f"{found.total / 1e6:>8,.0f} MB{error:>8.1%}  {found.phase} "
+                f"(loading {measured.load / 1e6:,.0f})",
                 flush=True,
             )
         began = time.perf_counter()
-        read_facts(folder)
+        read_dims(folder)
         took = 1000 * (time.perf_counter() - began)
     for held_out, name in ((False, "fitted to"), (True, "held out (*)")):
         errors = [
@@ -188,8 +181,8 @@ def main() -> None:
                 f"largest {max(errors):.1%}"
             )
     print(f"reading {folder.name}'s headers and config.json: {took:.1f} ms")
-    big, settings = seven_billion()
-    print(f"7B + SigLIP, predicted on a GPU: {big.total / 1e9:.2f} GB at {big.moment}; {settings}")
+    big = seven_billion()
+    print(f"QLoRA of LLaVA-1.5-7B on a GPU, estimated: {big.total / 1e9:.2f} GB at {big.phase}")
     for part, size in sorted(big.parts.items(), key=lambda item: -item[1]):
         print(f"    {part:<22}{size / 1e9:>7.3f} GB")
 

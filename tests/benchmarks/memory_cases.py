@@ -1,16 +1,19 @@
-"""Real training steps and answers on random weights, measured: the cases of `bench_memory`."""
+"""Real training steps and answers, measured: the cases of `bench_memory`.
+
+Models are random, or published ones whose weights are all 0 (`tests.model.published`).
+"""
 
 import contextlib
+import ctypes
 import gc
 import os
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import peft  # noqa: F401 (loaded by the step, and so part of the imports)
 import torch
-from accelerate import Accelerator
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, SiglipVisionConfig
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -18,24 +21,30 @@ from mmchat.engine.decode import Decoding, TransformersRunner
 from mmchat.engine.detokenize import StopStrings
 from mmchat.engine.sampling import Sampler
 from mmchat.model.configuration import GridVisionConfig, VisualPrefixConfig
-from mmchat.model.heap import give_back_at_once
-from mmchat.model.loading import load_planned
+from mmchat.model.loading import _load_weights, load_planned
+from mmchat.model.machine import Form
+from mmchat.model.malloc import set_eager_trim
+from mmchat.model.model_dims import PHOTO, read_dims
 from mmchat.model.planning import plan_load
 from mmchat.model.processor import VisualPrefixProcessor
 from mmchat.model.quantization import import_bitsandbytes
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
+from mmchat.training.accelerate_state import OwnAccelerator
 from mmchat.training.finetune_config import FinetuneConfig, LoraOptions, StageConfig
 from mmchat.training.losses import PackedLoss
 from mmchat.training.optimizer import build_optimizers
 from mmchat.training.packing import IGNORED, Branch, Row, Tree, collate
 from mmchat.training.train_step import RowInput, StepInput, TrainStep
 from mmchat.training.trainable import Trainable
+from tests.model import published
 from tests.model.tiny import CHATML, tokenizer
 
 import_bitsandbytes()
 
 STEPS = 2
 """The second has the optimizer's state beside it."""
+MADV_DONTNEED = 4
+Dtype = Literal["bf16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -91,9 +100,11 @@ class Case:
         """Whether it talks (methods "ask" and "ask4") instead of training; `row_tokens` is the context."""
         return self.method.startswith("ask")
 
-    @property
-    def quantization(self) -> str:
-        return "4bit" if self.method in ("qlora", "ask4") else "fp32"
+    def form(self, dtype: Dtype) -> Form:
+        """How the base is kept on a machine that computes in `dtype`, as `mmchat train` chooses it."""
+        if self.method in ("qlora", "ask4"):
+            return "4bit"
+        return "fp32" if self.method == "full" else dtype
 
     @property
     def answer_tokens(self) -> int:
@@ -182,28 +193,56 @@ def _tower(kind: str, side: int) -> Any:
     )
 
 
-def measure(case: Case, folder: Path) -> Measured:
-    """Loads as mmchat does and trains two steps."""
+def measure(case: Case, dtype: Dtype, folder: Path) -> Measured:
+    """Loads as mmchat does, and answers or trains two steps."""
     torch.set_num_threads(1)  # what is held does not depend on it
+    os.environ["MMCHAT_MODEL_COMPUTE_DTYPE"] = dtype
+    plan = plan_load(str(folder), quantization=case.form(dtype), device="cpu")
     gc.collect()
     before = _memory("VmRSS")
     _forget_peak()
-    loaded = load_planned(
-        plan_load(str(folder), quantization=case.quantization, device="cpu"), lambda *_: None
-    )
+
+    def tell(*_: Any) -> None:
+        _release_pages(folder)
+
+    if case.shape in published.CONFIGS:
+        model, loaded = _load_weights(plan, tell), None
+    else:
+        loaded = load_planned(plan, tell)
+        model = loaded.model
     load, held = _memory("VmHWM") - before, _memory("VmRSS") - before
+    _release_pages(folder)
     _forget_peak()
-    if not case.asks:
-        give_back_at_once()  # as a run does where memory is tight: else the heap holds up to twice that
-    _ask(case, loaded) if case.asks else _train(case, loaded)
+    if loaded is None or case.asks:
+        _ask(case, model, plan.dtype, folder)
+    else:
+        set_eager_trim()  # as a run does if memory is tight: else the heap holds up to twice that
+        _train(case, loaded)
     return Measured(load, held, _memory("VmHWM") - before)
 
 
-def _ask(case: Case, loaded: Any) -> None:
+def _release_pages(folder: Path) -> None:
+    """Takes the pages of mapped weight files from this process, as the system does if memory is short.
+
+    What is still needed of them comes back when it is read.
+    """
+    libc = ctypes.CDLL(None)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5].startswith(f"{folder}/"):
+            start, end = (int(place, 16) for place in fields[0].split("-"))
+            libc.madvise(start, end - start, MADV_DONTNEED)
+
+
+def _ask(case: Case, model: Any, dtype: torch.dtype, folder: Path) -> None:
     """An answer of eight tokens at the end of the context, as the engine gives it."""
-    runner = TransformersRunner(loaded.model, compute_dtype=loaded.compute_dtype)
+    runner = TransformersRunner(model, compute_dtype=dtype)
     state = runner.start()
-    prefilled = runner.prefill(state, _Prompt(case.row_tokens - 8), lambda: False)
+    prompt = _Prompt(case.row_tokens - 8)
+    if case.pictures:
+        prompt.show_picture(model.config, folder)
+    prefilled = runner.prefill(state, prompt, lambda: False)
     assert prefilled is not None
     list(
         Decoding(
@@ -219,13 +258,44 @@ def _ask(case: Case, loaded: Any) -> None:
     )
 
 
-class _Prompt:
-    model_inputs: dict[str, torch.Tensor] = {}  # noqa: RUF012
-    images: tuple[()] = ()
+@dataclass
+class _Span:
+    start: int
+    length: int
+    sha256: str = ""
 
+
+class _Prompt:
     def __init__(self, length: int) -> None:
+        self.model_inputs: dict[str, torch.Tensor] = {}
+        self.images: list[_Span] = []
         self.input_ids = torch.randint(8, 400, (1, length))
         self.keys = [(int(token), None) for token in self.input_ids[0]]
+
+    def show_picture(self, config: Any, folder: Path) -> None:
+        """A usual picture, as the processors of published models give it."""
+        dims = read_dims(folder)
+        vision = dims.vision
+        assert vision is not None
+        self.images = [_Span(4, dims.image_tokens)]
+        token = getattr(config, "image_token_id", None) or config.image_token_index
+        self.input_ids[0, 4 : 4 + dims.image_tokens] = token
+        if vision.rotary:
+            rows = round(PHOTO[1] / vision.patch_size / 2) * 2
+            columns = vision.patches // rows
+            pixels = torch.randn(vision.patches, 2 * 3 * vision.patch_size**2)
+            grid = torch.tensor([[1, rows, columns]])
+            self.model_inputs = {"pixel_values": pixels, "image_grid_thw": grid}
+            self.input_ids[0, 3] = config.vision_start_token_id
+            return
+        side = config.vision_config.image_size
+        tiles = vision.patches // (side // vision.patch_size) ** 2
+        if vision.masked:
+            mask = torch.ones(1, tiles, side, side, dtype=torch.long)
+            pixels = torch.randn(1, tiles, 3, side, side)
+            self.model_inputs = {"pixel_values": pixels, "pixel_attention_mask": mask}
+        else:
+            self.model_inputs = {"pixel_values": torch.randn(tiles, 3, side, side)}
 
 
 class _NoText:
@@ -255,15 +325,15 @@ def _train(case: Case, loaded: Any) -> None:
     trainable = Trainable(loaded, recipe)
     groups = trainable.begin(stage)
     optimizers = build_optimizers(groups, case.optimizer, loaded.compute_dtype)
-    accelerator = Accelerator(cpu=True)
     steps = TrainStep(
-        accelerator,
-        PackedLoss(loaded.model),
+        OwnAccelerator(torch.device("cpu")).accelerator,
+        PackedLoss(loaded.model, loaded.compute_dtype),
         optimizers,
         [p for group in groups for p in group["params"]],
         clip=1.0,
         micro_rows=0,
         say=lambda line: None,
+        parts=trainable.parts(groups),
     )
     model = loaded.model
     model.eval()
@@ -294,6 +364,7 @@ def _rows(case: Case, model: Any) -> list[RowInput]:
                 features = torch.randn(case.pictures, 3, side, side)
             else:
                 features = torch.randn(case.pictures, encoder.grid**2, encoder.width)
+                features = features.to(model.dtype)
         asked = int(case.row_tokens * case.answers)
         labels = [IGNORED] * (case.row_tokens - asked) + tokens[-asked:]
         row = Row(case.row_tokens)
@@ -314,9 +385,14 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def in_process(pipe: Connection, job: str, given: Any, folder: str) -> None:
-    """In its own process: "write" a shape, or "measure" a case."""
+def in_process(pipe: Connection, case: Case, dtype: Dtype, folder: str) -> None:
+    """In its own process: writes the model of a case if it is not there, else measures the case."""
     os.environ["MMCHAT_HOME"] = folder + "-home"
     with Path(os.devnull).open("w") as nothing, contextlib.redirect_stderr(nothing):
-        done = write_model if job == "write" else measure
-        pipe.send(done(given, Path(folder)))
+        if Path(folder).exists():
+            pipe.send(measure(case, dtype, Path(folder)))
+        elif case.shape in published.CONFIGS:
+            config = published.CONFIGS[case.shape]
+            pipe.send(published.write_headers(Path(folder), config, published.shapes(config)))
+        else:
+            pipe.send(write_model(SHAPES[case.shape], Path(folder)))

@@ -1,7 +1,6 @@
 """Model and adapter folders that can be listed and read; nothing in them can answer."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from safetensors.numpy import save_file
 
 from mmchat.adapters.card import Base, Card, write_card
 from mmchat.model.checkpoint import weights_hash
+from tests.model.published import write_headers
 
 
 def make_model(folder: Path, seed: int = 0) -> Path:
@@ -34,8 +34,8 @@ def make_adapter(folder: Path, model: Path) -> Path:
 
 
 def make_sparse_llama(folder: Path, *, hidden: int, layers: int, vocabulary: int) -> Path:
-    """A Llama of any size that takes no disk: a true header, and a hole for its numbers."""
-    shapes = {
+    """A Llama of any size that takes no disk."""
+    shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocabulary, hidden),
         "lm_head.weight": (vocabulary, hidden),
         "model.norm.weight": (hidden,),
@@ -49,15 +49,6 @@ def make_sparse_llama(folder: Path, *, hidden: int, layers: int, vocabulary: int
         shapes |= {
             f"{at}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")
         }
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        begin, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    folder.mkdir(parents=True)
-    with (folder / "model.safetensors").open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(8 + len(text) + end)
     config = {
         "model_type": "llama",
         "hidden_size": hidden,
@@ -66,5 +57,4 @@ def make_sparse_llama(folder: Path, *, hidden: int, layers: int, vocabulary: int
         "max_position_embeddings": 4096,
         "tie_word_embeddings": False,
     }
-    (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    return folder
+    return write_headers(folder, config, shapes)

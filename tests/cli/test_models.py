@@ -94,7 +94,7 @@ def test_adapters_are_listed_and_shown(mmchat: Run, tmp_path: Path) -> None:
 
 
 def test_train_refuses_a_wrong_recipe_in_one_sentence(mmchat: Run, tmp_path: Path) -> None:
-    arguments = ["train", "data", "--out", "out"]
+    arguments = ["train", "data"]
     assert "nothing.toml" in sentence(mmchat(*arguments, "--recipe", "nothing.toml"))
     (tmp_path / "recipe.toml").write_text("name = ", encoding="utf-8")
     assert "recipe.toml" in sentence(mmchat(*arguments, "--recipe", "recipe.toml"))

@@ -78,7 +78,7 @@ class Played:
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
     prepared = SimpleNamespace(
-        problems=[], shortened=0, rooms=(), tight=False, parameters=9, plan=SimpleNamespace()
+        problems=[], shortened=0, memory_fits=(), tight=False, parameters=9, plan=SimpleNamespace()
     )
     monkeypatch.setattr("mmchat.training.finetune.Trainer", Played)
     monkeypatch.setattr("mmchat.training.prepare.prepare", lambda *_, **__: prepared)
@@ -166,7 +166,7 @@ def test_training_has_given_its_memory_back_when_it_is_measured(
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: given.append("the card's"))
-    monkeypatch.setattr(training_job, "give_back", lambda: given.append("the heap's"))
+    monkeypatch.setattr(training_job, "trim", lambda: given.append("the heap's"))
     monkeypatch.setattr(Job, "_measure", measured)
     _job().run()
     assert given == ["the card's", "the heap's", "measured"]

@@ -9,7 +9,7 @@ import pytest
 HELD = """
 import contextlib, sys
 import numpy as np
-from mmchat.model.heap import giving_back
+from mmchat.model.malloc import eager_trim
 
 def resident():
     with open("/proc/self/statm") as stream:
@@ -25,7 +25,7 @@ def load():
 
 np.ones(1 << 21)  # 16 MB, freed: from now on glibc takes such blocks from its heap
 before = resident()
-with giving_back() if sys.argv[1] == "back" else contextlib.nullcontext():
+with eager_trim() if sys.argv[1] == "back" else contextlib.nullcontext():
     small = load()
 print(resident() - before)
 """
