@@ -13,6 +13,10 @@ from mmchat.training.run_folder import KEEP
 
 Request = Literal["", "pause", "keep"]
 _REQUESTS: tuple[Request, ...] = ("", "pause", "keep")
+_ANNOUNCED = {
+    "pause": "Saving a checkpoint …",
+    "keep": "Ending early, and keeping what was learned …",
+}
 
 
 class StopSignals:
@@ -20,6 +24,7 @@ class StopSignals:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.requested: Request = ""
+        self._announced: Request = ""
         self._say = say
 
     def agreed(self, accelerator: Accelerator) -> Request:
@@ -27,6 +32,10 @@ class StopSignals:
         if accelerator.num_processes > 1:
             mine = torch.tensor([_REQUESTS.index(self.requested)], device=accelerator.device)
             self.requested = _REQUESTS[int(accelerator.gather(mine).max())]
+        if self.requested != self._announced:
+            # Not in the handler: it may have interrupted a write to the same terminal.
+            self._announced = self.requested
+            self._say(_ANNOUNCED[self.requested])
         return self.requested
 
     @contextlib.contextmanager
@@ -43,11 +52,9 @@ class StopSignals:
         def pause(number: int, frame: Any) -> None:
             self.requested = "pause"
             signal.signal(signal.SIGINT, before[signal.SIGINT])
-            self._tell("Saving a checkpoint …")
 
         def keep(number: int, frame: Any) -> None:
             self.requested = "keep"
-            self._tell("Ending early, and keeping what was learned …")
 
         for number in pausing:
             signal.signal(number, pause)
@@ -57,7 +64,3 @@ class StopSignals:
         finally:
             for number, old in before.items():
                 signal.signal(number, old)
-
-    def _tell(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal may be the reason for the signal
-            self._say(line)
