@@ -4,12 +4,9 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mmchat.errors import MmchatError
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 
 _replaced: list[object] = []
@@ -25,7 +22,7 @@ class _Stdout(io.FileIO):
 
     failed = False
 
-    def write(self, data: "ReadableBuffer", /) -> int:
+    def write(self, data: Any, /) -> int:
         if self.failed:  # Python flushes what is left at its end: it was reported already
             return memoryview(data).nbytes
         try:
@@ -40,7 +37,7 @@ class _Stdout(io.FileIO):
 class _Stderr(io.FileIO):
     """Loses what it cannot write: a remark must not end the command."""
 
-    def write(self, data: "ReadableBuffer", /) -> int:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError:
