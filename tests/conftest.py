@@ -17,7 +17,7 @@ HOME = tempfile.TemporaryDirectory(prefix="mmchat-tests-", ignore_cleanup_errors
 
 # Libraries read the environment when they are imported, so this comes before all other imports.
 for name in set(os.environ) - set(KEPT):
-    if not name.startswith("PYTEST_"):
+    if not name.startswith(("PYTEST_", "TEXTUAL_SNAPSHOT_")):
         del os.environ[name]
 os.environ |= {
     "HOME": HOME.name,

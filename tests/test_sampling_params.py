@@ -74,8 +74,12 @@ def test_every_parameter_has_its_limits_and_is_a_setting() -> None:
 
 
 def test_the_options_of_ask_have_the_same_limits() -> None:
-    options = {option.name: option.type for option in ask.params}
+    options = {option.name: option for option in ask.params}
+    context = click.Context(ask)
     for name in ("temperature", "max_tokens", "seed"):
-        kind = options[name]
-        assert isinstance(kind, click.FloatRange | click.IntRange)
-        assert (kind.min, kind.max) == LIMITS[name][:2]
+        low, high = LIMITS[name][:2]
+        for value in (low, high):
+            assert options[name].process_value(context, str(value)) == value
+        for value in (low - 1, high + 1):
+            with pytest.raises(click.BadParameter):
+                options[name].process_value(context, str(value))

@@ -47,7 +47,8 @@ from mmchat.tui.turns import TOO_LONG, turns
 
 
 def _checked_seed(context: click.Context, option: click.Parameter, value: int | None) -> int | None:
-    if value is not None and not 0 <= value < 2**63:
+    low, high = LIMITS["seed"][:2]
+    if value is not None and not low <= value <= high:
         raise click.BadParameter("a seed is a whole number from 0 to 2^63 - 1", context, option)
     return value
 

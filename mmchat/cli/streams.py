@@ -8,7 +8,6 @@ from typing import Any
 
 from mmchat.errors import MmchatError
 
-
 _replaced: list[object] = []
 """The streams that ours took the place of: collected as garbage, they would close their files."""
 

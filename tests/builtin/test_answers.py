@@ -253,7 +253,7 @@ async def test_what_exceeds_the_context_is_left_out_and_told(
         origin = history.message(found["message_id"]).origin
     assert origin is not None
     dropped = origin.parameters["dropped_turns"]
-    assert f"The oldest messages ({dropped}) were left out" in done.stderr
+    assert f"The {dropped} oldest messages were left out" in done.stderr
     assert "2048 tokens" in done.stderr
     assert found["usage"]["prompt_tokens"] <= 2048 - 512
     # Whole rounds go, so what is left is whole pictures.

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("shared_engine")
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     file = tmp_path / "red kites.png"
-    file.write_bytes(png(1))
+    file.write_bytes(png(200))
     return file
 
 

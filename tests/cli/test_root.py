@@ -75,7 +75,7 @@ def test_python_m_is_the_same_command() -> None:
         (["history", "show", "first"], "first"),
         (["history", "list", "--limit", "0"], "--limit"),
         (["history", "delete", "one"], "one"),
-        (["train", "x", "--recipe", "r", "--out", "o", "--set", "seed"], "KEY=VALUE"),
+        (["train", "x", "--recipe", "r", "--set", "seed"], "KEY=VALUE"),
         (["models", "remove", "x"], "--yes"),
     ],
     ids=" ".join,
