@@ -45,8 +45,8 @@ FRAMEWORK: Mapping[Phase, int] = {
 """Bytes of the model's own objects and of what libraries set up at first use, whatever the model."""
 FRAMEWORK_BFLOAT16 = 10_000_000
 """The same for oneDNN, which multiplies in bfloat16."""
-SLACK = 1.04
-"""What malloc holds beside the memory that is in use."""
+ALLOCATOR = 0.04
+"""What malloc holds beside the memory that is in use, as a share of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ def largest(
     for phase, parts in phases.items():
         held = {name: size for name, size in parts.items() if size}
         if device == "cpu":
-            held["allocator"] = round((SLACK - 1) * sum(held.values()))
+            held["allocator"] = round(ALLOCATOR * sum(held.values()))
             held["framework"] = FRAMEWORK[phase] + FRAMEWORK_BFLOAT16 * (itemsize == 2)
         found.append(MemoryEstimate(sum(held.values()), phase, held))
     return max(found, key=lambda estimate: estimate.total)

@@ -9,7 +9,7 @@ memory (the kernel's VmHWM) above that after the imports. Pages of the weight fi
 are released as the system does when memory is short, and freed memory of training steps goes back to the
 system at once, as in a run that has little (`mmchat.model.malloc`).
 
-The constants of the estimate that no formula gives (FRAMEWORK, SLACK and those beside them in
+The constants of the estimate that no formula gives (FRAMEWORK, ALLOCATOR and those beside them in
 `mmchat.model.memory_estimate`) were chosen by the cases that are not `held_out`. Without `--full` only
 some small cases run. `--published` measures published models with a picture; their weights are 0, so no
 disk is needed, but LLaVA-1.5-7B takes 6 GB of memory and some minutes. Nothing is asserted.
