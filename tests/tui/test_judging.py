@@ -219,7 +219,7 @@ async def test_what_was_written_is_not_lost_by_a_key(new_app: NewApp) -> None:
         assert box.text == "a dog  of mine"
         box.take_text(" \n ")
         await pilot.press("ctrl+s")
-        await until(pilot, lambda: "A correction needs words" in problem(pilot))
+        await until(pilot, lambda: "The correction is empty" in problem(pilot))
         await until(pilot, lambda: app.focused is box)
         await pilot.press("x")
         assert problem(pilot) == ""
