@@ -768,7 +768,9 @@ def test_setup(
     async def before(pilot: Pilot[None]) -> None:
         shown = await opened(pilot)
         await until(pilot, lambda: "34 pictures" in plan(pilot))
-        shown.query_one("#train-name", Input).cursor_blink = False
+        name = shown.query_one("#train-name", Input)
+        name.cursor_blink = False
+        await until(pilot, lambda: name.has_focus and name.selection == (0, len(name.value)))
         await pilot.pause()
 
     assert _compare(snap_compare, monkeypatch, size, before)

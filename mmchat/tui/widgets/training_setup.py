@@ -196,6 +196,7 @@ class SetupView(Vertical):
         field = self.query_one("#train-name", Input)
         if field.value in ("", self._proposed):
             self._proposed = field.value = name
+            field.select_all()  # typing replaces it, whether the field had the focus already or not
 
     # What is told
 
