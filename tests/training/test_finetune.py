@@ -25,6 +25,7 @@ from mmchat.training.prepare import prepare
 from mmchat.training.run_folder import RunFolder, Status
 from mmchat.training.train_step import TrainStep
 from tests.forked import run_forked
+from tests.model.forms import relative_error
 from tests.training.runner import RECIPE, STEPS, main
 from tests.training.tuned import dataset, examples, write_base
 
@@ -174,7 +175,11 @@ def test_two_processes_equal_one(base: Path, home: Path, tmp_path: Path, dtype: 
     a = load_file(one / "adapter" / "projector.safetensors")
     b = load_file(two / "adapter" / "projector.safetensors")
     for name in a:
-        assert torch.allclose(a[name], b[name], atol=close), name
+        if dtype == "fp32":
+            assert torch.allclose(a[name], b[name], atol=close), name
+        else:  # AdamW moves a weight by the rate, however small its gradient: single ones may differ
+            error = relative_error(a[name], b[name])
+            assert error <= 0.05, (name, error)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_checkpoint(
