@@ -1,6 +1,6 @@
 """Makes the data of the built-in model: drawn scenes, questions and answers.
 
-    python adapters/scenes/draw.py --out DIR --scenes 80000 --seed 1 --workers 2
+    python adapters/scenes/draw.py --out DIR --scenes 48000 --seed 1 --workers 2
     python adapters/scenes/draw.py --evaluation --out DIR --per-type 300 --seed 7 --pairs unseen
 
 The first writes a dataset for training (arrays and dialogs), the second an evaluation folder

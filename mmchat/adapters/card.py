@@ -29,7 +29,6 @@ from mmchat.settings import NO_ADAPTER, builtin_adapters, named_folder, paths
 CARD, PROJECTOR, LORA = "adapter.toml", "projector.safetensors", "lora"
 VISION_TOWER = "vision_tower.safetensors"
 LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-NONE = NO_ADAPTER
 _CARD_LIMIT = 1 << 20
 LONGEST_NAME = 100
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
@@ -92,7 +91,7 @@ def list_adapters() -> list[Adapter]:
 
 def is_name(name: str) -> bool:
     """Whether an adapter of this person's can be called so."""
-    return _NAME.fullmatch(name) is not None and name != NONE
+    return _NAME.fullmatch(name) is not None and name != NO_ADAPTER
 
 
 def find_adapter(name: str) -> Path:
@@ -209,7 +208,7 @@ def free_folder(name: str) -> Path:
     if not is_name(name):
         raise AdapterError(
             f"{name!r} is no name for an adapter: take letters, digits, . _ and -, beginning with a "
-            f"letter or a digit, and not {NONE}."
+            f"letter or a digit, and not {NO_ADAPTER}."
         )
     folder = paths().adapters / name
     if folder.exists() or folder.is_symlink() or _has_card(builtin_adapters() / name):

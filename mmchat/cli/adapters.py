@@ -11,7 +11,6 @@ import msgspec
 
 from mmchat.adapters.card import (
     LORA,
-    NONE,
     Adapter,
     Figure,
     check_adapter,
@@ -26,7 +25,7 @@ from mmchat.cli.adapter_files import export, import_, merge
 from mmchat.cli.output import say, say_json, say_table, size
 from mmchat.client import EngineClient
 from mmchat.errors import MmchatError
-from mmchat.settings import Settings, load_settings
+from mmchat.settings import NO_ADAPTER, Settings, load_settings
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _README_SHOWN = 20_000
@@ -176,7 +175,7 @@ def use(name: str) -> None:
     """
     settings = load_settings()
     wanted = ""
-    if name != NONE:
+    if name != NO_ADAPTER:
         folder = _fitting(name, settings.model.name)
         wanted = str(folder) if name.startswith(("/", ".", "~")) else name
     switched = asyncio.run(_tell_engine(settings, wanted))

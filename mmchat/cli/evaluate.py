@@ -113,12 +113,12 @@ def evaluate(
       mmchat evaluate build/evaluation --markdown table.md
       mmchat evaluate my-photos/ --adapter birds --against none --out report/
     """
-    from mmchat.adapters.card import NONE
     from mmchat.evaluation import runner
     from mmchat.evaluation.compare import compare
     from mmchat.evaluation.question_sets import load_questions
     from mmchat.evaluation.results import compute_metrics
     from mmchat.evaluation.worst_answers import find_worst, worst_page
+    from mmchat.settings import NO_ADAPTER
 
     for file in (markdown, html):
         if file is not None:
@@ -129,7 +129,7 @@ def evaluate(
     settings = load_settings()
     # The settings' adapter belongs to the settings' model.
     answering = adapter or (settings.model.adapter if not model else "")
-    if against and against == (answering or NONE):
+    if against and against == (answering or NO_ADAPTER):
         raise click.UsageError(
             "--against is the adapter that answers anyway: name another one, or none."
         )

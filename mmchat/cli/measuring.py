@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmchat.adapters.card import NONE
 from mmchat.errors import EngineError, MmchatError
+from mmchat.settings import NO_ADAPTER
 from mmchat.training.run_folder import Row
 
 HELD_OUT, OLD_SKILLS = "held-out answers", "old skills"
@@ -51,7 +51,7 @@ def measure(
     with contextlib.ExitStack() as stack:
         begun = (
             stack.enter_context(_measuring(model, name, folders, shares=together))
-            for name in (NONE, str(adapter))
+            for name in (NO_ADAPTER, str(adapter))
         )
         before, after = map(_measured, list(begun) if together else begun)
     return [

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from mmchat.adapters.card import NONE, find_adapter
+from mmchat.adapters.card import find_adapter
 from mmchat.data import read_data, read_splits, split
 from mmchat.data.digest import content
 from mmchat.data.snapshot import has_snapshot, load_snapshot
@@ -26,6 +26,7 @@ from mmchat.evaluation.questions import (
     Text,
     read_questions,
 )
+from mmchat.settings import NO_ADAPTER
 from mmchat.training.finetune_config import FinetuneConfig, read_config
 from mmchat.training.run_folder import RECIPE
 
@@ -111,7 +112,7 @@ def held_out_of_training(data: Dataset, adapters: Iterable[str]) -> tuple[list[E
 
 def _read_recipe(adapter: str) -> FinetuneConfig | None:
     """None if there is no recipe or no adapter. The engine reports what is wrong with an adapter."""
-    if adapter in ("", NONE):
+    if adapter in ("", NO_ADAPTER):
         return None
     try:
         return read_config(find_adapter(adapter) / RECIPE)

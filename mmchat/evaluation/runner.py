@@ -18,7 +18,6 @@ import msgspec
 from msgspec import Struct
 
 import mmchat
-from mmchat.adapters.card import NONE
 from mmchat.client import Delta, Done, EngineClient, Options, Turn
 from mmchat.data.types import Dataset
 from mmchat.errors import (
@@ -33,7 +32,7 @@ from mmchat.evaluation.graders import Grader, find_grader
 from mmchat.evaluation.question_sets import load_questions
 from mmchat.evaluation.questions import Question, Questions, limit_per_type
 from mmchat.evaluation.results import EvaluationResult, EvaluationSetup, make_result
-from mmchat.settings import Settings, paths, private_dir
+from mmchat.settings import NO_ADAPTER, Settings, paths, private_dir
 
 Progress = Callable[[str, float], None]
 """What is being done, and how much of it is done, from 0 to 1."""
@@ -63,7 +62,7 @@ def evaluate(
     its answer says why. If the evaluation stops (EngineError, an interrupt), the answers so far are
     kept, and the next run asks only the rest. Raises DataError, EngineError and SettingsError.
     """
-    if adapter == NONE:
+    if adapter == NO_ADAPTER:
         adapter = ""
         base = msgspec.structs.replace(settings.model, adapter="")
         settings = msgspec.structs.replace(settings, model=base)

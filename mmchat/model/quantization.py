@@ -162,12 +162,13 @@ def set_packing(model: nn.Module, *, allowed: bool) -> None:
     outputs by 32 and whole blocks of 64 inputs, so layers of other sizes are never repacked. Without
     permission a layer that is packed already is unpacked: it goes on with the numbers that it has.
     """
+    allowed = allowed and has_packed_kernel()
     for module in model.modules():
         if not is_four_bit(module):
             continue
         layer: Any = module
         fits = layer.out_features % 32 == 0 and layer.in_features % 64 == 0
-        layer.support_avx512bf16_for_cpu = allowed and fits and has_packed_kernel()
+        layer.support_avx512bf16_for_cpu = allowed and fits
         if not allowed and is_packed(layer):
             layer.weight.data, layer.weight.quant_state = _unpacked(
                 layer.weight.data, layer.weight.quant_state

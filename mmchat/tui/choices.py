@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-NONE = "none"
-"""What is typed for the base without an adapter."""
+from mmchat.settings import NO_ADAPTER
 
 
 def choices(kind: str) -> Sequence[tuple[str, str]]:
@@ -24,7 +23,7 @@ def choices(kind: str) -> Sequence[tuple[str, str]]:
         (one.name, one.problem or (f"for {one.card.base.id} · {one.origin}" if one.card else ""))
         for one in list_adapters()
     ]
-    return found if kind == "adapter" else [(NONE, "no adapter"), *found]
+    return found if kind == "adapter" else [(NO_ADAPTER, "no adapter"), *found]
 
 
 def _count(parameters: int) -> str:

@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mmchat.data import Dataset, Example, Picture
+from mmchat.data import Dataset, Example, Picture, read_data
 from tests.images.builders import png
+
+ASKED = ("user", "<a.png>", "what is it?")
+ANSWERED = ("assistant", "a kite")
 
 
 def picture(number: int, size: tuple[int, int] = (6, 4)) -> bytes:
@@ -69,3 +72,16 @@ def only(dataset: Dataset) -> list[tuple[str, ...]]:
     assert list(dataset.problems) == []
     (example,) = dataset.examples
     return plain(example)
+
+
+def one(folder: Path, value: Any) -> list[tuple[str, ...]]:
+    """The turns of the only example of a JSONL file that holds `value` alone."""
+    return only(read_data(write_lines(folder / "d.jsonl", [value])))
+
+
+def problem(folder: Path, value: Any) -> str:
+    """Why `value` is left out, beside a sample that is fine."""
+    good = {"messages": chat("fine?", "yes")}
+    data = read_data(write_lines(folder / "d.jsonl", [good, value]), allow_bad=True)
+    (found,) = data.problems
+    return found.why

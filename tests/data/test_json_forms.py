@@ -11,6 +11,8 @@ import pytest
 from mmchat.data import read_data
 from mmchat.errors import DataError
 from tests.data.making import (
+    ANSWERED,
+    ASKED,
     chat,
     data_url,
     llava,
@@ -21,9 +23,6 @@ from tests.data.making import (
     write_lines,
     write_pictures,
 )
-
-ASKED = ("user", "<a.png>", "what is it?")
-ANSWERED = ("assistant", "a kite")
 
 
 @pytest.fixture

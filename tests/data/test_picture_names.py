@@ -13,31 +13,18 @@ from tests.data.making import (
     chat,
     data_url,
     llava,
-    only,
+    one,
     picture,
+    problem,
     write_lines,
     write_pictures,
 )
 from tests.data.test_folder_forms import parquet
 
-ASKED = ("user", "<a.png>", "what is it?")
-ANSWERED = ("assistant", "a kite")
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_pictures(tmp_path / "data", ["a.png", "images/b.png"])
-
-
-def one(folder: Path, value: Any) -> list[tuple[str, ...]]:
-    return only(read_data(write_lines(folder / "d.jsonl", [value])))
-
-
-def problem(folder: Path, value: Any) -> str:
-    good = {"messages": chat("fine?", "yes")}
-    data = read_data(write_lines(folder / "d.jsonl", [good, value]), allow_bad=True)
-    (found,) = data.problems
-    return found.why
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from functools import partial
 from textual import work
 
 from mmchat.history import Message
-from mmchat.tui.choices import NONE, choices
+from mmchat.settings import NO_ADAPTER
+from mmchat.tui.choices import choices
 from mmchat.tui.formatting import model_name
 from mmchat.tui.screens.dialogs import PickScreen
 from mmchat.tui.screens.judging import Judging
@@ -37,7 +38,7 @@ class Comparing(Judging):
 
     @property
     def _worn(self) -> str:
-        return self.app.asker.settings.model.adapter or NONE
+        return self.app.asker.settings.model.adapter or NO_ADAPTER
 
     @work(exclusive=True, group="dialog")
     async def _pick_other(self) -> None:
@@ -70,7 +71,7 @@ class Comparing(Judging):
         elif len(names) == 2 and first == second:
             problem = f"{first} is named twice: name two different adapters."
         elif first == second:
-            problem = f"{first} is already active: name another adapter, or {NONE}."
+            problem = f"{first} is already active: name another adapter, or {NO_ADAPTER}."
         if problem:
             self.composer.put_back(f"/compare {argument}", problem)
         else:
@@ -87,7 +88,7 @@ class Comparing(Judging):
         if question is None:
             return  # the conversation was changed meanwhile
         answers = await session.compare(
-            question, *("" if n == NONE else n for n in (first, second))
+            question, *("" if n == NO_ADAPTER else n for n in (first, second))
         )
         await transcript.cut_after(question.id)
         await transcript.compare(*answers)
