@@ -13,9 +13,9 @@ import click
 
 import mmchat
 from mmchat.cli.engine import as_object, current
+from mmchat.cli.inspect_model import load_parts, parts_table
 from mmchat.cli.models import fit_facts
 from mmchat.cli.output import Progress, say, say_json, say_table, size
-from mmchat.cli.parts import load_parts, parts_table
 from mmchat.errors import MmchatError
 from mmchat.model import catalogue
 from mmchat.model.machine import (

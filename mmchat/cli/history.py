@@ -190,14 +190,14 @@ def stats(as_json: bool) -> None:
         for what in ("models", "tags")
     )
     counts = ((f"{figures[what]:,}", what) for what in ("good", "bad", "corrected"))
-    opinions = ", ".join(f"{count} {what}" for count, what in counts)
+    feedback = ", ".join(f"{count} {what}" for count, what in counts)
     say_table(
         [
             ("conversations", f"{figures['conversations']:,}"),
             ("messages", f"{figures['messages']:,}"),
             ("pictures", f"{figures['images']:,} ({size(figures['image_bytes'])})"),
             ("answers by", models or "none"),
-            ("opinions", opinions),
+            ("feedback", feedback),
             ("tags", tags or "none"),
             ("file", f"{figures['file']} ({size(figures['file_bytes'])})"),
         ]

@@ -10,8 +10,8 @@ from typing import Any
 import click
 import msgspec
 
+from mmchat.cli.inspect_model import load_parts, parts_table
 from mmchat.cli.output import Progress, note, say, say_json, say_table, size
-from mmchat.cli.parts import load_parts, parts_table
 from mmchat.errors import ModelError
 from mmchat.model import catalogue
 from mmchat.model.machine import Form, Machine, form_of, this_machine

@@ -76,7 +76,7 @@ def count_tokens(
     )
     context = context_length(plan.config, tokenizer)
     limit = min(context, LONGEST)
-    most = MOST_DECODED if plan.kind == "stock" else MOST_COUNTED
+    most = MOST_DECODED if plan.kind == "hf_vlm" else MOST_COUNTED
     some = spread(examples, most)
     lengths: list[int] = []
     long: list[Example] = []

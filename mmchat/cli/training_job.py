@@ -179,7 +179,7 @@ class Job:
         return None
 
     def _measure(self, prepared: "Prepared", material: Material, made: Path) -> list[Row]:
-        from mmchat.cli.measuring import HELD_OUT, OLD_SKILLS, Asked, measure
+        from mmchat.cli.adapter_evaluation import HELD_OUT, OLD_SKILLS, Asked, measure
         from mmchat.training.replay import has_replay, old_skills
 
         self._tell(state="measuring", said="measuring before and after")

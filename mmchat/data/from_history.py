@@ -15,7 +15,7 @@ from typing import Literal
 from mmchat.data.digest import of_examples
 from mmchat.data.types import Dataset, Example, Picture, Problem, Turn
 from mmchat.errors import DataError, HistoryError
-from mmchat.history import History, Lesson, StoredImage
+from mmchat.history import History, StoredImage, TrainingExample
 from mmchat.history.turns import Said, as_asked
 
 FORM = "your own history"
@@ -60,21 +60,21 @@ def read_history(
         for conversation_id in conversations:
             history.conversation(conversation_id)
         _require_tags(history, tags)
-        lessons = history.lessons(
+        approved = history.training_examples(
             ratings=wanted, since=first, until=last, conversations=conversations, tags=tags
         )
         file = history.file
     examples: list[Example] = []
     problems: list[Problem] = []
-    for lesson in lessons:
-        place = f"conversation {lesson.conversation.id}, message {lesson.answer.id}"
-        asked = as_asked(lesson.messages[:-1], lesson.conversation.system)
-        problem = _problem(lesson, asked)
+    for example in approved:
+        place = f"conversation {example.conversation.id}, message {example.answer.id}"
+        asked = as_asked(example.messages[:-1], example.conversation.system)
+        problem = _problem(example, asked)
         if problem:
             problems.append(Problem(place, problem))
             continue
-        turns = (*_turns(asked, file), Turn("assistant", (lesson.answer.text,)))
-        examples.append(Example(turns, lesson.kind, place, only_last=True))
+        turns = (*_turns(asked, file), Turn("assistant", (example.answer.text,)))
+        examples.append(Example(turns, example.kind, place, only_last=True))
     return Dataset(FORM, str(file), examples, problems, of_examples(examples))
 
 
@@ -98,12 +98,12 @@ def _require_tags(history: History, tags: Collection[str]) -> None:
             raise DataError(f"No conversation has the tag {name}: {there}.")
 
 
-def _problem(lesson: Lesson, asked: Sequence[Said]) -> str:
+def _problem(example: TrainingExample, asked: Sequence[Said]) -> str:
     """Why nothing can be learned from it; "" if something can."""
-    if not lesson.answer.text.strip():
+    if not example.answer.text.strip():
         return "The answer is empty: correct it."
-    if not lesson.whole:
-        why = _CUT[lesson.answer.state]
+    if not example.whole:
+        why = _CUT[example.answer.state]
         return f"The answer is not complete, because {why}: correct it."
     if not asked or asked[-1].role != "user":
         return "There is no question before the answer."

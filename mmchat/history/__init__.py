@@ -7,19 +7,19 @@ inside this package, and so does every sqlite3 error: what a person can fix is r
 
 from mmchat.history.answer import Answer
 from mmchat.history.errors import MissingError
+from mmchat.history.inserts import HEAD
 from mmchat.history.store import History
 from mmchat.history.types import (
     Conversation,
     Hit,
-    Lesson,
     Message,
     Origin,
     Rating,
     Role,
     State,
     StoredImage,
+    TrainingExample,
 )
-from mmchat.history.writing import HEAD
 
 __all__ = [
     "HEAD",
@@ -27,7 +27,6 @@ __all__ = [
     "Conversation",
     "History",
     "Hit",
-    "Lesson",
     "Message",
     "MissingError",
     "Origin",
@@ -35,4 +34,5 @@ __all__ = [
     "Role",
     "State",
     "StoredImage",
+    "TrainingExample",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from mmchat.history import opinions
+from mmchat.history import feedback
 
 
 def figures(connection: sqlite3.Connection, path: Path) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def figures(connection: sqlite3.Connection, path: Path) -> dict[str, Any]:
     )
     return {
         **dict(row),
-        "tags": opinions.tags(connection),
+        "tags": feedback.tags(connection),
         "models": msgspec.convert(dict(map(tuple, models)), dict[str, int]),
         "file": str(path),
         "file_bytes": path.stat().st_size,

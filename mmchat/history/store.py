@@ -24,19 +24,19 @@ from types import TracebackType
 from typing import Any
 
 from mmchat.errors import HistoryError
-from mmchat.history import lock, pictures, rows, writing
+from mmchat.history import inserts, lock, pictures, rows
 from mmchat.history.answer import Answer, fold_abandoned, put_origin
 from mmchat.history.database import Database
 from mmchat.history.errors import DiskFullError, MissingError, translate_errors
+from mmchat.history.feedback import Feedback, tag_name
 from mmchat.history.figures import figures
-from mmchat.history.opinions import Opinions, tag_name
+from mmchat.history.inserts import HEAD, Parent
 from mmchat.history.search import search
 from mmchat.history.text import storable
 from mmchat.history.types import Conversation, Hit, Message, Origin, Role, State, StoredImage
-from mmchat.history.writing import HEAD, Parent
 
 
-class History(Opinions):
+class History(Feedback):
     """All conversations and pictures; each window opens it once, and closes it at the end.
 
     Any thread may call any method; they take turns. Methods raise HistoryError for what a person
@@ -104,7 +104,7 @@ class History(Opinions):
     def new_conversation(self, title: str = "", system: str = "") -> Conversation:
         with self._database.write() as connection:
             return rows.conversation(
-                connection, writing.add_conversation(connection, title, system)
+                connection, inserts.add_conversation(connection, title, system)
             )
 
     def conversations(
@@ -160,7 +160,7 @@ class History(Opinions):
     def set_head(self, conversation_id: int, message_id: int) -> Conversation:
         """Shows the branch through `message_id`, down to the newest message under it."""
         with self._database.write() as connection:
-            writing.require_message(connection, conversation_id, message_id)
+            inserts.require_message(connection, conversation_id, message_id)
             # A child is always newer than its parent, so the newest has no child.
             connection.execute(
                 """
@@ -215,7 +215,7 @@ class History(Opinions):
         if state == "streaming":
             raise ValueError("an answer that streams is begun with begin_answer")
         with self._database.write() as connection:
-            message_id = writing.add_message(
+            message_id = inserts.add_message(
                 connection, conversation_id, parent_id, role, state, text, error
             )
             pictures.attach(connection, message_id, images)
@@ -247,11 +247,11 @@ class History(Opinions):
         """
         with translate_errors(self._database.path), self._database.write() as connection:
             if conversation_id is None:
-                conversation_id = writing.add_conversation(connection, "", system)
+                conversation_id = inserts.add_conversation(connection, "", system)
             # The pictures first: one that is newer than its last message counts as not sent yet.
             for image, data in images:
                 pictures.put(connection, image, data)
-            said = writing.add_message(connection, conversation_id, parent_id, "user", text=text)
+            said = inserts.add_message(connection, conversation_id, parent_id, "user", text=text)
             pictures.attach(connection, said, [image.sha256 for image, _ in images])
             begun = self._begin(connection, conversation_id, said, origin)
             message = self._read(connection, said)
@@ -307,7 +307,7 @@ class History(Opinions):
     ) -> Message:
         if self._writer is None:
             self._writer = lock.WriterLock(self._database.path)
-        message_id = writing.add_message(
+        message_id = inserts.add_message(
             connection,
             conversation_id,
             parent_id,

@@ -100,8 +100,8 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """An answer that the person approved, and the conversation that led to it (lessons.py)."""
+class TrainingExample:
+    """An answer that the person approved, and the conversation that led to it (training_examples.py)."""
 
     kind: Literal["corrected", "good"]
     when: float

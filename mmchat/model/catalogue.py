@@ -27,7 +27,7 @@ _OFFERED_DIMS = Path(__file__).with_name("offered_models.json")
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A published checkpoint that runs in stock classes; its download is about `download_gb` GB."""
+    """A published checkpoint that runs in transformers' own classes; its download is about `download_gb` GB."""
 
     hub_id: str
     good_at: str

@@ -14,6 +14,7 @@ from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
 from mmchat.model.checkpoint import FileStamps, file_stamps
 from mmchat.model.encoding import answer_end
+from mmchat.model.hf_vlm import load_processor
 from mmchat.model.machine import Form
 from mmchat.model.malloc import eager_trim
 from mmchat.model.pictures import PixelCache
@@ -27,7 +28,6 @@ from mmchat.model.planning import (
     reason,
 )
 from mmchat.model.quantization import PartReport
-from mmchat.model.stock import load_processor
 from mmchat.settings import Device, Quantization
 
 __all__ = ["LoadedModel", "PartReport", "load_model", "resolve_model"]
@@ -182,7 +182,7 @@ def processor_of(plan: Plan) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     folder, kind, raw = plan.folder, plan.kind, plan.raw
-    if kind == "stock":
+    if kind == "hf_vlm":
         processor = load_processor(folder, raw["model_type"])
     elif kind == "visual_prefix":
         from mmchat.model.processor import VisualPrefixProcessor

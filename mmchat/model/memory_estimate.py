@@ -80,7 +80,7 @@ def estimate_inference(
     weights = resident(loaded, unread_bytes(dims, itemsize, device))
     cache = 2 * dims.layers * context * dims.kv_size * itemsize
     # A published model reads a prompt with pictures in one forward.
-    read = context if dims.kind == "stock" and pictures else min(context, PREFILL)
+    read = context if dims.kind == "hf_vlm" and pictures else min(context, PREFILL)
     attention = 6 * dims.query_size
     mlp = (3 if dims.gated else 2) * dims.intermediate_size
     answering = {

@@ -165,7 +165,7 @@ def all_fits(dims: ModelDims, machine: Machine) -> Iterator[MemoryFit]:
         ("full", "fp32", "train, full"),
     )
     sample = dims.image_tokens + ANSWER_TOKENS
-    rows = 1 if dims.kind == "stock" else -(-BATCH * sample // ROW_TOKENS)
+    rows = 1 if dims.kind == "hf_vlm" else -(-BATCH * sample // ROW_TOKENS)
     pictures = max(1, ROW_TOKENS // sample) if dims.vision is not None else 0
     for method, form, use in ways:
         step = TrainingStep(

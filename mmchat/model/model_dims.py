@@ -16,7 +16,7 @@ from typing import Any, Literal
 from mmchat.errors import ModelError
 from mmchat.model.checkpoint import TensorInfo, read_config, tensors
 
-Kind = Literal["visual_prefix", "stock", "text"]
+Kind = Literal["visual_prefix", "hf_vlm", "text"]
 
 PHOTO = (1024, 768)
 """Width and height of a usual picture, for models whose picture tokens depend on its size."""
@@ -169,7 +169,7 @@ def model_dims(config: Mapping[str, Any], found: Iterable[TensorInfo]) -> ModelD
     if config["model_type"] == "visual_prefix":
         kind = "visual_prefix"
     elif parts.vision or parts.projector:
-        kind = "stock"
+        kind = "hf_vlm"
     vision, image_tokens = _vision(config, parts.vision)
     return ModelDims(
         kind=kind,

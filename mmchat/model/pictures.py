@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmchat.errors import ImageError
-from mmchat.model.stock import enlarged_size, process_pictures
+from mmchat.model.hf_vlm import enlarged_size, process_pictures
 
 if TYPE_CHECKING:
     from mmchat.model.loading import LoadedModel
@@ -66,7 +66,7 @@ def picture_inputs(
         if part.sha256 not in seen:
             seen[part.sha256] = _read(loaded, part, cancelled)
     read = [seen[part.sha256] for part in pictures]
-    if loaded.kind == "stock":
+    if loaded.kind == "hf_vlm":
         _raise_if(cancelled)
         return _process(loaded, pictures, read)
     tokens = [[loaded.processor.image_token_id] * count for _, count in read]
@@ -102,7 +102,7 @@ def _read(loaded: "LoadedModel", part: Any, cancelled: Callable[[], bool]) -> An
     _raise_if(cancelled)
     image = decode(part.data)
     check_shape(loaded, part, image.width, image.height)
-    if loaded.kind == "stock":
+    if loaded.kind == "hf_vlm":
         return image
     processor = loaded.processor
     pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]

@@ -28,7 +28,7 @@ from mmchat.settings import Device, Quantization
 if TYPE_CHECKING:
     from mmchat.model.loading import LoadedModel
 
-Kind = Literal["visual_prefix", "stock", "text"]
+Kind = Literal["visual_prefix", "hf_vlm", "text"]
 SMALLER = "with --quantization 4bit"
 """How a person who asks a model has it in 4-bit."""
 
@@ -181,7 +181,7 @@ def _configuration(folder: Path, raw: dict[str, Any]) -> tuple[Kind, Any]:
 
         kind = "visual_prefix"
     elif model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        kind = "stock"
+        kind = "hf_vlm"
     elif model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         kind = "text"
     else:

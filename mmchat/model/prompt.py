@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mmchat.errors import ModelError, TooLongError
 from mmchat.model.encoding import ChatTurn, Encoded, encode_chat
+from mmchat.model.hf_vlm import token_kinds
 from mmchat.model.pictures import Cancelled, Seen, decoded_bytes, picture_inputs
-from mmchat.model.stock import token_kinds
 
 if TYPE_CHECKING:
     from mmchat.model.loading import LoadedModel
@@ -156,7 +156,7 @@ _HELD_AT_FIRST = 256 * 1024 * 1024
 def _first_try(loaded: "LoadedModel", turns: Sequence[ChatTurn], cuts: Sequence[int]) -> int:
     """How many of the last exchanges are tried first, at least one."""
     most = min(len(cuts), _AT_FIRST)
-    if loaded.kind != "stock":
+    if loaded.kind != "hf_vlm":
         return most
     held = 0
     for number in range(1, most + 1):

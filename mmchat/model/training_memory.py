@@ -94,7 +94,7 @@ def estimate_training(
     trained = _trained(dims, step)
     weights = weight_bytes(dims, form, itemsize)
     # Own models learn from features that were encoded before.
-    encodes = dims.kind == "stock" or step.vision_blocks > 0
+    encodes = dims.kind == "hf_vlm" or step.vision_blocks > 0
     unread = (
         0 if step.method == "full" else unread_bytes(dims, itemsize, device, encoder=not encodes)
     )
@@ -112,7 +112,7 @@ def estimate_training(
     activations += step.tokens * dims.hidden_size * (4 + 2 * itemsize)
     activations += _picture_activations(dims, step, itemsize)
     # Published models are given no mask, and hold none.
-    scores = 0 if dims.kind == "stock" else step.rows * step.row_tokens**2
+    scores = 0 if dims.kind == "hf_vlm" else step.rows * step.row_tokens**2
     mask = scores * (10 if dims.window else 1)  # with windows the distances too
     working = 3 * step.tokens * dims.intermediate_size * itemsize
     if step.gradient_checkpointing:
@@ -255,7 +255,7 @@ def _feature_bytes(dims: ModelDims, step: TrainingStep, itemsize: int) -> int:
     if vision is None or not step.pictures:
         return 0
     patches = step.pictures * vision.patches
-    if step.vision_blocks or dims.kind == "stock":
+    if step.vision_blocks or dims.kind == "hf_vlm":
         return patches * vision.patch_size**2 * 3 * 4
     return patches * vision.hidden_size * itemsize
 
@@ -272,6 +272,6 @@ def _picture_activations(dims: ModelDims, step: TrainingStep, itemsize: int) -> 
     if step.vision_blocks:
         row = 8 * vision.hidden_size + 2 * vision.intermediate_size
         total += step.vision_blocks * patches * row * itemsize
-    if step.vision_blocks or dims.kind == "stock":
+    if step.vision_blocks or dims.kind == "hf_vlm":
         total += encoder_bytes(dims, step.pictures, itemsize)["encoder activations"]
     return total

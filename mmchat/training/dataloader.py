@@ -84,7 +84,7 @@ class PictureFeed:
         """For a visual-prefix model features (pictures, patches, vision_width) or pixels (pictures, 3,
         side, side); for a Hugging Face VLM its `pixel_values` and what goes with them."""
         loaded = self._loaded
-        if loaded.kind == "stock":
+        if loaded.kind == "hf_vlm":
             _, inputs = picture_inputs(loaded, pictures, {}, lambda: False)
             dtype = loaded.compute_dtype
             return {n: v.to(dtype) if v.is_floating_point() else v for n, v in inputs.items()}

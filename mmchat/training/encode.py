@@ -185,7 +185,7 @@ class ExampleEncoder:
         if pictures and not loaded.vision:
             raise ModelError(f"it shows a picture, and {loaded.name} reads text only")
         marks: Sequence[Sequence[int] | str]
-        if loaded.kind == "stock":
+        if loaded.kind == "hf_vlm":
             marks, _ = picture_inputs(loaded, pictures, {}, lambda: False)
         else:
             marks = [self._prefix(picture) for picture in pictures]

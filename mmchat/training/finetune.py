@@ -237,7 +237,7 @@ class Trainer:
 
     def _loss_module(self, stage: StageConfig) -> Any:
         module: torch.nn.Module
-        if self.loaded.kind == "stock":
+        if self.loaded.kind == "hf_vlm":
             module = HfVlmLoss(self.loaded.model, self.loaded.processor, self.dtype)
         else:
             module = PackedLoss(self.loaded.model, self.dtype, compiled=stage.compile)
@@ -260,7 +260,7 @@ class Trainer:
     @property
     def packs(self) -> bool:
         """Whether several conversations share a row."""
-        return self.loaded.kind != "stock" and packs(self.loaded.model.config.get_text_config())
+        return self.loaded.kind != "hf_vlm" and packs(self.loaded.model.config.get_text_config())
 
     def _reads_pixels(self, index: int) -> bool:
         """Whether a stage runs the vision encoder: it trains or has trained, or nothing is cached."""

@@ -88,7 +88,7 @@ def _stage_fit(
         gradient_checkpointing=stage.gradient_checkpointing,
     )
     # The rows of published models are computed one at a time.
-    micro_rows = 1 if prepared.plan.kind == "stock" else stage.micro_rows
+    micro_rows = 1 if prepared.plan.kind == "hf_vlm" else stage.micro_rows
     use = f"stage {stage.name}"
     return training_fit(dims, machine, prepared.plan.form, step, use, micro_rows=micro_rows)
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from mmchat.model.hf_vlm import token_kinds
 from mmchat.model.prompt import image_token_ids
 from mmchat.model.quantization import decoder_of
-from mmchat.model.stock import token_kinds
 from mmchat.model.visual_prefix import scale_logits
 from mmchat.training.attention import attention_spans
 from mmchat.training.packing import IGNORED, Batch, packs

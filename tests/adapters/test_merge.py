@@ -164,9 +164,9 @@ def test_a_stock_model_of_two_parts(checkpoint: Callable[[str], Path], tmp_path:
     catalogue.add_folder(folder, "llava")
     adapter = private_dir(paths().adapters) / "stock"
     adapter.mkdir()
-    write_card(adapter, Card("stock", Base("llava", weights_hash(folder)), "", ("lora",)))
+    write_card(adapter, Card("hf_vlm", Base("llava", weights_hash(folder)), "", ("lora",)))
     save_lora(folder, adapter / adapters.LORA)
-    done = merge_adapter("stock", tmp_path / "merged")
+    done = merge_adapter("hf_vlm", tmp_path / "merged")
     assert not any(one.problem for one in done.differences)
     torch.testing.assert_close(on("merged"), on("llava", "stock"), atol=1e-4, rtol=1e-4)
 

@@ -139,5 +139,5 @@ def test_stats_count_opinions(mmchat: Run, judged: list[int]) -> None:
     assert stats["tags"] == {"birds": 1, "kites": 1}
     lines = mmchat("history", "stats").stdout.splitlines()
     rows = dict(line.split(None, 1) for line in lines)
-    assert rows["opinions"] == "1 good, 1 bad, 1 corrected"
+    assert rows["feedback"] == "1 good, 1 bad, 1 corrected"
     assert rows["tags"] == "birds (1), kites (1)"

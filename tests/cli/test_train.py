@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from mmchat.adapters.card import LONGEST_NAME, Base, Card, is_name, read_card, write_card
-from mmchat.cli.measuring import Asked, measure
+from mmchat.cli.adapter_evaluation import Asked, measure
 from mmchat.cli.train import train
 from mmchat.cli.training_job import Wish, read_material
 from mmchat.cli.training_result import keep

@@ -41,7 +41,7 @@ def use(path: Path) -> None:
         for query in ("kite", "東京", "京", "k+"):
             history.search(query)
         history.stats()
-        history.lessons()
+        history.training_examples()
         history.delete(2)
 
 

@@ -92,7 +92,7 @@ def test_everything_is_there(old: Path) -> None:
         for message in history.branch(first.id):
             assert (message.rating, message.rated, message.corrects) == (None, None, None)
         assert all(c.tags == () for c in history.conversations())
-        assert history.lessons() == []
+        assert history.training_examples() == []
     whole(old)
 
 
@@ -102,11 +102,11 @@ def test_what_is_new_works(old: Path) -> None:
         corrected = history.correct(8, "Yes.")
         history.tag(1, "circles")
         assert history.branch(1)[-1] == corrected
-        assert [lesson.answer.id for lesson in history.lessons()] == [corrected.id, 10]
+        assert [example.answer.id for example in history.training_examples()] == [corrected.id, 10]
         history.delete(1)
         assert history.tags() == {}
     with History.open(old) as history:
-        assert [lesson.answer.id for lesson in history.lessons()] == [10]
+        assert [example.answer.id for example in history.training_examples()] == [10]
     whole(old)
 
 

@@ -13,10 +13,10 @@ from mmchat.data.types import Example, Picture
 from mmchat.data.types import Turn as DataTurn
 from mmchat.errors import ImageError
 from mmchat.model import pictures as model_pictures
+from mmchat.model.hf_vlm import enlarged_size
 from mmchat.model.loading import LoadedModel
 from mmchat.model.pictures import MAX_ENLARGED_PIXELS, PixelCache
 from mmchat.model.prompt import build_prompt
-from mmchat.model.stock import enlarged_size
 from mmchat.training.encode import ExampleEncoder
 from tests.images.builders import encode
 

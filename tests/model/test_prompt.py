@@ -11,10 +11,10 @@ from mmchat import images
 from mmchat.errors import ModelError, TooLongError
 from mmchat.images import decode
 from mmchat.model import prompt as prompts
+from mmchat.model.hf_vlm import process_pictures
 from mmchat.model.loading import LoadedModel
 from mmchat.model.pictures import PixelCache, decoded_bytes
 from mmchat.model.prompt import Cancelled, build_prompt
-from mmchat.model.stock import process_pictures
 from tests.model import tiny
 from tests.model.tiny import Turn, shown
 

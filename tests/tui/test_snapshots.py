@@ -41,7 +41,7 @@ READY = EngineStatus(
 def still(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A clock that stands still, colours, no engine; gives a picture."""
     monkeypatch.delenv("NO_COLOR")
-    monkeypatch.setattr("mmchat.history.writing.time", SimpleNamespace(time=lambda: NOW))
+    monkeypatch.setattr("mmchat.history.inserts.time", SimpleNamespace(time=lambda: NOW))
     monkeypatch.setattr(Asker, "load", lambda self: self._post(LoadEnded(READY)), raising=True)
     picture = draw(tmp_path / "circle.png")
     monkeypatch.setattr("mmchat.tui.screens.stage.examples", lambda: [picture])

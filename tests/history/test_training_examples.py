@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from mmchat.history import History, Lesson, Message
+from mmchat.history import History, Message, TrainingExample
 from tests.history.trees import Step, grow, steps
 
 
@@ -27,15 +27,15 @@ def talk(history: History, *said: str, pictures: dict[int, int] | None = None) -
     return ids
 
 
-def texts(lesson: Lesson) -> list[str]:
-    return [message.text for message in lesson.messages]
+def texts(example: TrainingExample) -> list[str]:
+    return [message.text for message in example.messages]
 
 
 def test_good_answers_and_corrections_are_lessons_with_their_context(history: History) -> None:
     first, one, second, two = talk(history, "a?", "A", "b?", "B")
     history.rate(one, "good")
     corrected = history.correct(two, "C")
-    good, better = history.lessons()
+    good, better = history.training_examples()
     assert (good.kind, texts(good), good.whole) == ("good", ["a?", "A"], True)
     assert (better.kind, texts(better)) == ("corrected", ["a?", "A", "b?", "C"])
     assert [m.id for m in better.messages] == [first, one, second, corrected.id]
@@ -47,19 +47,19 @@ def test_the_last_word_counts(history: History) -> None:
     _, answer = talk(history, "a?", "A")
     history.rate(answer, "good")
     one = history.correct(answer, "B").id
-    assert [texts(lesson) for lesson in history.lessons()] == [["a?", "B"]]
+    assert [texts(example) for example in history.training_examples()] == [["a?", "B"]]
     two = history.correct(one, "C").id
     three = history.correct(answer, "D").id
-    assert [lesson.answer.text for lesson in history.lessons()] == ["D"]
+    assert [example.answer.text for example in history.training_examples()] == ["D"]
     history.rate(three, "bad")
-    assert [lesson.answer.text for lesson in history.lessons()] == ["C"]
+    assert [example.answer.text for example in history.training_examples()] == ["C"]
     history.rate(two, "bad")
-    assert [lesson.answer.text for lesson in history.lessons()] == ["B"]
+    assert [example.answer.text for example in history.training_examples()] == ["B"]
     history.rate(one, "bad")
-    (lesson,) = history.lessons()
-    assert (lesson.kind, lesson.answer.id) == ("good", answer)
+    (example,) = history.training_examples()
+    assert (example.kind, example.answer.id) == ("good", answer)
     history.rate(answer, None)
-    assert history.lessons() == []
+    assert history.training_examples() == []
 
 
 def test_a_correction_stands_in_the_place_of_what_it_corrects(history: History) -> None:
@@ -67,12 +67,12 @@ def test_a_correction_stands_in_the_place_of_what_it_corrects(history: History) 
     history.rate(last, "good")
     history.rate(answer, "bad")
     corrected = history.correct(answer, "right")
-    under, other = history.lessons()
+    under, other = history.training_examples()
     assert texts(under) == ["a?", "right", "b?", "B"]
     assert texts(other) == ["a?", "right"]
     history.rate(corrected.id, "bad")
-    (lesson,) = history.lessons()
-    assert texts(lesson) == ["a?", "b?", "B"]
+    (example,) = history.training_examples()
+    assert texts(example) == ["a?", "b?", "B"]
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_a_bad_answer_is_in_no_context(
     _, bad, _, _, _, good = talk(history, "a?", "A", "b?", "B", "c?", "C", pictures=pictures)
     history.rate(bad, "bad")
     history.rate(good, "good")
-    (lesson,) = history.lessons()
-    assert texts(lesson) == learned
+    (example,) = history.training_examples()
+    assert texts(example) == learned
 
 
 def test_filters(history: History) -> None:
@@ -104,7 +104,7 @@ def test_filters(history: History) -> None:
     history.tag(conversations[1], "kites")
 
     def found(**filters: object) -> list[str]:
-        return [lesson.answer.text for lesson in history.lessons(**filters)]  # type: ignore[arg-type]
+        return [example.answer.text for example in history.training_examples(**filters)]  # type: ignore[arg-type]
 
     assert found() == ["answer 0", "answer 1", "better"]
     assert found(ratings=["good"]) == ["answer 0", "answer 1"]
@@ -128,9 +128,9 @@ def test_a_correction_that_is_rated_later_counts_from_then_on(history: History) 
     history.rate(corrected.id, "good")
     rated = history.message(corrected.id).rated
     assert rated is not None and rated > corrected.created
-    (lesson,) = history.lessons(since=rated)
-    assert (lesson.when, lesson.answer.text) == (rated, "B")
-    assert history.lessons(until=rated) == []
+    (example,) = history.training_examples(since=rated)
+    assert (example.when, example.answer.text) == (rated, "B")
+    assert history.training_examples(until=rated) == []
 
 
 def test_an_answer_that_was_cut_is_not_whole(history: History) -> None:
@@ -142,7 +142,7 @@ def test_an_answer_that_was_cut_is_not_whole(history: History) -> None:
             conversation, "assistant", text, parent_id=question, state=state
         )
         history.rate(answer.id, "good")
-    assert [(one.answer.state, one.whole) for one in history.lessons()] == [
+    assert [(one.answer.state, one.whole) for one in history.training_examples()] == [
         ("stopped", True),
         ("length", False),
         ("failed", False),
@@ -185,27 +185,27 @@ def test_lessons_of_random_trees(grown: History, todo: list[Step]) -> None:
         and m.rating != "bad"
         and (m.corrects is not None or m.rating == "good")
     }
-    lessons = grown.lessons(conversations=[conversation])
-    assert [lesson.answer.id for lesson in lessons] == sorted(wanted)
-    for lesson in lessons:
-        assert lesson.answer.rating != "bad"
-        assert lesson.kind == ("good" if lesson.answer.corrects is None else "corrected")
-        assert not any(m.rating == "bad" for m in lesson.messages)
-        path = grown.path_to(lesson.answer.id)
+    examples = grown.training_examples(conversations=[conversation])
+    assert [example.answer.id for example in examples] == sorted(wanted)
+    for example in examples:
+        assert example.answer.rating != "bad"
+        assert example.kind == ("good" if example.answer.corrects is None else "corrected")
+        assert not any(m.rating == "bad" for m in example.messages)
+        path = grown.path_to(example.answer.id)
         meant = [last_word(m, messages) if m.role == "assistant" else m for m in path]
         if not any(m.rating == "bad" for m in meant):
-            assert list(lesson.messages) == meant
+            assert list(example.messages) == meant
         if meant == path and not any(m.rating == "bad" for m in path):
-            assert list(lesson.messages) == path
+            assert list(example.messages) == path
         # Only bad answers are missing, or all up to one of them, before a picture of its own.
-        kept = {m.id for m in lesson.messages}
-        assert list(lesson.messages) == [m for m in meant if m.id in kept]
-        first = meant.index(lesson.messages[0])
+        kept = {m.id for m in example.messages}
+        assert list(example.messages) == [m for m in meant if m.id in kept]
+        first = meant.index(example.messages[0])
         assert all(m.rating == "bad" for m in meant[first:] if m.id not in kept)
         before = [m for m in meant[:first] if m.rating != "bad"]
         if before:
             assert meant[first - 1].rating == "bad"
-            assert lesson.messages[0].images
+            assert example.messages[0].images
 
 
 @settings(deadline=None)
@@ -213,9 +213,9 @@ def test_lessons_of_random_trees(grown: History, todo: list[Step]) -> None:
 def test_dates_part_the_lessons(grown: History, todo: list[Step]) -> None:
     conversation = grown.new_conversation().id
     grow(grown, conversation, todo)
-    every = grown.lessons(conversations=[conversation])
-    for lesson in every:
-        after = grown.lessons(conversations=[conversation], since=lesson.when)
-        before = grown.lessons(conversations=[conversation], until=lesson.when)
-        assert lesson in after and lesson not in before
+    every = grown.training_examples(conversations=[conversation])
+    for example in every:
+        after = grown.training_examples(conversations=[conversation], since=example.when)
+        before = grown.training_examples(conversations=[conversation], until=example.when)
+        assert example in after and example not in before
         assert sorted(m.answer.id for m in (*before, *after)) == [m.answer.id for m in every]

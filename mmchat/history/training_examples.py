@@ -15,12 +15,12 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from mmchat.history import rows
-from mmchat.history.types import Conversation, Lesson, Message
+from mmchat.history.types import Conversation, Message, TrainingExample
 
 _OF_CONVERSATION = "m.conversation_id = ?"
 
 
-def lessons(
+def training_examples(
     connection: sqlite3.Connection,
     is_gone: Callable[[str], bool],
     ratings: Collection[str],
@@ -28,9 +28,9 @@ def lessons(
     until: float,
     conversations: Collection[int],
     tags: Collection[str],
-) -> list[Lesson]:
-    """The lessons that `ratings` names (`good`, `corrected`), in the order of the conversations."""
-    found: list[Lesson] = []
+) -> list[TrainingExample]:
+    """The examples that `ratings` names (`good`, `corrected`), in the order of the conversations."""
+    found: list[TrainingExample] = []
     for conversation in _with_opinions(connection):
         if conversations and conversation.id not in conversations:
             continue
@@ -38,9 +38,9 @@ def lessons(
             continue
         messages = rows.messages(connection, _OF_CONVERSATION, (conversation.id,), is_gone)
         found += (
-            lesson
-            for lesson in of_conversation(conversation, messages)
-            if _kinds(lesson.answer) & set(ratings) and since <= lesson.when < until
+            example
+            for example in of_conversation(conversation, messages)
+            if _kinds(example.answer) & set(ratings) and since <= example.when < until
         )
     return found
 
@@ -55,8 +55,10 @@ def _with_opinions(connection: sqlite3.Connection) -> list[Conversation]:
     )
 
 
-def of_conversation(conversation: Conversation, messages: Sequence[Message]) -> Iterator[Lesson]:
-    """The lessons among all `messages` of a conversation, parents before children."""
+def of_conversation(
+    conversation: Conversation, messages: Sequence[Message]
+) -> Iterator[TrainingExample]:
+    """The examples among all `messages` of a conversation, parents before children."""
     by_id = {message.id: message for message in messages}
     last_words = _last_words(messages)
     for message in messages:
@@ -67,7 +69,7 @@ def of_conversation(conversation: Conversation, messages: Sequence[Message]) -> 
         written = message.created if message.corrects is not None else None
         when = max(moment for moment in (written, message.rated) if moment is not None)
         context = _context(_path(message, by_id), last_words)
-        yield Lesson(
+        yield TrainingExample(
             "good" if message.corrects is None else "corrected",
             when,
             conversation,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mmchat.errors import HistoryError
 from mmchat.history import History, MissingError, Origin
-from mmchat.history.opinions import tag_name
+from mmchat.history.feedback import tag_name
 from tests.history.test_crash import whole
 
 
@@ -165,7 +165,7 @@ def test_deleting_takes_opinions_along(history: History, path: Path) -> None:
     history.delete(gone)
     stats = history.stats()
     assert (stats["good"], stats["bad"], stats["corrected"], stats["tags"]) == (1, 0, 2, {})
-    assert history.lessons()[0].conversation.id == kept
+    assert history.training_examples()[0].conversation.id == kept
     history.close()
     whole(path)
 

@@ -9,18 +9,18 @@ from typing import Literal
 import msgspec
 
 from mmchat.errors import HistoryError
-from mmchat.history import lock, rows, writing
+from mmchat.history import inserts, lock, rows
 from mmchat.history.database import Database
-from mmchat.history.lessons import lessons
 from mmchat.history.text import storable
-from mmchat.history.types import Conversation, Lesson, Message, Rating
+from mmchat.history.training_examples import training_examples
+from mmchat.history.types import Conversation, Message, Rating, TrainingExample
 from mmchat.sanitize import clean
 
 _TAG_LENGTH = 40
 _JOINERS = str.maketrans("", "", "\u200c\u200d")  # parts of words and of emoji
 
 
-class Opinions:
+class Feedback:
     """The part of `History` that keeps them; its methods raise the same errors."""
 
     def __init__(self, database: Database) -> None:
@@ -99,7 +99,7 @@ class Opinions:
         with self._database.read() as connection:
             return tags(connection)
 
-    def lessons(
+    def training_examples(
         self,
         *,
         ratings: Collection[Literal["good", "corrected"]] = ("good", "corrected"),
@@ -107,8 +107,8 @@ class Opinions:
         until: float | None = None,
         conversations: Collection[int] = (),
         tags: Collection[str] = (),
-    ) -> list[Lesson]:
-        """The answers that can be learned from, in the order of their conversations (lessons.py).
+    ) -> list[TrainingExample]:
+        """The answers that can be learned from, in the order of their conversations (training_examples.py).
 
         since, until: when an answer was rated or corrected, whichever came last; `until` itself is
         not included. conversations, tags: only from these conversations, and from those that have
@@ -118,7 +118,7 @@ class Opinions:
             HistoryError: a tag is not valid.
         """
         with self._database.read() as connection:
-            return lessons(
+            return training_examples(
                 connection,
                 self._is_gone,
                 ratings,
@@ -163,7 +163,7 @@ def _correct(connection: sqlite3.Connection, message: Message, text: str) -> int
         )
     if text == message.text.strip("\r\n").rstrip():
         return message.id
-    corrected = writing.add_message(
+    corrected = inserts.add_message(
         connection, message.conversation_id, message.parent_id, "assistant", text=text
     )
     connection.execute(

@@ -1,6 +1,6 @@
 """The parts of a loaded model: which ones are 4-bit, and which are not.
 
-The model is loaded in a process of its own, `python -m mmchat.cli.parts`, so that a model that
+The model is loaded in a process of its own, `python -m mmchat.cli.inspect_model`, so that a model that
 takes too much memory or crashes ends only that process.
 """
 
@@ -21,7 +21,7 @@ def load_parts(model: ModelSettings) -> dict[str, Any]:
     choice = [model.name, model.adapter, model.quantization, model.device]
     # -P: Python must not import modules from the current folder.
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "mmchat.cli.parts", *choice],
+        [sys.executable, "-P", "-m", "mmchat.cli.inspect_model", *choice],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -73,7 +73,7 @@ def _measuring(
         # -P: Python must not import modules from the current folder. It has its own session, so
         # that Ctrl-C on a terminal reaches only us, and we end it once.
         with subprocess.Popen(
-            [sys.executable, "-P", "-m", "mmchat.cli.measuring", model, adapter, *folders],
+            [sys.executable, "-P", "-m", "mmchat.cli.adapter_evaluation", model, adapter, *folders],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
