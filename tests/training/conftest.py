@@ -14,6 +14,7 @@ from mmchat.training.encode import ExampleEncoder, Samples
 from mmchat.training.feature_cache import pixel_values
 from mmchat.training.prepare import Reader
 from tests.training.prepared import RECIPE, write_prepared
+from tests.training.runner import SAMPLE_TOKENS
 from tests.training.tuned import tiny_base
 
 
@@ -23,6 +24,14 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMCHAT_MODEL_COMPUTE_DTYPE", request.param)
         yield request.param
+
+
+@pytest.fixture(scope="package", autouse=True)
+def short_sample_answers() -> Iterator[None]:
+    """Random weights never end an answer by themselves, and most of a tiny run would be spent on them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmchat.training.validation.NEW_TOKENS", SAMPLE_TOKENS)
+        yield
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mmchat.training import validation
 from mmchat.training.finetune import Paused, Trainer
 from mmchat.training.finetune_config import read_config
 from mmchat.training.prepare import prepare
@@ -19,6 +20,7 @@ from mmchat.training.train_step import TrainStep
 from tests.training.tuned import dataset, examples
 
 STEPS = 12
+SAMPLE_TOKENS = 6
 RECIPE = (
     f"steps={STEPS}", "batch=4", "row_tokens=96", "checkpoint_every=1", "evaluate_every=6",
     "learning_rate=1e-2", "projector_learning_rate=1e-2", "lora.dropout=0.1", "data.replay=0",
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)
+    validation.NEW_TOKENS = SAMPLE_TOKENS
     options.run.mkdir(parents=True, exist_ok=True)
     recipe = read_config(None, [*RECIPE, f"model={options.base}", "name=t", *options.overrides])
     data = dataset(10)
