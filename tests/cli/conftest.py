@@ -17,7 +17,7 @@ __all__ = ["scripted_engine", "shared_engine", "shared_home"]
 
 MMCHAT = str(Path(sys.executable).with_name("mmchat"))
 Run = Callable[..., subprocess.CompletedProcess[str]]
-_WITH_TORCH = {("train",), ("doctor",), ("adapters", "merge")}
+_WITH_TORCH = {("train",), ("doctor",), ("adapters", "merge"), ("data", "inspect")}
 """Commands that import it themselves: forked where they can be, the installed command else."""
 _READ_AT_THE_START = ("PYTHON", "OMP_", "GOMP_", "HF_")
 

@@ -64,9 +64,7 @@ def test_tokens_are_counted_as_training_counts_them(mmchat: Run, tmp_path: Path)
     )
     rows.append({"image": "a.png", "conversations": llava("<image>a", "b " * 3000)})
     file = write_lines(tmp_path / "d.jsonl", rows)
-    done = mmchat(
-        "data", "inspect", str(file), "--json", MMCHAT_MODEL_NAME="scenes", OMP_NUM_THREADS="1"
-    )
+    done = mmchat("data", "inspect", str(file), "--json", MMCHAT_MODEL_NAME="scenes")
     tokens = json.loads(done.stdout)["tokens"]
     assert tokens["model"] == "scenes" and tokens["counted"] == 7 and tokens["problems"] == []
     assert tokens["limit"] <= tokens["context"]

@@ -12,8 +12,11 @@ from transformers import AutoTokenizer
 from mmchat.data import read_data
 from mmchat.errors import DataError, RecipeError
 from mmchat.training.finetune import Trainer
+from tests.training.conftest import short_sample_answers
 from tests.training.prepared import RECIPE, write_prepared
 from tests.training.pretraining import pretrain
+
+__all__ = ["short_sample_answers"]
 
 
 def quiet(line: str) -> None:

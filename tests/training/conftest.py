@@ -26,7 +26,7 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def short_sample_answers() -> Iterator[None]:
     """Random weights never end an answer by themselves, and most of a tiny run would be spent on them."""
     with pytest.MonkeyPatch.context() as patch:
