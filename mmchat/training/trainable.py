@@ -182,7 +182,7 @@ class Trainable:
             for part, (count, trains, types, packed) in rows.items()
         ]
 
-    def save_adapter(self, folder: Path, name: str, figures: dict[str, float]) -> None:
+    def save_adapter(self, folder: Path, name: str, metrics: dict[str, float]) -> None:
         """Writes the adapter's folder (design: adapter.toml, projector, lora/, vision tower)."""
         folder.mkdir(parents=True, exist_ok=True)
         trained = []
@@ -204,7 +204,7 @@ class Trainable:
             str(getattr(self.model.config, "projector_type", "")) if "projector" in trained else ""
         )
         base = Base(self.loaded.name, self.loaded.weights_hash)
-        write_card(folder, Card(name, base, kind, tuple(trained), figures))
+        write_card(folder, Card(name, base, kind, tuple(trained), metrics))
 
     def save_model(self, folder: Path) -> None:
         """Writes the whole model in bfloat16, as `mmchat models add` takes it: after `full`."""
