@@ -7,8 +7,8 @@
     data.json           optional: how the data was made, and its "grader" (`mmchat.evaluation.graders`)
 
 The last message is the user's. A message's content is a text, or a list of parts
-{"type": "text", "text": …} and {"type": "image"}, which takes the next picture. If no part places a
-picture, all pictures come before the first text of the user. Answers of the type "caption", or of a
+{"type": "text", "text": …} and {"type": "image"}, which takes the next picture. If there is no
+image part, all pictures come before the first text of the user. Answers of the type "caption", or of a
 group that ends in "/caption", are compared as captions.
 """
 
@@ -35,13 +35,13 @@ MIN_TOKENS = 96
 
 
 class Text(Struct, frozen=True, tag_field="type", tag="text"):
-    """A piece of a message."""
+    """The text part of a message."""
 
     text: str
 
 
 class Image(Struct, frozen=True, tag_field="type", tag="image"):
-    """The place of the next picture."""
+    """The image part of a message, which takes the next picture."""
 
 
 class Message(Struct, frozen=True):
@@ -61,9 +61,9 @@ class Question(Struct, frozen=True):
     """The reference."""
     images: list[str] = []
     group: str = ""
-    """The kind of question within its type."""
+    """A finer classification within the type."""
     choice: str = ""
-    """What the reference chooses among the answers of its group."""
+    """Which of its group's answers the reference is."""
 
     @property
     def text(self) -> str:
@@ -109,33 +109,33 @@ class _PictureFile:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Questions that have been read and checked. The bytes of their pictures are not held."""
+    """Validated questions. The bytes of their pictures are read when they are needed."""
 
     source: str
-    """The folder or file that they are from."""
+    """The folder or file that they come from."""
     questions: tuple[Question, ...]
     sha256: str
-    """Of the data: every text and every picture."""
+    """Hash of every text and every picture."""
     key: str
-    """Of the data and the questions' ids: answers are cached by it."""
+    """Hash of the data and the questions' ids, by which answers are cached."""
     about: dict[str, str | int]
-    """The texts and numbers of data.json."""
+    """The strings and numbers in data.json."""
     pictures: Mapping[str, QuestionPicture]
     """By the names in `Question.images`."""
     skipped: tuple[str, ...] = ()
-    """Samples that cannot be used: place and reason."""
+    """Samples that cannot be used, each with its place and the reason."""
     max_tokens: int = MIN_TOKENS
-    """Where an answer is cut off."""
+    """The maximum length of an answer."""
 
     @property
     def grader(self) -> str:
-        """The base whose grader knows the answers of this data; "" if data.json names none."""
+        """The base whose grader is to be used; "" if data.json does not name one."""
         return str(self.about.get("grader", ""))
 
     def turns(self, question: Question, blank: bool = False) -> list[Turn]:
         """The conversation to send to the engine, with the bytes of its pictures.
 
-        blank: replace every picture by a grey one of the same size. Raises DataError if a picture
+        blank: replace every picture with a grey one of the same size. Raises DataError if a picture
         has changed since it was read, and with `blank` ImageError if it cannot be decoded.
         """
         pictures = [self._picture(name, blank) for name in question.images]
@@ -268,7 +268,7 @@ def _read(path: Path, name: str, limited: bool = True) -> bytes:
     """The bytes of a file. Raises DataError, which calls the file `name`."""
     try:
         if not path.is_file():  # missing, a folder, or a pipe that would block for ever
-            raise DataError(f"{name} is not there: make the data again.")
+            raise DataError(f"{name} does not exist: make the data again.")
         if limited and path.stat().st_size > MAX_BYTES:
             raise DataError(f"{name} is over {MAX_BYTES // 1_000_000} MB: make it smaller.")
         return path.read_bytes()

@@ -1,4 +1,4 @@
-"""What a picture file says about itself, read without decoding and without Pillow.
+"""Reads a picture file's header, without decoding and without Pillow.
 
 Three questions are answered before any decoder sees the bytes. Which format is it
 (by content, never by name)? How many pixels does it claim? Would its structure keep
@@ -59,7 +59,7 @@ class Refusal(Exception):  # noqa: N818 - not an error by itself: half of ImageE
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says about itself.
+    """The format and the size that a file declares.
 
     `kind` is a key of `MEGAPIXELS`. `size` is (width, height) as stored, before any
     rotation, or None if only the decoder can tell. `depth` is in bits per sample
@@ -76,7 +76,7 @@ class Header:
 def read_header(data: bytes, *, named_as_picture: bool = False) -> Header:
     """The header of `data`; raises `Refusal` for anything that must not reach a decoder.
 
-    `named_as_picture`: the file's name ends like a picture's, which the sentence mentions.
+    `named_as_picture`: whether the file has a picture's extension, which the error then mentions.
     """
     if not data:
         raise Refusal("is empty: it has 0 bytes")
@@ -93,7 +93,7 @@ def read_header(data: bytes, *, named_as_picture: bool = False) -> Header:
     elif data[:2] == b"BM":
         header = _bmp(data)
     else:
-        ending = ", whatever its ending says" if named_as_picture else ""
+        ending = ", whatever its extension says" if named_as_picture else ""
         raise Refusal(why_unread(data) or f"is not a picture{ending}: {_KINDS}")
     if header.size is not None:
         check_size(header, header.size)
@@ -114,7 +114,7 @@ def check_size(header: Header, size: tuple[int, int]) -> None:
 
 
 def is_cut_off(header: Header, data: bytes) -> bool:
-    """Whether the end of a file that failed to decode seems to be missing."""
+    """Whether a file that failed to decode seems to be truncated."""
     try:
         if header.format == "PNG":
             return b"IEND" not in data[-64:]
@@ -136,10 +136,10 @@ def is_cut_off(header: Header, data: bytes) -> bool:
 def orientation(exif: bytes) -> int:
     """The EXIF orientation, 1 to 8; 1 if the EXIF data do not say or are damaged."""
     try:
-        found = read_tags(exif.removeprefix(b"Exif\0\0")).get(ORIENTATION, 1)
+        value = read_tags(exif.removeprefix(b"Exif\0\0")).get(ORIENTATION, 1)
     except Refusal:
         return 1
-    return found if 1 <= found <= 8 else 1
+    return value if 1 <= value <= 8 else 1
 
 
 def _png(data: bytes) -> Header:

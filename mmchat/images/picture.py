@@ -1,4 +1,4 @@
-"""Pictures from outside: opened safely, decoded once as a check, their original bytes kept."""
+"""Opens pictures from outside safely, decodes them once as a check, and keeps their original bytes."""
 
 import base64
 import errno
@@ -48,7 +48,7 @@ class Picture:
     height: int
     name: str
     remark: str = ""
-    """One sentence if all that can be seen is white or black; "" otherwise."""
+    """One sentence if the whole picture is nearly white or black; "" otherwise."""
 
     def rgb(self, max_side: int | None = None) -> "Image":
         """The upright RGB picture, its longer side at most `max_side` (and `MAX_SIDE`) pixels.
@@ -141,7 +141,7 @@ def _blank_colour(image: "Image") -> str:
 
 
 def _blank_remark(shown: str, colour: str, header: Header) -> str:
-    """What to tell the person about a picture that is all `colour`; "" if that is ""."""
+    """A sentence about a picture that is nearly all `colour`; "" if `colour` is ""."""
     if not colour:
         return ""
     remark = f"{shown} is nearly {colour} all over, so there may be nothing to see"
@@ -154,11 +154,9 @@ def _blank_remark(shown: str, colour: str, header: Header) -> str:
 
 def _read(path: Path) -> bytes:
     # Opening alone can do harm (a FIFO waits, a tape rewinds), so the type is checked before.
-    # It is checked again on the open file, because the name may have changed hands.
+    # It is checked again on the open file, because another file may have taken the name.
     _check_regular(path.stat().st_mode)
-    flags = os.O_RDONLY
-    for extra in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
-        flags |= getattr(os, extra, 0)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     with os.fdopen(os.open(path, flags), "rb") as file:
         state = os.fstat(file.fileno())
         _check_regular(state.st_mode)
@@ -190,7 +188,7 @@ def _why(error: OSError) -> str:
     if error.errno == errno.ENOENT:
         return "does not exist: check the path"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "may not be read by you: change its permissions"
+        return "cannot be read without permission: change its permissions"
     if error.errno == errno.ENOTDIR:
         return "does not exist, because a part of its path is a file: check the path"
     if error.errno == errno.ELOOP:
@@ -207,6 +205,6 @@ def _clean(text: str) -> str:
 
 def _display_name(name: str) -> str:
     last = clean(re.split(r"[/\\]", name)[-1], keep_newlines=False)
-    if len(last) > _NAME_LENGTH:  # keep the ending, which says what the file is
+    if len(last) > _NAME_LENGTH:  # keep the extension, which says what the file is
         last = last[: _NAME_LENGTH - 20] + "…" + last[-19:]
     return last or "picture"
