@@ -79,14 +79,14 @@ class Adapter:
 
 def list_adapters() -> list[Adapter]:
     """All adapters, those that come with mmchat and the user's own, sorted by name."""
-    found: dict[str, Adapter] = {}
+    adapters: dict[str, Adapter] = {}
     for root, origin in ((builtin_adapters(), "built in"), (paths().adapters, "yours")):
         with contextlib.suppress(OSError):
             for folder in sorted(root.iterdir()):
                 # A folder whose name begins with a dot is being written or removed.
                 if not folder.name.startswith(".") and _has_card(folder):
-                    found.setdefault(folder.name, _describe(folder.name, folder, origin))
-    return sorted(found.values(), key=lambda adapter: adapter.name.lower())
+                    adapters.setdefault(folder.name, _describe(folder.name, folder, origin))
+    return sorted(adapters.values(), key=lambda adapter: adapter.name.lower())
 
 
 def is_name(name: str) -> bool:
@@ -284,20 +284,20 @@ def _describe(name: str, folder: Path, origin: str) -> Adapter:
 def adapter_weights(folder: Path) -> list[Path]:
     """The weight files of an adapter, checked to be complete safetensors; raises AdapterError."""
     places = (folder / PROJECTOR, folder / VISION_TOWER, folder / LORA / LORA_WEIGHTS)
-    found = [file for file in places if file.is_file()]
-    if (folder / LORA).is_dir() and folder / LORA / LORA_WEIGHTS not in found:
+    files = [file for file in places if file.is_file()]
+    if (folder / LORA).is_dir() and folder / LORA / LORA_WEIGHTS not in files:
         raise AdapterError(
             f"{folder / LORA} has no {LORA_WEIGHTS}; pickle files (.bin, .pt) could run any code and are "
             "never loaded: save the adapter as safetensors."
         )
-    if not found:
+    if not files:
         raise AdapterError(
             f"{folder} has no weights ({PROJECTOR}, {VISION_TOWER} or {LORA}/{LORA_WEIGHTS}): get the "
             "adapter again."
         )
-    for file in found:
+    for file in files:
         try:
             read_header(file)
         except ModelError as error:
             raise AdapterError(str(error)) from error
-    return found
+    return files

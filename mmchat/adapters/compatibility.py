@@ -36,9 +36,9 @@ def find_base(base: Base) -> tuple[str, Path] | None:
 
 def require_base(card: Card) -> tuple[str, Path]:
     """(name, folder) of the base of an adapter; raises AdapterError if it is not on this machine."""
-    found = find_base(card.base)
-    if found is not None:
-        return found
+    base = find_base(card.base)
+    if base is not None:
+        return base
     other = ""
     with contextlib.suppress(ModelError, OSError):
         here = weights_hash(resolve_model(card.base.id))

@@ -248,7 +248,7 @@ def _find_problem(question: Question, known: dict[str, Question]) -> str:
 def _check_picture(folder: Path, name: str, where: str) -> _PictureFile:
     path = folder / name
     try:
-        # The file is foreign: it must not send this person's other files to a server.
+        # Untrusted data must not send the user's other files to a server.
         inside = path.resolve().is_relative_to(folder.resolve())
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{where}: {name!r} cannot be the name of a picture.") from error

@@ -63,12 +63,12 @@ def find_worst(result: EvaluationResult, limit: int = MAX_ANSWERS) -> list[Wrong
         return []
     # Comparing characters is slow, so only answers are compared for which it can matter.
     threshold = sorted(score for score, _ in scored)[min(limit, len(scored)) - 1]
-    found = [
+    worst = [
         WrongAnswer(a, score, same_characters(a.prediction, a.reference))
         for score, a in scored
         if score <= threshold
     ]
-    return sorted(found, key=lambda wrong: (wrong.rouge_l, wrong.same_characters))[:limit]
+    return sorted(worst, key=lambda wrong: (wrong.rouge_l, wrong.same_characters))[:limit]
 
 
 def same_characters(answer: str, reference: str) -> float:

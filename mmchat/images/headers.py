@@ -314,7 +314,7 @@ def _directory(data: bytes, order: str, big: bool, start: int) -> dict[int, int]
     (entries,) = struct.unpack_from(order + counter, data, start)
     if entries > _MAX_TAGS:
         raise Refusal(f"carries {entries:,} tags of metadata: save it again without them")
-    found: dict[int, int] = {}
+    tags: dict[int, int] = {}
     total = 0
     for position in range(first, min(first + entries * step, len(data) - step + 1), step):
         tag, kind, count = struct.unpack_from(order + entry, data, position)
@@ -336,5 +336,5 @@ def _directory(data: bytes, order: str, big: bool, start: int) -> dict[int, int]
             (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, place)
         code = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}.get(kind)
         if code and count and place + width <= len(data):
-            found.setdefault(tag, struct.unpack_from(order + code, data, place)[0])
-    return found
+            tags.setdefault(tag, struct.unpack_from(order + code, data, place)[0])
+    return tags
