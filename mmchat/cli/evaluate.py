@@ -15,7 +15,7 @@ from mmchat.settings import load_settings
 if TYPE_CHECKING:
     from mmchat.evaluation.compare import Comparison
     from mmchat.evaluation.question_sets import DataPart
-    from mmchat.evaluation.questions import Questions
+    from mmchat.evaluation.questions import QuestionSet
     from mmchat.evaluation.results import AnswerMetrics, EvaluationResult
     from mmchat.evaluation.worst_answers import WrongAnswer
 
@@ -197,7 +197,7 @@ def _adapter_name(result: "EvaluationResult") -> str:
     return (Path(adapter).name or adapter) if adapter else "no adapter"
 
 
-def _print_notes(questions: "Questions", results: "list[EvaluationResult]") -> None:
+def _print_notes(questions: "QuestionSet", results: "list[EvaluationResult]") -> None:
     if questions.skipped:
         note(
             f"Skipped, because they cannot be used: {_count(questions.skipped, 'sample')} of the "

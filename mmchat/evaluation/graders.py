@@ -89,7 +89,7 @@ class GradedAnswer:
     objects_correct: bool | None = None
     """Whether a caption lists the objects of its reference; None if the reference lists none."""
     images: tuple[str, ...] = ()
-    """Names, as in `Questions.pictures`."""
+    """Names, as in `QuestionSet.pictures`."""
     error: str = ""
     """Why the question could not be answered, which counts as wrong; "" if it was answered."""
 

@@ -22,7 +22,7 @@ from mmchat.evaluation.questions import (
     Image,
     Message,
     Question,
-    Questions,
+    QuestionSet,
     Text,
     read_questions,
 )
@@ -39,13 +39,13 @@ DataPart = Literal["auto", "held-out", "train", "all"]
 
 
 def load_questions(
-    data: Path | Dataset | Questions,
+    data: Path | Dataset | QuestionSet,
     part: DataPart = "auto",
     *,
     adapters: Iterable[str] = (),
     allow_bad: bool = False,
     images: Path | None = None,
-) -> Questions:
+) -> QuestionSet:
     """The questions of an evaluation folder, or of data in any other format.
 
     part: `auto` is the data's held-out part; if there is none and one of `adapters` was trained on
@@ -54,7 +54,7 @@ def load_questions(
     most 1 %. images: a second folder for the pictures that a data file names.
     Raises DataError.
     """
-    if isinstance(data, Questions):
+    if isinstance(data, QuestionSet):
         return data
     if isinstance(data, Dataset):
         return dataset_questions(data)
@@ -120,7 +120,7 @@ def _read_recipe(adapter: str) -> FinetuneConfig | None:
         return None
 
 
-def dataset_questions(dataset: Dataset, part: str = "") -> Questions:
+def dataset_questions(dataset: Dataset, part: str = "") -> QuestionSet:
     """One question for every answer in the examples; pictures are named by their hash.
 
     part: which part of the data it is, for the report. Raises DataError if there are no answers.
@@ -144,7 +144,7 @@ def dataset_questions(dataset: Dataset, part: str = "") -> Questions:
             "`mmchat data inspect` shows what was recognised."
         )
     about: dict[str, str | int] = {"form": dataset.form}
-    return Questions(
+    return QuestionSet(
         dataset.source,
         tuple(questions.values()),
         dataset.sha256,

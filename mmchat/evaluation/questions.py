@@ -27,7 +27,7 @@ from msgspec import Struct
 from mmchat.client import ImagePart, Turn
 from mmchat.errors import DataError
 from mmchat.images import MAX_BYTES, parse_picture
-from mmchat.images.headers import SUPPORTED, Refusal, read_header
+from mmchat.images.headers import SUPPORTED, UnreadablePicture, read_header
 
 QUESTIONS, DATA_CARD = "questions.jsonl", "data.json"
 MIN_TOKENS = 96
@@ -108,8 +108,8 @@ class _PictureFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
-    """Validated questions. The bytes of their pictures are read when they are needed."""
+class QuestionSet:
+    """Validated questions and their pictures. The bytes of their pictures are read when they are needed."""
 
     source: str
     """The folder or file that they come from."""
@@ -171,7 +171,7 @@ def grey_png(width: int, height: int) -> bytes:
     return stream.getvalue()
 
 
-def read_questions(folder: Path) -> Questions:
+def read_questions(folder: Path) -> QuestionSet:
     """Reads and checks a whole evaluation folder.
 
     Raises DataError with the file, and the line if there is one, that has to be corrected.
@@ -209,7 +209,7 @@ def read_questions(folder: Path) -> Questions:
         digest.update(f"\0{name}\0{pictures[name].sha256}".encode())
     sha256 = digest.hexdigest()
     about = _read_data_card(folder / DATA_CARD)
-    return Questions(str(folder), tuple(questions.values()), sha256, sha256, about, pictures)
+    return QuestionSet(str(folder), tuple(questions.values()), sha256, sha256, about, pictures)
 
 
 def limit_per_type(questions: Sequence[Question], limit: int) -> list[Question]:
@@ -259,7 +259,7 @@ def _check_picture(folder: Path, name: str, where: str) -> _PictureFile:
     data = _read(path, f"{where}: the picture {name}")
     try:
         header = read_header(data)
-    except Refusal as refusal:
+    except UnreadablePicture as refusal:
         raise DataError(f"{where}: the picture {name} {refusal}.") from None
     return _PictureFile(path, hashlib.sha256(data).hexdigest(), SUPPORTED[header.format])
 

@@ -30,7 +30,7 @@ from mmchat.errors import (
 )
 from mmchat.evaluation.graders import Grader, find_grader
 from mmchat.evaluation.question_sets import load_questions
-from mmchat.evaluation.questions import Question, Questions, limit_per_type
+from mmchat.evaluation.questions import Question, QuestionSet, limit_per_type
 from mmchat.evaluation.results import EvaluationResult, EvaluationSetup, make_result
 from mmchat.settings import NO_ADAPTER, Settings, paths, private_dir
 
@@ -41,7 +41,7 @@ PARALLEL = 3
 
 
 def evaluate(
-    data: Path | Dataset | Questions,
+    data: Path | Dataset | QuestionSet,
     settings: Settings,
     *,
     model: str = "",
@@ -84,7 +84,7 @@ class _Runner:
     parallel: int
     progress: ProgressCallback
 
-    async def run(self, data: Path | Dataset | Questions, limit: int) -> EvaluationResult:
+    async def run(self, data: Path | Dataset | QuestionSet, limit: int) -> EvaluationResult:
         self.progress("Reading the questions", 0.0)
         adapter = self.adapter or self.settings.model.adapter
         data_questions = load_questions(data, adapters=[adapter])
@@ -110,7 +110,7 @@ class _Runner:
             answers_file=str(cache.file),
         )
 
-    async def _load(self, client: EngineClient, questions: Questions) -> EvaluationSetup:
+    async def _load(self, client: EngineClient, questions: QuestionSet) -> EvaluationSetup:
         async with contextlib.aclosing(client.load(self.model, self.adapter)) as steps:
             async for step in steps:
                 self.progress(f"Loading {step.model}: {step.stage}", step.fraction)
@@ -135,7 +135,7 @@ class _Runner:
     async def _ask_all(
         self,
         client: EngineClient,
-        questions: Questions,
+        questions: QuestionSet,
         new: Sequence[Question],
         setup: EvaluationSetup,
         cache: "AnswerCache",
@@ -184,7 +184,7 @@ class _Runner:
         return errors
 
 
-def _named_grader(questions: Questions) -> Grader | None:
+def _named_grader(questions: QuestionSet) -> Grader | None:
     """The grader that the data names, if any. Raises DataError if mmchat does not have it."""
     if not questions.grader:
         return None
@@ -197,7 +197,7 @@ def _named_grader(questions: Questions) -> Grader | None:
     return grader
 
 
-def _options(questions: Questions) -> Options:
+def _options(questions: QuestionSet) -> Options:
     return Options(max_tokens=questions.max_tokens)  # greedy
 
 
@@ -252,7 +252,7 @@ class CacheKey(Struct, frozen=True):
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:32]
 
 
-def _cache_key(setup: EvaluationSetup, questions: Questions) -> CacheKey:
+def _cache_key(setup: EvaluationSetup, questions: QuestionSet) -> CacheKey:
     return CacheKey(
         data=f"{questions.key} grey" if setup.blank else questions.key,
         model=setup.model,

@@ -15,7 +15,7 @@ from typing import Final
 from mmchat.answer_match import normalize
 from mmchat.errors import DataError, ImageError
 from mmchat.evaluation.graders import GradedAnswer
-from mmchat.evaluation.questions import QuestionPicture, Questions
+from mmchat.evaluation.questions import QuestionPicture, QuestionSet
 from mmchat.evaluation.report import share_and_interval
 from mmchat.evaluation.results import EvaluationResult
 from mmchat.evaluation.text_metrics import rouge_l
@@ -90,7 +90,9 @@ def worst_rows(worst: Sequence[WrongAnswer]) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def worst_page(worst: Sequence[WrongAnswer], result: EvaluationResult, questions: Questions) -> str:
+def worst_page(
+    worst: Sequence[WrongAnswer], result: EvaluationResult, questions: QuestionSet
+) -> str:
     """The HTML page. A picture that cannot be shown is replaced by a note."""
     setup, exact_match = result.setup, result.exact_match
     share, interval = share_and_interval(exact_match)
@@ -116,7 +118,7 @@ least like their references come first.</p>
 """
 
 
-def _article(number: int, answer: GradedAnswer, questions: Questions) -> str:
+def _article(number: int, answer: GradedAnswer, questions: QuestionSet) -> str:
     names = list(dict.fromkeys(answer.images))
     pictures = "".join(_img(questions.pictures[name]) for name in names[:_MAX_PICTURES])
     if len(names) > _MAX_PICTURES:

@@ -20,7 +20,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from mmchat.images.headers import MEGAPIXELS, Header, Refusal, check_size, is_cut_off, orientation
+from mmchat.images.headers import (
+    MEGAPIXELS,
+    Header,
+    UnreadablePicture,
+    check_size,
+    is_cut_off,
+    orientation,
+)
 
 _PLUGINS: Final[dict[str, type[ImageFile.ImageFile]]] = {
     "PNG": PngImageFile,
@@ -70,29 +77,29 @@ _ONE_AT_A_TIME = threading.Lock()
 def decode(data: bytes, header: Header, max_side: int) -> tuple[Image.Image, tuple[int, int]]:
     """An upright RGB image of at most `max_side` pixels a side, and the original's upright size.
 
-    Raises `Refusal`, and nothing else, if the bytes cannot be decoded.
+    Raises `UnreadablePicture`, and nothing else, if the bytes cannot be decoded.
     """
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         # Warnings about a file from outside help nobody and would appear on the screen.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             return _decode(data, header, max_side)
-        except Refusal:
+        except UnreadablePicture:
             raise
         except Image.DecompressionBombError as error:
             cap = MEGAPIXELS[header.kind]
-            raise Refusal(
+            raise UnreadablePicture(
                 f"has more megapixels than the limit of {cap} for a {header.kind}: make it smaller"
             ) from error
         except MemoryError as error:
-            raise Refusal("does not fit into the free memory: make it smaller") from error
+            raise UnreadablePicture("does not fit into the free memory: make it smaller") from error
         # Pillow does not document what it raises for malicious bytes, so everything is caught.
         except Exception as error:
             if is_cut_off(header, data):
                 why = "is cut off, its end is missing: copy or download it again"
             else:
                 why = f"is damaged and cannot be decoded as {header.kind}: save it again"
-            raise Refusal(why) from error
+            raise UnreadablePicture(why) from error
 
 
 def _decode(data: bytes, header: Header, max_side: int) -> tuple[Image.Image, tuple[int, int]]:
@@ -129,7 +136,9 @@ def _open(data: bytes, header: Header) -> ImageFile.ImageFile:
     if header.format == "TIFF":
         compression = str(image.info.get("compression", "raw"))
         if compression not in _TIFF_COMPRESSIONS:
-            raise Refusal(f"is a TIFF packed with {compression}, which is not read: save it as PNG")
+            raise UnreadablePicture(
+                f"is a TIFF packed with {compression}, which is not read: save it as PNG"
+            )
     return image
 
 
@@ -185,7 +194,7 @@ def _eight_bit_grey(image: Image.Image, header: Header) -> Image.Image:
         return image.convert("I").point(table, "L")
     low, high = (float(value) for value in image.getextrema() if not isinstance(value, tuple))
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise Refusal("holds pixels that are not numbers: save it as an 8-bit PNG")
+        raise UnreadablePicture("holds pixels that are not numbers: save it as an 8-bit PNG")
     if image.mode == "F" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     scale = 255 / (high - low) if high > low else 0.0

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mmchat.errors import ImageError
-from mmchat.images.foreign import UNREAD_SUFFIXES
-from mmchat.images.headers import SUPPORTED, Header, Refusal, read_header
+from mmchat.images.headers import SUPPORTED, Header, UnreadablePicture, read_header
+from mmchat.images.unsupported import UNSUPPORTED_SUFFIXES
 from mmchat.sanitize import clean
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def read_picture(path: str | Path) -> Picture:
         raise ImageError(f"{shown} cannot be the name of a file") from error
     except OSError as error:
         raise ImageError(f"{shown} {_why(error)}") from error
-    except Refusal as refusal:
+    except UnreadablePicture as refusal:
         raise ImageError(f"{shown} {refusal}") from None
     return parse_picture(data, where.name)
 
@@ -121,13 +121,15 @@ def _decode(data: bytes, shown: str, max_side: int | None) -> tuple["Image", tup
         raise ValueError(f"max_side is {max_side}, and must be at least 1")
     try:
         if len(data) > MAX_BYTES:
-            raise Refusal(_too_big())
+            raise UnreadablePicture(_too_big())
         suffix = Path(shown).suffix.lower()
-        header = read_header(data, named_as_picture=suffix in PICTURE_SUFFIXES | UNREAD_SUFFIXES)
+        header = read_header(
+            data, named_as_picture=suffix in PICTURE_SUFFIXES | UNSUPPORTED_SUFFIXES
+        )
         from mmchat.images import _pillow
 
         image, size = _pillow.decode(data, header, min(max_side or MAX_SIDE, MAX_SIDE))
-    except Refusal as refusal:
+    except UnreadablePicture as refusal:
         raise ImageError(f"{shown} {refusal}") from refusal.__cause__
     return image, size, SUPPORTED[header.format]
 
@@ -161,10 +163,10 @@ def _read(path: Path) -> bytes:
         state = os.fstat(file.fileno())
         _check_regular(state.st_mode)
         if state.st_size > MAX_BYTES:
-            raise Refusal(_too_big())
+            raise UnreadablePicture(_too_big())
         data = file.read(MAX_BYTES + 1)  # files may grow, and those in /proc report 0 bytes
     if len(data) > MAX_BYTES:
-        raise Refusal(_too_big())
+        raise UnreadablePicture(_too_big())
     return data
 
 
@@ -172,12 +174,12 @@ def _check_regular(mode: int) -> None:
     if stat.S_ISREG(mode):
         return
     if stat.S_ISDIR(mode):
-        raise Refusal("is a folder: name a picture in it")
+        raise UnreadablePicture("is a folder: name a picture in it")
     if stat.S_ISFIFO(mode):
-        raise Refusal("is a pipe, not a file: save the picture to a file first")
+        raise UnreadablePicture("is a pipe, not a file: save the picture to a file first")
     if stat.S_ISSOCK(mode):
-        raise Refusal("is a socket, not a file: save the picture to a file first")
-    raise Refusal("is a device, not a file: name a picture's file")
+        raise UnreadablePicture("is a socket, not a file: save the picture to a file first")
+    raise UnreadablePicture("is a device, not a file: name a picture's file")
 
 
 def _too_big() -> str:

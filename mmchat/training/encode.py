@@ -147,14 +147,12 @@ class ExampleEncoder:
                 encoded.truncated += len(one.turns) < len(example.turns)
         return encoded
 
-    def build_samples(
-        self, encoded: EncodedExamples, limit: int, length_weight: float = 0.0
-    ) -> Samples:
-        """Groups `encoded` into samples of at most `limit` tokens, with weights as in `weighted_by_length`."""
+    def build_samples(self, encoded: EncodedExamples, limit: int) -> Samples:
+        """Groups `encoded` into samples of at most `limit` tokens."""
         groups = _group(encoded.examples, limit, share_pictures=self.share_pictures)
         trees = [_build_tree(group) for group in groups]
         places = [group[0].example.place for group in groups]
-        return Samples(trees, places, encoded.pictures).weighted_by_length(length_weight)
+        return Samples(trees, places, encoded.pictures)
 
     def _encode_example(
         self, example: Example, limit: int, pictures: list[Picture], index: dict[str, int]

@@ -159,7 +159,7 @@ class Trainer:
                 if full:
                     self.trainable.save_model(out)
                 else:
-                    self.trainable.save_adapter(out, self.recipe.name, {})
+                    self.trainable.save_adapter(out, self.recipe.name)
                 tables = to_tables(_without_local_paths(self.recipe))
                 (out / RECIPE).write_text(tomli_w.dumps(tables), "utf-8")
         self.accelerator.wait_for_everyone()
@@ -324,9 +324,8 @@ class Trainer:
             def progress(done: int, of: int) -> None:
                 self.run_logger.preparing(f"encoding pictures: {done} of {of}")
 
-            with autocast(
-                self.device, self.dtype
-            ):  # blocks that a later stage trains are already float32
+            # Autocast, because blocks that a later stage trains are already float32.
+            with autocast(self.device, self.dtype):
                 self.feature_cache.fill(pictures, progress)
         self.accelerator.wait_for_everyone()
 

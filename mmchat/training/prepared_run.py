@@ -61,10 +61,6 @@ class PreparedRun:
         """Whether freed memory must go back to the system at once, which takes time."""
         return any(fit.tight for fit in self.memory_fits)
 
-    @property
-    def row_tokens(self) -> int:
-        return self.recipe.row_tokens
-
     def of_stage(self, stage: StageConfig) -> StageSamples:
         """The samples with the weights of `stage`. A replay sample weighs as much as a new one."""
         train = self.train.weighted_by_length(stage.length_weight)

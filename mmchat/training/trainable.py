@@ -49,7 +49,7 @@ NEEDS_PICTURES = (PART_NAMES["projector"], PART_NAMES["vision"])
 
 @dataclass(frozen=True, slots=True)
 class PartSummary:
-    """How many parameters of a part train. A packed 4-bit weight counts as one parameter per value."""
+    """How many parameters of a part train. A packed byte of 4-bit weights counts as two."""
 
     name: str
     parameters: int
@@ -185,7 +185,7 @@ class Trainable:
             for part, (count, trains, types, packed) in rows.items()
         ]
 
-    def save_adapter(self, folder: Path, name: str, metrics: dict[str, float]) -> None:
+    def save_adapter(self, folder: Path, name: str) -> None:
         """Writes the adapter's folder: card, projector, vision tower and LoRA, if they were trained."""
         folder.mkdir(parents=True, exist_ok=True)
         trained = []
@@ -207,7 +207,7 @@ class Trainable:
             str(getattr(self.model.config, "projector_type", "")) if "projector" in trained else ""
         )
         base = Base(self.loaded.name, self.loaded.weights_hash)
-        write_card(folder, Card(name, base, kind, tuple(trained), metrics))
+        write_card(folder, Card(name, base, kind, tuple(trained)))
 
     def save_model(self, folder: Path) -> None:
         """Writes the complete model in bfloat16, for `mmchat models add`."""

@@ -30,7 +30,7 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
 def short_sample_answers() -> Iterator[None]:
     """Random weights never end an answer by themselves, and most of a tiny run would be spent on them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmchat.training.validation.NEW_TOKENS", SAMPLE_TOKENS)
+        patch.setattr("mmchat.training.validation.MAX_NEW_TOKENS", SAMPLE_TOKENS)
         yield
 
 
@@ -61,7 +61,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     examples = list(read_data(folder).examples)
     reader = BasePreprocessor("tiny", "visual_prefix", processor, processor.tokenizer, True)
     encoder = ExampleEncoder(reader)
-    samples = encoder.build_samples(encoder.encode_examples(examples, 512), 512, 0.75)
+    samples = encoder.build_samples(encoder.encode_examples(examples, 512), 512).weighted_by_length(
+        0.75
+    )
     return Tiny(model, processor, examples, encoder, samples)
 
 

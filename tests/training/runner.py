@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    validation.NEW_TOKENS = SAMPLE_TOKENS
+    validation.MAX_NEW_TOKENS = SAMPLE_TOKENS
     options.run.mkdir(parents=True, exist_ok=True)
     recipe = read_config(None, [*RECIPE, f"model={options.base}", "name=t", *options.overrides])
     data = dataset(10)

@@ -67,7 +67,7 @@ def _check(encoder: ExampleEncoder, examples: list[Example], limit: int) -> None
         for token, label in zip(said.tokens[1:], said.labels, strict=False):
             assert label in (IGNORED, token)
         assert said.label_count > 0
-    samples = encoder.build_samples(found, limit, 0.5)
+    samples = encoder.build_samples(found, limit).weighted_by_length(0.5)
     rows = pack(samples.trees, limit)
     assert sum(len(tree) for row in rows for tree in row.trees) == samples.token_count
     for tree in samples.trees:
@@ -114,7 +114,7 @@ def test_only_the_last_answer_is_learned_where_the_others_were_not_approved(
 def test_conversations_about_one_picture_share_it(encoder: ExampleEncoder) -> None:
     examples = [_example("one."), _example("two."), _example("three.")]
     found = encoder.encode_examples(examples, 500)
-    samples = encoder.build_samples(found, 500, 0.5)
+    samples = encoder.build_samples(found, 500).weighted_by_length(0.5)
     (tree,) = samples.trees
     assert len(tree.branches) == 3 and len(tree.images) == 1
     assert samples.token_count < sum(len(said.tokens) for said in found.examples)

@@ -49,7 +49,7 @@ class Bench:
         self.loaded.model.to(dtype)
         encoder = ExampleEncoder(self.loaded)
         encoded = encoder.encode_examples(examples(), STAGE.row_tokens)
-        self.samples = encoder.build_samples(encoded, STAGE.row_tokens, 0.5)
+        self.samples = encoder.build_samples(encoded, STAGE.row_tokens).weighted_by_length(0.5)
         processor = self.loaded.processor
 
         def feed(pictures: Any) -> Any:

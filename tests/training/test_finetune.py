@@ -294,8 +294,8 @@ def test_a_loss_that_explodes_ends_the_run(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the second step far above the first, none of them becomes a checkpoint."""
-    monkeypatch.setattr("mmchat.training.train_step.LossSpikeGuard.FIRST", 1)
-    monkeypatch.setattr("mmchat.training.train_step.LossSpikeGuard.STEPS", 2)
+    monkeypatch.setattr("mmchat.training.train_step.LossSpikeGuard.WARMUP", 1)
+    monkeypatch.setattr("mmchat.training.train_step.LossSpikeGuard.MAX_SPIKES", 2)
     tune, _ = _asking(base, tmp_path)
     forward = PackedLoss.forward
     monkeypatch.setattr(

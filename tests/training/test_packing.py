@@ -131,8 +131,10 @@ def test_pictures_without_their_places_are_refused(tiny: Tiny) -> None:
 @pytest.mark.parametrize("power", [0.0, 1.0])
 def test_length_weight(tiny: Tiny, power: float) -> None:
     """0 weighs each token the same, 1 each conversation."""
-    encode_examples = tiny.encoder.encode_examples(tiny.examples, 512)
-    for branch in tiny.encoder.build_samples(encode_examples, 512, power).trees[0].branches:
+    encoded = tiny.encoder.encode_examples(tiny.examples, 512)
+    for branch in (
+        tiny.encoder.build_samples(encoded, 512).weighted_by_length(power).trees[0].branches
+    ):
         asked = sum(label != IGNORED for label in branch.labels)
         assert branch.weight * (asked if power else 1) == pytest.approx(1.0)
 

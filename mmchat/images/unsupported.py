@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-UNREAD_SUFFIXES: Final[frozenset[str]] = frozenset(
+UNSUPPORTED_SUFFIXES: Final[frozenset[str]] = frozenset(
     {".heic", ".heics", ".heif", ".heifs", ".hif", ".avif", ".avifs"}
     | {".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jpm", ".jxl", ".jxr"}
     | {".svg", ".svgz", ".psd", ".psb", ".xcf", ".ico", ".icns", ".tga", ".pcx", ".dds", ".qoi"}
@@ -61,7 +61,7 @@ _WEB_PAGE: Final = re.compile(rb"\s*(<!doctype html|<html[\s>])", re.IGNORECASE)
 _NETPBM: Final = re.compile(rb"P[1-7]\s")
 
 
-def why_unread(data: bytes) -> str:
+def explain_unsupported(data: bytes) -> str:
     """The rest of a sentence about a file that mmchat does not read; "" if its format is unknown."""
     if _WEB_PAGE.match(_text(data)):
         return "is a web page, not a picture: download the picture itself"
