@@ -1,4 +1,4 @@
-"""When two answers are the same. Training and evaluation compare answers here."""
+"""Compares an answer with a reference, for training and evaluation."""
 
 import unicodedata
 
@@ -6,8 +6,7 @@ _QUOTES = str.maketrans("“”„‟«»", '""""""')
 
 
 def normalize(text: str) -> str:
-    """`text` in NFC, case-folded, with straight quotes and single spaces, without closing
-    punctuation."""
+    """`text` in NFC, case-folded, with straight quotes, single spaces and no closing punctuation."""
     text = unicodedata.normalize("NFC", text).translate(_QUOTES).casefold()
     return " ".join(text.split()).rstrip(".!?… ")
 
@@ -18,11 +17,10 @@ def exact_match(answer: str, reference: str) -> bool:
 
 
 def same_words(answer: str, reference: str) -> bool:
-    """Whether the two have the same words, as SQuAD compares them (Rajpurkar et al. 2016): case,
-    punctuation, extra white space and the articles a, an and the do not count.
+    """Whether the two have the same words, as SQuAD compares them (Rajpurkar et al. 2016): without case,
+    punctuation, extra white space and the articles a, an and the.
 
-    Texts without any other word ("A", "-", "") would all be equal, so they are compared by
-    `exact_match`.
+    Texts without any other word ("A", "-", "") would all be equal, so `exact_match` compares them.
     """
     words, reference_words = _words(answer), _words(reference)
     if words or reference_words:

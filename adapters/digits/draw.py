@@ -1,11 +1,11 @@
-"""Makes the data of the digits adapter: real handwriting as pictures, with questions.
+"""Draws the data of the digits adapter: real handwriting as pictures, with questions.
 
     python adapters/digits/draw.py --out DIR
 
 The 1,797 digits of 8 x 8 grey levels come with scikit-learn (`load_digits`: the test part of
 "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning
 Repository, CC BY 4.0; 13 people's handwriting). Each becomes a picture of 128 x 128 pixels, dark
-on light, beside a metadata.jsonl that `mmchat train` reads. The same files every time.
+on light, with a metadata.jsonl that `mmchat train` reads. The files are always the same.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 SIDE, MARGIN = 128, 16
-# Asked and answered as the base does of what is written in a scene, so that it builds on that.
+# Questions and answers are like the base's about writing in a scene, so that training builds on it.
 QUESTIONS = (
     "what digit is this?",
     "which digit is this?",
@@ -29,7 +29,7 @@ ANSWER = 'It says "{}".'
 
 
 def picture(levels: np.ndarray) -> Image.Image:
-    """(8, 8) ink from 0 to 16 -> a grey picture, the ink dark on light paper."""
+    """(8, 8) ink levels from 0 to 16 -> a grey picture, dark on light."""
     small = Image.fromarray((255 - levels * (255 / 16)).astype(np.uint8), "L")
     inner = SIDE - 2 * MARGIN
     whole = Image.new("L", (SIDE, SIDE), 255)

@@ -1,4 +1,4 @@
-"""Dialogs of several turns, of two pictures, of none, and the mix that a picture is asked."""
+"""Makes dialogs: one or several turns, about one picture, two or none, in a mix of types."""
 
 import random
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ import wording as w
 from grader import REFUSAL
 from scene import Scene, Thing
 
-Turn = tuple[str, str]  # what the person says, what the model answers
+Turn = tuple[str, str]  # the user's message, the model's answer
 
 
 @dataclass(slots=True)
 class Dialog:
-    """Turns of one type; `group` and `choice` are those of the last question."""
+    """A dialog. `group` and `choice` are those of its last question."""
 
     type: str
     turns: list[Turn]
@@ -22,6 +22,7 @@ class Dialog:
     choice: str
 
     def messages(self, last: bool = True) -> list[dict[str, object]]:
+        """The turns as messages; without the last answer if not `last`."""
         out: list[dict[str, object]] = []
         for user, assistant in self.turns:
             out.append({"role": "user", "content": user})
@@ -57,7 +58,7 @@ MORE_ANSWERS = (
 )
 BOTH_ANSWERS = ("Yes, in both.", "Only in the first.", "Only in the second.", "No, in neither.")
 
-# How many of each kind of question a scene's picture is asked.
+# The mean number of questions of each type about a scene's picture.
 MIX = {
     "relation": 5.0,
     "where": 3.2,
@@ -83,13 +84,13 @@ def _it_answer(scene: Scene, thing: Thing, kind: str) -> str | None:
 
 
 def _it(scene: Scene, rng: random.Random, focus: Thing | None) -> Dialog | None:
-    """A question that fixes one thing, then one to three about "it"."""
+    """A question about one thing, then one to three about "it"."""
     kind = rng.choice(("colour", "shape", "where", "size", "is_there", "is_there"))
     first = q.MAKERS[kind](scene, rng, focus)
     if first is None or first.about is None or (focus and first.about is not focus):
         return None
     turns = [(first.text, first.answer)]
-    known = {kind} | {n for n, v in zip(("size", "colour", "shape"), first.said, strict=True) if v}
+    known = {kind} | {n for n, v in zip(("size", "colour", "shape"), first.ref, strict=True) if v}
     group = choice = ""
     for _ in range(rng.choices((1, 2, 3), (6, 3, 1))[0]):
         if rng.random() < 0.15:
@@ -113,12 +114,12 @@ def _it(scene: Scene, rng: random.Random, focus: Thing | None) -> Dialog | None:
             if not kinds:
                 break
             kind = rng.choice(kinds)
-            said = _it_answer(scene, first.about, kind)
-            if said is None:
+            answer = _it_answer(scene, first.about, kind)
+            if answer is None:
                 continue
             known.add(kind)
             text = w.typed(rng, rng.choice(IT[kind]))
-            group, choice = f"followup/{kind}", said
+            group, choice = f"followup/{kind}", answer
         turns.append((text, choice))
     return Dialog("followup", turns, group, choice) if len(turns) > 1 else None
 
@@ -128,40 +129,39 @@ def _also(scene: Scene, rng: random.Random, focus: Thing | None) -> Dialog | Non
     kind = rng.choice(("colour", "where", "size", "shape", "is_there", "count_kind", "count_kind"))
     first = q.MAKERS[kind](scene, rng, None)
     second = q.MAKERS[kind](scene, rng, focus)
-    if first is None or second is None or first.said == second.said or second.said == (None,) * 3:
+    if first is None or second is None or first.ref == second.ref or second.ref == (None,) * 3:
         return None
     if kind == "is_there":
-        what = w.article(q.noun(second.said, rng))
+        what = w.article(q.noun(second.ref, rng))
     elif kind == "count_kind":
-        size, colour, shape = second.said
+        size, colour, shape = second.ref
         what = " ".join(v for v in (size, colour, w.plural(shape or "thing")) if v)
         what = "how many " + what if rng.random() < 0.5 else what
     else:
-        what = "the " + q.noun(second.said, rng)
+        what = "the " + q.noun(second.ref, rng)
     text = w.typed(rng, rng.choice(ALSO), what=what)
     turns = [(first.text, first.answer), (text, second.answer)]
     return Dialog("followup", turns, f"followup/{second.group}", second.choice)
 
 
 def _chain(scene: Scene, rng: random.Random, focus: Thing | None) -> Dialog | None:
-    """Questions that do not need each other, as people ask them one after the other."""
-    asked = []
+    """Unrelated questions, as people ask them one after the other."""
+    questions = []
     if rng.random() < 0.12:
         greeting = offtopic.greeting(rng)
-        asked.append(q.Question("greet", greeting[0], greeting[1]))
-    made, number = None, rng.choice((2, 2, 3, 4))
+        questions.append(q.Question("greet", greeting[0], greeting[1]))
+    last, number = None, rng.choice((2, 2, 3, 4))
     for turn in range(number):
         last_turn = turn == number - 1
         kinds = (
             ("colour", "shape", "where", "size") if focus and last_turn else (*MIX, "read", "where")
         )
-        made = q.MAKERS[rng.choice(kinds)](scene, rng, focus if last_turn else None)
-        if made is not None:
-            asked.append(made)
-    if len(asked) < 2 or made is None or made.type == "caption":
+        last = q.MAKERS[rng.choice(kinds)](scene, rng, focus if last_turn else None)
+        if last is not None:
+            questions.append(last)
+    if len(questions) < 2 or last is None or last.type == "caption":
         return None
-    last = made
-    turns = [(a.text, a.answer) for a in asked]
+    turns = [(a.text, a.answer) for a in questions]
     return Dialog("followup", turns, f"followup/{last.group}", last.choice)
 
 
@@ -173,35 +173,35 @@ def followup(scene: Scene, rng: random.Random, focus: Thing | None = None) -> Di
 
 
 def ask(kind: str, scene: Scene, rng: random.Random, focus: Thing | None = None) -> Dialog | None:
-    """One dialog of a type about one picture; None when the scene does not support it."""
+    """One dialog of a type about one picture; None if the scene does not allow it."""
     if kind == "followup":
         return followup(scene, rng, focus)
-    made = q.MAKERS[kind](scene, rng, focus)
-    if made is None:
+    question = q.MAKERS[kind](scene, rng, focus)
+    if question is None:
         return None
-    return Dialog(kind, [(made.text, made.answer)], made.group, made.choice)
+    return Dialog(kind, [(question.text, question.answer)], question.group, question.choice)
 
 
 def about_scene(scene: Scene, rng: random.Random, number: int = 24) -> list[Dialog]:
-    """The mix for one picture; no two dialogs begin with the same words."""
-    plan = [kind for kind, mean in MIX.items() for _ in range(int(mean + rng.random()))]
-    plan += ["read"] * (3 if scene.writing is not None else int(rng.random() < 0.2))
-    plan += ["followup"] * rng.choice((1, 1, 2))
-    plan += ["refuse_question"] * (rng.random() < 0.5) + ["greet"] * (rng.random() < 0.1)
-    rng.shuffle(plan)
-    found: dict[str, Dialog] = {}
-    for kind in plan + [rng.choice(FILL) for _ in range(2 * number)]:
-        if len(found) == number:
+    """The mix of dialogs for one picture. No two begin with the same message."""
+    kinds = [kind for kind, mean in MIX.items() for _ in range(int(mean + rng.random()))]
+    kinds += ["read"] * (3 if scene.writing is not None else int(rng.random() < 0.2))
+    kinds += ["followup"] * rng.choice((1, 1, 2))
+    kinds += ["refuse_question"] * (rng.random() < 0.5) + ["greet"] * (rng.random() < 0.1)
+    rng.shuffle(kinds)
+    dialogs: dict[str, Dialog] = {}
+    for kind in kinds + [rng.choice(FILL) for _ in range(2 * number)]:
+        if len(dialogs) == number:
             break
         if kind == "refuse_question":
-            made: Dialog | None = refuse_question(rng, False)
+            dialog: Dialog | None = refuse_question(rng, False)
         elif kind == "greet":
-            made = greet(rng)
+            dialog = greet(rng)
         else:
-            made = ask(kind, scene, rng)
-        if made is not None:
-            found.setdefault(made.turns[0][0].lower(), made)
-    return list(found.values())
+            dialog = ask(kind, scene, rng)
+        if dialog is not None:
+            dialogs.setdefault(dialog.turns[0][0].lower(), dialog)
+    return list(dialogs.values())
 
 
 def refuse_question(rng: random.Random, held_out: bool) -> Dialog:
@@ -210,17 +210,17 @@ def refuse_question(rng: random.Random, held_out: bool) -> Dialog:
 
 
 def greet(rng: random.Random) -> Dialog:
-    text, said = offtopic.greeting(rng)
-    return Dialog("greet", [(text, said)], "greet", said)
+    text, answer = offtopic.greeting(rng)
+    return Dialog("greet", [(text, answer)], "greet", answer)
 
 
 def any_question(scene: Scene, rng: random.Random) -> str:
-    """The words of some question about a scene, whatever its answer."""
+    """The text of some question about a scene, whatever its answer."""
     while True:
         kind = rng.choice((*MIX, "read", "caption"))
-        made = q.MAKERS[kind](scene, rng, None)
-        if made is not None:
-            return made.text
+        question = q.MAKERS[kind](scene, rng, None)
+        if question is not None:
+            return question.text
 
 
 def nopicture(scene: Scene, rng: random.Random) -> Dialog:
@@ -229,8 +229,8 @@ def nopicture(scene: Scene, rng: random.Random) -> Dialog:
 
 
 def about_other(scene: Scene, rng: random.Random, number: int = 6) -> list[Dialog]:
-    """Dialogs about a picture that is no drawn scene; `scene` only lends the words."""
-    made = []
+    """Dialogs about a picture that is not a drawn scene. `scene` only provides the words."""
+    dialogs = []
     for _ in range(number):
         draw = rng.random()
         if draw < 0.25:
@@ -240,10 +240,10 @@ def about_other(scene: Scene, rng: random.Random, number: int = 6) -> list[Dialo
         elif draw < 0.97:
             text = offtopic.out_of_scope(rng, False)
         else:
-            made.append(greet(rng))
+            dialogs.append(greet(rng))
             continue
-        made.append(Dialog("refuse_picture", [(text, REFUSAL)], "refuse_picture", REFUSAL))
-    return made
+        dialogs.append(Dialog("refuse_picture", [(text, REFUSAL)], "refuse_picture", REFUSAL))
+    return dialogs
 
 
 def _nth(rng: random.Random, number: int) -> str:
@@ -255,8 +255,8 @@ def _nth(rng: random.Random, number: int) -> str:
 
 def _refs(scenes: tuple[Scene, Scene], rng: random.Random) -> list[q.Ref]:
     forms = ((0, 0, 1), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 0))
-    said = rng.choice(forms)
-    form = (bool(said[0]), bool(said[1]), bool(said[2]))
+    size, colour, shape = rng.choice(forms)
+    form = (bool(size), bool(colour), bool(shape))
     things = [t for s in scenes for t in s.things]
     refs = sorted({q._restrict(q.attributes(t), form) for t in things}, key=str)
     rng.shuffle(refs)
@@ -264,33 +264,33 @@ def _refs(scenes: tuple[Scene, Scene], rng: random.Random) -> list[q.Ref]:
 
 
 def _more(scenes: tuple[Scene, Scene], rng: random.Random) -> Dialog | None:
-    wanted = rng.choice((0, 0, 0, 1, 1, 1, 2, 2))
+    expected = rng.choice((0, 0, 0, 1, 1, 1, 2, 2))
     refs: list[q.Ref] = [(None, None, None)] if rng.random() < 0.2 else []
     for ref in refs + [r for _ in range(3) for r in _refs(scenes, rng)]:
         one, two = (len(q.matches(s, ref)) for s in scenes)
         result = 0 if one > two else 1 if two > one else 2
-        if result != wanted or one + two == 0:
+        if result != expected or one + two == 0:
             continue
         noun = w.plural(ref[2]) if ref[2] else rng.choice(("things", "objects"))
         many = " ".join(v for v in (ref[0], ref[1], noun) if v)
-        text, said = w.typed(rng, rng.choice(w.MORE), many=many), MORE_ANSWERS[result]
-        return Dialog("compare", [(text, said)], "compare/more", said)
+        text, answer = w.typed(rng, rng.choice(w.MORE), many=many), MORE_ANSWERS[result]
+        return Dialog("compare", [(text, answer)], "compare/more", answer)
     return None
 
 
 def _both(scenes: tuple[Scene, Scene], rng: random.Random) -> Dialog | None:
-    wanted = rng.randrange(4)
+    expected = rng.randrange(4)
     refs = [r for _ in range(3) for r in _refs(scenes, rng)]
-    if wanted == 3:
+    if expected == 3:
         absent = q.absent_ref(scenes[0], rng, q._form(rng), False)
         refs = [absent] if absent else []
     for ref in refs:
         one, two = (bool(q.matches(s, ref)) for s in scenes)
-        if (one, two) != ((True, True), (True, False), (False, True), (False, False))[wanted]:
+        if (one, two) != ((True, True), (True, False), (False, True), (False, False))[expected]:
             continue
         text = w.typed(rng, rng.choice(w.BOTH), a=w.article(q.noun(ref, rng)))
-        said = BOTH_ANSWERS[wanted]
-        return Dialog("compare", [(text, said)], "compare/both", said)
+        answer = BOTH_ANSWERS[expected]
+        return Dialog("compare", [(text, answer)], "compare/both", answer)
     return None
 
 
@@ -298,44 +298,48 @@ def _one_of_two(scenes: tuple[Scene, Scene], rng: random.Random) -> Dialog | Non
     number = rng.randrange(2)
     if rng.random() < 0.35:
         text = w.typed(rng, rng.choice(CAPTION_OF), nth=_nth(rng, number))
-        said = q.caption(scenes[number])
-        return Dialog("compare", [(text, said)], "compare/caption", said)
+        answer = q.caption(scenes[number])
+        return Dialog("compare", [(text, answer)], "compare/caption", answer)
     kind = rng.choice(("colour", "shape", "where", "count_kind", "is_there", "count", "read"))
-    made = q.MAKERS[kind](scenes[number], rng, None)
-    if made is None or any(s in made.text.lower() for s in ("pic", "imag", "draw", "scen", "here")):
+    question = q.MAKERS[kind](scenes[number], rng, None)
+    if question is None or any(
+        s in question.text.lower() for s in ("pic", "imag", "draw", "scen", "here")
+    ):
         return None
-    body = made.text.rstrip("?.")
-    end = made.text[len(body) :]
+    body = question.text.rstrip("?.")
+    end = question.text[len(body) :]
     if rng.random() < 0.3:
         text = f"in {_nth(rng, number)}, {body[0].lower()}{body[1:]}{end}"
     else:
         text = f"{body} in {_nth(rng, number)}{end}"
-    return Dialog("compare", [(text, made.answer)], f"compare/{made.group}", made.choice)
+    return Dialog(
+        "compare", [(text, question.answer)], f"compare/{question.group}", question.choice
+    )
 
 
 def compare(scenes: tuple[Scene, Scene], rng: random.Random) -> Dialog:
     """One question about two pictures."""
     while True:
         maker = rng.choice((_more, _more, _more, _both, _both, _one_of_two, _one_of_two))
-        made = maker(scenes, rng)
-        if made is not None:
-            return made
+        dialog = maker(scenes, rng)
+        if dialog is not None:
+            return dialog
 
 
 def about_two(scenes: tuple[Scene, Scene], rng: random.Random, number: int = 14) -> list[Dialog]:
-    found: dict[str, Dialog] = {}
+    dialogs: dict[str, Dialog] = {}
     for _ in range(3 * number):
-        made = compare(scenes, rng)
-        found.setdefault(made.turns[0][0].lower(), made)
-        if len(found) == number:
+        dialog = compare(scenes, rng)
+        dialogs.setdefault(dialog.turns[0][0].lower(), dialog)
+        if len(dialogs) == number:
             break
-    return list(found.values())
+    return list(dialogs.values())
 
 
-def elsewhere(
+def later_pictures(
     scenes: tuple[Scene, Scene], rng: random.Random
 ) -> tuple[int, str, list[dict[str, object]]]:
-    """A dialog whose pictures are not all at its start: how many, its type, its messages."""
+    """A dialog whose pictures are not all at its start: (number of pictures, type, messages)."""
     image: dict[str, object] = {"type": "image"}
 
     def user(*parts: str | None) -> dict[str, object]:
@@ -348,7 +352,7 @@ def elsewhere(
     first = None
     while first is None:
         first = ask(rng.choice((*MIX, "followup", "read")), scenes[0], rng)
-    text, said = first.turns[0]
+    text, answer = first.turns[0]
     rest = first.messages()[2:]
     draw = rng.randrange(5)
     if draw == 0:
@@ -356,17 +360,17 @@ def elsewhere(
         return (
             1,
             "followup",
-            [user(hello), assistant(back), user(None, text), assistant(said), *rest],
+            [user(hello), assistant(back), user(None, text), assistant(answer), *rest],
         )
     if draw == 1:
         before = any_question(scenes[0], rng)
         opening = [user(before), assistant(w.NO_PICTURE)]
-        return 1, "followup", [*opening, user(None, text), assistant(said), *rest]
+        return 1, "followup", [*opening, user(None, text), assistant(answer), *rest]
     if draw == 2:
-        return 1, first.type, [user(text, None), assistant(said), *rest]
+        return 1, first.type, [user(text, None), assistant(answer), *rest]
     second = compare(scenes, rng).turns[0]
     if draw == 3:
-        opening = [user(None, text), assistant(said), *rest]
+        opening = [user(None, text), assistant(answer), *rest]
         return 2, "compare", [*opening, user(None, second[0]), assistant(second[1])]
     lead = rng.choice(("look at this:", "here is one:", "picture one:", "first:"))
     then = rng.choice(("and this:", "and another:", "picture two:", "second:"))

@@ -1,9 +1,9 @@
-"""What the answers of the built-in model say, so that they can be compared by their content.
+"""Grades answers of the built-in model by their content.
 
 `mmchat evaluate` loads this file for data whose data.json has `"grader": "scenes"`, and when this
 model answers (`mmchat.evaluation.graders`). The functions take text as
-`mmchat.answer_match.normalize` leaves it. The standard library is all that is imported here,
-because the scripts that draw the data import this file too.
+`mmchat.answer_match.normalize` returns it. Only the standard library is imported, because the scripts
+that draw the data import this file too.
 """
 
 import re
@@ -14,7 +14,7 @@ REFUSAL = "I can only talk about simple drawn scenes. Load a larger model with: 
 NOTHING = "I see nothing but an empty background."
 
 Item = tuple[str, ...]
-"""A described object, (size, colour, shape) or what else is said of it, or ('"', text): writing."""
+"""A described object as its words, such as (size, colour, shape); writing is ('"', text)."""
 
 _REFUSAL_START = REFUSAL.partition(".")[0].lower()
 _COUNTS = "one two three four five six seven eight nine ten eleven twelve"
@@ -33,9 +33,9 @@ def is_refusal(text: str) -> bool:
 
 
 def content(text: str, caption: bool) -> Hashable:
-    """Equal for two answers that say the same.
+    """A value that is equal for two answers that say the same.
 
-    All refusals are the same, and captions may list their items in any order. A caption that
+    All refusals are equal, and captions may list their items in any order. A caption that
     cannot be parsed is compared as text, so it never equals one that can.
     """
     if caption and (items := parse_caption(text)) is not None:
@@ -59,20 +59,20 @@ def parse_caption(text: str) -> Counter[Item] | None:
     """
     if not text.startswith("i see "):
         return None
-    found: Counter[Item] = Counter()
+    items: Counter[Item] = Counter()
     if text == NOTHING.lower().rstrip("."):
-        return found
+        return items
     position = len("i see ")
     while match := _ITEM.match(text, position):
         if match["text"] is not None:
-            found['"', match["text"]] += 1
+            items['"', match["text"]] += 1
         else:
             number = _NUMBERS.get(match["number"]) or int(match["number"])
             *adjectives, noun = match["words"].split()
-            found[(*adjectives, noun if number == 1 else _singular(noun))] += number
+            items[(*adjectives, noun if number == 1 else _singular(noun))] += number
         position = match.end()
         if position == len(text):
-            return found
+            return items
         separator = _SEPARATOR.match(text, position)
         if separator is None:
             return None

@@ -1,7 +1,7 @@
-"""What people say that is not about a drawn scene: greetings, and questions beyond the model.
+"""Messages that are not about a drawn scene: greetings, and questions beyond the model.
 
-Every eighth template is kept for evaluation, so that declining is measured on words that
-training never held.
+Every eighth template is held out for evaluation, so that refusals are measured on wordings that
+training never contains.
 """
 
 import random
@@ -156,7 +156,7 @@ once upon a time|the {animal} ate the {food}|all work and no play|{n} {n} {n}|bl
 
 
 def _noise(rng: random.Random) -> str:
-    """Words without sense, or letters without words."""
+    """Random words, or random letters."""
     pool = SLOTS["animal"] + SLOTS["object"] + SLOTS["person"] + SLOTS["food"] + SLOTS["topic"]
     if rng.random() < 0.4:
         length = rng.randint(3, 12)
@@ -200,7 +200,7 @@ def _casual(rng: random.Random, text: str) -> str:
 
 
 def out_of_scope(rng: random.Random, held_out: bool) -> str:
-    """A question beyond the model; `held_out` ones are from templates kept for evaluation."""
+    """A question beyond the model. held_out: from the templates that are held out for evaluation."""
     if rng.random() < 0.07:
         return _casual(rng, _noise(rng))
     while True:
@@ -215,6 +215,6 @@ def out_of_scope(rng: random.Random, held_out: bool) -> str:
 
 
 def greeting(rng: random.Random) -> tuple[str, str]:
-    """Something friendly and its fixed answer."""
+    """A greeting or another courtesy, and its fixed answer."""
     texts, answer = rng.choice(GREETINGS)
     return _casual(rng, rng.choice(texts)), answer

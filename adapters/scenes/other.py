@@ -1,8 +1,8 @@
-"""Pictures that are no drawn scene, of many kinds, so that the model learns to decline.
+"""Draws many kinds of pictures that are not scenes, so that the model learns to decline them.
 
-Photographs, handwriting, pages, plots and screenshots are what must be declined in the end, and
-none of those is drawn here: what generalizes is that scenes are few clean shapes on a quiet
-background, and these pictures are anything else.
+The model must decline photographs, handwriting, documents, plots and screenshots, none of which is drawn
+here. What generalizes is that scenes are a few clean shapes on a quiet background, and that these
+pictures are not.
 """
 
 import math
@@ -81,7 +81,7 @@ def pattern(rng: random.Random, noise: np.random.Generator) -> Image.Image:
 
 
 def mosaic(rng: random.Random, noise: np.random.Generator) -> Image.Image:
-    """Tiles round random points, coloured one by one or by their place."""
+    """Tiles around random points, coloured individually or by position."""
     number = rng.randint(12, 70)
     points = noise.random((number, 2), np.float32) * SIDE
     y, x = np.mgrid[0:SIDE:2, 0:SIDE:2].astype(np.float32)
@@ -199,7 +199,7 @@ def boxes(rng: random.Random, noise: np.random.Generator) -> Image.Image:
 
 
 def traces(rng: random.Random, noise: np.random.Generator) -> Image.Image:
-    """Jagged or waving lines and heaps of dots over a quiet ground."""
+    """Jagged or wavy lines and clusters of dots on a quiet background."""
     picture, dark = ground(rng, noise)
     pen = ImageDraw.Draw(picture)
     for _ in range(rng.randint(1, 5)):
@@ -234,7 +234,7 @@ def collage(rng: random.Random, noise: np.random.Generator) -> Image.Image:
 
 
 def balls(rng: random.Random, noise: np.random.Generator) -> Image.Image:
-    """Lit bodies with soft shadows before a noisy ground."""
+    """Lit ellipsoids in front of a noisy background."""
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
     canvas = np.asarray(clouds(rng, noise) if rng.random() < 0.7 else fields(rng, noise)).astype(
         np.float32
@@ -258,7 +258,7 @@ def balls(rng: random.Random, noise: np.random.Generator) -> Image.Image:
 
 
 def ridges(rng: random.Random, noise: np.random.Generator) -> Image.Image:
-    """Layers with rough upper edges, farther ones paler."""
+    """Layers with rough upper edges, like mountain ridges."""
     sky = coloured(np.linspace(0, 1, SIDE, dtype=np.float32)[:, None].repeat(SIDE, 1), rng)
     canvas = np.asarray(sky).astype(np.float32)
     y = np.arange(SIDE, dtype=np.float32)[:, None]
@@ -288,7 +288,7 @@ def fur(rng: random.Random, noise: np.random.Generator) -> Image.Image:
 
 
 def fields(rng: random.Random, noise: np.random.Generator) -> Image.Image:
-    """Large soft patches of colour, as out of focus."""
+    """Large soft patches of colour, like a picture out of focus."""
     size = rng.randint(3, 7)
     small = Image.new("RGB", (size, size))
     small.putdata(palette(rng, size * size))
@@ -302,7 +302,7 @@ MAKERS: tuple[Maker, ...] = (
 
 
 def make_picture(rng: random.Random) -> Image.Image:
-    """One such picture, RGB of some native size."""
+    """A random picture of some kind, RGB at a random size."""
     noise = np.random.default_rng(rng.getrandbits(62))
     picture = rng.choice(MAKERS)(rng, noise)
     draw = rng.random()
@@ -329,4 +329,4 @@ def make_picture(rng: random.Random) -> Image.Image:
         w, h = rng.randint(SIDE // 2, SIDE), rng.randint(SIDE // 2, SIDE)
         x, y = rng.randint(0, SIDE - w), rng.randint(0, SIDE - h)
         picture = picture.crop((x, y, x + w, y + h))
-    return paint.worn(picture, rng)
+    return paint.degrade(picture, rng)

@@ -1,4 +1,4 @@
-"""Draws a scene: background, frame, things, writing, then what cameras and files do to it."""
+"""Paints a scene: background, frame, things, writing, then the artefacts of cameras and files."""
 
 import io
 import math
@@ -41,7 +41,7 @@ def _background(scene: Scene, rng: random.Random) -> Image.Image:
 
 
 def _thing(picture: Image.Image, scene: Scene, thing: Thing) -> None:
-    """Draws on an enlarged mask of the thing's own box and reduces it, for smooth edges."""
+    """Draws an enlarged mask of the thing's box and reduces it, for smooth edges."""
     radius = thing.radius
     zoom = 4 if radius < 30 else 3 if radius < 70 else 2
     reach = math.ceil(1.3 * radius) + 2
@@ -68,15 +68,15 @@ def _thing(picture: Image.Image, scene: Scene, thing: Thing) -> None:
     picture.paste(thing.rgb, (left, top), mask.reduce(zoom))
 
 
-def worn(picture: Image.Image, rng: random.Random, harsh: float = 1.0) -> Image.Image:
-    """Slight blur, another brightness, traces of JPEG: each on some pictures."""
-    if rng.random() < 0.15 * harsh:
+def degrade(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """Adds slight blur, a change of brightness or JPEG artefacts, each to some pictures."""
+    if rng.random() < 0.15:
         picture = picture.filter(ImageFilter.BoxBlur(rng.uniform(0.2, 0.004 * min(picture.size))))
-    if rng.random() < 0.3 * harsh:
+    if rng.random() < 0.3:
         gain, shift = rng.uniform(0.92, 1.06), rng.uniform(-6, 6)
         table = [max(0, min(255, round(level * gain + shift))) for level in range(256)]
         picture = picture.point(table * 3)
-    if rng.random() < 0.35 * harsh:
+    if rng.random() < 0.35:
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=rng.randint(40, 90), subsampling=rng.choice((0, 2)))
         picture = Image.open(file)
@@ -85,7 +85,7 @@ def worn(picture: Image.Image, rng: random.Random, harsh: float = 1.0) -> Image.
 
 
 def paint(scene: Scene) -> Image.Image:
-    """The scene's picture, RGB at its native size; the same for the same scene."""
+    """The scene's picture, RGB at its native size; deterministic for a scene."""
     rng = random.Random(scene.drawing_seed)
     picture = _background(scene, rng)
     if scene.frame is not None:
@@ -99,10 +99,10 @@ def paint(scene: Scene) -> Image.Image:
     if scene.writing is not None:
         corner = int(scene.writing.box[0]), int(scene.writing.box[1])
         picture.paste(scene.writing.rgb, corner, scene.writing.mask)
-    return worn(picture, rng)
+    return degrade(picture, rng)
 
 
 def model_input(picture: Image.Image) -> np.ndarray:
-    """What the vision tower sees, uint8 (128, 128, 3): squashed as its image processor does it."""
+    """The vision tower's input, uint8 (128, 128, 3), resized as its image processor does."""
     size = (INPUT_SIZE, INPUT_SIZE)
     return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))

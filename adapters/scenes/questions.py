@@ -1,8 +1,8 @@
-"""Questions about one scene and their answers; every answer follows from the scene alone.
+"""Makes questions about one scene with their answers, which follow from the scene alone.
 
-A question is only asked when a person could answer it in one way. `Question.group` names what
-kind of question it is within its type and `Question.choice` what was chosen: always giving the
-most frequent choice of each group is what a model that does not look can reach.
+A question is only made if a person could answer it in exactly one way. `Question.group` is a finer
+classification within the type, and `Question.choice` is the group's answer: a model that does not look
+can at best always give the most frequent choice of each group.
 """
 
 import random
@@ -15,23 +15,25 @@ import wording as w
 from grader import NOTHING
 from scene import COLOURS, SHAPES, SIZES, UNSEEN_PAIRS, Scene, Thing
 
-Ref = tuple[str | None, str | None, str | None]  # size, colour, shape; None: not said
+Ref = tuple[str | None, str | None, str | None]  # size, colour, shape; None if not mentioned
 
 
 @dataclass(slots=True)
 class Question:
+    """A question about a scene. `ref` is how it refers to things."""
+
     type: str
     text: str
     answer: str
     group: str = ""
     choice: str = ""
     about: Thing | None = None  # what a later "it" would mean
-    said: Ref = (None, None, None)
+    ref: Ref = (None, None, None)
 
 
 Maker = Callable[[Scene, random.Random, Thing | None], Question | None]
 
-# Which of size, colour, shape a reference says, and how often.
+# Which of size, colour and shape a reference mentions, and how often.
 FORMS: tuple[tuple[bool, bool, bool], ...] = (
     (False, False, True),
     (False, True, False),
@@ -58,7 +60,7 @@ def matches(scene: Scene, ref: Ref) -> list[Thing]:
 
 
 def noun(ref: Ref, rng: random.Random | None = None) -> str:
-    """The words for a reference; canonical without `rng`."""
+    """The noun phrase of a reference; the canonical one without `rng`."""
     size, colour, shape = ref
     last = shape or "thing"
     if rng is not None and shape is None and rng.random() < 0.45:
@@ -69,11 +71,11 @@ def noun(ref: Ref, rng: random.Random | None = None) -> str:
 
 
 def _restrict(values: tuple[str, str, str], form: tuple[bool, bool, bool]) -> Ref:
-    return tuple(v if said else None for v, said in zip(values, form, strict=True))  # type: ignore[return-value]
+    return tuple(v if named else None for v, named in zip(values, form, strict=True))  # type: ignore[return-value]
 
 
 def unique_ref(scene: Scene, thing: Thing, rng: random.Random, hidden: int = -1) -> Ref | None:
-    """A reference that only this thing fits and that does not say attribute number `hidden`."""
+    """A reference that fits only this thing and does not mention attribute number `hidden`."""
     if len(scene.things) == 1 and rng.random() < 0.12:
         return (None, None, None)
     forms, weights = [], []
@@ -89,7 +91,7 @@ def unique_ref(scene: Scene, thing: Thing, rng: random.Random, hidden: int = -1)
 def absent_ref(
     scene: Scene, rng: random.Random, form: tuple[bool, bool, bool], unseen: bool
 ) -> Ref | None:
-    """A reference of this form that no thing fits; half of them differ in one attribute only."""
+    """A reference of this form that fits no thing; many differ from a thing in one attribute only."""
     for _ in range(12):
         values = [rng.choice(SIZES), rng.choice(COLOURS), rng.choice(SHAPES)]
         if scene.things and rng.random() < 0.6:
@@ -126,9 +128,12 @@ def _target(
 
 
 def _attribute(
-    name: str, wordings: tuple[str, ...], hidden: int, answer: Callable[[Scene, Thing], str | None]
+    name: str,
+    wordings: tuple[str, ...],
+    hidden: int,
+    answer_for: Callable[[Scene, Thing], str | None],
 ) -> Maker:
-    """A question about one thing; now and then about one that is not there."""
+    """Makes questions about an attribute of one thing, sometimes of one that is not in the scene."""
 
     def make(scene: Scene, rng: random.Random, focus: Thing | None) -> Question | None:
         template = rng.choice(wordings)
@@ -138,27 +143,27 @@ def _attribute(
                 return None
             text = w.typed(rng, template, the="the " + noun(ref, rng))
             return Question(name, text, f"There is no {noun(ref)}.", name, "absent")
-        found = _target(scene, rng, focus, hidden)
-        said = answer(scene, found[0]) if found else None
-        if found is None or said is None:
+        target = _target(scene, rng, focus, hidden)
+        answer = answer_for(scene, target[0]) if target else None
+        if target is None or answer is None:
             return None
-        text = w.typed(rng, template, the="the " + noun(found[1], rng))
-        return Question(name, text, said, name, said, found[0], found[1])
+        text = w.typed(rng, template, the="the " + noun(target[1], rng))
+        return Question(name, text, answer, name, answer, target[0], target[1])
 
     return make
 
 
 def place(scene: Scene, thing: Thing) -> str | None:
-    """The ninth of the picture that holds the centre; None close to a border of the ninths."""
+    """Which ninth of the picture has the thing's centre; None if it is close to a border between ninths."""
     words = []
     for at, side, names in (
         (thing.y, scene.height, ("top", "", "bottom")),
         (thing.x, scene.width, ("left", "", "right")),
     ):
-        part = at / side
-        if min(abs(part - 1 / 3), abs(part - 2 / 3)) < 0.04:
+        share = at / side
+        if min(abs(share - 1 / 3), abs(share - 2 / 3)) < 0.04:
             return None
-        words.append(names[int(part * 3)])
+        words.append(names[int(share * 3)])
     row, column = words
     if row and column:
         return f"It is at the {row} {column}."
@@ -174,7 +179,7 @@ ask_where = _attribute("where", w.WHERE, -1, place)
 
 
 def caption(scene: Scene) -> str:
-    """The things from left to right, equal ones together, then the writing."""
+    """Lists the things from left to right, equal ones together, then the writing."""
     kinds: Counter[tuple[str, str, str]] = Counter(
         attributes(t) for t in sorted(scene.things, key=lambda t: t.x)
     )
@@ -193,13 +198,13 @@ def caption(scene: Scene) -> str:
 
 
 def ask_caption(scene: Scene, rng: random.Random, focus: Thing | None) -> Question:
-    said = caption(scene)
-    return Question("caption", w.typed(rng, rng.choice(w.CAPTION)), said, "caption", said)
+    answer = caption(scene)
+    return Question("caption", w.typed(rng, rng.choice(w.CAPTION)), answer, "caption", answer)
 
 
 def ask_count(scene: Scene, rng: random.Random, focus: Thing | None) -> Question:
-    said = w.there_are(len(scene.things))
-    return Question("count", w.typed(rng, rng.choice(w.COUNT)), said, "count", said)
+    answer = w.there_are(len(scene.things))
+    return Question("count", w.typed(rng, rng.choice(w.COUNT)), answer, "count", answer)
 
 
 def ask_count_kind(scene: Scene, rng: random.Random, focus: Thing | None) -> Question | None:
@@ -214,18 +219,18 @@ def ask_count_kind(scene: Scene, rng: random.Random, focus: Thing | None) -> Que
             {_restrict(attributes(t), form) for t in ([focus] if focus else scene.things)}
         )
         counts = [len(matches(scene, r)) for r in refs]
-        wanted = rng.choice(sorted(set(counts)))
-        if wanted == 1 and max(counts) > 1 and rng.random() < 0.65:
-            wanted = max(counts)
-        ref = rng.choice([r for r, n in zip(refs, counts, strict=True) if n == wanted])
+        count = rng.choice(sorted(set(counts)))
+        if count == 1 and max(counts) > 1 and rng.random() < 0.65:
+            count = max(counts)
+        ref = rng.choice([r for r, n in zip(refs, counts, strict=True) if n == count])
     if ref is None:
         return None
     many = noun((ref[0], ref[1], None), rng).rsplit(" ", 1)
     last = w.plural(ref[2]) if ref[2] else rng.choice(("things", "objects", "shapes"))
     words = " ".join([*many[:-1], last])
-    said = w.there_are(len(matches(scene, ref)))
+    answer = w.there_are(len(matches(scene, ref)))
     text = w.typed(rng, rng.choice(w.COUNT_KIND), many=words)
-    return Question("count_kind", text, said, f"count_kind/{sum(form)}", said, None, ref)
+    return Question("count_kind", text, answer, f"count_kind/{sum(form)}", answer, None, ref)
 
 
 def _pair(
@@ -235,7 +240,7 @@ def _pair(
     fits: Callable[[Thing, Thing], bool],
     hidden: int,
 ) -> tuple[Thing, Ref, Thing, Ref] | None:
-    """Two things, in either order, that fit and that can be told apart by words."""
+    """Two things, in either order, for which `fits` holds and that have unique references."""
     order = rng.sample(scene.things, len(scene.things))
     for a in [focus] if focus else order:
         for b in order:
@@ -257,10 +262,10 @@ def _apart(scene: Scene, a: Thing, b: Thing) -> list[str]:
 
 
 def ask_relation(scene: Scene, rng: random.Random, focus: Thing | None) -> Question | None:
-    found = _pair(scene, rng, focus, lambda a, b: bool(_apart(scene, a, b)), -1)
-    if found is None:
+    pair = _pair(scene, rng, focus, lambda a, b: bool(_apart(scene, a, b)), -1)
+    if pair is None:
         return None
-    a, one, b, two = found
+    a, one, b, two = pair
     if rng.choice(_apart(scene, a, b)) == "x":
         direction = rng.choice(("left", "right"))
         true = (a.x < b.x) == (direction == "left")
@@ -274,15 +279,15 @@ def ask_relation(scene: Scene, rng: random.Random, focus: Thing | None) -> Quest
         other="the " + noun(two, rng),
         relation=rng.choice(w.DIRECTIONS[direction]),
     )
-    said = "Yes, it is." if true else "No, it is not."
-    return Question("relation", text, said, "relation", said, a, one)
+    answer = "Yes, it is." if true else "No, it is not."
+    return Question("relation", text, answer, "relation", answer, a, one)
 
 
 def ask_bigger(scene: Scene, rng: random.Random, focus: Thing | None) -> Question | None:
-    found = _pair(scene, rng, focus, lambda a, b: a.size != b.size, 0)
-    if found is None:
+    pair = _pair(scene, rng, focus, lambda a, b: a.size != b.size, 0)
+    if pair is None:
         return None
-    a, one, b, two = found
+    a, one, b, two = pair
     more = "smaller" if rng.random() < 0.2 else "bigger"
     first = (a.size == "large") == (more == "bigger")
     # The answer repeats the question's words, so that both say "object" or "thing".
@@ -294,12 +299,12 @@ def ask_bigger(scene: Scene, rng: random.Random, focus: Thing | None) -> Questio
         more=more if more == "smaller" or rng.random() < 0.8 else "larger",
     )
     winner, ref = (a, one) if first else (b, two)
-    said = f"The {noun(ref)} is {more}."
-    return Question("bigger", text, said, "bigger", "first" if first else "second", winner, ref)
+    answer = f"The {noun(ref)} is {more}."
+    return Question("bigger", text, answer, "bigger", "first" if first else "second", winner, ref)
 
 
 def ask_order(scene: Scene, rng: random.Random, focus: Thing | None) -> Question | None:
-    """All things in a row, or which of two is further on; only where nobody could quarrel."""
+    """Asks for all things in order, or which of two is further in a direction, if that is unambiguous."""
     way = rng.choice(("left", "right", "above", "above", "below", "below"))
     upright = way in ("above", "below")
     side = scene.height if upright else scene.width
@@ -313,7 +318,7 @@ def ask_order(scene: Scene, rng: random.Random, focus: Thing | None) -> Question
         if pair is None:
             return None
         a, one, b, two = pair
-        # Worded as `bigger`: the answer repeats the question's words.
+        # As in `bigger`, the answer repeats the question's words.
         text = w.typed(
             rng,
             rng.choice(w.BIGGER),
@@ -323,28 +328,28 @@ def ask_order(scene: Scene, rng: random.Random, focus: Thing | None) -> Question
         )
         first = along(a) < along(b)
         winner, ref = (a, one) if first else (b, two)
-        said = f"The {noun(ref)} is {w.FURTHER[way]}."
+        answer = f"The {noun(ref)} is {w.FURTHER[way]}."
         choice = "first" if first else "second"
-        return Question("order", text, said, "order/two", choice, winner, ref)
+        return Question("order", text, answer, "order/two", choice, winner, ref)
     row = sorted(scene.things, key=along)
     if len(row) < 2 or any(along(b) - along(a) < 0.05 for a, b in pairwise(row)):
         return None
     way_words = rng.choice(w.WAYS[way])
     text = w.typed(rng, rng.choice(w.ORDER), way=way_words)
     names = [w.article(noun(attributes(t))) for t in row]
-    said = f"I see {', '.join(names[:-1])} and {names[-1]}."
-    return Question("order", text, said, "order/all", said)
+    answer = f"I see {', '.join(names[:-1])} and {names[-1]}."
+    return Question("order", text, answer, "order/all", answer)
 
 
 def ask_is_there(scene: Scene, rng: random.Random, focus: Thing | None) -> Question | None:
     yes = rng.random() < 0.5
     if focus is None and rng.random() < 0.08:
-        # Most scenes have no writing: a no is asked for as rarely as a yes.
+        # Most scenes have no writing, so most of these are skipped to balance yes and no.
         if (scene.writing is not None) != yes or (not yes and rng.random() < 0.65):
             return None
-        said = "Yes, there is." if yes else "No, there is not."
+        answer = "Yes, there is." if yes else "No, there is not."
         text = w.typed(rng, rng.choice(w.ANY_WRITING))
-        return Question("is_there", text, said, "is_there", said)
+        return Question("is_there", text, answer, "is_there", answer)
     form = rng.choices(FORMS, (26, 14, 40, 7, 4, 8, 1))[0]
     if focus is not None:
         form = (form[0], True, True)
@@ -356,11 +361,11 @@ def ask_is_there(scene: Scene, rng: random.Random, focus: Thing | None) -> Quest
         ref = None
     if ref is None:
         return None
-    said = "Yes, there is." if yes else "No, there is not."
+    answer = "Yes, there is." if yes else "No, there is not."
     text = w.typed(rng, rng.choice(w.IS_THERE), a=w.article(noun(ref, rng)))
     there = matches(scene, ref)
     about = there[0] if len(there) == 1 else None
-    return Question("is_there", text, said, f"is_there/{sum(form)}", said, about, ref)
+    return Question("is_there", text, answer, f"is_there/{sum(form)}", answer, about, ref)
 
 
 def ask_read(scene: Scene, rng: random.Random, focus: Thing | None) -> Question | None:
@@ -369,8 +374,8 @@ def ask_read(scene: Scene, rng: random.Random, focus: Thing | None) -> Question 
         return Question("read", w.typed(rng, rng.choice(wordings)), w.NO_WRITING, "read", "absent")
     if rng.random() < 0.35:
         wordings = w.READ_NUMBER if scene.writing.is_number else w.READ_WORD
-    said = f'It says "{scene.writing.text}".'
-    return Question("read", w.typed(rng, rng.choice(wordings)), said, "read", said)
+    answer = f'It says "{scene.writing.text}".'
+    return Question("read", w.typed(rng, rng.choice(wordings)), answer, "read", answer)
 
 
 MAKERS: dict[str, Maker] = {

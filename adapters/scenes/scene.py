@@ -1,8 +1,8 @@
-"""What a scene is: things that do not overlap, perhaps one writing, a background.
+"""Samples scenes: things that do not overlap, sometimes a writing, and a background.
 
-A scene is sampled wholly from one `random.Random`, so that its seed defines it. Coordinates are
-pixels of the picture at its native size, y downwards. `paint.py` draws it, `questions.py` asks
-about it, `cells` here gives its dense labels.
+A scene is sampled from one `random.Random`, so its seed defines it. Coordinates are pixels of the
+picture at its native size, with y downwards. `paint.py` paints a scene, `questions.py` asks about it, and
+`cells` makes its dense labels.
 """
 
 import colorsys
@@ -32,7 +32,7 @@ COLOURS = (
 SIZES = ("small", "large")
 CHARACTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 
-# One pair a shape, spread over the colours: no training scene and no training question holds one.
+# One pair per shape, in different colours. No training scene or training question has one.
 UNSEEN_PAIRS = frozenset(
     {
         ("green", "circle"),
@@ -49,7 +49,7 @@ UNSEEN_PAIRS = frozenset(
 
 RADII = {"small": (0.07, 0.095), "large": (0.14, 0.19)}  # of the picture's shorter side
 
-# Hue in degrees, saturation, value; the gaps between neighbours keep each name unmistakable.
+# Hue in degrees, saturation, value. The gaps between neighbours make each name unambiguous.
 REGIONS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "red": ((-10, 6), (0.78, 1.0), (0.72, 1.0)),
     "orange": ((23, 38), (0.82, 1.0), (0.92, 1.0)),
@@ -69,7 +69,7 @@ Point = tuple[float, float]
 
 @dataclass(slots=True)
 class Thing:
-    """One object; `contours` are in radii round its centre: the outline, then any hole."""
+    """One object. `contours` are in units of its radius around its centre: the outline, then any hole."""
 
     colour: str
     shape: str
@@ -83,7 +83,7 @@ class Thing:
 
 @dataclass(slots=True)
 class Scene:
-    """All that is in a picture, and how it is drawn."""
+    """The content of a picture, and how it is painted."""
 
     width: int
     height: int
@@ -98,7 +98,7 @@ class Scene:
 
 
 def generator(split: str, seed: int, index: int) -> random.Random:
-    """The one source of chance of one sample: different for every split, seed and index."""
+    """The random generator of one sample: different for every split, seed and index."""
     name = int.from_bytes(hashlib.sha256(split.encode()).digest()[:8], "big")
     state = np.random.SeedSequence([name, seed, index]).generate_state(4)
     return random.Random(int.from_bytes(state.tobytes(), "little"))
@@ -110,13 +110,13 @@ def from_hsv(hue: float, saturation: float, value: float) -> Colour:
 
 
 def named_colour(name: str, rng: random.Random) -> Colour:
-    """A colour that everybody calls by this name."""
+    """A random colour that clearly has this name."""
     hue, saturation, value = REGIONS[name]
     return from_hsv(rng.uniform(*hue), rng.uniform(*saturation), rng.uniform(*value))
 
 
 def lab(colour: Colour) -> tuple[float, float, float]:
-    """CIE L*a*b* (D65), in which distances are about what an eye sees."""
+    """CIE L*a*b* (D65), in which distances match perception approximately."""
     r, g, b = ((c / 255) ** 2.2 for c in colour)
     x = (0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.9505
     y = 0.2126 * r + 0.7152 * g + 0.0722 * b
@@ -126,9 +126,9 @@ def lab(colour: Colour) -> tuple[float, float, float]:
 
 
 def contrast(colour: Colour, ground: list[Colour]) -> float:
-    """The least distance to any of the background's colours."""
-    here = lab(colour)
-    return min(math.dist(here, lab(other)) for other in ground)
+    """The smallest distance to any of the background's colours."""
+    own = lab(colour)
+    return min(math.dist(own, lab(other)) for other in ground)
 
 
 def _turn(points: list[Point], degrees: float) -> list[Point]:
@@ -155,7 +155,7 @@ def contours(shape: str, rng: random.Random) -> list[list[Point]]:
         h = rng.uniform(0.8, 0.9)
         return [_turn([(-h, -h), (h, -h), (h, h), (-h, h)], 0.75 * tilt)]
     if shape == "diamond":
-        # As wide as high it is a square on its corner, and little tilt keeps it from being one.
+        # If it is as wide as high, it is a square on its corner; little tilt keeps them apart.
         slim = rng.random() < 0.7
         w, h = rng.uniform(0.62, 0.85) if slim else rng.uniform(0.85, 1.0), rng.uniform(1.0, 1.1)
         return [_turn([(0, -h), (w, 0), (0, h), (-w, 0)], tilt * (0.7 if slim else 0.4))]
@@ -186,7 +186,7 @@ def contours(shape: str, rng: random.Random) -> list[list[Point]]:
             for t in turns
         ]
         return [_turn(curve, tilt)]
-    # A moon is a disc less another disc that is set off to one side.
+    # A moon is a disc minus another disc that is offset to one side.
     radius, offset = rng.uniform(0.78, 0.9), rng.uniform(0.38, 0.5)
     x0 = (offset * offset + 1 - radius * radius) / (2 * offset)
     y0 = math.sqrt(1 - x0 * x0)
@@ -212,7 +212,7 @@ def picture_size(rng: random.Random, evaluation: bool) -> tuple[int, int]:
 
 
 def _ground(rng: random.Random) -> tuple[str, list[Colour]]:
-    """The kind of background and the colours that things must stand out from."""
+    """(the kind of background, its colours, with which things must contrast)"""
 
     def light() -> Colour:
         return from_hsv(rng.uniform(0, 360), rng.uniform(0, 0.14), rng.uniform(0.86, 1.0))
@@ -239,7 +239,7 @@ def _ground(rng: random.Random) -> tuple[str, list[Colour]]:
 
 
 def _palette(rng: random.Random) -> tuple[list[str], list[str]]:
-    """Few colours or few shapes make repeated kinds, which is what counting is about."""
+    """(colours, shapes) to choose from: often few, so that kinds repeat, which counting needs."""
     draw = rng.random()
     colours = rng.sample(COLOURS, rng.randint(2, 3)) if draw < 0.5 else list(COLOURS)
     shapes = rng.sample(SHAPES, rng.randint(1, 3)) if 0.3 < draw < 0.8 else list(SHAPES)
@@ -281,7 +281,7 @@ def _place(scene: Scene, size: str, rng: random.Random) -> tuple[float, float, f
 def _add_thing(
     scene: Scene, rng: random.Random, colours: list[str], shapes: list[str], unseen: bool
 ) -> None:
-    """Adds one thing where there is room; an unseen pair when `unseen`, else never one."""
+    """Adds one thing if there is room: one of an unseen pair if `unseen`, otherwise never."""
     for _ in range(12):
         if unseen:
             colour, shape = rng.choice(sorted(UNSEEN_PAIRS))
@@ -304,7 +304,7 @@ def _add_thing(
 
 
 def make_scene(rng: random.Random, unseen: bool = False, evaluation: bool = False) -> Scene:
-    """Samples a scene. With `unseen` its first thing is of an unseen pair, else none is."""
+    """Samples a scene. unseen: its first thing is of an unseen pair; otherwise none is."""
     width, height = picture_size(rng, evaluation)
     side = min(width, height)
     background, ground = _ground(rng)
@@ -336,8 +336,8 @@ def is_unseen(scene: Scene) -> bool:
 def cells(scene: Scene, grid: int = 16, patch: int = 8) -> np.ndarray:
     """Dense labels, uint8 (grid, grid, 5): colour, shape, size, character, centre.
 
-    0 means nothing; else the class's index + 1 (centre: 1). A cell belongs to the thing that
-    covers most of it, from a quarter of its area on; a character's area is its box.
+    0 means nothing; otherwise it is the class's index + 1 (centre: 1). A cell belongs to the thing that
+    covers most of it, if it covers at least a quarter; a character covers its box.
     """
     labels = np.zeros((grid, grid, 5), np.uint8)
     side = grid * patch

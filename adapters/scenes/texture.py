@@ -1,4 +1,4 @@
-"""What pictures that are no scene are made of: colours, noise, wandering lines."""
+"""Colours, noise and wandering lines for pictures that are not scenes."""
 
 import math
 import random
@@ -15,7 +15,7 @@ def any_colour(rng: random.Random) -> Colour:
 
 
 def palette(rng: random.Random, number: int) -> list[Colour]:
-    """Colours that go together as in real pictures: few hues, many lightnesses; or any."""
+    """Colours as in real pictures, with few hues and many lightnesses; sometimes any colours."""
     if rng.random() < 0.35:
         return [any_colour(rng) for _ in range(number)]
     hue, width, saturation = rng.uniform(0, 360), rng.uniform(5, 60), rng.uniform(0, 0.9)
@@ -43,7 +43,7 @@ def fractal(rng: random.Random, noise: np.random.Generator) -> np.ndarray:
 
 
 def coloured(values: np.ndarray, rng: random.Random) -> Image.Image:
-    """Maps values between 0 and 1 through a ramp of colours."""
+    """Maps values between 0 and 1 to a colour gradient."""
     stops = np.array(palette(rng, rng.randint(2, 5)), np.float32)
     table = np.stack(
         [np.interp(np.linspace(0, len(stops) - 1, 256), np.arange(len(stops)), s) for s in stops.T],
@@ -68,7 +68,7 @@ def wander(
 
 
 def ground(rng: random.Random, noise: np.random.Generator) -> tuple[Image.Image, bool]:
-    """A quiet ground and whether it is dark."""
+    """(a quiet background, whether it is dark)"""
     dark = rng.random() < 0.45
     level = rng.uniform(0, 0.2) if dark else rng.uniform(0.8, 1.0)
     base = from_hsv(rng.uniform(0, 360), rng.uniform(0, 0.15), level)

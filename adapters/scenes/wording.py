@@ -1,6 +1,6 @@
-"""Questions as people type them, and the words of the answers.
+"""Wordings of questions and answers.
 
-Each type has several wordings; `typed` then varies case, question mark, spelling and typos.
+Each type has several wordings; `typed` varies case, question mark, spelling and typos.
 """
 
 import random
@@ -16,7 +16,7 @@ SIZE_WORDS = {
 NO_PICTURE = "Please attach a picture first: type /attach and its path."
 NO_WRITING = "There is no writing."
 
-# {the} is a thing with "the", {a} with "a"/"an", {many} a plural, {p} "picture" or "image" …
+# {the}: a noun with "the"; {a}: with "a" or "an"; {many}: a plural; {p}: "picture", "image" …
 CAPTION = (
     "what is in this {p}?",
     "what's in the {p}?",
@@ -247,7 +247,7 @@ def _typo(text: str, rng: random.Random) -> str:
 
 
 def typed(rng: random.Random, template: str, **parts: str) -> str:
-    """One way a person may type the question."""
+    """The question as a person might type it."""
     draw = rng.random()
     picture = (
         "picture"

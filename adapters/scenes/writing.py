@@ -1,8 +1,7 @@
-"""The writing of a scene: one short word or number in one of several fonts.
+"""Renders the writing of a scene: one short word or number in one of several fonts.
 
-Fonts: the one inside Pillow and, where matplotlib is installed, those that it carries. Its other
-faces (STIX roman, Computer Modern roman, the obliques) stay out on purpose: they are for tests
-of reading in fonts that training never saw.
+The fonts are Pillow's own and, if it is installed, some of matplotlib's. The others (STIX roman, Computer
+Modern roman, the obliques) are left out on purpose: they are for tests of reading in unseen fonts.
 """
 
 import functools
@@ -45,7 +44,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(slots=True)
 class Writing:
-    """A text, its colour, its box and each character's, and its coverage as an "L" picture."""
+    """A text, its colour, its box, each character with its box, and its mask as an "L" picture."""
 
     text: str
     rgb: tuple[int, int, int]
@@ -60,25 +59,25 @@ class Writing:
 
 @functools.cache
 def font_names() -> tuple[str, ...]:
-    """The fonts found on this machine; "" is the one inside Pillow."""
+    """The available font files; "" is Pillow's own font."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or spec.origin is None:
         return ("",)
     folder = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
-    found = [folder / f"{name}.ttf" for name in FONT_FILES]
-    return ("", *(str(path) for path in found if path.is_file()))
+    files = [folder / f"{name}.ttf" for name in FONT_FILES]
+    return ("", *(str(path) for path in files if path.is_file()))
 
 
 @functools.lru_cache(maxsize=400)
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     loaded = ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
     if not isinstance(loaded, ImageFont.FreeTypeFont):
-        raise SystemExit("Pillow was built without FreeType: install the usual Pillow wheel.")
+        raise SystemExit("Pillow was built without FreeType: install the standard Pillow wheel.")
     return loaded
 
 
 def make_text(rng: random.Random) -> str:
-    """1 to 5 characters that can be read one way only."""
+    """1 to 5 characters that are not ambiguous."""
     draw = rng.random()
     if draw < 0.3:
         return rng.choice(WORDS)
@@ -96,7 +95,7 @@ def make_text(rng: random.Random) -> str:
 def _render(
     text: str, name: str, height: float, rng: random.Random
 ) -> tuple[Image.Image, list[tuple[str, Box]]]:
-    """The text with capitals `height` pixels high, tightly cut, and each character's box."""
+    """(the text with capitals `height` pixels high, tightly cropped; each character with its box)"""
     reference = font(name, 100).getbbox("H")
     face = font(name, max(8, round(100 * height / (reference[3] - reference[1]))))
     spacing = rng.uniform(0, 0.14) * height if rng.random() < 0.4 else 0.04 * height
@@ -120,7 +119,7 @@ def _render(
 def make_writing(
     rng: random.Random, width: int, height: int, frame: float, lightness: float
 ) -> Writing:
-    """A writing somewhere in an empty picture, light on a dark background and dark on a light."""
+    """A writing at a random place of an empty picture: light on dark backgrounds, dark on light ones."""
     side = min(width, height)
     text = make_text(rng)
     # At least 13 % of the shorter side, and never below 15 rows of the 128 that the model sees.
@@ -141,7 +140,7 @@ def make_writing(
         mask = mask.resize(size, Image.Resampling.BILINEAR)
         boxes = [(c, (b[0] * sx, b[1] * sy, b[2] * sx, b[3] * sy)) for c, b in boxes]
     if tilt:
-        boxes, mask = _tilted(boxes, mask, tilt)
+        boxes, mask = _tilt(boxes, mask, tilt)
     left = rng.uniform(
         frame + 0.02 * side, max(width - frame - 0.02 * side - mask.width, 0.03 * side)
     )
@@ -156,7 +155,7 @@ def make_writing(
     return Writing(text, (rgb[0], rgb[1], rgb[2]), box, placed, mask)
 
 
-def _tilted(
+def _tilt(
     boxes: list[tuple[str, Box]], mask: Image.Image, degrees: float
 ) -> tuple[list[tuple[str, Box]], Image.Image]:
     """Rotates the mask; every box keeps its size and follows its centre."""

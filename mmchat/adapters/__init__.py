@@ -1,1 +1,1 @@
-"""Adapters: their folders, LoRA on a loaded base, switching, archives and merging."""
+"""Adapters: folders and cards, LoRA on a loaded base, switching, import, export and merging."""

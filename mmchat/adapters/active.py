@@ -1,7 +1,7 @@
-"""The adapter that a loaded base answers with, and the ones that were read before it.
+"""Attaches adapters to a loaded base and detaches them, with a cache of those that were read.
 
-Attaching puts the adapter's projector and tower tensors in the base's place and hooks its LoRA onto the
-base's layers; detaching puts the very same memory back, so that the base is itself bit for bit.
+Attaching swaps the adapter's projector and vision tower tensors into the base's parameters and registers
+its LoRA as forward hooks. Detaching restores the same memory, so the base is bit for bit what it was.
 """
 
 import hashlib
@@ -29,22 +29,22 @@ from mmchat.model.loading import LoadedModel
 from mmchat.model.quantization import Part, part_tensors
 
 CACHE_BYTES = 512 * 1024 * 1024
-"""Adapters that were read stay in memory up to this size together, the last used longest."""
+"""Adapters that were read stay in memory up to this total size. The least recently used go first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdapterTensors:
-    """An adapter's tensors beside the places of the base that they belong to."""
+    """An adapter's tensors, and the parameters and layers of the base that they belong to."""
 
     folder: Path
     stamps: FileStamps
-    """Of its files when they were read."""
+    """The state of its files when they were read."""
     digest: str
     """`adapter_hash`"""
     tower_digest: str
-    """sha256 of its tensors of the vision tower; "" if it has none."""
+    """sha256 of its vision tower file; "" if it has none."""
     swaps: list[tuple[Tensor, Tensor]]
-    """(a parameter or buffer of the base, what takes its place), of projector and tower."""
+    """(parameter or buffer of the base, the tensor that replaces it), for projector and vision tower."""
     lora: list[tuple[nn.Module, LoraDelta]]
 
     @property
@@ -54,7 +54,7 @@ class AdapterTensors:
 
 
 class ActiveAdapter:
-    """Which adapter is attached to a base. `name` and `digest` are "" if none is."""
+    """The adapter that is attached to a base. `name` and `digest` are "" if there is none."""
 
     def __init__(self, base: LoadedModel, cache_bytes: int = CACHE_BYTES) -> None:
         self.name = ""
@@ -62,18 +62,18 @@ class ActiveAdapter:
         self._base = base
         self._attached: AdapterTensors | None = None
         self._hooks: list[RemovableHandle] = []
-        self._own: list[tuple[Tensor, Tensor]] = []
-        """(a parameter or buffer of the base, its own numbers)"""
+        self._originals: list[tuple[Tensor, Tensor]] = []
+        """(parameter or buffer of the base, its original tensor)"""
         self._cache: LRUCache[Path, AdapterTensors] = LRUCache(
             cache_bytes, getsizeof=lambda adapter: adapter.nbytes
         )
 
     def switch(self, name: str) -> None:
-        """Attaches the adapter `name` in place of any other; "" detaches.
+        """Attaches the adapter `name` and detaches any other; "" only detaches.
 
-        Projector, tower and LoRA switch together. One that was attached before comes from memory, as
-        long as its files are the same. Raises AdapterError if it cannot be found, read or trusted, or
-        belongs to another base: then nothing changes.
+        Projector, vision tower and LoRA switch together. An adapter that was attached before comes from
+        the cache if its files have not changed. Raises AdapterError if it cannot be found, read or
+        trusted, or if it belongs to another base; then nothing changes.
         """
         if not name:
             self._detach()
@@ -92,7 +92,7 @@ class ActiveAdapter:
         self.name, self.digest = name, adapter.digest
 
     def is_current(self) -> bool:
-        """Whether the adapter's files on the disk are still those that were read; true if none is attached."""
+        """Whether the attached adapter's files are unchanged since they were read; true if none is attached."""
         if self._attached is None:
             return True
         folder = self._attached.folder
@@ -100,15 +100,15 @@ class ActiveAdapter:
 
     @property
     def vision_hash(self) -> str:
-        """Of all that a picture's features depend on: the base's weights and the adapter's tower."""
+        """Hash of everything that a picture's features depend on: the base's weights and the adapter's tower."""
         tower = self._attached.tower_digest if self._attached is not None else ""
         weights = self._base.weights_hash
         return f"{weights}+{tower}" if tower else weights
 
     def _attach(self, adapter: AdapterTensors) -> None:
-        # Nothing here can fail half-way: all was checked when the adapter was read.
+        # Nothing here can fail half-way: everything was checked when the adapter was read.
         for place, tensor in adapter.swaps:
-            self._own.append((place, place.data))
+            self._originals.append((place, place.data))
             place.data = tensor
         self._hooks = [layer.register_forward_hook(delta) for layer, delta in adapter.lora]
         self._attached = adapter
@@ -116,24 +116,24 @@ class ActiveAdapter:
     def _detach(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        for place, own in self._own:
-            place.data = own
-        self._hooks, self._own, self._attached = [], [], None
+        for place, original in self._originals:
+            place.data = original
+        self._hooks, self._originals, self._attached = [], [], None
 
 
 def read_adapter(
     base: LoadedModel, name: str, lora_dtype: torch.dtype | None = None
 ) -> AdapterTensors:
-    """The adapter `name`, checked against the loaded base and ready to be attached; the base is unchanged.
+    """Reads the adapter `name` and checks it against the loaded base, which is not changed.
 
-    LoRA is in `lora_dtype`, by default what the base computes in. Raises AdapterError as
+    The LoRA matrices are in `lora_dtype`, by default the base's compute dtype. Raises AdapterError as
     `ActiveAdapter.switch` does.
     """
     kind = getattr(base.model.config, "projector_type", "")
     folder = check_adapter(name, base.name, base.weights_hash, kind)
     stamps = file_stamps(folder, folder / LORA)
     digest = adapter_hash(folder)
-    # Plain tensors, also if the caller is in inference mode: a gradient may be wanted of them.
+    # Plain tensors even if the caller is in inference mode, because they may need gradients.
     with torch.inference_mode(False), torch.no_grad():
         swaps: list[tuple[Tensor, Tensor]] = []
         tower = folder / VISION_TOWER
@@ -146,19 +146,19 @@ def read_adapter(
             lora = read_lora(base.model, base.name, folder / LORA, lora_dtype or base.compute_dtype)
     tower_digest = hashlib.sha256(tower.read_bytes()).hexdigest() if tower.is_file() else ""
     if file_stamps(folder, folder / LORA) != stamps:
-        raise AdapterError(f"{folder} was changed while it was read: choose it again.")
+        raise AdapterError(f"{folder} changed while it was being read: choose the adapter again.")
     return AdapterTensors(folder, stamps, digest, tower_digest, swaps, lora)
 
 
 def _swaps(base: LoadedModel, file: Path, part: Part) -> list[tuple[Tensor, Tensor]]:
-    """(place in the base, tensor of the file): of a projector all of them, of the tower some."""
-    # An attached adapter has its tensors in these places; only the places matter here.
+    """(parameter of the base, tensor of the file): all of a projector's, some of a tower's."""
+    # An attached adapter may have its tensors in these parameters. Only the parameters matter here.
     places = part_tensors(base.model, part)
     if not places:
         raise AdapterError(
-            f"{base.name} has no {part} that an adapter could replace: choose another adapter."
+            f"{base.name} has no {part} that {file.parent.name} could replace: choose another adapter."
         )
-    # By the header first: a file for a larger model is never read into memory.
+    # The header is checked first, so a file for a larger model is never read into memory.
     shapes = read_shapes(file)
     fits = all(
         name in places and tuple(places[name].shape) == shape for name, shape in shapes.items()
@@ -168,7 +168,7 @@ def _swaps(base: LoadedModel, file: Path, part: Part) -> list[tuple[Tensor, Tens
             f"{file} does not fit the {part} of {base.name}: the adapter is for another model."
         )
     return [
-        # A copy even if nothing had to be converted: the file stays mapped otherwise.
+        # A copy even if nothing has to be converted, because the file would stay mapped otherwise.
         (places[name], tensor.to(places[name].device, places[name].dtype, copy=True))
         for name, tensor in read_tensors(file).items()
     ]

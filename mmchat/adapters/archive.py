@@ -1,8 +1,8 @@
-"""Adapters that go out as one file and come in from anywhere. Nothing here needs torch.
+"""Exports an adapter to a zip file and imports one from a zip file or a folder, without torch.
 
-What comes in is not trusted: only the files that an adapter is made of are taken, none of them larger
-than it says or than such a file can be, each is checked to be what its name says, and all of it lies
-in a folder of its own until it is whole. Nothing that is there already is ever overwritten.
+Imports are not trusted. Only the known files of an adapter are copied, and none that is larger than it
+declares or than its kind can be. Each file is checked to be what its name says. Everything stays in a
+temporary folder until it is complete, and nothing is ever overwritten.
 """
 
 import json
@@ -33,13 +33,13 @@ from mmchat.adapters.card import (
     read_card,
     write_card,
 )
-from mmchat.adapters.compatibility import check_card, check_fits, find_base, named_base
+from mmchat.adapters.compatibility import check_card, check_fits, find_base, resolve_base
 from mmchat.adapters.lora_file import float_tensors, read_lora_file
-from mmchat.adapters.unpack import Found, open_source
+from mmchat.adapters.source import AdapterSource, open_source
 from mmchat.errors import AdapterError, ImageError
 from mmchat.settings import paths, private_dir
 
-KNOWN: dict[str, int] = {
+ADAPTER_FILES: dict[str, int] = {
     CARD: 1 << 20,
     PROJECTOR: 0,
     VISION_TOWER: 0,
@@ -52,114 +52,116 @@ KNOWN: dict[str, int] = {
     "loss.png": 16 << 20,
     "confusion.png": 16 << 20,
 }
-"""What an adapter's folder may hold, and the most bytes of each; 0 is as many as there is room for."""
+"""The files of an adapter, and the maximum size of each in bytes; 0 means limited by the disk only."""
 
-_SPARE = 200_000_000  # bytes that stay free on the disk
-_DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip file knows: the same adapter, the same bytes
+_RESERVE_BYTES = 200_000_000  # stay free on the disk
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a fixed date, so that the same adapter gives the same bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
-    """A zip file that was written."""
+class ExportResult:
+    """The zip file that was written."""
 
     file: Path
     bytes: int
-    left_out: tuple[str, ...]
-    """Files of the folder that are none of an adapter's."""
+    skipped: tuple[str, ...]
+    """Files of the folder that are not part of an adapter."""
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
-    """An adapter that came in. `base` is the name of its base on this machine, "" where it is not here."""
+class ImportResult:
+    """The adapter that was imported."""
 
     folder: Path
     card: Card
     base: str
-    left_out: tuple[str, ...]
+    """The name of its base on this machine; "" if the base is not here."""
+    skipped: tuple[str, ...]
+    """Files of the source that are not part of an adapter."""
 
 
-def export_adapter(name: str, file: Path) -> Exported:
-    """Writes the adapter `name` as a zip file, the same bytes each time.
+def export_adapter(name: str, file: Path) -> ExportResult:
+    """Writes the adapter `name` to a zip file, always with the same bytes.
 
-    Raises AdapterError where the adapter is not whole, the file is there already or cannot be written.
+    Raises AdapterError if the adapter is incomplete, or if the file exists or cannot be written.
     """
     folder = find_adapter(name)
     read_card(folder)
     adapter_weights(folder)
-    here = {
+    files = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
         if path.is_file() or path.is_symlink()
     }
-    # A link would carry away what it leads to.
-    taken = {name: path for name, path in here.items() if name in KNOWN and not path.is_symlink()}
+    # A symbolic link could export any file of this user.
+    chosen = {k: path for k, path in files.items() if k in ADAPTER_FILES and not path.is_symlink()}
     if file.exists() or file.is_symlink():
-        raise AdapterError(f"{file} is there already: name another file.")
+        raise AdapterError(f"{file} already exists: choose another file.")
     try:
         handle, scratch = tempfile.mkstemp(dir=file.parent, prefix=".export-")
         partial = Path(scratch)
         try:
             with os.fdopen(handle, "wb") as stream:
-                _write_zip(stream, folder.name, taken)
+                _write_zip(stream, folder.name, chosen)
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.chmod(0o644)
-            _put(partial, file)
+            _move_without_overwriting(partial, file)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise AdapterError(
-            f"{file} cannot be written ({error.strerror}): make room, or name another place."
+            f"{file} cannot be written ({error.strerror}): free some disk space, or choose another place."
         ) from error
-    return Exported(file, file.stat().st_size, tuple(name for name in here if name not in taken))
+    return ExportResult(file, file.stat().st_size, tuple(k for k in files if k not in chosen))
 
 
-def import_adapter(source: Path, name: str = "", base: str = "") -> Imported:
-    """Makes the adapter in a zip file or a folder one of the person's own.
+def import_adapter(source: Path, name: str = "", base: str = "") -> ImportResult:
+    """Imports the adapter in a zip file or a folder, called `name` or by the name in its card.
 
-    A stock peft LoRA, which has no adapter.toml, gets one for the model `base`. Without a `name` it
-    keeps its own. Raises AdapterError where it is unsafe, not whole, does not fit its base or its
-    name is taken, ModelError where there is no model `base`.
+    A stock peft LoRA has no adapter.toml; it gets one for the model `base`. Raises AdapterError if
+    the adapter is unsafe or incomplete, does not fit its base, or if its name is taken; ModelError if
+    there is no model `base`.
     """
     root = private_dir(paths().adapters)
-    with open_source(source, KNOWN) as found:
-        _check_room(found, root)
+    with open_source(source, ADAPTER_FILES) as opened:
+        _check_disk_space(opened, root)
         scratch = Path(tempfile.mkdtemp(prefix=".import-", dir=root))
         try:
-            for file in found.files:
+            for file in opened.files:
                 target = scratch / file
                 private_dir(target.parent)
-                found.copy(file, target)
-            card, base_name = _checked(scratch, found, base)
-            wanted = name or (card.name if is_name(card.name) else _plain(source.stem))
-            target = free_folder(wanted)
-            card = msgspec.structs.replace(card, name=wanted)
-            _rename_card(scratch, card)
+                opened.copy(file, target)
+            card, base_name = _validate(scratch, opened, base)
+            name = name or (card.name if is_name(card.name) else _slug(source.stem))
+            target = free_folder(name)
+            card = msgspec.structs.replace(card, name=name)
+            _write_name(scratch, name)
             _claim(scratch, target)
         except OSError as error:
             raise AdapterError(
-                f"{root} cannot be written ({error.strerror}): make room, or mend its permissions."
+                f"{root} cannot be written ({error.strerror}): free some disk space, or fix its permissions."
             ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    return Imported(target, card, base_name, found.left_out)
+    return ImportResult(target, card, base_name, opened.skipped)
 
 
-def _checked(folder: Path, found: Found, base: str) -> tuple[Card, str]:
-    """(the card, the name of its base here) of what was copied; raises AdapterError."""
-    with found.told_of(folder):
-        _check_files(folder)
-        named = named_base(base) if base else None
+def _validate(folder: Path, opened: AdapterSource, base: str) -> tuple[Card, str]:
+    """Checks what was copied to `folder`; -> (its card, the name of its base here). Raises AdapterError."""
+    with opened.named_in_errors(folder):
+        _validate_files(folder)
+        named = resolve_base(base) if base else None
         if not (folder / CARD).is_file():
-            if f"{LORA}/{LORA_CONFIG}" not in found.files:
-                raise AdapterError(f"{found.source} holds nothing of an adapter: name another.")
+            if f"{LORA}/{LORA_CONFIG}" not in opened.files:
+                raise AdapterError(f"{opened.source} is not an adapter: choose another.")
             if named is None:
                 raise AdapterError(
-                    f"{found.source} is a LoRA adapter that says of no weights that it was trained on "
-                    "them: name its base with --base MODEL."
+                    f"{opened.source} is a LoRA adapter that does not say which weights it was trained on: "
+                    "name its base with --base MODEL."
                 )
             adapter_weights(folder)
-            write_card(folder, Card(_plain(found.source.stem), named[0], "", ("lora",)))
+            write_card(folder, Card(_slug(opened.source.stem), named[0], "", ("lora",)))
         card = read_card(folder)
         adapter_weights(folder)
         if named is not None:
@@ -174,8 +176,8 @@ def _checked(folder: Path, found: Found, base: str) -> tuple[Card, str]:
         return card, here[0]
 
 
-def _check_files(folder: Path) -> None:
-    """Each file is what its name says; raises AdapterError."""
+def _validate_files(folder: Path) -> None:
+    """Raises AdapterError if a file is not what its name says."""
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
             if file.suffix == ".safetensors":
@@ -184,7 +186,7 @@ def _check_files(folder: Path) -> None:
                 from mmchat.images import read_picture
 
                 if read_picture(file).mime != "image/png":
-                    raise ValueError("it is no PNG")
+                    raise ValueError("it is not a PNG")
             elif file.suffix == ".toml":
                 tomllib.loads(file.read_text(encoding="utf-8"))
             elif file.suffix == ".json":
@@ -194,60 +196,60 @@ def _check_files(folder: Path) -> None:
         except (ValueError, RecursionError, ImageError) as error:
             reason = " ".join(str(error).split())[:200]
             raise AdapterError(
-                f"{file} is not what its name says ({reason}): get the adapter again."
+                f"{file} is not a valid {file.suffix.lstrip('.') or 'text'} file ({reason}): get the adapter "
+                "again."
             ) from error
     if (folder / LORA).is_dir():
         read_lora_file(folder / LORA)
 
 
-def _check_room(found: Found, root: Path) -> None:
-    needed = sum(found.files.values())
+def _check_disk_space(opened: AdapterSource, root: Path) -> None:
+    needed = sum(opened.files.values())
     free = shutil.disk_usage(root).free
-    if needed + _SPARE > free:
+    if needed + _RESERVE_BYTES > free:
         raise AdapterError(
-            f"{found.source} takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free in {root}: "
-            "make room, or set MMCHAT_HOME to a larger disk."
+            f"{opened.source} takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in {root}: "
+            "free some disk space, or set MMCHAT_HOME to a folder on a larger disk."
         )
 
 
-def _rename_card(folder: Path, card: Card) -> None:
-    """The name in adapter.toml; whatever else it says stays."""
+def _write_name(folder: Path, name: str) -> None:
+    """Changes only the name in adapter.toml."""
     import tomli_w
 
-    whole = tomllib.loads((folder / CARD).read_text(encoding="utf-8"))
-    (folder / CARD).write_text(tomli_w.dumps({**whole, "name": card.name}), encoding="utf-8")
+    tables = tomllib.loads((folder / CARD).read_text(encoding="utf-8"))
+    (folder / CARD).write_text(tomli_w.dumps({**tables, "name": name}), encoding="utf-8")
 
 
 def _claim(folder: Path, target: Path) -> None:
-    """Renames `folder` to `target`, which must not be there: whoever comes second is told."""
+    """Renames `folder` to `target`. Raises AdapterError if another process created `target` first."""
     try:
         target.mkdir(mode=0o700)
     except FileExistsError:
         raise AdapterError(
-            f"There is an adapter {target.name} already: choose another with --name."
+            f"There already is an adapter {target.name}: choose another name with --name."
         ) from None
     try:
-        folder.rename(target)  # onto an empty folder, in one step
+        folder.rename(target)  # replaces the empty folder in one step
     except OSError:
         target.rmdir()
         raise
 
 
-def _put(partial: Path, target: Path) -> None:
-    """`partial` under its final name, never over another file."""
+def _move_without_overwriting(partial: Path, target: Path) -> None:
     try:
         os.link(partial, target)
     except FileExistsError:
-        raise AdapterError(f"{target} is there already: name another file.") from None
+        raise AdapterError(f"{target} already exists: choose another file.") from None
     except OSError:  # a file system without links
         partial.rename(target)
 
 
 def _write_zip(stream: IO[bytes], name: str, files: dict[str, Path]) -> None:
-    # Stored: weights hardly get smaller, and what zlib makes differs from version to version.
+    # Not compressed: weights hardly shrink, and the output of zlib differs between versions.
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for inner in sorted(files):
-            entry = zipfile.ZipInfo(f"{name}/{inner}", _DATE)
+            entry = zipfile.ZipInfo(f"{name}/{inner}", _ZIP_DATE)
             entry.create_system, entry.external_attr = 3, 0o100644 << 16
             size = files[inner].stat().st_size
             with (
@@ -257,7 +259,7 @@ def _write_zip(stream: IO[bytes], name: str, files: dict[str, Path]) -> None:
                 shutil.copyfileobj(source, target, 1 << 20)
 
 
-def _plain(name: str) -> str:
-    """A name that an adapter can have, from any file's."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:80]
-    return plain if is_name(plain) else "adapter"
+def _slug(name: str) -> str:
+    """A valid adapter name made from any file name."""
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:80]
+    return slug if is_name(slug) else "adapter"

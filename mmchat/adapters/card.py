@@ -1,12 +1,12 @@
-"""Adapters: folders that change what a base model knows, and nothing else.
+"""Adapter folders and their cards: list, find, check, rename and remove, without torch.
 
-    NAME/adapter.toml               what it is: name, base, projector, figures
+    NAME/adapter.toml               the card: name, base, projector, metrics
     NAME/projector.safetensors      the projector's tensors, if it was trained
     NAME/vision_tower.safetensors   tensors of the vision encoder, if some were trained
-    NAME/lora/                      a stock peft adapter, if there is one
+    NAME/lora/                      a stock peft adapter, if LoRA was trained
 
-An adapter names its base by the hash of its weights and is refused on any
-other. Weights are safetensors only. Nothing here needs torch; `applying` puts an adapter on.
+An adapter names its base by the hash of the base's weights and is refused on any other.
+Weights are safetensors only.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from mmchat.settings import NO_ADAPTER, builtin_adapters, named_folder, paths
 CARD, PROJECTOR, LORA = "adapter.toml", "projector.safetensors", "lora"
 VISION_TOWER = "vision_tower.safetensors"
 LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_CARD_LIMIT = 1 << 20
-LONGEST_NAME = 100
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
+_MAX_CARD_BYTES = 1 << 20
+MAX_NAME_LENGTH = 100
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_LENGTH - 1}}}")
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -42,32 +42,32 @@ class Base(msgspec.Struct, frozen=True):
     """`weights_hash` of its folder."""
 
 
-class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A measured share or mean, of how many, and how sure."""
+class Metric(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A measured share or mean, with its sample size and confidence interval."""
 
     value: float
     n: int = 0
-    """Of how many it was measured; 0 where that is not known."""
+    """The number of samples; 0 if it is not known."""
     interval: tuple[float, float] | None = None
-    """95 %, lowest and highest."""
+    """95 %: lower and upper bound."""
 
 
 class Card(msgspec.Struct, frozen=True):
-    """adapter.toml. Further tables in it are left alone."""
+    """The content of adapter.toml. Other tables in the file are ignored and kept."""
 
     name: str
     base: Base
     projector: str = ""
-    """The kind of projector, as `projector_type` of the base's configuration."""
+    """`projector_type` of the base's configuration; "" if no projector was trained."""
     trained: tuple[str, ...] = ()
     """What was trained: "projector", "lora", "vision_tower"."""
-    figures: Mapping[str, float | Figure] = {}
-    """Measured figures by name, such as the share of right answers."""
+    metrics: Mapping[str, float | Metric] = {}
+    """By name, such as the share of correct answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter on this machine. `card` is None where `problem` says why it cannot be used."""
+    """An adapter on this machine. If it cannot be used, `card` is None and `problem` says why."""
 
     name: str
     folder: Path
@@ -78,70 +78,70 @@ class Adapter:
 
 
 def list_adapters() -> list[Adapter]:
-    """Every adapter that ships with mmchat and every one of the person's, by name."""
-    found: dict[str, Adapter] = {}
+    """All adapters, those that come with mmchat and the user's own, sorted by name."""
+    adapters: dict[str, Adapter] = {}
     for root, origin in ((builtin_adapters(), "built in"), (paths().adapters, "yours")):
         with contextlib.suppress(OSError):
             for folder in sorted(root.iterdir()):
-                # One with a dot is being written or removed.
+                # A folder whose name begins with a dot is being written or removed.
                 if not folder.name.startswith(".") and _has_card(folder):
-                    found.setdefault(folder.name, _describe(folder.name, folder, origin))
-    return sorted(found.values(), key=lambda adapter: adapter.name.lower())
+                    adapters.setdefault(folder.name, _describe(folder.name, folder, origin))
+    return sorted(adapters.values(), key=lambda adapter: adapter.name.lower())
 
 
 def is_name(name: str) -> bool:
-    """Whether an adapter of this person's can be called so."""
+    """Whether `name` is a valid name for an adapter."""
     return _NAME.fullmatch(name) is not None and name != NO_ADAPTER
 
 
 def find_adapter(name: str) -> Path:
-    """The folder of the adapter `name`: built in, the person's, or a path.
+    """The folder of the adapter `name`, which is built in, the user's own, or a path.
 
-    A path begins with `/`, `.` or `~`. Raises AdapterError where there is none.
+    A path begins with `/`, `.` or `~`. Raises AdapterError if there is no such adapter.
     """
     if name.startswith(("/", ".", "~")) or Path(name).is_absolute():
         folder = named_folder(name) or Path(name)
     else:
         if not is_name(name):
             raise AdapterError(
-                f"{name!r} is no adapter's name: see `mmchat adapters list`, or give a folder as "
-                "./FOLDER."
+                f"{name!r} is not a valid adapter name: see `mmchat adapters list`, or give a folder "
+                "as ./FOLDER."
             )
         places = [builtin_adapters() / name, paths().adapters / name]
         folder = next((place for place in places if _has_card(place)), places[-1])
     if not _has_card(folder):
         raise AdapterError(
-            f"There is no adapter {name} ({folder} holds no {CARD}): see `mmchat adapters list`."
+            f"There is no adapter {name} ({folder} has no {CARD}): see `mmchat adapters list`."
         )
     return folder.absolute()
 
 
 def read_card(folder: Path) -> Card:
-    """The checked adapter.toml of a folder; raises AdapterError."""
+    """Reads and validates the adapter.toml of a folder; raises AdapterError."""
     file = folder / CARD
     try:
-        if file.stat().st_size > _CARD_LIMIT:
+        if file.stat().st_size > _MAX_CARD_BYTES:
             raise ValueError("it is larger than 1 MB")
         return msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), Card)
     except FileNotFoundError:
         raise AdapterError(
-            f"{folder} holds no {CARD}, so it is no adapter: name another folder, or make it again."
+            f"{folder} is not an adapter, because it has no {CARD}: choose another folder."
         ) from None
     except OSError as error:
         raise AdapterError(
-            f"{file} cannot be read ({error.strerror}): look at its permissions and its disk."
+            f"{file} cannot be read ({error.strerror}): check its permissions and its disk."
         ) from error
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise AdapterError(
-            f"{file} cannot be used ({error}): mend that line, or make the adapter again."
+            f"{file} cannot be used ({error}): correct that line, or get the adapter again."
         ) from error
 
 
 def check_adapter(name: str, model: str, weights_hash: str, projector: str = "") -> Path:
-    """The folder of the adapter `name`, found fit for a base before any of it is touched.
+    """Checks that the adapter `name` belongs to a base; -> the adapter's folder.
 
-    `model`, `weights_hash` and `projector` (its kind, "" for none of ours) are the base's.
-    Raises AdapterError where it cannot be found or read, or was trained on other weights.
+    `model`, `weights_hash` and `projector` (`projector_type`; "" if it has none) describe the base.
+    Raises AdapterError if the adapter cannot be found or read, or was trained on other weights.
     """
     folder = find_adapter(name)
     card = read_card(folder)
@@ -154,107 +154,102 @@ def check_adapter(name: str, model: str, weights_hash: str, projector: str = "")
         )
     if card.projector and projector and card.projector != projector:
         raise AdapterError(
-            f"{card.name} has a projector of the kind {card.projector}, and {model} one of "
-            f"the kind {projector}: choose another adapter."
+            f"{card.name} has a projector of type {card.projector}, but {model} has one of type "
+            f"{projector}: choose another adapter."
         )
     return folder
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Writes adapter.toml, the whole new file or none of it. Raises OSError where it cannot."""
-    _write_tables(folder, msgspec.to_builtins(card))
+    """Writes adapter.toml atomically; raises OSError."""
+    _write_temporary(folder, msgspec.to_builtins(card)).replace(folder / CARD)
 
 
 def adapter_hash(folder: Path) -> str:
-    """sha256 over an adapter's weights and what tells how they are applied."""
+    """sha256 of an adapter's weights and of the configuration that says how they are applied."""
     digest = hashlib.sha256()
     for file in (*adapter_weights(folder), folder / LORA / LORA_CONFIG):
         if file.is_file():
             digest.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode())
             with file.open("rb") as stream:
-                while stretch := stream.read(1 << 20):
-                    digest.update(stretch)
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
     return digest.hexdigest()
 
 
 def rename_adapter(old: str, new: str) -> Path:
-    """Gives one of the person's own adapters another name; -> its folder.
+    """Renames one of the user's own adapters; -> its new folder.
 
-    The folder's new name is one step that happens or does not; the card follows. Raises AdapterError
-    where `old` is not one's own, `new` is no name or is taken, or the files cannot be changed: then
-    all is as before.
+    The folder is renamed in one step, then the card. Raises AdapterError if `old` is not the user's
+    own, `new` is not a valid name or is taken, or the files cannot be changed; then nothing changes.
     """
     folder = own_adapter(old)
     target = free_folder(new)
     try:
-        whole = tomllib.loads((folder / CARD).read_text(encoding="utf-8"))
-        written = _prepare_tables(folder, {**whole, "name": new})
+        tables = tomllib.loads((folder / CARD).read_text(encoding="utf-8"))
+        new_card = _write_temporary(folder, {**tables, "name": new})
         try:
             folder.rename(target)
         except OSError:
-            written.unlink(missing_ok=True)
+            new_card.unlink(missing_ok=True)
             raise
-        (target / written.name).replace(target / CARD)
+        (target / new_card.name).replace(target / CARD)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise AdapterError(
-            f"{folder} cannot be renamed ({reason}): mend its {CARD} or its permissions."
+            f"{folder} cannot be renamed ({reason}): correct its {CARD} or its permissions."
         ) from error
     return target
 
 
 def free_folder(name: str) -> Path:
-    """Where a new adapter `name` of this person's would lie. Raises AdapterError where it cannot."""
+    """The folder for a new adapter `name`; raises AdapterError if the name is not valid or is taken."""
     if not is_name(name):
         raise AdapterError(
-            f"{name!r} is no name for an adapter: take letters, digits, . _ and -, beginning with a "
-            f"letter or a digit, and not {NO_ADAPTER}."
+            f"{name!r} is not a valid adapter name: use letters, digits, . _ and -, begin with a letter "
+            f"or a digit, and do not use {NO_ADAPTER}."
         )
     folder = paths().adapters / name
     if folder.exists() or folder.is_symlink() or _has_card(builtin_adapters() / name):
-        raise AdapterError(f"There is an adapter {name} already: choose another name.")
+        raise AdapterError(f"There already is an adapter {name}: choose another name.")
     return folder
 
 
 def own_adapter(name: str) -> Path:
-    """The folder of one of the person's own adapters.
+    """The folder of one of the user's own adapters.
 
-    Raises AdapterError where it is built in, given as a path, or not there.
+    Raises AdapterError if it is built in, given as a path, or does not exist.
     """
     folder = find_adapter(name)
     if folder.parent != paths().adapters.absolute():
         raise AdapterError(
-            f"{folder} is not in {paths().adapters}, and is left alone: remove or rename the folder "
-            "yourself if it is yours."
+            f"{folder} is not in {paths().adapters}, so mmchat does not change it: rename or remove "
+            "that folder yourself."
         )
     return folder
 
 
 def remove_adapter(name: str) -> Path:
-    """Removes one of the person's own adapters with all its files; -> its folder.
+    """Removes one of the user's own adapters with all its files; -> its folder.
 
-    Raises AdapterError where it is built in, given as a path, or not there.
+    Raises AdapterError as `own_adapter` does, or if a file cannot be removed.
     """
     folder = own_adapter(name)
     try:
         if folder.is_symlink():
-            folder.unlink()  # what it leads to stays where it is
+            folder.unlink()  # the folder that it points to stays
         else:
             shutil.rmtree(folder)
     except OSError as error:
         raise AdapterError(
-            f"{folder} cannot be removed whole ({error.strerror}): look at its permissions, then "
+            f"{folder} cannot be removed completely ({error.strerror}): check its permissions, then "
             "remove it again."
         ) from error
     return folder
 
 
-def _write_tables(folder: Path, tables: dict[str, Any]) -> None:
-    _prepare_tables(folder, tables).replace(folder / CARD)
-
-
-def _prepare_tables(folder: Path, tables: dict[str, Any]) -> Path:
-    """A file beside the card that holds `tables`, to be renamed to it."""
+def _write_temporary(folder: Path, tables: dict[str, Any]) -> Path:
+    """Writes `tables` to a file that can be renamed to the card; -> the file."""
     import tomli_w
 
     file = folder / f".{CARD}.{os.getpid()}"
@@ -273,7 +268,7 @@ def _prepare_tables(folder: Path, tables: dict[str, Any]) -> Path:
 def _has_card(folder: Path) -> bool:
     try:
         return (folder / CARD).is_file()
-    except OSError:  # a name too long, a folder that may not be entered
+    except OSError:  # for example a name that is too long, or no permission
         return False
 
 
@@ -287,22 +282,22 @@ def _describe(name: str, folder: Path, origin: str) -> Adapter:
 
 
 def adapter_weights(folder: Path) -> list[Path]:
-    """The weights of an adapter, each a whole safetensors file; raises AdapterError."""
+    """The weight files of an adapter, checked to be complete safetensors; raises AdapterError."""
     places = (folder / PROJECTOR, folder / VISION_TOWER, folder / LORA / LORA_WEIGHTS)
-    found = [file for file in places if file.is_file()]
-    if (folder / LORA).is_dir() and folder / LORA / LORA_WEIGHTS not in found:
+    files = [file for file in places if file.is_file()]
+    if (folder / LORA).is_dir() and folder / LORA / LORA_WEIGHTS not in files:
         raise AdapterError(
-            f"{folder / LORA} holds no {LORA_WEIGHTS}, and other forms (.bin, .pt) can run any "
-            "program and are never loaded: save it as safetensors."
+            f"{folder / LORA} has no {LORA_WEIGHTS}; pickle files (.bin, .pt) could run any code and are "
+            "never loaded: save the adapter as safetensors."
         )
-    if not found:
+    if not files:
         raise AdapterError(
-            f"{folder} holds no weights ({PROJECTOR}, {VISION_TOWER} or {LORA}/{LORA_WEIGHTS}): make "
-            "the adapter again."
+            f"{folder} has no weights ({PROJECTOR}, {VISION_TOWER} or {LORA}/{LORA_WEIGHTS}): get the "
+            "adapter again."
         )
-    for file in found:
+    for file in files:
         try:
             read_header(file)
         except ModelError as error:
             raise AdapterError(str(error)) from error
-    return found
+    return files

@@ -1,11 +1,11 @@
-"""A LoRA adapter's files as stock peft writes them, read without torch and without trust.
+"""Reads the files of a stock peft LoRA adapter, without torch and without trusting them.
 
-    adapter_config.json          how strongly: ranks, scales, rsLoRA, DoRA
+    adapter_config.json          ranks, scales, rsLoRA, DoRA
     adapter_model.safetensors    which layers, by the names of their tensors
 
-Which layers change, and by how many ranks, is read from the header of the weights, so that the size
-of that file bounds the memory. The configuration says how strongly, and only that: what it holds
-of patterns is never run as regular expressions, for one of them can take for ever.
+Which layers change, and their ranks, is read from the header of the weights, so the size of that file
+bounds the memory. The configuration only sets the scales. Its patterns are never run as regular
+expressions, because a malicious one could run for ever.
 """
 
 import json
@@ -22,21 +22,21 @@ from mmchat.errors import AdapterError, ModelError
 from mmchat.model.checkpoint import TensorInfo, read_header
 
 HEAD = "lm_head"
-"""The one layer outside of the text model's blocks that LoRA may stand on."""
+"""The only layer outside the text model's blocks that may have LoRA."""
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-_CONFIG_LIMIT = 1 << 20
+_MAX_CONFIG_BYTES = 1 << 20
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<path>[\w.]+?)\."
     r"(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_magnitude_vector(?:\.weight)?)"
 )
 _PLAIN = re.compile(r"[\w.]+")
-# What LoRA can do beyond adding to a layer, and what taking it off could not undo.
-_STRUCTURE = ("layer_replication", "target_parameters", "trainable_token_indices")
-# How training began where that changed the base's weights too, which the files do not hold.
-_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "mica", "lora_ga")
-# What says nothing about how the finished weights are used.
-_NO_MATTER = frozenset(
+# Options that change the structure of the model, which detaching could not undo.
+_STRUCTURAL_OPTIONS = ("layer_replication", "target_parameters", "trainable_token_indices")
+# Initializations that also change the base's weights, which the files do not contain.
+_INIT_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "mica", "lora_ga")
+# Options without effect on inference.
+_IGNORED_OPTIONS = frozenset(
     {
         *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"),
         *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform"),
@@ -50,7 +50,7 @@ _T = TypeVar("_T", int, float)
 
 
 class LoraConfig(msgspec.Struct, frozen=True):
-    """What of adapter_config.json decides how the weights are used."""
+    """The fields of adapter_config.json that affect inference."""
 
     peft_type: str
     r: int = 8
@@ -65,7 +65,7 @@ class LoraConfig(msgspec.Struct, frozen=True):
 
 
 class LoraLayer(msgspec.Struct, frozen=True):
-    """What the files hold for one linear layer of `inputs` and `outputs` features."""
+    """The LoRA of one linear layer with `inputs` and `outputs` features."""
 
     inputs: int
     outputs: int
@@ -73,24 +73,24 @@ class LoraLayer(msgspec.Struct, frozen=True):
     scale: float
     """alpha / rank, with rsLoRA alpha / sqrt(rank)."""
     dora: bool
-    """Whether it has a magnitude for each output (Liu et al. 2024, "DoRA")."""
+    """Whether it has a magnitude per output (Liu et al. 2024, "DoRA")."""
     bias: bool
 
 
 class LoraFile(msgspec.Struct, frozen=True):
-    """A LoRA adapter whose files agree with each other."""
+    """A validated LoRA adapter."""
 
     layers: dict[str, LoraLayer]
     """By the layer's name in the model that was trained."""
     keys: dict[str, tuple[str, str]]
-    """Of each tensor in the file: (its layer's name, "A", "B", "bias" or "magnitude")."""
+    """By tensor name: (the layer's name, "A", "B", "bias" or "magnitude")."""
 
 
 def read_lora_file(folder: Path) -> LoraFile:
-    """What the adapter in `folder` changes, by its configuration and the header of its weights.
+    """Reads the configuration and the header of the weights in `folder`.
 
-    Raises AdapterError where they cannot be read, do not agree, or want more than adding to
-    linear layers.
+    Raises AdapterError if they cannot be read, do not agree, or describe anything but LoRA, rsLoRA or
+    DoRA of linear layers.
     """
     config = _read_config(folder)
     file = folder / LORA_WEIGHTS
@@ -100,14 +100,14 @@ def read_lora_file(folder: Path) -> LoraFile:
         match = _KEY.fullmatch(tensor.name)
         if match is None:
             raise AdapterError(
-                f"{file} holds {tensor.name[:200]!r}, which is no LoRA of a linear layer: train LoRA "
+                f"{file} holds {tensor.name[:200]!r}, which is not LoRA of a linear layer: train LoRA "
                 "on the linear layers of the language model only."
             )
         part = _part(match["part"])
         keys[tensor.name] = (match["path"], part)
         shapes.setdefault(match["path"], {})[part] = tensor.shape
     if not shapes:
-        raise AdapterError(f"{file} holds no weights: save the adapter again.")
+        raise AdapterError(f"{file} has no weights: save the adapter again.")
     ranks = {path: _rank(parts) for path, parts in shapes.items()}
     if _by_layer(config.rank_pattern, ranks, config.r, folder) != ranks:
         raise _inconsistent(file)
@@ -123,22 +123,22 @@ def read_lora_file(folder: Path) -> LoraFile:
             dora=bool(config.use_dora),
             bias=bool(config.lora_bias),
         )
-        wanted: dict[str, tuple[int, ...]] = {
+        expected: dict[str, tuple[int, ...]] = {
             "A": (rank, layer.inputs),
             "B": (layer.outputs, rank),
         }
         if layer.dora:
-            wanted["magnitude"] = (layer.outputs,)
+            expected["magnitude"] = (layer.outputs,)
         if layer.bias:
-            wanted["bias"] = (layer.outputs,)
-        if parts != wanted or min(rank, layer.inputs, layer.outputs) < 1:
+            expected["bias"] = (layer.outputs,)
+        if parts != expected or min(rank, layer.inputs, layer.outputs) < 1:
             raise _inconsistent(file)
         layers[path] = layer
     return LoraFile(layers, keys)
 
 
 def float_tensors(file: Path) -> list[TensorInfo]:
-    """The tensors of a weights file by its header, all of them floating; raises AdapterError."""
+    """The tensors in the header of a safetensors file; raises AdapterError if any is not floating-point."""
     try:
         tensors = read_header(file)
     except ModelError as error:
@@ -146,28 +146,28 @@ def float_tensors(file: Path) -> list[TensorInfo]:
     for tensor in tensors:
         if tensor.dtype not in FLOATS:
             raise AdapterError(
-                f"{file} cannot be read ({tensor.name[:200]!r} is of the type {tensor.dtype[:20]!r}): "
-                "save the adapter's weights as floating-point numbers."
+                f"{file} cannot be used ({tensor.name[:200]!r} has the dtype {tensor.dtype[:20]!r}): save "
+                "the adapter's weights as floating-point numbers."
             )
     return tensors
 
 
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a weights file, by its header; raises AdapterError."""
+    """The shape of each tensor, from the header of a safetensors file; raises AdapterError."""
     return {tensor.name: tensor.shape for tensor in float_tensors(file)}
 
 
 def _read_config(folder: Path) -> LoraConfig:
     file = folder / LORA_CONFIG
     try:
-        if file.stat().st_size > _CONFIG_LIMIT:
+        if file.stat().st_size > _MAX_CONFIG_BYTES:
             raise ValueError("it is larger than 1 MB")
         raw = json.loads(file.read_text(encoding="utf-8"))
         config = msgspec.convert(raw, LoraConfig)
         if not math.isfinite(config.lora_alpha) or config.r < 1:
-            raise ValueError("its rank has to be above 0 and its lora_alpha a number")
+            raise ValueError("its rank must be above 0 and its lora_alpha a finite number")
         if not all(map(math.isfinite, (config.alpha_pattern or {}).values())):
-            raise ValueError("a value of its alpha_pattern is no number")
+            raise ValueError("a value in its alpha_pattern is not a finite number")
     except OSError as error:
         raise AdapterError(
             f"{file} cannot be read ({error.strerror}): save the adapter again."
@@ -175,37 +175,37 @@ def _read_config(folder: Path) -> LoraConfig:
     except (ArithmeticError, ValueError, RecursionError, msgspec.ValidationError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AdapterError(f"{file} cannot be used ({reason}): save the adapter again.") from error
-    _refuse_more(config, raw, folder)
+    _refuse_unsupported(config, raw, folder)
     return config
 
 
-def _refuse_more(config: LoraConfig, raw: dict[str, Any], folder: Path) -> None:
-    """Raises AdapterError where the configuration wants what is not plain LoRA, rsLoRA or DoRA."""
+def _refuse_unsupported(config: LoraConfig, raw: dict[str, Any], folder: Path) -> None:
+    """Raises AdapterError if the configuration describes more than LoRA, rsLoRA or DoRA."""
     if config.peft_type != "LORA":
         raise AdapterError(
-            f"{folder} is no LoRA adapter, the one kind that mmchat runs: choose another adapter."
+            f"{folder} is not a LoRA adapter, and mmchat supports no other kind: choose another adapter."
         )
     if config.modules_to_save:
         raise AdapterError(
-            f"{folder} holds whole modules beside LoRA (modules_to_save), which would replace parts "
-            "of the base: save it without, the projector as projector.safetensors."
+            f"{folder} has whole modules besides LoRA (modules_to_save), which would replace parts of "
+            "the base: save it without them, and a projector as projector.safetensors."
         )
-    if changed := [name for name in _STRUCTURE if raw.get(name)]:
+    if changed := [name for name in _STRUCTURAL_OPTIONS if raw.get(name)]:
         raise AdapterError(
-            f"{folder} would change more than the layers it targets ({', '.join(changed)}): train "
-            "LoRA on linear layers only."
+            f"{folder} changes more than the layers that it targets ({', '.join(changed)}): train LoRA "
+            "on linear layers only."
         )
-    begun = str(config.init_lora_weights).lower()
-    if begun.startswith(_CHANGED_BASE):
+    init = str(config.init_lora_weights).lower()
+    if init.startswith(_INIT_CHANGES_BASE):
         raise AdapterError(
-            f"{folder} was trained from a base whose weights {begun[:20]} had changed: save it converted "
-            "to plain LoRA (path_initial_model_for_weight_conversion of peft's save_pretrained)."
+            f"{folder} was initialized with {init[:20]}, which changes the base's weights: convert it to "
+            "plain LoRA (path_initial_model_for_weight_conversion of peft's save_pretrained)."
         )
-    known = _NO_MATTER | set(LoraConfig.__struct_fields__)
+    known = _IGNORED_OPTIONS | set(LoraConfig.__struct_fields__)
     if other := sorted(key for key, value in raw.items() if value and key not in known):
         raise AdapterError(
-            f"{folder} asks for what mmchat does not know ({', '.join(other)[:200]}): train plain LoRA, "
-            "rsLoRA or DoRA."
+            f"{folder} uses options that mmchat does not support ({', '.join(other)[:200]}): train plain "
+            "LoRA, rsLoRA or DoRA."
         )
 
 
@@ -222,24 +222,22 @@ def _rank(parts: dict[str, tuple[int, ...]]) -> int:
 def _by_layer(
     pattern: dict[str, _T] | None, paths: Iterable[str], default: _T, folder: Path
 ) -> dict[str, _T]:
-    """What `pattern` says of each layer: its first key that is the layer's name or the end of it."""
+    """The value of each layer: that of the first key that is the layer's name or a suffix of it."""
     pattern = pattern or {}
     if not all(_PLAIN.fullmatch(key) for key in pattern):
         raise AdapterError(
-            f"{folder / LORA_CONFIG} names layers by regular expressions in rank_pattern "
-            "or alpha_pattern, which are never run: write the layers' names there."
+            f"{folder / LORA_CONFIG} has regular expressions in rank_pattern or alpha_pattern, which "
+            "are never run: write the layers' names instead."
         )
     order = {key: number for number, key in enumerate(pattern)}
-    found: dict[str, _T] = {}
+    values: dict[str, _T] = {}
     for path in paths:
         words = path.split(".")
-        ends = [".".join(words[number:]) for number in range(len(words))]
-        first = min((end for end in ends if end in order), key=order.__getitem__, default=None)
-        found[path] = default if first is None else pattern[first]
-    return found
+        suffixes = [".".join(words[number:]) for number in range(len(words))]
+        first = min((s for s in suffixes if s in order), key=order.__getitem__, default=None)
+        values[path] = default if first is None else pattern[first]
+    return values
 
 
 def _inconsistent(file: Path) -> AdapterError:
-    return AdapterError(
-        f"{file} does not hold what its {LORA_CONFIG} says: save the adapter again."
-    )
+    return AdapterError(f"{file} does not match its {LORA_CONFIG}: save the adapter again.")

@@ -1,8 +1,8 @@
-"""An adapter becomes part of its base: a complete model folder that needs mmchat no more.
+"""Merges an adapter into its base: the result is a complete model folder for any program.
 
-LoRA goes into the weights as they are published, in float32 and back into their own type, and never
-into 4-bit ones, which would round the change away. Whoever loads the result quantizes it anew; how far
-that takes it from the base with the adapter on is measured and told.
+LoRA is merged in float32 into the published weights and rounded to their dtype, never into 4-bit
+weights, which would lose the change. The result is quantized again when it is loaded, so its logits are
+compared with those of the base with the adapter.
 """
 
 import gc
@@ -31,60 +31,63 @@ from mmchat.model.planning import plan_load
 from mmchat.model.prompt import build_prompt
 from mmchat.model.quantization import compute_dtype, works
 
-Tell = Callable[[str, float], None]
-"""Called with what is being done, and how much of it, 0 to 1."""
+ProgressCallback = Callable[[str, float], None]
+"""Called with what is being done and the fraction of it that is done, from 0 to 1."""
 
-SHARD = "4900MB"
-_SPARE = 500_000_000  # bytes that stay free on the disk
+MAX_SHARD_SIZE = "4900MB"
+_RESERVE_BYTES = 500_000_000  # stay free on the disk
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-# What a model folder holds beside its weights: configuration and tokenizer, never code.
-_BESIDE = (".json", ".jinja", ".model", ".txt", ".tiktoken")
-_OWN = ("config.json", "generation_config.json")
+# Configuration and tokenizer files, which are copied; never code.
+_COPIED_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+_WRITTEN_BY_TRANSFORMERS = ("config.json", "generation_config.json")
 _LICENCES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _QUESTIONS = (
     "Hello! What can you do?",
     "Name three colours and three shapes.",
-    "What is to be seen in this picture?",
+    "What can you see in this picture?",
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """How far the merged model's logits lie from those of its base with the adapter on."""
+class LogitDifference:
+    """How much the merged model's logits differ from those of its base with the adapter."""
 
     form: Form
     """How both were loaded."""
     dtype: str
-    """What both computed in."""
-    greatest: float
+    """The compute dtype of both."""
+    largest: float
     mean: float
     logits: int
     """How many were compared."""
-    same_first: float
-    """The share of positions at which both would say the same token, 0 to 1."""
+    same_token: float
+    """The share of positions at which both predict the same token, from 0 to 1."""
     problem: str = ""
-    """Why nothing was compared."""
+    """Why they could not be compared; "" if they were."""
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
-    """A model that an adapter went into."""
+class MergeResult:
+    """The merged model, and how it differs from its base with the adapter."""
 
     model: Installed
     card: Card
     base: str
     dtype: str
-    differences: tuple[Difference, ...]
+    differences: tuple[LogitDifference, ...]
 
 
 def merge_adapter(
-    name: str, out: Path, model_name: str = "", tell: Tell = lambda what, share: None
-) -> Merged:
-    """Writes the base of the adapter `name` with the adapter in it to the new folder `out`.
+    name: str,
+    out: Path,
+    model_name: str = "",
+    progress: ProgressCallback = lambda what, fraction: None,
+) -> MergeResult:
+    """Merges the adapter `name` into its base and writes the model to the new folder `out`.
 
-    It becomes a model of the person's, called `model_name` or like the folder. Raises AdapterError
-    where the adapter or its base cannot be used, ModelError where the folder or the name is taken,
-    there is no room, or the base cannot be loaded.
+    The model is added to the user's own as `model_name`, by default the folder's name. Raises
+    AdapterError if the adapter or its base cannot be used; ModelError if the folder or the name is
+    taken, the disk is too full, or the base cannot be loaded.
     """
     card = read_card(find_adapter(name))
     base, base_folder = require_base(card)
@@ -92,33 +95,35 @@ def merge_adapter(
     out = out.absolute()
     require_free(model_name or out.name, out)
     if out.exists() or out.is_symlink():
-        raise ModelError(f"{out} is there already: name a new folder.")
-    _check_room(base_folder, out)
+        raise ModelError(f"{out} already exists: choose a new folder.")
+    _check_disk_space(base_folder, out)
     dtype = _stored_dtype(base_folder)
-    plan = plan_load(base, quantization=_plain_form(dtype), device="cpu")
-    loaded = load_planned(replace(plan, dtype=dtype), tell)
+    plan = plan_load(base, quantization=_unquantized_form(dtype), device="cpu")
+    loaded = load_planned(replace(plan, dtype=dtype), progress)
     _merge(loaded, read_adapter(loaded, name, torch.float32))
-    _write(loaded, card, out, tell)
+    _write(loaded, card, out, progress)
     del loaded
     gc.collect()
     model = add_folder(out, model_name)
-    forms: list[Form] = [_plain_form(compute_dtype(_device()))]
+    forms: list[Form] = [_unquantized_form(compute_dtype(_device()))]
     if works(_device()):
         forms.insert(0, "4bit")
-    told = tuple(_difference(form, base, name, str(out), tell) for form in forms)
-    return Merged(model, card, base, str(dtype).removeprefix("torch."), told)
+    differences = tuple(_compare(form, base, name, str(out), progress) for form in forms)
+    return MergeResult(model, card, base, str(dtype).removeprefix("torch."), differences)
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
 def _merge(loaded: LoadedModel, adapter: AdapterTensors) -> None:
-    """The adapter's numbers in the place of the base's, for good."""
+    """Changes the weights of the loaded base for good."""
     for place, tensor in adapter.swaps:
         place.data = tensor
     for layer, delta in adapter.lora:
         try:
             weight, bias = delta.merged(layer)
         except ValueError as error:
-            raise ModelError(f"{loaded.name} cannot take the adapter in: {error}.") from error
+            raise ModelError(
+                f"The adapter cannot be merged into {loaded.name}: {error}."
+            ) from error
         _untie(loaded.model, layer)
         layer.weight.data = weight.to(layer.weight.dtype).contiguous()
         if bias is not None:
@@ -126,7 +131,7 @@ def _merge(loaded: LoadedModel, adapter: AdapterTensors) -> None:
 
 
 def _untie(model: Any, layer: nn.Module) -> None:
-    """A head that is changed cannot be the embedding any more."""
+    """Gives a tied head its own weight, because the embedding must not change with it."""
     embedding = model.get_input_embeddings()
     if layer.weight is not embedding.weight:
         return
@@ -135,18 +140,18 @@ def _untie(model: Any, layer: nn.Module) -> None:
         config.tie_word_embeddings = False
 
 
-def _write(loaded: LoadedModel, card: Card, out: Path, tell: Tell) -> None:
-    """The folder under a name of its own, renamed when all of it is there."""
+def _write(loaded: LoadedModel, card: Card, out: Path, progress: ProgressCallback) -> None:
+    """Writes a temporary folder and renames it when it is complete."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".merge-", dir=out.parent))
         try:
-            with told_progress("writing", tell):
-                loaded.model.save_pretrained(scratch, max_shard_size=SHARD)
+            with told_progress("writing", progress):
+                loaded.model.save_pretrained(scratch, max_shard_size=MAX_SHARD_SIZE)
             for file in sorted(loaded.folder.iterdir()):
-                beside = file.suffix in _BESIDE and not file.name.endswith(".index.json")
-                licence = file.name.upper().startswith(_LICENCES)
-                if file.is_file() and file.name not in _OWN and (beside or licence):
+                copied = file.suffix in _COPIED_SUFFIXES and not file.name.endswith(".index.json")
+                copied |= file.name.upper().startswith(_LICENCES)
+                if file.is_file() and copied and file.name not in _WRITTEN_BY_TRANSFORMERS:
                     shutil.copyfile(file, scratch / file.name)
             (scratch / "README.md").write_text(_readme(loaded, card), encoding="utf-8")
             for file in scratch.iterdir():
@@ -156,7 +161,8 @@ def _write(loaded: LoadedModel, card: Card, out: Path, tell: Tell) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise ModelError(
-            f"{out} cannot be written ({error.strerror or error}): make room, or name another place."
+            f"{out} cannot be written ({error.strerror or error}): free some disk space, or choose another "
+            "folder."
         ) from error
 
 
@@ -166,20 +172,20 @@ def _readme(loaded: LoadedModel, card: Card) -> str:
         f"Made by `mmchat adapters merge`: the adapter {card.name} (trained: "
         f"{', '.join(card.trained) or 'unknown'}) is part of these weights.\n\n"
         f"- base: {card.base.id}, weights {card.base.hash}\n"
-        f"- type of the weights: {str(loaded.compute_dtype).removeprefix('torch.')}\n\n"
-        "The licence of the base holds for it, and that of the adapter.\n"
+        f"- dtype: {str(loaded.compute_dtype).removeprefix('torch.')}\n\n"
+        "The licences of the base and of the adapter apply.\n"
     )
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    """The type of most of the base's numbers."""
+    """The dtype of most of the base's weights."""
     counts: Counter[str] = Counter()
     for tensor in tensors(folder):
         counts[tensor.dtype] += tensor.elements
     return _DTYPES.get(counts.most_common(1)[0][0], torch.bfloat16)
 
 
-def _plain_form(dtype: torch.dtype) -> Form:
+def _unquantized_form(dtype: torch.dtype) -> Form:
     return "fp32" if dtype == torch.float32 else "bf16"
 
 
@@ -187,43 +193,46 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _check_room(base: Path, out: Path) -> None:
+def _check_disk_space(base: Path, out: Path) -> None:
     needed = sum(file.stat().st_size for file in base.glob("*.safetensors"))
-    there = next(folder for folder in out.parents if folder.exists())
-    free = shutil.disk_usage(there).free
-    if needed + _SPARE > free:
+    existing = next(folder for folder in out.parents if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if needed + _RESERVE_BYTES > free:
         raise ModelError(
-            f"The merged model takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free in {there}: "
-            "make room, or name a folder on a larger disk."
+            f"The merged model takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in "
+            f"{existing}: free some disk space, or choose a folder on a larger disk."
         )
 
 
-def _difference(form: Form, base: str, adapter: str, merged: str, tell: Tell) -> Difference:
-    """Both loaded as the engine does it, one after the other, and asked the same."""
+def _compare(
+    form: Form, base: str, adapter: str, merged: str, progress: ProgressCallback
+) -> LogitDifference:
+    """Loads both as the engine does, one after the other, and asks both the same questions."""
     try:
-        wanted, dtype = _logits(form, base, adapter, tell)
-        given, _ = _logits(form, merged, "", tell)
+        expected, dtype = _logits(form, base, adapter, progress)
+        actual, _ = _logits(form, merged, "", progress)
     except MmchatError as error:
-        return Difference(form, "", 0.0, 0.0, 0, 0.0, str(error))
-    apart = torch.cat([(a - b).abs().flatten() for a, b in zip(wanted, given, strict=True)])
-    same = torch.cat(
-        [(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in zip(wanted, given, strict=True)]
-    )
-    return Difference(
+        return LogitDifference(form, "", 0.0, 0.0, 0, 0.0, str(error))
+    pairs = list(zip(expected, actual, strict=True))
+    difference = torch.cat([(a - b).abs().flatten() for a, b in pairs])
+    same = torch.cat([(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in pairs])
+    return LogitDifference(
         form,
         dtype,
-        float(apart.max()),
-        float(apart.mean()),
-        apart.numel(),
+        float(difference.max()),
+        float(difference.mean()),
+        difference.numel(),
         float(same.float().mean()),
     )
 
 
-def _logits(form: Form, model: str, adapter: str, tell: Tell) -> tuple[list[Tensor], str]:
-    """(the logits (tokens, vocabulary) of each question, float32 on the CPU; the compute dtype)"""
-    loaded = load_model(model, quantization=form, progress=tell)
+def _logits(
+    form: Form, model: str, adapter: str, progress: ProgressCallback
+) -> tuple[list[Tensor], str]:
+    """(the logits of each question, float32 (tokens, vocabulary) on the CPU; the compute dtype)"""
+    loaded = load_model(model, quantization=form, progress=progress)
     ActiveAdapter(loaded).switch(adapter)
-    found = []
+    logits = []
     for number, question in enumerate(_QUESTIONS):
         parts: tuple[str | ImagePart, ...] = (question,)
         if number == len(_QUESTIONS) - 1 and loaded.vision:
@@ -232,15 +241,15 @@ def _logits(form: Form, model: str, adapter: str, tell: Tell) -> tuple[list[Tens
         with torch.inference_mode():
             inputs = {key: value.to(loaded.device) for key, value in prompt.model_inputs.items()}
             out = loaded.model(input_ids=prompt.input_ids.to(loaded.device), **inputs)
-        found.append(out.logits[0].float().cpu())
+        logits.append(out.logits[0].float().cpu())
     dtype = str(loaded.compute_dtype).removeprefix("torch.")
     del loaded
     gc.collect()
-    return found, dtype
+    return logits, dtype
 
 
 def _picture() -> ImagePart:
-    """A drawn picture, always the same."""
+    """A drawn test picture, always the same."""
     import hashlib
 
     from PIL import Image, ImageDraw

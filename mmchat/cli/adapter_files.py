@@ -53,9 +53,9 @@ def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
         (
             one.form,
             one.dtype,
-            f"{one.greatest:.4f}" if not one.problem else "-",
+            f"{one.largest:.4f}" if not one.problem else "-",
             f"{one.mean:.5f}" if not one.problem else "-",
-            f"{one.same_first:.1%}" if not one.problem else one.problem,
+            f"{one.same_token:.1%}" if not one.problem else one.problem,
         )
         for one in merged.differences
     ]
@@ -78,7 +78,7 @@ def export(name: str, file: Path, as_json: bool) -> None:
     from mmchat.adapters.archive import export_adapter
 
     done = export_adapter(name, file.expanduser())
-    _note_left_out(done.left_out)
+    _note_left_out(done.skipped)
     if as_json:
         say_json({**asdict(done), "file": str(done.file)})
     else:
@@ -104,7 +104,7 @@ def import_(source: Path, name: str, base: str, as_json: bool) -> None:
     from mmchat.adapters.archive import import_adapter
 
     done = import_adapter(source.expanduser(), name, base)
-    _note_left_out(done.left_out)
+    _note_left_out(done.skipped)
     if not done.base:
         card = done.card
         note(

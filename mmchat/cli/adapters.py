@@ -12,7 +12,7 @@ import msgspec
 from mmchat.adapters.card import (
     LORA,
     Adapter,
-    Figure,
+    Metric,
     check_adapter,
     find_adapter,
     list_adapters,
@@ -76,7 +76,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @_json
 def show(name: str, as_json: bool) -> None:
-    """Show an adapter: its base, whether that is here, what was trained, its figures and files.
+    """Show an adapter: its base, whether that is here, what was trained, its metrics and files.
 
     \b
     Example:
@@ -102,7 +102,7 @@ def show(name: str, as_json: bool) -> None:
             ("trained", ", ".join(card.trained)),
             ("lora", _lora(folder)),
             ("projector", card.projector),
-            *((key, _figure(value)) for key, value in card.figures.items()),
+            *((key, _format_metric(value)) for key, value in card.metrics.items()),
         ]
     if found.problem:
         rows.append(("problem", found.problem))
@@ -116,9 +116,9 @@ def show(name: str, as_json: bool) -> None:
         say(f"\n{readme}")
 
 
-def _figure(value: float | Figure) -> str:
+def _format_metric(value: float | Metric) -> str:
     """`0.93 (n = 60, 95 % from 0.84 to 0.97)`"""
-    if not isinstance(value, Figure):
+    if not isinstance(value, Metric):
         return f"{value:g}"
     about = [f"n = {value.n:,}"] if value.n else []
     if value.interval is not None:

@@ -14,8 +14,8 @@ from mmchat.settings import load_settings
 
 if TYPE_CHECKING:
     from mmchat.evaluation.compare import Comparison
-    from mmchat.evaluation.question_sets import Part
-    from mmchat.evaluation.questions import Questions
+    from mmchat.evaluation.question_sets import DataPart
+    from mmchat.evaluation.questions import QuestionSet
     from mmchat.evaluation.results import AnswerMetrics, EvaluationResult
     from mmchat.evaluation.worst_answers import WrongAnswer
 
@@ -93,7 +93,7 @@ def evaluate(
     blank: bool,
     limit: int | None,
     parallel: int,
-    part: "Part",
+    part: "DataPart",
     allow_bad: bool,
     images: Path | None,
     as_json: bool,
@@ -197,7 +197,7 @@ def _adapter_name(result: "EvaluationResult") -> str:
     return (Path(adapter).name or adapter) if adapter else "no adapter"
 
 
-def _print_notes(questions: "Questions", results: "list[EvaluationResult]") -> None:
+def _print_notes(questions: "QuestionSet", results: "list[EvaluationResult]") -> None:
     if questions.skipped:
         note(
             f"Skipped, because they cannot be used: {_count(questions.skipped, 'sample')} of the "
@@ -239,7 +239,7 @@ def _to_dict(
 ) -> dict[str, Any]:
     return {
         **result.to_dict(),
-        "figures": metrics.to_dict(),
+        "metrics": metrics.to_dict(),
         **{name: comparison.to_dict() for name, comparison in comparisons.items()},
         "worst": [
             one.answer.to_dict() | {"rouge_l": one.rouge_l, "same_characters": one.same_characters}
@@ -252,7 +252,7 @@ def _answers_dict(
     result: "EvaluationResult", others: "dict[str, EvaluationResult]"
 ) -> dict[str, Any]:
     """Every answer, those of the comparisons too."""
-    results = {"outcomes": result, **{f"{name}_outcomes": one for name, one in others.items()}}
+    results = {"answers": result, **{f"{name}_answers": one for name, one in others.items()}}
     return {name: [answer.to_dict() for answer in one.answers] for name, one in results.items()}
 
 
@@ -261,7 +261,7 @@ def _print_report(text: str, worst: "list[WrongAnswer]") -> None:
     from mmchat.evaluation.worst_answers import worst_rows
 
     title = f"The {len(worst)} worst answers:" if len(worst) > 1 else "The wrong answer:"
-    header = ("type", "question", "wanted", "given")
+    header = ("type", "question", "reference", "prediction")
     if not sys.stdout.isatty():
         say(text)
         if worst:

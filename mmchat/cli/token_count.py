@@ -67,15 +67,16 @@ def count_tokens(
     from mmchat.model.loading import context_length, processor_of
     from mmchat.model.planning import plan_load
     from mmchat.training.encode import ExampleEncoder
-    from mmchat.training.prepare import LONGEST, Reader
+    from mmchat.training.prepare import DEFAULT_MAX_TOKENS
+    from mmchat.training.prepared_run import BasePreprocessor
 
     plan = plan_load(name)
     processor, tokenizer = processor_of(plan)
     encoder = ExampleEncoder(
-        Reader(plan.name, plan.kind, processor, tokenizer, plan.kind != "text")
+        BasePreprocessor(plan.name, plan.kind, processor, tokenizer, plan.kind != "text")
     )
     context = context_length(plan.config, tokenizer)
-    limit = min(context, LONGEST)
+    limit = min(context, DEFAULT_MAX_TOKENS)
     most = MOST_DECODED if plan.kind == "hf_vlm" else MOST_COUNTED
     some = spread(examples, most)
     lengths: list[int] = []
@@ -93,7 +94,7 @@ def count_tokens(
         of_pictures += sum(length for _, length in encoded.images)
         if lengths[-1] > limit:
             long.append(example)
-    fitted = encoder.encodings(long, limit)
+    fitted = encoder.encode_examples(long, limit)
     return TokenCount(
         model=name,
         context=context,
@@ -101,8 +102,8 @@ def count_tokens(
         lengths=lengths,
         of_pictures=of_pictures,
         of=len(examples),
-        cut=fitted.shortened,
-        too_long=len(long) - len(fitted.said),
+        cut=fitted.truncated,
+        too_long=len(long) - len(fitted.examples),
         problems=problems,
     )
 

@@ -24,7 +24,7 @@ from mmchat.data.types import Dataset, Example
 from mmchat.errors import DataError, MmchatError, RecipeError
 from mmchat.model.malloc import trim
 from mmchat.settings import builtin_adapters, load_settings, paths
-from mmchat.training.finetune_config import LARGE, FinetuneConfig, read_config
+from mmchat.training.finetune_config import LARGE_MODEL_PARAMETERS, FinetuneConfig, read_config
 from mmchat.training.run_folder import (
     KEEP,
     PAUSE,
@@ -37,7 +37,7 @@ from mmchat.training.run_folder import (
 )
 
 if TYPE_CHECKING:
-    from mmchat.training.prepare import Prepared
+    from mmchat.training.prepared_run import PreparedRun
 
 HISTORY = "history"
 MODEL = "model"
@@ -157,9 +157,9 @@ class Job:
         self._tell(state="finished", said=said, rows=tuple(rows), adapter=self.recipe.name)
         return self.status
 
-    def _train(self, prepared: "Prepared", material: Material) -> Path | None:
+    def _train(self, prepared: "PreparedRun", material: Material) -> Path | None:
         """Trains; returns the result's folder, or None if paused. Frees the weights at its end."""
-        from mmchat.training.finetune import Paused, Trainer
+        from mmchat.training.finetune import Trainer, TrainingPaused
 
         tune = Trainer(
             prepared,
@@ -171,14 +171,14 @@ class Job:
         )
         try:
             return tune.run()
-        except Paused as paused:
+        except TrainingPaused as paused:
             said = how_to_go_on(self.folder, paused.kept, saved=paused.saved)
         finally:
             self.status = tune.status  # also if it failed
         self._tell(state="paused", said=said)
         return None
 
-    def _measure(self, prepared: "Prepared", material: Material, made: Path) -> list[Row]:
+    def _measure(self, prepared: "PreparedRun", material: Material, made: Path) -> list[Row]:
         from mmchat.cli.adapter_evaluation import HELD_OUT, OLD_SKILLS, Asked, measure
         from mmchat.training.replay import has_replay, old_skills
 
@@ -199,7 +199,7 @@ class Job:
             prepared.plan.name,
             made,
             asked,
-            together=prepared.parameters <= LARGE,
+            together=prepared.parameters <= LARGE_MODEL_PARAMETERS,
             tell=lambda words: self._tell(said=words),
         )
 
@@ -290,16 +290,16 @@ def with_data(recipe: FinetuneConfig, material: Material, wish: Wish) -> Finetun
     return msgspec.structs.replace(recipe, data=data)
 
 
-def notes_of(material: Material, prepared: "Prepared") -> list[str]:
+def notes_of(material: Material, prepared: "PreparedRun") -> list[str]:
     """What the person should know about the data before training starts."""
     lines = list(material.train.remarks)
     problems = [*material.train.problems, *prepared.problems]
     lines += [f"left out: {problem.place}: {problem.why}" for problem in problems[:5]]
     if len(problems) > 5:
         lines.append(f"and {len(problems) - 5} more were left out: see mmchat data inspect")
-    if prepared.shortened:
+    if prepared.truncated:
         lines.append(
-            f"{prepared.shortened} conversations were too long and lost their last exchanges"
+            f"{prepared.truncated} conversations were too long and lost their last exchanges"
         )
     if not material.held_out:
         lines.append("There are too few different pictures to hold some out for measuring.")

@@ -12,7 +12,7 @@ def plan_of(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
     recipe, folder = recipe_of(wish)
     material = read_material(wish, recipe, folder)
     from mmchat.training.prepare import prepare
-    from mmchat.training.run_plan import plan
+    from mmchat.training.run_plan import plan_run
 
     prepared = prepare(
         with_data(recipe, material, wish),
@@ -34,7 +34,7 @@ def plan_of(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
         "problems": len(material.train.problems) + len(prepared.problems),
         "remarks": list(material.train.remarks),
         "held_out": len(material.held_out),
-        **plan(prepared),
+        **plan_run(prepared),
     }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from mmchat.adapters.card import LONGEST_NAME, Figure, read_card, rename_adapter, write_card
+from mmchat.adapters.card import MAX_NAME_LENGTH, Metric, read_card, rename_adapter, write_card
 from mmchat.errors import AdapterError
 from mmchat.settings import paths, private_dir
 from mmchat.training.run_folder import Row, RunFolder, writing
@@ -17,13 +17,13 @@ def keep(made: Path, name: str, rows: list[Row]) -> Path | None:
     Returns the new place of an adapter that had its name before; None if there was none.
     """
     with writing(paths().adapters):
-        figures: dict[str, float | Figure] = {}
+        metrics: dict[str, float | Metric] = {}
         for row in rows:
             key = row.what.replace(" ", "_").replace("-", "_")
-            figures[f"{key}_without"] = Figure(row.before, row.n, row.before_interval)
-            figures[f"{key}_with"] = Figure(row.after, row.n, row.after_interval)
+            metrics[f"{key}_without"] = Metric(row.before, row.n, row.before_interval)
+            metrics[f"{key}_with"] = Metric(row.after, row.n, row.after_interval)
         card = read_card(made)
-        write_card(made, msgspec.structs.replace(card, name=name, figures=figures))
+        write_card(made, msgspec.structs.replace(card, name=name, metrics=metrics))
         (made / "README.md").write_text(card_text(name, card.base.id, rows), encoding="utf-8")
         home = private_dir(paths().adapters)
         target, before = home / name, None
@@ -36,7 +36,7 @@ def keep(made: Path, name: str, rows: list[Row]) -> Path | None:
 def _moved_aside(target: Path) -> Path:
     """Renames what is there to the first free name of NAME-before, NAME-before-2 and so on."""
     ends = ("-before" if number == 1 else f"-before-{number}" for number in range(1, 1_000_000))
-    places = (target.with_name(target.name[: LONGEST_NAME - len(end)] + end) for end in ends)
+    places = (target.with_name(target.name[: MAX_NAME_LENGTH - len(end)] + end) for end in ends)
     before = next(place for place in places if not os.path.lexists(place))
     try:
         if not target.is_symlink():  # the target of a link stays as it is

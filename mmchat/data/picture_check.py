@@ -9,12 +9,12 @@ from typing import Final
 
 from mmchat.data.sample_errors import SampleError, printable
 from mmchat.errors import ImageError
-from mmchat.images import MAX_BYTES, PICTURE_SUFFIXES, UNREAD_SUFFIXES, parse_picture
+from mmchat.images import MAX_BYTES, PICTURE_SUFFIXES, UNSUPPORTED_SUFFIXES, parse_picture
 from mmchat.images.headers import (
     ORIENTATION,
     SUPPORTED,
     Header,
-    Refusal,
+    UnreadablePicture,
     is_cut_off,
     orientation,
     read_header,
@@ -22,7 +22,7 @@ from mmchat.images.headers import (
 )
 
 _EXIF_WITHIN: Final = 262_144  # bytes from the start of a JPEG in which its EXIF block begins
-_ALL_SUFFIXES: Final = PICTURE_SUFFIXES | UNREAD_SUFFIXES
+_ALL_SUFFIXES: Final = PICTURE_SUFFIXES | UNSUPPORTED_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ def check_picture(data: bytes, name: str) -> CheckedPicture:
     """Raises SampleError if the bytes are not a sound picture in a format that is read."""
     try:
         if len(data) > MAX_BYTES:
-            raise Refusal(f"is over {MAX_BYTES // 1_000_000} MB: make it smaller")
+            raise UnreadablePicture(f"is over {MAX_BYTES // 1_000_000} MB: make it smaller")
         header = read_header(data, named_as_picture=has_picture_suffix(name))
         whole, turned = _inspect(header, data)
-    except Refusal as refusal:
+    except UnreadablePicture as refusal:
         raise SampleError(f"the picture {printable(name)} {refusal}", "broken") from None
     if header.size is None or not whole:
         # It looks damaged; only decoding it shows whether it is.

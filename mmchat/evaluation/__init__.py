@@ -1,1 +1,1 @@
-"""Measures how often a model answers right: asks questions with known answers through the engine."""
+"""Evaluation: asks a model questions with known answers through the engine, and grades them."""

@@ -1,7 +1,7 @@
-"""Precision and recall: of questions with few different answers, and of yes and no.
+"""Classification metrics, for questions with few different answers and for yes/no questions.
 
-Answers are classes if there are 2 to 40 different references, each wanted 3 times on average.
-A prediction that is no class counts as "something else". Predictions are compared as `normalize`
+References are classes if there are 2 to 40 different ones, each of which occurs 3 times on average.
+A prediction that is not a class counts as "something else". Predictions are compared as `normalize`
 leaves them, and all refusals are one class.
 """
 
@@ -43,7 +43,7 @@ class ClassMetrics:
 
 @dataclass(frozen=True, slots=True)
 class AverageMetrics:
-    """Over the classes: every class counts the same (macro), or every question (micro)."""
+    """Averages in which every class counts the same (macro) or every question does (micro)."""
 
     precision: Estimate
     recall: Estimate
@@ -103,15 +103,15 @@ class Classification:
 
 
 def classify(answers: Sequence[GradedAnswer]) -> tuple[Classification, ...]:
-    """One classification of all answers if their references are classes, else one for each
-    question type whose references are."""
+    """One classification of all answers if their references are classes; else one for each question
+    type whose references are classes."""
     if (together := _classify("", answers)) is not None:
         return (together,)
     by_type: dict[str, list[GradedAnswer]] = {}
     for answer in answers:
         by_type.setdefault(answer.type, []).append(answer)
-    found = [_classify(type_, of_type) for type_, of_type in by_type.items()]
-    return tuple(one for one in found if one is not None)
+    per_type = [_classify(type_, of_type) for type_, of_type in by_type.items()]
+    return tuple(one for one in per_type if one is not None)
 
 
 def _classify(type_: str, answers: Sequence[GradedAnswer]) -> Classification | None:
@@ -160,22 +160,22 @@ def _measure(type_: str, labels: tuple[str, ...], matrix: NDArray[np.int64]) -> 
 def _precision_recall_f1(matrices: Floats) -> tuple[Floats, Floats, Floats]:
     """(n, k, k + 1) confusion matrices -> by class (3, n, k), macro (3, n), micro (3, n).
 
-    The macro average is over the classes that occur in a matrix, as reference or prediction.
+    The macro average is over the classes that occur in a matrix, as a reference or a prediction.
     """
     k = matrices.shape[-2]
     correct = np.diagonal(matrices[..., :k], axis1=-2, axis2=-1)
-    wanted, predicted = matrices.sum(-1), matrices[..., :k].sum(-2)
+    actual, predicted = matrices.sum(-1), matrices[..., :k].sum(-2)
     numerators = np.stack([correct, correct, 2 * correct])
-    denominators = np.stack([predicted, wanted, wanted + predicted])
+    denominators = np.stack([predicted, actual, actual + predicted])
     by_class = _divide(numerators, denominators)
-    occurs = wanted + predicted > 0
+    occurs = actual + predicted > 0
     macro = np.where(occurs, by_class, 0.0).sum(-1) / np.maximum(occurs.sum(-1), 1)
     micro = _divide(numerators.sum(-1), denominators.sum(-1))
     return by_class, macro, micro
 
 
 def _divide(numerators: Floats, denominators: Floats) -> Floats:
-    """0 where the denominator is 0."""
+    """Elementwise; 0 where the denominator is 0."""
     return np.divide(
         numerators, denominators, out=np.zeros(numerators.shape), where=denominators > 0
     )
@@ -195,18 +195,18 @@ def parse_pope(answer: str) -> YesOrNo:
 
 
 def parse_strict(answer: str) -> YesOrNo:
-    """The yes or no that begins the answer and stands alone; "" if there is none."""
-    found = _STRICT.match(normalize(answer))
-    if found is None:
+    """The yes or no at the beginning of the answer, as a word by itself; "" if there is none."""
+    match = _STRICT.match(normalize(answer))
+    if match is None:
         return ""
-    return "yes" if found[1] == "yes" else "no"
+    return "yes" if match[1] == "yes" else "no"
 
 
 @dataclass(frozen=True, slots=True)
 class YesNoScores:
-    """The metrics by one parser, with yes as the positive answer.
+    """The metrics with one parser, with yes as the positive class.
 
-    An answer that is missing or cannot be parsed is wrong and is not a yes.
+    An answer that is missing or cannot be parsed counts as wrong, and not as a yes.
     """
 
     accuracy: Proportion
@@ -233,16 +233,17 @@ class YesNoMetrics:
     """Whether a model says yes to what is not in the picture, as POPE measures it."""
 
     n: int
-    wanted_yes: int
+    reference_yes: int
+    """Questions whose reference is yes."""
     pope: YesNoScores
     strict: YesNoScores
     unparsed: Proportion
-    """Answers that the strict parser could not read or that are missing."""
+    """Answers that are missing or that the strict parser could not read."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "n": self.n,
-            "wanted_yes": self.wanted_yes,
+            "reference_yes": self.reference_yes,
             "pope": self.pope.to_dict(),
             "strict": self.strict.to_dict(),
             "unparsed": self.unparsed.value,
@@ -251,32 +252,33 @@ class YesNoMetrics:
 
 
 def compute_yes_no(answers: Sequence[GradedAnswer]) -> YesNoMetrics | None:
-    """Over the questions whose reference is yes or no; None if there are none."""
-    asked = [(wanted, a) for a in answers if (wanted := parse_strict(a.reference))]
-    if not asked:
+    """The metrics of the questions whose reference is yes or no; None if there are none."""
+    questions = [(ref, a) for a in answers if (ref := parse_strict(a.reference))]
+    if not questions:
         return None
 
     def parsed_by(parse: Callable[[str], YesOrNo]) -> list[tuple[YesOrNo, YesOrNo]]:
         # An empty answer is parsed; a missing one is not.
-        return [(wanted, "" if a.error else parse(a.prediction)) for wanted, a in asked]
+        return [(ref, "" if a.error else parse(a.prediction)) for ref, a in questions]
 
     strict = parsed_by(parse_strict)
     return YesNoMetrics(
-        len(asked),
-        sum(wanted == "yes" for wanted, _ in asked),
+        len(questions),
+        sum(reference == "yes" for reference, _ in questions),
         _score_yes_no(parsed_by(parse_pope)),
         _score_yes_no(strict),
-        Proportion(sum(not said for _, said in strict), len(strict)),
+        Proportion(sum(not parsed for _, parsed in strict), len(strict)),
     )
 
 
 def _score_yes_no(pairs: Sequence[tuple[YesOrNo, YesOrNo]]) -> YesNoScores:
     """pairs: (reference, prediction)"""
     hits = sum(pair == ("yes", "yes") for pair in pairs)
-    wanted = sum(reference == "yes" for reference, _ in pairs)
-    said = sum(prediction == "yes" for _, prediction in pairs)
+    actual = sum(reference == "yes" for reference, _ in pairs)
+    predicted = sum(prediction == "yes" for _, prediction in pairs)
     # True positives, false negatives, false positives, all others.
-    cells = np.array([hits, wanted - hits, said - hits, len(pairs) - wanted - said + hits])
+    others = len(pairs) - actual - predicted + hits
+    cells = np.array([hits, actual - hits, predicted - hits, others])
 
     def f1(counts: Floats) -> Floats:
         twice = 2 * counts[:, 0]
@@ -284,8 +286,8 @@ def _score_yes_no(pairs: Sequence[tuple[YesOrNo, YesOrNo]]) -> YesNoScores:
 
     return YesNoScores(
         Proportion(sum(reference == prediction for reference, prediction in pairs), len(pairs)),
-        Proportion(hits, said),
-        Proportion(hits, wanted),
+        Proportion(hits, predicted),
+        Proportion(hits, actual),
         bootstrap_counts(cells, f1),
-        Proportion(said, len(pairs)),
+        Proportion(predicted, len(pairs)),
     )

@@ -1,4 +1,4 @@
-"""Compares two evaluations of the same questions: which is better, and whether that is chance."""
+"""Compares two evaluations of the same questions: the differences, their intervals and p-values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from mmchat.evaluation.text_metrics import (
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRow:
-    """One metric of both. `difference` is the first minus the second."""
+    """One metric of both evaluations. `difference` is the first minus the second."""
 
     name: str
     n: int
@@ -36,13 +36,13 @@ class ComparisonRow:
     p: float
     """Two-sided: by McNemar's exact test for shares, else by the paired bootstrap."""
     is_share: bool = True
-    """From 0 to 1, else on the metric's own scale."""
+    """Whether it is a share from 0 to 1; otherwise it is on the metric's own scale."""
     only_first: int = 0
-    """Of a share: the questions that only the first got right."""
+    """For a share: the number of questions that only the first answered correctly."""
     only_second: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
+        values: dict[str, Any] = {
             "name": self.name,
             "n": self.n,
             "first": self.first,
@@ -53,13 +53,13 @@ class ComparisonRow:
             "test": "McNemar, exact" if self.is_share else "paired bootstrap",
         }
         if self.is_share:
-            found |= {"only_first": self.only_first, "only_second": self.only_second}
-        return found
+            values |= {"only_first": self.only_first, "only_second": self.only_second}
+        return values
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two evaluations side by side. The first row is about all questions."""
+    """Two evaluations side by side. The first row covers all questions."""
 
     first: str
     second: str
@@ -76,7 +76,7 @@ class Comparison:
 def compare(
     first: EvaluationResult, second: EvaluationResult, names: tuple[str, str]
 ) -> Comparison:
-    """Over the questions that both were asked. Raises DataError if there are none."""
+    """Compares the questions that are in both evaluations. Raises DataError if there are none."""
     seconds = {answer.id: answer for answer in second.answers}
     pairs = [(one, seconds[one.id]) for one in first.answers if one.id in seconds]
     if not pairs:
@@ -90,9 +90,7 @@ def compare(
             _compare_shares(name, [(a.correct, b.correct) for a, b in of_type])
             for name, of_type in by_type.items()
         ]
-    rows.append(
-        _compare_shares("normalised match", [(a.same_words, b.same_words) for a, b in pairs])
-    )
+    rows.append(_compare_shares("same words", [(a.same_words, b.same_words) for a, b in pairs]))
     texts = [compute_text_metrics(answers) for answers in zip(*pairs, strict=True)]
     if texts[0] is not None and texts[1] is not None:
         rows += _compare_texts(texts[0], texts[1])
@@ -124,7 +122,7 @@ def _compare_texts(first: TextMetrics, second: TextMetrics) -> list[ComparisonRo
         p = bootstrap_p(resampled)
         return ComparisonRow(name, first.n, one.value, other.value, difference, p, is_share=False)
 
-    # The number of questions is the same, so the same questions are drawn for both.
+    # Both have the same number of questions, so the same questions are drawn for both.
     bleu = bleu_of_counts(resampled_sums(first.bleu_counts))
     bleu -= bleu_of_counts(resampled_sums(second.bleu_counts))
     rouge = resampled_sums(first.rouge_scores - second.rouge_scores) / first.n

@@ -1,10 +1,10 @@
-"""Whether an answer is right.
+"""Grades answers: decides whether an answer is correct.
 
-Answers are compared as text (`mmchat.answer_match`). A built-in base whose answers have a
-grammar brings its own grader, `grader.py` beside its weights, which knows which answers decline
-and that a caption may list its objects in any order. Data names its grader in data.json; without
-a name the grader of the base that answers is used. Only graders that come with mmchat are run,
-never one from a person's folder.
+Answers are compared as text (`mmchat.answer_match`). A built-in base whose answers have a grammar
+has its own grader, `grader.py` beside its weights, which knows which answers decline a question and
+that a caption may list its objects in any order. Data can name a grader in data.json; otherwise the
+grader of the base that answers is used. Only graders that come with mmchat are run, never code from
+a user's folder.
 """
 
 import functools
@@ -22,21 +22,21 @@ GRADER = "grader.py"
 
 
 class Grader(Protocol):
-    """Knows what the answers to some data mean. Every text comes as `normalize` leaves it."""
+    """Knows what the answers to some data mean. All texts are as `normalize` returns them."""
 
     def content(self, text: str, caption: bool) -> Hashable:
-        """Equal for two answers that say the same. `caption`: the question asks for a caption."""
+        """A value that is equal for two answers that say the same. caption: whether they are captions."""
 
     def is_refusal(self, text: str) -> bool:
         """Whether the answer declines the question."""
 
     def objects(self, caption: str) -> Hashable | None:
-        """Equal for two captions that list the same objects, whatever writing they mention; None if
-        `caption` is not a list of objects."""
+        """A value that is equal for two captions that list the same objects, whatever writing they
+        mention; None if `caption` is not a list of objects."""
 
 
 class TextGrader:
-    """For answers in any words: the same text is the same content."""
+    """Compares answers as text."""
 
     def content(self, text: str, caption: bool) -> Hashable:
         return text
@@ -80,23 +80,22 @@ class GradedAnswer:
     reference: str
     prediction: str
     correct: bool
-    """The exact match: the prediction has the content of the reference."""
+    """Exact match: the prediction has the same content as the reference."""
     is_caption: bool = False
     declined: bool = False
     """Whether the prediction is a refusal."""
     should_decline: bool = False
     """Whether the reference is a refusal."""
     objects_correct: bool | None = None
-    """Of a caption whose reference is a list of objects: whether it lists the same objects."""
+    """Whether a caption lists the objects of its reference; None if the reference lists none."""
     images: tuple[str, ...] = ()
-    """As `Questions.pictures` names them."""
+    """Names, as in `QuestionSet.pictures`."""
     error: str = ""
-    """Why the question could not be answered, if so. Then the answer counts as wrong."""
+    """Why the question could not be answered, which counts as wrong; "" if it was answered."""
 
     @property
     def verbatim(self) -> bool:
-        """Whether the prediction is the reference, character for character. White space at the ends
-        does not count."""
+        """Whether the prediction equals the reference, except for white space at the ends."""
         return not self.error and self.prediction.strip() == self.reference.strip()
 
     @property
@@ -108,15 +107,15 @@ class GradedAnswer:
             "id": self.id,
             "type": self.type,
             "question": self.question,
-            "wanted": self.reference,
-            "given": self.prediction,
-            "right": self.correct,
-            "unanswered": self.error,
+            "reference": self.reference,
+            "prediction": self.prediction,
+            "correct": self.correct,
+            "error": self.error,
         }
 
 
 def grade(question: Question, prediction: str, grader: Grader, error: str = "") -> GradedAnswer:
-    """Compares an answer with the reference. error: why there is none; `prediction` is then ""."""
+    """Compares an answer with its reference. error: why there is no answer; `prediction` is then ""."""
     answer, reference = normalize(prediction), normalize(question.answer)
     caption = question.is_caption
     objects = grader.objects(reference) if caption else None

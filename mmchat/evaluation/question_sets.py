@@ -1,7 +1,7 @@
-"""Which questions to ask: those of an evaluation folder, or of data in any other form.
+"""Loads the questions to ask, from an evaluation folder or from data in any other format.
 
-Every answer in the data is a reference. Its question comes with the turns before it as the data has
-them, not with what the model said before. An adapter is asked only what it was not trained on.
+Every answer in the data is a reference. The turns before it are sent as they are in the data, not with
+the model's own earlier answers. An adapter is only asked what it was not trained on.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from mmchat.evaluation.questions import (
     Image,
     Message,
     Question,
-    Questions,
+    QuestionSet,
     Text,
     read_questions,
 )
@@ -31,30 +31,30 @@ from mmchat.training.finetune_config import FinetuneConfig, read_config
 from mmchat.training.run_folder import RECIPE
 
 DEFAULT_TYPE = "answers"
-"""The type of questions whose data names none."""
+"""The type of questions whose data does not name one."""
 MAX_TOKENS = 1024
-"""Where an answer is cut off, however long its reference is."""
+"""The maximum length of an answer, even if its reference is longer."""
 
-Part = Literal["auto", "held-out", "train", "all"]
+DataPart = Literal["auto", "held-out", "train", "all"]
 
 
 def load_questions(
-    data: Path | Dataset | Questions,
-    part: Part = "auto",
+    data: Path | Dataset | QuestionSet,
+    part: DataPart = "auto",
     *,
     adapters: Iterable[str] = (),
     allow_bad: bool = False,
     images: Path | None = None,
-) -> Questions:
-    """The questions of an evaluation folder, or of data in any other form.
+) -> QuestionSet:
+    """The questions of an evaluation folder, or of data in any other format.
 
     part: `auto` is the data's held-out part; if there is none and one of `adapters` was trained on
-    this data, the examples that its training held out; else everything. Evaluation folders and
-    data sets in memory have no parts. allow_bad: accept any share of samples that cannot be used
-    instead of at most 1 %. images: a second folder for the pictures that a data file names.
+    this data, the examples that its training held out; otherwise everything. Evaluation folders and
+    data sets in memory have no parts. allow_bad: accept any share of unusable samples instead of at
+    most 1 %. images: a second folder for the pictures that a data file names.
     Raises DataError.
     """
-    if isinstance(data, Questions):
+    if isinstance(data, QuestionSet):
         return data
     if isinstance(data, Dataset):
         return dataset_questions(data)
@@ -64,9 +64,9 @@ def load_questions(
 
 
 def _read_part(
-    data: Path, part: Part, adapters: list[str], allow_bad: bool, images: Path | None
+    data: Path, part: DataPart, adapters: list[str], allow_bad: bool, images: Path | None
 ) -> tuple[Dataset, str]:
-    """(the part of the data to ask, its description if it is not everything)"""
+    """(the part of the data to ask, its description; "" if it is everything)"""
     if has_snapshot(data):
         return load_snapshot(data), ""
     if part == "all":
@@ -81,22 +81,22 @@ def _read_part(
         names = " and ".join(Path(adapter).name or adapter for adapter in trained)
         if not examples:
             raise DataError(
-                f"{names} learned from {data}, and no example of it was kept back"
-                f"{' by all of them' if len(trained) > 1 else ''}: name other data, or ask all of "
-                "it with --part all."
+                f"{names} {'was' if len(trained) == 1 else 'were'} trained on {data}, and no example was "
+                f"held out{' by all of them' if len(trained) > 1 else ''}: choose other data, or ask "
+                "everything with --part all."
             )
         rest = Dataset(train.form, train.source, examples, train.problems, train.sha256)
         return rest, f"what the training of {names} held out"
     if part == "held-out":
-        raise DataError(f"{data} has no held-out part: leave out --part.")
+        raise DataError(f"{data} has no held-out part: omit --part.")
     return train, ""
 
 
 def held_out_of_training(data: Dataset, adapters: Iterable[str]) -> tuple[list[Example], list[str]]:
-    """(the examples that no training of `adapters` saw, the adapters that were trained on this data)
+    """(the examples that no training of `adapters` used, the adapters that were trained on this data)
 
-    The examples are in the order of the data, and there may be none. Both lists are empty if no
-    adapter was trained on this data. An adapter's recipe says how its data was divided.
+    The examples are in the order of the data; there may be none. Both lists are empty if no adapter
+    was trained on this data. An adapter's recipe says how its data was split.
     """
     kept: Sequence[Example] = data.examples
     trained = []
@@ -111,7 +111,7 @@ def held_out_of_training(data: Dataset, adapters: Iterable[str]) -> tuple[list[E
 
 
 def _read_recipe(adapter: str) -> FinetuneConfig | None:
-    """None if there is no recipe or no adapter. The engine reports what is wrong with an adapter."""
+    """None if there is no recipe or no adapter. Problems of the adapter are left to the engine to report."""
     if adapter in ("", NO_ADAPTER):
         return None
     try:
@@ -120,8 +120,8 @@ def _read_recipe(adapter: str) -> FinetuneConfig | None:
         return None
 
 
-def dataset_questions(dataset: Dataset, part: str = "") -> Questions:
-    """Every answer of the examples as one question, its pictures named by their hash.
+def dataset_questions(dataset: Dataset, part: str = "") -> QuestionSet:
+    """One question for every answer in the examples; pictures are named by their hash.
 
     part: which part of the data it is, for the report. Raises DataError if there are no answers.
     """
@@ -144,7 +144,7 @@ def dataset_questions(dataset: Dataset, part: str = "") -> Questions:
             "`mmchat data inspect` shows what was recognised."
         )
     about: dict[str, str | int] = {"form": dataset.form}
-    return Questions(
+    return QuestionSet(
         dataset.source,
         tuple(questions.values()),
         dataset.sha256,
@@ -157,13 +157,13 @@ def dataset_questions(dataset: Dataset, part: str = "") -> Questions:
 
 
 def _max_tokens(questions: Iterable[Question]) -> int:
-    """Enough for the longest reference: a token is hardly ever less than two bytes of text."""
+    """Enough for the longest reference, because a token is hardly ever less than two bytes of text."""
     longest = max(len(question.answer.encode(errors="replace")) for question in questions)
     return min(max(longest // 2, MIN_TOKENS), MAX_TOKENS)
 
 
 def _answer_turns(example: Example) -> Iterator[int]:
-    """The positions of the answers to ask for. Each follows a message of the user."""
+    """The positions of the answers to ask for. Each follows a user message."""
     turns = example.turns
     last = len(turns) - 1
     for number, turn in enumerate(turns):
@@ -188,9 +188,9 @@ def _message(turn: Turn) -> Message:
 
 
 def _unique_id(id_: str, known: dict[str, Question], taken: Counter[str]) -> str:
-    """`id_`, with a number behind it if it is taken."""
-    found = id_
-    while found in known:
+    """`id_`, with a number appended if it is taken."""
+    unique = id_
+    while unique in known:
         taken[id_] += 1
-        found = f"{id_}~{taken[id_] + 1}"
-    return found
+        unique = f"{id_}~{taken[id_] + 1}"
+    return unique

@@ -7,8 +7,8 @@
     data.json           optional: how the data was made, and its "grader" (`mmchat.evaluation.graders`)
 
 The last message is the user's. A message's content is a text, or a list of parts
-{"type": "text", "text": …} and {"type": "image"}, which takes the next picture. If no part places a
-picture, all pictures come before the first text of the user. Answers of the type "caption", or of a
+{"type": "text", "text": …} and {"type": "image"}, which takes the next picture. If there is no
+image part, all pictures come before the first text of the user. Answers of the type "caption", or of a
 group that ends in "/caption", are compared as captions.
 """
 
@@ -27,7 +27,7 @@ from msgspec import Struct
 from mmchat.client import ImagePart, Turn
 from mmchat.errors import DataError
 from mmchat.images import MAX_BYTES, parse_picture
-from mmchat.images.headers import SUPPORTED, Refusal, read_header
+from mmchat.images.headers import SUPPORTED, UnreadablePicture, read_header
 
 QUESTIONS, DATA_CARD = "questions.jsonl", "data.json"
 MIN_TOKENS = 96
@@ -35,13 +35,13 @@ MIN_TOKENS = 96
 
 
 class Text(Struct, frozen=True, tag_field="type", tag="text"):
-    """A piece of a message."""
+    """The text part of a message."""
 
     text: str
 
 
 class Image(Struct, frozen=True, tag_field="type", tag="image"):
-    """The place of the next picture."""
+    """The image part of a message, which takes the next picture."""
 
 
 class Message(Struct, frozen=True):
@@ -61,9 +61,9 @@ class Question(Struct, frozen=True):
     """The reference."""
     images: list[str] = []
     group: str = ""
-    """The kind of question within its type."""
+    """A finer classification within the type."""
     choice: str = ""
-    """What the reference chooses among the answers of its group."""
+    """Which of its group's answers the reference is."""
 
     @property
     def text(self) -> str:
@@ -108,34 +108,34 @@ class _PictureFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
-    """Questions that have been read and checked. The bytes of their pictures are not held."""
+class QuestionSet:
+    """Validated questions and their pictures. The bytes of their pictures are read when they are needed."""
 
     source: str
-    """The folder or file that they are from."""
+    """The folder or file that they come from."""
     questions: tuple[Question, ...]
     sha256: str
-    """Of the data: every text and every picture."""
+    """Hash of every text and every picture."""
     key: str
-    """Of the data and the questions' ids: answers are cached by it."""
+    """Hash of the data and the questions' ids, by which answers are cached."""
     about: dict[str, str | int]
-    """The texts and numbers of data.json."""
+    """The strings and numbers in data.json."""
     pictures: Mapping[str, QuestionPicture]
     """By the names in `Question.images`."""
     skipped: tuple[str, ...] = ()
-    """Samples that cannot be used: place and reason."""
+    """Samples that cannot be used, each with its place and the reason."""
     max_tokens: int = MIN_TOKENS
-    """Where an answer is cut off."""
+    """The maximum length of an answer."""
 
     @property
     def grader(self) -> str:
-        """The base whose grader knows the answers of this data; "" if data.json names none."""
+        """The base whose grader is to be used; "" if data.json does not name one."""
         return str(self.about.get("grader", ""))
 
     def turns(self, question: Question, blank: bool = False) -> list[Turn]:
         """The conversation to send to the engine, with the bytes of its pictures.
 
-        blank: replace every picture by a grey one of the same size. Raises DataError if a picture
+        blank: replace every picture with a grey one of the same size. Raises DataError if a picture
         has changed since it was read, and with `blank` ImageError if it cannot be decoded.
         """
         pictures = [self._picture(name, blank) for name in question.images]
@@ -171,7 +171,7 @@ def grey_png(width: int, height: int) -> bytes:
     return stream.getvalue()
 
 
-def read_questions(folder: Path) -> Questions:
+def read_questions(folder: Path) -> QuestionSet:
     """Reads and checks a whole evaluation folder.
 
     Raises DataError with the file, and the line if there is one, that has to be corrected.
@@ -209,7 +209,7 @@ def read_questions(folder: Path) -> Questions:
         digest.update(f"\0{name}\0{pictures[name].sha256}".encode())
     sha256 = digest.hexdigest()
     about = _read_data_card(folder / DATA_CARD)
-    return Questions(str(folder), tuple(questions.values()), sha256, sha256, about, pictures)
+    return QuestionSet(str(folder), tuple(questions.values()), sha256, sha256, about, pictures)
 
 
 def limit_per_type(questions: Sequence[Question], limit: int) -> list[Question]:
@@ -248,7 +248,7 @@ def _find_problem(question: Question, known: dict[str, Question]) -> str:
 def _check_picture(folder: Path, name: str, where: str) -> _PictureFile:
     path = folder / name
     try:
-        # The file is foreign: it must not send this person's other files to a server.
+        # Untrusted data must not send the user's other files to a server.
         inside = path.resolve().is_relative_to(folder.resolve())
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{where}: {name!r} cannot be the name of a picture.") from error
@@ -259,7 +259,7 @@ def _check_picture(folder: Path, name: str, where: str) -> _PictureFile:
     data = _read(path, f"{where}: the picture {name}")
     try:
         header = read_header(data)
-    except Refusal as refusal:
+    except UnreadablePicture as refusal:
         raise DataError(f"{where}: the picture {name} {refusal}.") from None
     return _PictureFile(path, hashlib.sha256(data).hexdigest(), SUPPORTED[header.format])
 
@@ -268,7 +268,7 @@ def _read(path: Path, name: str, limited: bool = True) -> bytes:
     """The bytes of a file. Raises DataError, which calls the file `name`."""
     try:
         if not path.is_file():  # missing, a folder, or a pipe that would block for ever
-            raise DataError(f"{name} is not there: make the data again.")
+            raise DataError(f"{name} does not exist: make the data again.")
         if limited and path.stat().st_size > MAX_BYTES:
             raise DataError(f"{name} is over {MAX_BYTES // 1_000_000} MB: make it smaller.")
         return path.read_bytes()

@@ -1,4 +1,4 @@
-"""A report for people: tables as Markdown, and the confusion matrices as a picture."""
+"""Writes reports: Markdown tables, and the confusion matrices as a picture."""
 
 import io
 import warnings
@@ -33,7 +33,7 @@ _SETUP_FACTS = ("part", "seed", "pairs", "control")  # of `EvaluationSetup.about
 
 
 def result_markdown(result: EvaluationResult) -> str:
-    """The table by question type, as a model's card has it."""
+    """The table by question type, in the form that model cards use."""
     header = [
         "question type",
         "n",
@@ -42,10 +42,10 @@ def result_markdown(result: EvaluationResult) -> str:
         "most frequent answer",
         "declined",
     ]
-    every = result.exact_match
+    overall = result.exact_match
     rows = [_type_row(one) for one in result.types]
     rows.append(["mean over types", "", percent(result.mean_exact_match), "", "", ""])
-    rows.append(["all questions", str(every.n), *share_and_interval(every), "", ""])
+    rows.append(["all questions", str(overall.n), *share_and_interval(overall), "", ""])
     lines = [*_table(header, rows), ""]
     if any(one.above_most_frequent for one in result.types):
         lines.append(f"\\* exact match is above it by more than {100 * MARGIN:.0f} points.")
@@ -170,7 +170,7 @@ def _yes_no_lines(metrics: YesNoMetrics) -> list[str]:
     return [
         *_table(header, rows),
         "",
-        f"{metrics.n:,} questions; the answer to {metrics.wanted_yes:,} of them is yes.",
+        f"{metrics.n:,} questions; the answer to {metrics.reference_yes:,} of them is yes.",
         f"The strict parser could not read: {_with_n(metrics.unparsed)}.",
     ]
 
@@ -247,12 +247,12 @@ def _name(model: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Foreign text on one line, which cannot break a Markdown table."""
+    """Untrusted text on one line, escaped for a Markdown table."""
     return clean(text, keep_newlines=False).replace("|", "\\|")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table with even columns, aligned right except for the first."""
+    """A Markdown table with padded columns, right-aligned except for the first."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -269,10 +269,10 @@ _LABEL_LENGTH: Final = 22  # characters
 
 
 def draw_confusion(classifications: Sequence[Classification]) -> bytes:
-    """A PNG file with a panel for each of at least one confusion matrix, at most `MAX_PANELS`.
+    """A PNG file with one panel per confusion matrix, at most `MAX_PANELS`. There must be at least one.
 
-    Rows are references, columns are predictions. A cell's colour is its share of its row, its
-    number the count of answers. The last column, if needed, is for predictions that are no class.
+    Rows are references, columns are predictions. A cell's colour is its share of the row, and its
+    number is the count. The last column, if needed, is for predictions that are not a class.
     """
     from matplotlib.figure import Figure
 
@@ -288,7 +288,7 @@ def draw_confusion(classifications: Sequence[Classification]) -> bytes:
         panel.set_axis_off()
     stream = io.BytesIO()
     with warnings.catch_warnings():
-        # Letters that the font lacks are drawn as boxes. Nobody can do anything about it.
+        # Characters that the font lacks are drawn as boxes, which the user cannot change.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()
@@ -301,14 +301,14 @@ def _draw_panel(panel: "Axes", classification: Classification) -> None:
         matrix, column_labels = matrix[:, :-1], labels
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    # Labels are foreign text, in which a dollar sign would begin a formula.
+    # Labels are untrusted text, and a dollar sign would begin a formula.
     panel.set_xticks(
         range(len(column_labels)), column_labels, rotation=60, ha="right", parse_math=False
     )
     panel.set_yticks(range(len(labels)), labels, parse_math=False)
     panel.tick_params(labelsize=8)
-    panel.set_xlabel("answered")
-    panel.set_ylabel("wanted")
+    panel.set_xlabel("prediction")
+    panel.set_ylabel("reference")
     type_ = f"{_short_label(classification.type)}: " if classification.type else ""
     accuracy = classification.accuracy
     title = f"{type_}right {percent(accuracy.value)} of {accuracy.n:,}"

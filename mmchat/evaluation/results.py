@@ -1,4 +1,4 @@
-"""What an evaluation measured: the graded answers and every metric of them."""
+"""The result of an evaluation: the graded answers and all metrics."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,12 @@ from mmchat.evaluation.text_metrics import (
 )
 
 MARGIN = 0.05
-"""How far a control's interval may lie above the share of the most frequent answer."""
+"""How far a control's interval may be above the share of the most frequent answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSetup:
-    """Which model answered which data."""
+    """The model and the data of an evaluation."""
 
     model: str
     weights_hash: str
@@ -51,35 +51,35 @@ class TypeMetrics:
     name: str
     exact_match: Proportion
     most_frequent: float
-    """The share that always giving the most frequent answer of each group would get right."""
+    """The score of a baseline that always gives the most frequent answer of each group."""
     declined: Proportion
     objects_correct: Proportion | None = None
-    """Captions whose objects are all correct, whatever they say of writing. None unless all
+    """Captions whose objects are all correct, whatever they say about writing. None unless all
     references are captions that list objects."""
     caption_scores: TextScores | None = None
     """None unless all questions ask for captions."""
 
     @property
     def above_most_frequent(self) -> bool:
-        """Whether the interval of the exact match begins more than 5 points above the most frequent
-        answer's share. A model that looks at pictures of something else cannot reach that."""
+        """Whether the interval of the exact match is more than 5 points above the most frequent answer's
+        share, which a model cannot reach if it sees other pictures."""
         return self.exact_match.interval[0] > self.most_frequent + MARGIN
 
     def to_dict(self) -> dict[str, Any]:
-        found = {
+        values = {
             **_proportion_dict(self.exact_match, "exact_match"),
             "most_frequent_share": self.most_frequent,
             "above_most_frequent": self.above_most_frequent,
             "declined": self.declined.value,
         }
         if self.objects_correct is not None:
-            found["every_object_right"] = self.objects_correct.value
-            found["every_object_right_interval"] = list(self.objects_correct.interval)
+            values["objects_correct"] = self.objects_correct.value
+            values["objects_correct_interval"] = list(self.objects_correct.interval)
         if self.caption_scores is not None:
-            found["bleu"] = self.caption_scores.bleu
-            found["bleu_signature"] = self.caption_scores.bleu_signature
-            found["rouge_l"] = self.caption_scores.rouge_l
-        return found
+            values["bleu"] = self.caption_scores.bleu
+            values["bleu_signature"] = self.caption_scores.bleu_signature
+            values["rouge_l"] = self.caption_scores.rouge_l
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ class AnswerMetrics:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "verbatim_match": _proportion_dict(self.verbatim, "value"),
-            "normalised_match": _proportion_dict(self.same_words, "value"),
+            "verbatim": _proportion_dict(self.verbatim, "value"),
+            "same_words": _proportion_dict(self.same_words, "value"),
             "classes": [one.to_dict() for one in self.classifications],
             "yes_no": self.yes_no.to_dict() if self.yes_no else None,
             "texts": self.texts.to_dict() if self.texts else None,
@@ -110,12 +110,12 @@ class EvaluationResult:
     types: tuple[TypeMetrics, ...]
     answers: tuple[GradedAnswer, ...]
     reused: int
-    """How many of the answers are from an earlier run."""
+    """How many answers come from an earlier run."""
     answers_file: str
 
     @property
     def exact_match(self) -> Proportion:
-        """Of all questions of all types."""
+        """Over all questions."""
         return _share([a.correct for a in self.answers])
 
     @property
@@ -125,12 +125,12 @@ class EvaluationResult:
 
     @property
     def correctly_declined(self) -> Proportion:
-        """Of the questions whose reference declines."""
+        """Over the questions whose reference declines."""
         return _share([a.declined for a in self.answers if a.should_decline])
 
     @property
     def wrongly_declined(self) -> Proportion:
-        """Of all other questions."""
+        """Over all other questions."""
         return _share([a.declined for a in self.answers if not a.should_decline])
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class EvaluationResult:
             "overall": {
                 **_proportion_dict(self.exact_match, "exact_match"),
                 "mean_exact_match": self.mean_exact_match,
-                "rightly_declined": _proportion_dict(self.correctly_declined, "share"),
+                "correctly_declined": _proportion_dict(self.correctly_declined, "share"),
                 "wrongly_declined": _proportion_dict(self.wrongly_declined, "share"),
             },
             "types": {one.name: one.to_dict() for one in self.types},
@@ -170,7 +170,7 @@ def make_result(
 ) -> EvaluationResult:
     """Grades at least one question and its answer.
 
-    errors: by the question's id, why it could not be answered; its answer is then empty.
+    errors: why a question could not be answered, by its id; its answer is then empty.
     """
     grader, errors = grader or TextGrader(), errors or {}
     answers = tuple(grade(q, answer, grader, errors.get(q.id, "")) for q, answer in pairs)
@@ -203,7 +203,7 @@ def _type_metrics(name: str, graded: Sequence[tuple[Question, GradedAnswer]]) ->
 
 
 def compute_metrics(answers: Sequence[GradedAnswer]) -> AnswerMetrics:
-    """The metrics of at least one answer across all types."""
+    """The metrics of at least one answer, across all types."""
     return AnswerMetrics(
         _share([a.verbatim for a in answers]),
         _share([a.same_words for a in answers]),
@@ -214,7 +214,7 @@ def compute_metrics(answers: Sequence[GradedAnswer]) -> AnswerMetrics:
 
 
 def most_frequent_share(choices: Sequence[tuple[str, str]]) -> float:
-    """The share that always giving the most frequent choice of each group would get right.
+    """The score of a baseline that always gives the most frequent choice of each group.
 
     choices: (group, choice) of every question.
     """

@@ -1,8 +1,8 @@
-"""Asks the questions of some data through the engine, and grades the answers.
+"""Runs an evaluation: asks the questions of some data through the engine and grades the answers.
 
-Every answer is written to a cache file as it comes, so that an evaluation that was stopped goes on.
-There is one file for each combination of data, weights, adapter and number format: an answer is
-used again only if the same one would be given.
+Every answer is written to a cache file at once, so that a stopped evaluation can continue. There is
+one file per combination of data, weights, adapter, quantization and device: an answer is reused only if
+the model would give it again.
 """
 
 import asyncio
@@ -30,18 +30,18 @@ from mmchat.errors import (
 )
 from mmchat.evaluation.graders import Grader, find_grader
 from mmchat.evaluation.question_sets import load_questions
-from mmchat.evaluation.questions import Question, Questions, limit_per_type
+from mmchat.evaluation.questions import Question, QuestionSet, limit_per_type
 from mmchat.evaluation.results import EvaluationResult, EvaluationSetup, make_result
 from mmchat.settings import NO_ADAPTER, Settings, paths, private_dir
 
-Progress = Callable[[str, float], None]
-"""What is being done, and how much of it is done, from 0 to 1."""
+ProgressCallback = Callable[[str, float], None]
+"""Called with what is being done and the fraction of it that is done, from 0 to 1."""
 
 PARALLEL = 3
 
 
 def evaluate(
-    data: Path | Dataset | Questions,
+    data: Path | Dataset | QuestionSet,
     settings: Settings,
     *,
     model: str = "",
@@ -49,18 +49,18 @@ def evaluate(
     limit: int = 0,
     blank: bool = False,
     parallel: int = PARALLEL,
-    progress: Progress = lambda text, fraction: None,
+    progress: ProgressCallback = lambda text, fraction: None,
 ) -> EvaluationResult:
     """Asks the questions of `data` and grades the answers.
 
     model, adapter: "" is the settings' choice; the adapter "none" is the base without one. limit:
     ask at most this many questions of each type, 0 for all. blank: a control that asks only the
-    questions with pictures, and shows grey pictures of the same size instead. parallel: how many
-    questions to send at a time; the local engine answers one after the other and prepares the next.
+    questions with pictures, and sends grey pictures of the same size instead. parallel: how many
+    questions to send at a time; the local engine answers one by one and prepares the next.
 
-    A question that is too long for the model, or whose picture it cannot read, counts as wrong, and
-    its answer says why. If the evaluation stops (EngineError, an interrupt), the answers so far are
-    kept, and the next run asks only the rest. Raises DataError, EngineError and SettingsError.
+    A question that is too long for the model, or whose picture the model cannot read, counts as
+    wrong, and its answer says why. If the evaluation stops (EngineError, an interrupt), the answers so
+    far are kept, and the next run asks only the rest. Raises DataError, EngineError and SettingsError.
     """
     if adapter == NO_ADAPTER:
         adapter = ""
@@ -68,8 +68,8 @@ def evaluate(
         settings = msgspec.structs.replace(settings, model=base)
     elif adapter and settings.engine.url:
         raise EngineError(
-            "A remote server's adapter cannot be chosen here: name a model of the server that has "
-            "it (--model), or unset engine.url."
+            "The adapter of a remote server cannot be chosen here: choose a model of the server that "
+            "has it (--model), or unset engine.url."
         )
     runner = _Runner(settings, model, adapter, blank, max(parallel, 1), progress)
     return asyncio.run(runner.run(data, limit))
@@ -82,18 +82,18 @@ class _Runner:
     adapter: str
     blank: bool
     parallel: int
-    progress: Progress
+    progress: ProgressCallback
 
-    async def run(self, data: Path | Dataset | Questions, limit: int) -> EvaluationResult:
+    async def run(self, data: Path | Dataset | QuestionSet, limit: int) -> EvaluationResult:
         self.progress("Reading the questions", 0.0)
         adapter = self.adapter or self.settings.model.adapter
         data_questions = load_questions(data, adapters=[adapter])
         grader = _named_grader(data_questions)
-        asked = [q for q in data_questions.questions if q.images or not self.blank]
-        questions = limit_per_type(asked, limit)
+        usable = [q for q in data_questions.questions if q.images or not self.blank]
+        questions = limit_per_type(usable, limit)
         if not questions:
             raise DataError(
-                f"{data_questions.source} has no question about a picture: ask it without --blank."
+                f"{data_questions.source} has no question about a picture: omit --blank."
             )
         async with contextlib.aclosing(EngineClient(self.settings)) as client:
             setup = await self._load(client, data_questions)
@@ -110,14 +110,13 @@ class _Runner:
             answers_file=str(cache.file),
         )
 
-    async def _load(self, client: EngineClient, questions: Questions) -> EvaluationSetup:
-        """Loads the model."""
+    async def _load(self, client: EngineClient, questions: QuestionSet) -> EvaluationSetup:
         async with contextlib.aclosing(client.load(self.model, self.adapter)) as steps:
             async for step in steps:
                 self.progress(f"Loading {step.model}: {step.stage}", step.fraction)
         status = await client.status()
         if status is None:
-            raise EngineError("The engine stopped after it had loaded the model: start again.")
+            raise EngineError("The engine stopped after loading the model: run the command again.")
         about = questions.about
         return EvaluationSetup(
             model=status.model,
@@ -136,7 +135,7 @@ class _Runner:
     async def _ask_all(
         self,
         client: EngineClient,
-        questions: Questions,
+        questions: QuestionSet,
         new: Sequence[Question],
         setup: EvaluationSetup,
         cache: "AnswerCache",
@@ -144,7 +143,7 @@ class _Runner:
     ) -> dict[str, str]:
         """Adds every answer to `cache` and `answers`. If one fails, the others are cancelled.
 
-        -> by the question's id, why a question can never be answered
+        -> why a question cannot be answered at all, by its id
         """
         errors: dict[str, str] = {}
         waiting, options = iter(new), _options(questions)
@@ -185,7 +184,7 @@ class _Runner:
         return errors
 
 
-def _named_grader(questions: Questions) -> Grader | None:
+def _named_grader(questions: QuestionSet) -> Grader | None:
     """The grader that the data names, if any. Raises DataError if mmchat does not have it."""
     if not questions.grader:
         return None
@@ -198,7 +197,7 @@ def _named_grader(questions: Questions) -> Grader | None:
     return grader
 
 
-def _options(questions: Questions) -> Options:
+def _options(questions: QuestionSet) -> Options:
     return Options(max_tokens=questions.max_tokens)  # greedy
 
 
@@ -213,19 +212,19 @@ async def _ask(
             elif isinstance(event, Done) and event.finish_reason != "cancelled":
                 _check_model(event, setup)
                 return "".join(texts)
-    raise EngineError("The engine was stopped in the middle of an answer.")
+    raise EngineError("The engine stopped in the middle of an answer: run the command again.")
 
 
 def _check_model(done: Done, setup: EvaluationSetup) -> None:
-    """Raises EngineError if another model answered than the one that was loaded."""
-    if not setup.quantization:  # another server, which does not say
+    """Raises EngineError if the answer is not from the model that was loaded."""
+    if not setup.quantization:  # another server, which does not report it
         return
     answered = (done.model, done.adapter, done.quantization)
     loaded = (setup.model, setup.adapter, setup.quantization)
     if answered != loaded or (setup.adapter_hash and done.adapter_hash != setup.adapter_hash):
         raise EngineError(
-            "The engine's model or adapter was changed during the evaluation: run it again, and do "
-            "not switch models until it ends."
+            "The engine's model or adapter changed during the evaluation: run it again, and do not "
+            "switch models until it ends."
         )
 
 
@@ -235,7 +234,7 @@ class CacheKey(Struct, frozen=True):
     data: str
     model: str
     weights: str
-    """Empty if they are not known (another server)."""
+    """Hash of the weights; "" if it is not known (another server)."""
     adapter: str
     adapter_hash: str
     quantization: str
@@ -246,14 +245,14 @@ class CacheKey(Struct, frozen=True):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the answers may be used again."""
+        """Whether the answers may be reused."""
         return bool(self.weights) and bool(self.adapter_hash or not self.adapter)
 
     def digest(self) -> str:
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:32]
 
 
-def _cache_key(setup: EvaluationSetup, questions: Questions) -> CacheKey:
+def _cache_key(setup: EvaluationSetup, questions: QuestionSet) -> CacheKey:
     return CacheKey(
         data=f"{questions.key} grey" if setup.blank else questions.key,
         model=setup.model,
@@ -270,12 +269,12 @@ def _cache_key(setup: EvaluationSetup, questions: Questions) -> CacheKey:
 
 class _CachedAnswer(Struct, frozen=True):
     id: str
-    """Of the question."""
+    """The question's id."""
     answer: str
 
 
 class AnswerCache:
-    """A file of answers, open to add more. `add` returns when the answer has been written.
+    """A file of answers, open for appending. `add` returns when the answer has been written.
 
     Raises DataError if the file cannot be read or written.
     """
@@ -284,9 +283,9 @@ class AnswerCache:
         folder = private_dir(paths().cache / "evaluation" / key.digest())
         self.file = folder / "answers.jsonl"
         self.is_reusable = key.is_complete
-        """Whether later runs will use the answers."""
+        """Whether later runs can reuse the answers."""
         self.answers: dict[str, str] = {}
-        """Of earlier runs, by the question's id."""
+        """The answers of earlier runs, by question id."""
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | (0 if key.is_complete else os.O_TRUNC)
         try:
             self._stream = os.fdopen(os.open(self.file, flags, 0o600), "r+b", buffering=0)

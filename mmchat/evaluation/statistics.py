@@ -1,8 +1,7 @@
-"""How certain a metric is: confidence intervals and paired tests.
+"""Confidence intervals and paired tests.
 
-These are a few lines each of numpy, and tests compare them with scipy and with published values.
-scipy is not a dependency for them: transformers imports it when it is installed, and every engine
-would start later.
+Each takes a few lines of numpy, and tests compare them with scipy and with published values. scipy is
+not a dependency: transformers imports it if it is installed, which would slow down every engine start.
 
 Resampling n questions with replacement is the same as drawing their counts from a multinomial
 distribution. Metrics that follow from counts are resampled that way, without a loop over questions.
@@ -19,11 +18,11 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 SEED = 20_240_229
 _Z = 1.959963984540054  # the normal distribution's 97.5 % quantile
-_MAX_DRAWN = 4_000_000  # drawn numbers that are held at a time
+_MAX_DRAWN = 4_000_000  # random numbers held in memory at a time
 
 Floats = NDArray[np.float64]
 Metric = Callable[[Floats], Floats]
-"""(resamples, cells) of counts or sums -> (resamples,) of values, NaN where there is none."""
+"""(resamples, cells) counts or sums -> (resamples,) values, NaN where the metric is undefined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class Proportion:
         p, z2 = self.value, _Z * _Z / self.n
         center = (p + z2 / 2) / (1 + z2)
         half = _Z / (1 + z2) * math.sqrt(p * (1 - p) / self.n + z2 / 4 / self.n)
-        # Rounding would leave these two a little beside the ends of the scale.
+        # Rounding would leave these two slightly off 0 and 1.
         low = center - half if self.count else 0.0
         high = center + half if self.count < self.n else 1.0
         return low, high
@@ -64,21 +63,21 @@ class Estimate:
 
 
 def percentiles(values: Floats) -> tuple[float, float]:
-    """The 2.5th and the 97.5th percentile without NaNs. Raises ValueError if all are NaN."""
+    """The 2.5th and the 97.5th percentile, ignoring NaN. Raises ValueError if all values are NaN."""
     known = values[~np.isnan(values)]
     low, high = np.quantile(known, (0.025, 0.975))
     return float(low), float(high)
 
 
 def resampled_counts(counts: NDArray[np.int64]) -> Floats:
-    """(cells,) -> (RESAMPLES, cells): the counts of as many questions, drawn again."""
+    """(cells,) -> (RESAMPLES, cells): the counts of as many resampled questions."""
     n = int(counts.sum())
     drawn = np.random.default_rng(SEED).multinomial(n, counts / n, size=RESAMPLES)
     return drawn.astype(np.float64)
 
 
 def resampled_sums(rows: Floats) -> Floats:
-    """(n, columns), one row per question -> (RESAMPLES, columns): sums over n rows, drawn again.
+    """(n, columns), one row per question -> (RESAMPLES, columns): sums over n resampled rows.
 
     Every call with the same n draws the same rows, so that comparisons are paired.
     """
@@ -95,7 +94,7 @@ def resampled_sums(rows: Floats) -> Floats:
 
 
 def bootstrap_counts(counts: NDArray[np.int64], metric: Metric) -> Estimate:
-    """A metric of counts. If it has no value in any resample, its interval is its value."""
+    """A metric of counts. If it is undefined in every resample, its interval is its value."""
     value = float(metric(counts.astype(np.float64)[None])[0])
     values = metric(resampled_counts(counts))
     return Estimate(value, percentiles(values) if not np.isnan(values).all() else (value, value))
@@ -108,8 +107,8 @@ def bootstrap_mean(values: Floats) -> Estimate:
 
 
 def bootstrap_p(differences: Floats) -> float:
-    """Two-sided: twice the share of resampled differences on the rarer side of 0, ties on both
-    sides, and never below 1 / (RESAMPLES + 1)."""
+    """Two-sided p-value: twice the share of resampled differences on the rarer side of 0. Zeros count on
+    both sides, and the value is never below 1 / (RESAMPLES + 1)."""
     below = int((differences <= 0).sum())
     above = int((differences >= 0).sum())
     return min(1.0, 2 * (min(below, above) + 1) / (len(differences) + 1))
@@ -118,7 +117,7 @@ def bootstrap_p(differences: Floats) -> float:
 def mcnemar(only_first: int, only_second: int) -> float:
     """The p-value of McNemar's exact two-sided test (McNemar 1947).
 
-    only_first, only_second: questions that only the first, only the second model got right.
+    only_first, only_second: questions that only the first or only the second model answered correctly.
     """
     n, fewer = only_first + only_second, min(only_first, only_second)
     if only_first == only_second:
@@ -133,9 +132,9 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def difference_interval(
     both: int, only_first: int, only_second: int, neither: int
 ) -> tuple[float, float]:
-    """95 % of the difference of two proportions of the same questions: method 10 of Newcombe 1998,
-    which squares and adds Wilson's intervals. Unlike the bootstrap's it has a width even if the two
-    models differ in no question.
+    """95 % interval of the difference of two proportions of the same questions: method 10 of Newcombe
+    1998, which squares and adds Wilson's intervals. Unlike the bootstrap's, it has a width even if the
+    two models agree on every question.
     """
     n = both + only_first + only_second + neither
     first, second = Proportion(both + only_first, n), Proportion(both + only_second, n)

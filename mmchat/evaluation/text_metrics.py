@@ -1,9 +1,9 @@
-"""BLEU and ROUGE: how much of the words of free answers agrees with the references.
+"""BLEU and ROUGE of free-text answers.
 
-The metrics with intervals are over the questions whose reference has at least four words, because
-BLEU looks at four in a row. ROUGE's words are runs of letters and digits of any script; in English
-they are the ones that rouge-score finds. A script without spaces between words counts by the
-character, in BLEU too if most of the text is in such a script.
+The metrics with intervals cover the questions whose reference has at least four words, because BLEU
+uses 4-grams. ROUGE's words are runs of letters and digits of any script; in English they equal
+rouge-score's. Scripts without spaces between words are counted by character, in BLEU too if most of
+the text is in such a script.
 """
 
 import re
@@ -32,7 +32,7 @@ _WORD = re.compile(f"[{_UNSPACED}]|[^\\W_{_UNSPACED}]+")
 
 @dataclass(frozen=True, slots=True)
 class TextScores:
-    """BLEU and ROUGE-L of a few texts of any length, without intervals."""
+    """BLEU and ROUGE-L of texts of any length, without intervals."""
 
     bleu: float
     """Corpus BLEU by sacrebleu, from 0 to 100."""
@@ -53,9 +53,9 @@ class TextMetrics:
     rouge: dict[str, Estimate]
     """By `ROUGE_TYPES`."""
     bleu_counts: Floats
-    """(n, 10), of each question: answer length, reference length, matching n-grams, n-grams."""
+    """(n, 10), per question: answer length, reference length, matching n-grams, n-grams."""
     rouge_scores: Floats
-    """(n, 3), of each question: the F-measures by `ROUGE_TYPES`."""
+    """(n, 3), per question: the F-measures by `ROUGE_TYPES`."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -67,8 +67,8 @@ class TextMetrics:
 
 
 class RougeTokenizer:
-    """rouge-score's tokenizer for every script. Its own finds Latin letters only, so two equal
-    sentences of another script would have nothing in common."""
+    """A tokenizer for rouge-score that supports every script. The default only finds Latin letters, so
+    two equal sentences in another script would have nothing in common."""
 
     def tokenize(self, text: str) -> list[str]:
         return _WORD.findall(text.lower())
@@ -76,18 +76,18 @@ class RougeTokenizer:
 
 def compute_text_metrics(answers: Sequence[GradedAnswer]) -> TextMetrics | None:
     """None if no reference has `MIN_WORDS` words."""
-    asked = [a for a in answers if len(_WORD.findall(a.reference)) >= MIN_WORDS]
-    if not asked:
+    long = [a for a in answers if len(_WORD.findall(a.reference)) >= MIN_WORDS]
+    if not long:
         return None
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
 
-    # One sentence alone needs the effective order. That changes its score, but not its counts.
-    tokenize = _bleu_tokenizer([a.reference for a in asked])
+    # A single sentence needs the effective order, which changes its score but not its counts.
+    tokenize = _bleu_tokenizer([a.reference for a in long])
     sentence = BLEU(effective_order=True, tokenize=tokenize)
     rouge = RougeScorer(list(ROUGE_TYPES), tokenizer=RougeTokenizer())
     counts, f_measures = [], []
-    for one in asked:
+    for one in long:
         bleu_score = sentence.sentence_score(one.prediction, [one.reference])
         counts.append(
             [bleu_score.sys_len, bleu_score.ref_len, *bleu_score.counts, *bleu_score.totals]
@@ -96,9 +96,9 @@ def compute_text_metrics(answers: Sequence[GradedAnswer]) -> TextMetrics | None:
         f_measures.append([rouge_score[kind].fmeasure for kind in ROUGE_TYPES])
     bleu_counts, rouge_scores = np.array(counts, np.float64), np.array(f_measures, np.float64)
     corpus = BLEU(tokenize=tokenize)
-    score = corpus.corpus_score([a.prediction for a in asked], [[a.reference for a in asked]]).score
+    score = corpus.corpus_score([a.prediction for a in long], [[a.reference for a in long]]).score
     return TextMetrics(
-        len(asked),
+        len(long),
         Estimate(float(score), percentiles(bleu_of_counts(resampled_sums(bleu_counts)))),
         str(corpus.get_signature()),
         {kind: bootstrap_mean(rouge_scores[:, i]) for i, kind in enumerate(ROUGE_TYPES)},
@@ -108,7 +108,7 @@ def compute_text_metrics(answers: Sequence[GradedAnswer]) -> TextMetrics | None:
 
 
 def score_texts(predictions: Sequence[str], references: Sequence[str]) -> TextScores:
-    """Of at least one text."""
+    """The scores of at least one text."""
     from sacrebleu.metrics import BLEU
 
     corpus = BLEU(tokenize=_bleu_tokenizer(references))
@@ -130,8 +130,8 @@ def _rouge_l_scorer() -> Any:
 
 
 def _bleu_tokenizer(texts: Sequence[str]) -> str:
-    """sacrebleu's tokenizer: by the character if most words of `texts` are single characters of a
-    script without spaces, else its default."""
+    """The name of sacrebleu's tokenizer: by character if most words of `texts` are single characters of
+    a script without spaces, otherwise the default."""
     words = [word for text in texts for word in _WORD.findall(text)]
     single = sum(re.match(f"[{_UNSPACED}]", word) is not None for word in words)
     return "char" if 2 * single > len(words) else "13a"
@@ -140,8 +140,8 @@ def _bleu_tokenizer(texts: Sequence[str]) -> str:
 def bleu_of_counts(sums: Floats) -> Floats:
     """(…, 10) sums of `TextMetrics.bleu_counts` -> (…) corpus BLEU, from 0 to 100.
 
-    It is smoothed as sacrebleu does by default (NIST): an order without a matching n-gram counts as
-    half of one, the next such order as a quarter, and so on.
+    It is smoothed like sacrebleu's default (NIST): an order without a matching n-gram counts as half a
+    match, the next such order as a quarter, and so on.
     """
     length, reference_length = sums[..., 0], sums[..., 1]
     matches, totals = sums[..., 2 : 2 + _BLEU_ORDER], sums[..., 2 + _BLEU_ORDER :]
@@ -151,6 +151,6 @@ def bleu_of_counts(sums: Floats) -> Floats:
         log_precision = np.log(smoothed / totals).mean(-1)
         brevity = np.where(length < reference_length, np.exp(1 - reference_length / length), 1.0)
         score = 100 * brevity * np.exp(log_precision)
-    # 0 if nothing matches or no answer is long enough for one of the orders.
+    # 0 if nothing matches, or if no answer is long enough for one of the orders.
     zero = (matches.sum(-1) == 0) | (totals == 0).any(-1) | (length == 0)
     return np.where(zero, 0.0, score)

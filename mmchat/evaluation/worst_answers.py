@@ -1,7 +1,7 @@
-"""The worst answers: as rows for a terminal, and as an HTML page with their pictures.
+"""The worst answers, as rows for a terminal and as an HTML page with their pictures.
 
-The page is one file. Everything foreign on it is escaped text; it has no script, and it tells the
-browser to load nothing.
+The page is one file. All untrusted text on it is escaped, it has no scripts, and its policy forbids the
+browser to load anything.
 """
 
 import base64
@@ -15,7 +15,7 @@ from typing import Final
 from mmchat.answer_match import normalize
 from mmchat.errors import DataError, ImageError
 from mmchat.evaluation.graders import GradedAnswer
-from mmchat.evaluation.questions import QuestionPicture, Questions
+from mmchat.evaluation.questions import QuestionPicture, QuestionSet
 from mmchat.evaluation.report import share_and_interval
 from mmchat.evaluation.results import EvaluationResult
 from mmchat.evaluation.text_metrics import rouge_l
@@ -40,7 +40,7 @@ img { border: 1px solid var(--line); margin: 0 .5rem .5rem 0; vertical-align: to
 dl { display: grid; grid-template-columns: 6rem 1fr; gap: .25rem 1rem; margin: 0 }
 dt { color: var(--soft) }
 dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere }
-.wanted { color: var(--right) } .given { color: var(--wrong) } p { color: var(--soft) }
+.reference { color: var(--right) } .prediction { color: var(--wrong) } p { color: var(--soft) }
 """
 
 
@@ -56,19 +56,19 @@ class WrongAnswer:
 def find_worst(result: EvaluationResult, limit: int = MAX_ANSWERS) -> list[WrongAnswer]:
     """The wrong answers that are least like their references, the worst first.
 
-    They are ordered by ROUGE-L, then by the characters in common, then as in the data.
+    They are sorted by ROUGE-L, then by the characters in common, then in the order of the data.
     """
     scored = [(rouge_l(a.prediction, a.reference), a) for a in result.answers if not a.correct]
     if not scored or limit < 1:
         return []
-    # Comparing characters is slow, so only the answers are compared for which it can decide.
+    # Comparing characters is slow, so only answers are compared for which it can matter.
     threshold = sorted(score for score, _ in scored)[min(limit, len(scored)) - 1]
-    found = [
+    worst = [
         WrongAnswer(a, score, same_characters(a.prediction, a.reference))
         for score, a in scored
         if score <= threshold
     ]
-    return sorted(found, key=lambda wrong: (wrong.rouge_l, wrong.same_characters))[:limit]
+    return sorted(worst, key=lambda wrong: (wrong.rouge_l, wrong.same_characters))[:limit]
 
 
 def same_characters(answer: str, reference: str) -> float:
@@ -78,7 +78,7 @@ def same_characters(answer: str, reference: str) -> float:
 
 
 def worst_rows(worst: Sequence[WrongAnswer]) -> list[tuple[str, str, str, str]]:
-    """(type, question, reference, answer) of each, clean and shortened for a terminal."""
+    """(type, question, reference, prediction) of each, sanitized and shortened for a terminal."""
     return [
         (
             _line(a.type, 14),
@@ -90,8 +90,10 @@ def worst_rows(worst: Sequence[WrongAnswer]) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def worst_page(worst: Sequence[WrongAnswer], result: EvaluationResult, questions: Questions) -> str:
-    """An HTML page. It says so where a picture cannot be shown."""
+def worst_page(
+    worst: Sequence[WrongAnswer], result: EvaluationResult, questions: QuestionSet
+) -> str:
+    """The HTML page. A picture that cannot be shown is replaced by a note."""
     setup, exact_match = result.setup, result.exact_match
     share, interval = share_and_interval(exact_match)
     model = " with ".join(name for name in (setup.model, setup.adapter) if name)
@@ -110,13 +112,13 @@ def worst_page(worst: Sequence[WrongAnswer], result: EvaluationResult, questions
 <body>
 <h1>{title}</h1>
 <p>{_html(model)}: {share} of {exact_match.n:,} right ({interval}). The wrong answers that are
-least like the wanted ones come first.</p>
+least like their references come first.</p>
 {"".join(articles)}</body>
 </html>
 """
 
 
-def _article(number: int, answer: GradedAnswer, questions: Questions) -> str:
+def _article(number: int, answer: GradedAnswer, questions: QuestionSet) -> str:
     names = list(dict.fromkeys(answer.images))
     pictures = "".join(_img(questions.pictures[name]) for name in names[:_MAX_PICTURES])
     if len(names) > _MAX_PICTURES:
@@ -126,8 +128,8 @@ def _article(number: int, answer: GradedAnswer, questions: Questions) -> str:
 <div>{pictures}</div>
 <dl>
 <dt>question</dt><dd>{_html(answer.question)}</dd>
-<dt>wanted</dt><dd class="wanted">{_html(answer.reference)}</dd>
-<dt>given</dt><dd class="given">{_html(_answer_text(answer))}</dd>
+<dt>reference</dt><dd class="reference">{_html(answer.reference)}</dd>
+<dt>prediction</dt><dd class="prediction">{_html(_answer_text(answer))}</dd>
 </dl>
 </article>
 """

@@ -8,7 +8,6 @@ Importing this package does not import Pillow; decoding does. docs/images.md say
 formats and sizes are read, and what they cost in memory and time.
 """
 
-from mmchat.images.foreign import UNREAD_SUFFIXES
 from mmchat.images.headers import MEGAPIXELS, SUPPORTED
 from mmchat.images.picture import (
     MAX_BYTES,
@@ -20,6 +19,7 @@ from mmchat.images.picture import (
     parse_picture,
     read_picture,
 )
+from mmchat.images.unsupported import UNSUPPORTED_SUFFIXES
 
 __all__ = [
     "MAX_BYTES",
@@ -27,7 +27,7 @@ __all__ = [
     "MEGAPIXELS",
     "PICTURE_SUFFIXES",
     "SUPPORTED",
-    "UNREAD_SUFFIXES",
+    "UNSUPPORTED_SUFFIXES",
     "Picture",
     "decode",
     "parse_data_url",

@@ -1,8 +1,8 @@
 """The only module that imports Pillow: bytes with a checked header become RGB pixels.
 
-Six of Pillow's plugin classes are called directly. So no other plugin is ever loaded,
-`Image.open`'s global pixel limit and its warnings do not apply, and a JPEG that holds
-several pictures gives its first one.
+Six of Pillow's plugin classes are called directly. Therefore no other plugin is ever loaded,
+the global pixel limit and the warnings of `Image.open` do not apply, and a JPEG with several
+pictures gives the first one.
 """
 
 import ctypes
@@ -20,7 +20,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from mmchat.images.headers import MEGAPIXELS, Header, Refusal, check_size, is_cut_off, orientation
+from mmchat.images.headers import (
+    MEGAPIXELS,
+    Header,
+    UnreadablePicture,
+    check_size,
+    is_cut_off,
+    orientation,
+)
 
 _PLUGINS: Final[dict[str, type[ImageFile.ImageFile]]] = {
     "PNG": PngImageFile,
@@ -34,7 +41,7 @@ _TIFF_COMPRESSIONS: Final = frozenset(
     {"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate"}
     | {"tiff_ccitt", "group3", "group4", "jpeg"}
 )
-_TURNS: Final = {
+_TRANSPOSES: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -70,29 +77,29 @@ _ONE_AT_A_TIME = threading.Lock()
 def decode(data: bytes, header: Header, max_side: int) -> tuple[Image.Image, tuple[int, int]]:
     """An upright RGB image of at most `max_side` pixels a side, and the original's upright size.
 
-    Raises only `Refusal`, if the bytes cannot be decoded.
+    Raises `UnreadablePicture`, and nothing else, if the bytes cannot be decoded.
     """
     with _ONE_AT_A_TIME, warnings.catch_warnings():
-        # Warnings about a foreign file help nobody and would land on the screen.
+        # Warnings about a file from outside help nobody and would appear on the screen.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             return _decode(data, header, max_side)
-        except Refusal:
+        except UnreadablePicture:
             raise
         except Image.DecompressionBombError as error:
             cap = MEGAPIXELS[header.kind]
-            raise Refusal(
+            raise UnreadablePicture(
                 f"has more megapixels than the limit of {cap} for a {header.kind}: make it smaller"
             ) from error
         except MemoryError as error:
-            raise Refusal("does not fit into the free memory: make it smaller") from error
-        # Pillow does not document what it raises for hostile bytes; all of it means the same here.
+            raise UnreadablePicture("does not fit into the free memory: make it smaller") from error
+        # Pillow does not document what it raises for malicious bytes, so everything is caught.
         except Exception as error:
             if is_cut_off(header, data):
                 why = "is cut off, its end is missing: copy or download it again"
             else:
                 why = f"is damaged and cannot be decoded as {header.kind}: save it again"
-            raise Refusal(why) from error
+            raise UnreadablePicture(why) from error
 
 
 def _decode(data: bytes, header: Header, max_side: int) -> tuple[Image.Image, tuple[int, int]]:
@@ -117,8 +124,8 @@ def _decode(data: bytes, header: Header, max_side: int) -> tuple[Image.Image, tu
         image = canvas
     elif image.mode != "RGB":
         image = image.convert("RGB")
-    if turn in _TURNS:
-        image = image.transpose(_TURNS[turn])
+    if turn in _TRANSPOSES:
+        image = image.transpose(_TRANSPOSES[turn])
     image.info.clear()
     return image, (size[1], size[0]) if turn > 4 else size
 
@@ -129,7 +136,9 @@ def _open(data: bytes, header: Header) -> ImageFile.ImageFile:
     if header.format == "TIFF":
         compression = str(image.info.get("compression", "raw"))
         if compression not in _TIFF_COMPRESSIONS:
-            raise Refusal(f"is a TIFF packed with {compression}, which is not read: save it as PNG")
+            raise UnreadablePicture(
+                f"is a TIFF packed with {compression}, which is not read: save it as PNG"
+            )
     return image
 
 
@@ -159,7 +168,7 @@ def _resizable(image: Image.Image, header: Header) -> Image.Image:
 
 
 def _eight_bit_colour(colour: object, depth: int) -> object:
-    """A PNG's transparent colour in the range of the decoded pixels; Pillow gives the file's."""
+    """A PNG's transparent colour in the range of the decoded pixels. Pillow gives it in the file's range."""
     if isinstance(colour, tuple) and depth == 16:
         return tuple(value >> 8 for value in colour)
     if isinstance(colour, int) and depth in (2, 4):
@@ -171,7 +180,7 @@ def _eight_bit_grey(image: Image.Image, header: Header) -> Image.Image:
     """Grey of more than 8 bits as values from 0 to 255.
 
     16-bit and 12-bit pictures are scaled from their full range. Signed, 32-bit and
-    floating-point ones have no agreed range: floats within 0 to 1 go from black to
+    floating-point ones have no standard range: floats within 0 to 1 go from black to
     white, all others from the picture's own lowest value to its highest.
     """
     if image.mode.startswith("I;16"):
@@ -185,7 +194,7 @@ def _eight_bit_grey(image: Image.Image, header: Header) -> Image.Image:
         return image.convert("I").point(table, "L")
     low, high = (float(value) for value in image.getextrema() if not isinstance(value, tuple))
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise Refusal("holds pixels that are not numbers: save it as an 8-bit PNG")
+        raise UnreadablePicture("holds pixels that are not numbers: save it as an 8-bit PNG")
     if image.mode == "F" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     scale = 255 / (high - low) if high > low else 0.0

@@ -1,4 +1,4 @@
-"""What a picture file says about itself, read without decoding and without Pillow.
+"""Reads a picture file's header, without decoding and without Pillow.
 
 Three questions are answered before any decoder sees the bytes. Which format is it
 (by content, never by name)? How many pixels does it claim? Would its structure keep
@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from mmchat.images.foreign import why_unread
+from mmchat.images.unsupported import explain_unsupported
 
 SUPPORTED: Final[dict[str, str]] = {
     "PNG": "image/png",
@@ -53,13 +53,13 @@ _MAX_STRIPS: Final = 100_000
 ORIENTATION: Final = 274
 
 
-class Refusal(Exception):  # noqa: N818 - not an error by itself: half of ImageError's sentence
-    """Why a picture is not read: the rest of the sentence after the picture's name."""
+class UnreadablePicture(Exception):  # noqa: N818 - half of an ImageError's sentence
+    """Why a picture cannot be read: the rest of the sentence after the picture's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says about itself.
+    """The format and the size that a file declares.
 
     `kind` is a key of `MEGAPIXELS`. `size` is (width, height) as stored, before any
     rotation, or None if only the decoder can tell. `depth` is in bits per sample
@@ -74,12 +74,12 @@ class Header:
 
 
 def read_header(data: bytes, *, named_as_picture: bool = False) -> Header:
-    """The header of `data`; raises `Refusal` for anything that must not reach a decoder.
+    """The header of `data`; raises `UnreadablePicture` for anything that must not reach a decoder.
 
-    `named_as_picture`: the file's name ends like a picture's, which the sentence mentions.
+    `named_as_picture`: whether the file has a picture's extension, which the error then mentions.
     """
     if not data:
-        raise Refusal("is empty: it has 0 bytes")
+        raise UnreadablePicture("is empty: it has 0 bytes")
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         header = _png(data)
     elif data.startswith(b"\xff\xd8\xff"):
@@ -93,28 +93,28 @@ def read_header(data: bytes, *, named_as_picture: bool = False) -> Header:
     elif data[:2] == b"BM":
         header = _bmp(data)
     else:
-        ending = ", whatever its ending says" if named_as_picture else ""
-        raise Refusal(why_unread(data) or f"is not a picture{ending}: {_KINDS}")
+        ending = ", whatever its extension says" if named_as_picture else ""
+        raise UnreadablePicture(explain_unsupported(data) or f"is not a picture{ending}: {_KINDS}")
     if header.size is not None:
         check_size(header, header.size)
     return header
 
 
 def check_size(header: Header, size: tuple[int, int]) -> None:
-    """Raises `Refusal` if `size` (width, height) is empty or over the limit of its kind."""
+    """Raises `UnreadablePicture` if `size` (width, height) is empty or over the limit of its kind."""
     width, height = size
     if width < 1 or height < 1:
-        raise Refusal(f"is {width} × {height} pixels: there is nothing to see")
+        raise UnreadablePicture(f"is {width} × {height} pixels: there is nothing to see")
     cap = MEGAPIXELS[header.kind]
     if width * height > cap * 1_000_000:
         has = f"{width * height / 1e6:.1f}".removesuffix(".0")
-        raise Refusal(
+        raise UnreadablePicture(
             f"has {has} megapixels, more than the limit of {cap} for a {header.kind}: make it smaller"
         )
 
 
 def is_cut_off(header: Header, data: bytes) -> bool:
-    """Whether the end of a file that failed to decode seems to be missing."""
+    """Whether a file that failed to decode seems to be truncated."""
     try:
         if header.format == "PNG":
             return b"IEND" not in data[-64:]
@@ -136,10 +136,10 @@ def is_cut_off(header: Header, data: bytes) -> bool:
 def orientation(exif: bytes) -> int:
     """The EXIF orientation, 1 to 8; 1 if the EXIF data do not say or are damaged."""
     try:
-        found = read_tags(exif.removeprefix(b"Exif\0\0")).get(ORIENTATION, 1)
-    except Refusal:
+        value = read_tags(exif.removeprefix(b"Exif\0\0")).get(ORIENTATION, 1)
+    except UnreadablePicture:
         return 1
-    return found if 1 <= found <= 8 else 1
+    return value if 1 <= value <= 8 else 1
 
 
 def _png(data: bytes) -> Header:
@@ -148,7 +148,7 @@ def _png(data: bytes) -> Header:
         position += 12 + int.from_bytes(data[position : position + 4])
         chunks += 1
         if chunks > _MAX_PNG_CHUNKS:
-            raise Refusal(f"is a PNG with over {_MAX_PNG_CHUNKS:,} chunks: save it again")
+            raise UnreadablePicture(f"is a PNG with over {_MAX_PNG_CHUNKS:,} chunks: save it again")
     if data[12:16] != b"IHDR" or len(data) < 26:
         return Header("PNG", "PNG")
     width, height, depth = struct.unpack_from(">IIB", data, 16)
@@ -169,7 +169,9 @@ def _jpeg(data: bytes) -> Header:
             position += 1
             junk += 1
         if junk > _MAX_JPEG_JUNK:
-            raise Refusal("is a JPEG with long runs of junk between its parts: save it again")
+            raise UnreadablePicture(
+                "is a JPEG with long runs of junk between its parts: save it again"
+            )
         marker = data[position] if position < len(data) else 0xD9
         position += 1
         if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD9:
@@ -178,7 +180,9 @@ def _jpeg(data: bytes) -> Header:
         segment = data[position + 2 : position + length]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if marker > 0xC2:
-                raise Refusal("is a rare kind of JPEG (lossless or arithmetic): save it as PNG")
+                raise UnreadablePicture(
+                    "is a rare kind of JPEG (lossless or arithmetic): save it as PNG"
+                )
             if len(segment) >= 6:
                 height, width, components = struct.unpack_from(">HHB", segment, 1)
                 size, progressive = (width, height), marker == 0xC2
@@ -186,7 +190,7 @@ def _jpeg(data: bytes) -> Header:
             # Pillow joins these one by one, so their cost grows with the square of their number.
             exif.append(segment[6:])
             if len(exif) > _MAX_EXIF_SEGMENTS:
-                raise Refusal(_METADATA)
+                raise UnreadablePicture(_METADATA)
         elif marker == 0xDA:
             # A scan with only some of the components makes the decoder keep all coefficients.
             several = progressive or bool(segment and segment[0] < components)
@@ -195,14 +199,16 @@ def _jpeg(data: bytes) -> Header:
                 check_size(header, size)
                 scans = data.count(b"\xff\xda", position - 2)
                 if scans * size[0] * size[1] > _MAX_SCAN_MEGAPIXELS * 1_000_000:
-                    raise Refusal(
+                    raise UnreadablePicture(
                         f"is a JPEG with {scans:,} scans, too many for its size: save it again"
                     )
             read_tags(b"".join(exif))
             return header
         position += length
     else:
-        raise Refusal(f"is a JPEG with over {_MAX_JPEG_SEGMENTS:,} segments: save it again")
+        raise UnreadablePicture(
+            f"is a JPEG with over {_MAX_JPEG_SEGMENTS:,} segments: save it again"
+        )
     return Header("JPEG", "JPEG", size)
 
 
@@ -235,11 +241,11 @@ def _gif(data: bytes) -> Header:
         position += 1
         blocks += 1
         if blocks > _MAX_GIF_BLOCKS:
-            raise Refusal(f"is a GIF with over {_MAX_GIF_BLOCKS:,} blocks: save it again")
+            raise UnreadablePicture(f"is a GIF with over {_MAX_GIF_BLOCKS:,} blocks: save it again")
     if data[position : position + 1] == b"," and position + 9 <= len(data):
         left, top, wide, high = struct.unpack_from("<HHHH", data, position + 1)
         if wide < 1 or high < 1:
-            raise Refusal(f"is {wide} × {high} pixels: there is nothing to see")
+            raise UnreadablePicture(f"is {wide} × {high} pixels: there is nothing to see")
         width, height = max(width, left + wide), max(height, top + high)
     return Header("GIF", "GIF", (width, height))
 
@@ -254,14 +260,18 @@ def _bmp(data: bytes) -> Header:
     if struct.unpack_from("<I", data, 30)[0] not in (1, 2):
         return Header("BMP", "BMP", (width, abs(height)))
     if len(data) > _MAX_RLE_BYTES:
-        raise Refusal(f"is a run-length BMP over {_MAX_RLE_BYTES // 10**6} MB: save it as PNG")
+        raise UnreadablePicture(
+            f"is a run-length BMP over {_MAX_RLE_BYTES // 10**6} MB: save it as PNG"
+        )
     return Header("BMP", "run-length BMP", (width, abs(height)))
 
 
 def _tiff(data: bytes) -> Header:
     tags = read_tags(data)
     if _is_camera_raw(data, tags):
-        raise Refusal("has the format camera raw, which is not read: save it as PNG or JPEG")
+        raise UnreadablePicture(
+            "has the format camera raw, which is not read: save it as PNG or JPEG"
+        )
     if not tags:
         return Header("TIFF", "TIFF")
     size = (tags.get(256, 0), tags.get(257, 0))
@@ -270,7 +280,9 @@ def _tiff(data: bytes) -> Header:
     if all(tile):
         check_size(header, size)
         if tile[0] * tile[1] > MEGAPIXELS["TIFF"] * 1_000_000:
-            raise Refusal("is a TIFF with tiles far larger than the picture: save it again")
+            raise UnreadablePicture(
+                "is a TIFF with tiles far larger than the picture: save it again"
+            )
     return header
 
 
@@ -288,7 +300,7 @@ _SIZES_BIG: Final = _SIZES | {16: 8, 17: 8, 18: 8}
 def read_tags(data: bytes) -> dict[int, int]:
     """The first value of each whole-number tag in the first directory of a TIFF or EXIF block.
 
-    TIFF 6.0, section 2, and BigTIFF. Damaged data give fewer tags. Raises `Refusal` for
+    TIFF 6.0, section 2, and BigTIFF. Damaged data give fewer tags. Raises `UnreadablePicture` for
     directories that would make a decoder build millions of objects.
     """
     if len(data) < 16 or data[:2] not in (b"II", b"MM"):
@@ -313,8 +325,8 @@ def _directory(data: bytes, order: str, big: bool, start: int) -> dict[int, int]
         return {}
     (entries,) = struct.unpack_from(order + counter, data, start)
     if entries > _MAX_TAGS:
-        raise Refusal(f"carries {entries:,} tags of metadata: save it again without them")
-    found: dict[int, int] = {}
+        raise UnreadablePicture(f"carries {entries:,} tags of metadata: save it again without them")
+    tags: dict[int, int] = {}
     total = 0
     for position in range(first, min(first + entries * step, len(data) - step + 1), step):
         tag, kind, count = struct.unpack_from(order + entry, data, position)
@@ -330,11 +342,11 @@ def _directory(data: bytes, order: str, big: bool, start: int) -> dict[int, int]
         total += count * width
         # Values may overlap, so a directory can name the same megabytes thousands of times.
         if (count > most and count * width <= len(data)) or total > 2 * len(data) + 1_000_000:
-            raise Refusal(_METADATA)
+            raise UnreadablePicture(_METADATA)
         place = position + step - inline
         if count * width > inline:
             (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, place)
         code = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}.get(kind)
         if code and count and place + width <= len(data):
-            found.setdefault(tag, struct.unpack_from(order + code, data, place)[0])
-    return found
+            tags.setdefault(tag, struct.unpack_from(order + code, data, place)[0])
+    return tags

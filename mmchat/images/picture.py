@@ -1,4 +1,4 @@
-"""Pictures from outside: opened safely, decoded once as a check, their original bytes kept."""
+"""Opens pictures from outside safely, decodes them once as a check, and keeps their original bytes."""
 
 import base64
 import errno
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mmchat.errors import ImageError
-from mmchat.images.foreign import UNREAD_SUFFIXES
-from mmchat.images.headers import SUPPORTED, Header, Refusal, read_header
+from mmchat.images.headers import SUPPORTED, Header, UnreadablePicture, read_header
+from mmchat.images.unsupported import UNSUPPORTED_SUFFIXES
 from mmchat.sanitize import clean
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Picture:
     height: int
     name: str
     remark: str = ""
-    """One sentence if all that can be seen is white or black; "" otherwise."""
+    """One sentence if the whole picture is nearly white or black; "" otherwise."""
 
     def rgb(self, max_side: int | None = None) -> "Image":
         """The upright RGB picture, its longer side at most `max_side` (and `MAX_SIDE`) pixels.
@@ -75,7 +75,7 @@ def read_picture(path: str | Path) -> Picture:
         raise ImageError(f"{shown} cannot be the name of a file") from error
     except OSError as error:
         raise ImageError(f"{shown} {_why(error)}") from error
-    except Refusal as refusal:
+    except UnreadablePicture as refusal:
         raise ImageError(f"{shown} {refusal}") from None
     return parse_picture(data, where.name)
 
@@ -121,13 +121,15 @@ def _decode(data: bytes, shown: str, max_side: int | None) -> tuple["Image", tup
         raise ValueError(f"max_side is {max_side}, and must be at least 1")
     try:
         if len(data) > MAX_BYTES:
-            raise Refusal(_too_big())
+            raise UnreadablePicture(_too_big())
         suffix = Path(shown).suffix.lower()
-        header = read_header(data, named_as_picture=suffix in PICTURE_SUFFIXES | UNREAD_SUFFIXES)
+        header = read_header(
+            data, named_as_picture=suffix in PICTURE_SUFFIXES | UNSUPPORTED_SUFFIXES
+        )
         from mmchat.images import _pillow
 
         image, size = _pillow.decode(data, header, min(max_side or MAX_SIDE, MAX_SIDE))
-    except Refusal as refusal:
+    except UnreadablePicture as refusal:
         raise ImageError(f"{shown} {refusal}") from refusal.__cause__
     return image, size, SUPPORTED[header.format]
 
@@ -141,7 +143,7 @@ def _blank_colour(image: "Image") -> str:
 
 
 def _blank_remark(shown: str, colour: str, header: Header) -> str:
-    """What to tell the person about a picture that is all `colour`; "" if that is ""."""
+    """A sentence about a picture that is nearly all `colour`; "" if `colour` is ""."""
     if not colour:
         return ""
     remark = f"{shown} is nearly {colour} all over, so there may be nothing to see"
@@ -154,19 +156,17 @@ def _blank_remark(shown: str, colour: str, header: Header) -> str:
 
 def _read(path: Path) -> bytes:
     # Opening alone can do harm (a FIFO waits, a tape rewinds), so the type is checked before.
-    # It is checked again on the open file, because the name may have changed hands.
+    # It is checked again on the open file, because another file may have taken the name.
     _check_regular(path.stat().st_mode)
-    flags = os.O_RDONLY
-    for extra in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
-        flags |= getattr(os, extra, 0)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     with os.fdopen(os.open(path, flags), "rb") as file:
         state = os.fstat(file.fileno())
         _check_regular(state.st_mode)
         if state.st_size > MAX_BYTES:
-            raise Refusal(_too_big())
+            raise UnreadablePicture(_too_big())
         data = file.read(MAX_BYTES + 1)  # files may grow, and those in /proc report 0 bytes
     if len(data) > MAX_BYTES:
-        raise Refusal(_too_big())
+        raise UnreadablePicture(_too_big())
     return data
 
 
@@ -174,12 +174,12 @@ def _check_regular(mode: int) -> None:
     if stat.S_ISREG(mode):
         return
     if stat.S_ISDIR(mode):
-        raise Refusal("is a folder: name a picture in it")
+        raise UnreadablePicture("is a folder: name a picture in it")
     if stat.S_ISFIFO(mode):
-        raise Refusal("is a pipe, not a file: save the picture to a file first")
+        raise UnreadablePicture("is a pipe, not a file: save the picture to a file first")
     if stat.S_ISSOCK(mode):
-        raise Refusal("is a socket, not a file: save the picture to a file first")
-    raise Refusal("is a device, not a file: name a picture's file")
+        raise UnreadablePicture("is a socket, not a file: save the picture to a file first")
+    raise UnreadablePicture("is a device, not a file: name a picture's file")
 
 
 def _too_big() -> str:
@@ -190,7 +190,7 @@ def _why(error: OSError) -> str:
     if error.errno == errno.ENOENT:
         return "does not exist: check the path"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "may not be read by you: change its permissions"
+        return "cannot be read without permission: change its permissions"
     if error.errno == errno.ENOTDIR:
         return "does not exist, because a part of its path is a file: check the path"
     if error.errno == errno.ELOOP:
@@ -207,6 +207,6 @@ def _clean(text: str) -> str:
 
 def _display_name(name: str) -> str:
     last = clean(re.split(r"[/\\]", name)[-1], keep_newlines=False)
-    if len(last) > _NAME_LENGTH:  # keep the ending, which says what the file is
+    if len(last) > _NAME_LENGTH:  # keep the extension, which says what the file is
         last = last[: _NAME_LENGTH - 20] + "…" + last[-19:]
     return last or "picture"

@@ -152,11 +152,11 @@ def _shape_error(loaded: Any, picture: Any, reason: str) -> ImageError:
 
 def _header_size(data: bytes | None) -> tuple[int, int] | None:
     """(width, height) as the file states it, before any rotation; None if it does not tell."""
-    from mmchat.images.headers import Refusal, read_header
+    from mmchat.images.headers import UnreadablePicture, read_header
 
     try:
         return read_header(data or b"").size
-    except Refusal:
+    except UnreadablePicture:
         return None
 
 

@@ -1,8 +1,8 @@
-"""Attention of a packed row, sample by sample.
+"""Computes the attention of a packed row sample by sample.
 
-Everything between samples is masked: computing it and throwing it away is most of a long row's
-attention. A CPU is faster with each sample's own square (`tests.benchmarks.bench_training`). On a
-GPU, where many small calls have their price, the row is computed whole.
+Attention between samples is masked, and in a long row most of the work would be spent on it. A CPU is
+faster if it computes each sample's own square (`tests.benchmarks.bench_training`). On a GPU, where many
+small calls are expensive, the whole row is computed at once.
 """
 
 import contextlib
@@ -20,33 +20,32 @@ from mmchat.training.packing import Batch, Span
 
 @contextlib.contextmanager
 def sample_attention() -> Iterator[None]:
-    """Inside it transformers' "sdpa" attention takes `sample_spans`; without spans it is unchanged."""
-    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    """Makes transformers' "sdpa" attention accept `sample_spans`; without spans it is unchanged."""
+    original = ALL_ATTENTION_FUNCTIONS["sdpa"]
     ALL_ATTENTION_FUNCTIONS.register("sdpa", attend)
     try:
         yield
     finally:
-        ALL_ATTENTION_FUNCTIONS.register("sdpa", before)
+        ALL_ATTENTION_FUNCTIONS.register("sdpa", original)
 
 
 def attention_spans(batch: Batch, decoder: Any) -> dict[str, Any]:
-    """The samples' places, as an argument for `decoder` beside its mask, if that is faster.
+    """The samples' spans as keyword arguments for `decoder`, if that is faster; else none.
 
-    Without them, or if the decoder does not pass them on, it attends through the mask, with the same
-    result.
+    Without them, or if the decoder ignores them, the mask gives the same result.
     """
     if ALL_ATTENTION_FUNCTIONS["sdpa"] is not attend:
         return {}
     alone = len(batch.spans) == 1 and batch.spans[0].stop == batch.input_ids.shape[1]
-    compiled = hasattr(decoder, "_orig_mod")  # it would be compiled anew for every row
-    if batch.input_ids.device.type != "cpu" or compiled or alone or not _takes_more(decoder):
+    compiled = hasattr(decoder, "_orig_mod")  # it would be recompiled for every row
+    if batch.input_ids.device.type != "cpu" or compiled or alone or not _accepts_kwargs(decoder):
         return {}
     return {"sample_spans": batch.spans}
 
 
-def _takes_more(decoder: Any) -> bool:
-    taken = inspect.signature(decoder.forward).parameters.values()
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken)
+def _accepts_kwargs(decoder: Any) -> bool:
+    parameters = inspect.signature(decoder.forward).parameters.values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def attend(
@@ -59,22 +58,22 @@ def attend(
     sample_spans: Sequence[Span] | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' sdpa attention, within each of `sample_spans` alone where there are some.
+    """transformers' sdpa attention, only within each of `sample_spans` if they are given.
 
     query, key, value: (rows, heads, tokens, head_dim); attention_mask: bool (rows, 1, tokens,
-    tokens). Returns (rows, tokens, heads, head_dim), zeros outside of the spans, and None.
+    tokens). Returns (rows, tokens, heads, head_dim), which is zero outside the spans, and None.
     """
     if sample_spans is None or attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     rows, _, tokens, _ = query.shape
-    lengths: list[int] = []  # of gaps and spans in turn, one row after the other
-    at = 0
+    lengths: list[int] = []  # of gaps and spans in turn, row after row
+    end = 0
     for span in sample_spans:
-        begins = span.row * tokens + span.start
-        lengths += [begins - at, span.stop - span.start]
-        at = begins + lengths[-1]
-    lengths.append(rows * tokens - at)
-    # Split, not sliced: a slice's gradient is a tensor of the whole, filled with zeros.
+        start = span.row * tokens + span.start
+        lengths += [start - end, span.stop - span.start]
+        end = start + lengths[-1]
+    lengths.append(rows * tokens - end)
+    # Split, not sliced: the gradient of a slice is a full-size tensor that is padded with zeros.
     split = [t.transpose(1, 2).flatten(0, 1).split(lengths) for t in (query, key, value)]
     parts: list[Tensor] = []
     for number, span in enumerate(sample_spans):

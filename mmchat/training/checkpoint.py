@@ -1,8 +1,8 @@
-"""Checkpoints that a kill cannot spoil.
+"""Saves and loads checkpoints. A killed process leaves only complete ones.
 
-A checkpoint is a folder: `tensors.safetensors` (weights and optimizer state) and
-`state.json`. It is written under a temporary name, synced and renamed, so a
-folder with a final name is whole. Nothing is pickled.
+A checkpoint is a folder with `tensors.safetensors` (weights and optimizer state) and `state.json`.
+It is written under a temporary name, synced and renamed, so a folder with a final name is complete.
+Nothing is pickled.
 """
 
 import json
@@ -18,18 +18,18 @@ from torch import Tensor
 
 from mmchat.errors import RecipeError
 
-KEPT = 2
-OF_BLOCKS = ("qmap", "absmax")
-"""What bitsandbytes keeps a block of a parameter, and not a number of it."""
+MAX_CHECKPOINTS = 2
+BLOCKWISE_STATE = ("qmap", "absmax")
+"""Optimizer state that bitsandbytes keeps per block, so its shape is not the parameter's."""
 
 
 def save_checkpoint(
     folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]
 ) -> None:
-    """Writes `folder/step-NNNNNNN` and removes all others but the newest before it.
+    """Writes `folder/step-NNNNNNN` and removes all but the newest earlier ones.
 
-    What a longer run before had left behind it goes too: its numbers are higher, and it would pass
-    for the newest. Raises RecipeError where it cannot be written; the checkpoints before stay.
+    Later checkpoints of an earlier, longer run are removed too, because they would pass for the
+    newest. Raises RecipeError if the checkpoint cannot be written; the earlier ones stay.
     """
     final = folder / f"step-{step:07d}"
     temporary = folder / f".{final.name}.partial"
@@ -47,49 +47,49 @@ def save_checkpoint(
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         _sync(folder)
-    except (OSError, SafetensorError) as error:  # a full disk is either, by who meets it
+    except (OSError, SafetensorError) as error:  # a full disk can raise either
         shutil.rmtree(temporary, ignore_errors=True)
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise RecipeError(
-            f"The checkpoint of step {step} was not written to {folder} ({why}): mend that, and "
-            "go on with --resume; the one before is whole."
+            f"The checkpoint of step {step} could not be written to {folder} ({why}): fix that, then "
+            "continue with --resume. The previous checkpoint is complete."
         ) from error
-    found = checkpoints(folder)
-    place = found.index(final) + 1
-    for other in (*found[: max(place - KEPT, 0)], *found[place:]):
+    saved = checkpoints(folder)
+    end = saved.index(final) + 1
+    for other in (*saved[: max(end - MAX_CHECKPOINTS, 0)], *saved[end:]):
         shutil.rmtree(other, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first."""
+    """The complete checkpoints in `folder`, oldest first."""
     return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint's tensors and state, or None where there is none.
+    """The newest checkpoint's tensors and state; None if there is no checkpoint.
 
-    Raises RecipeError where it is damaged.
+    Raises RecipeError if it is damaged.
     """
-    found = checkpoints(folder)
-    if not found:
+    saved = checkpoints(folder)
+    if not saved:
         return None
-    newest = found[-1]
+    newest = saved[-1]
     try:
         tensors = load_file(newest / "tensors.safetensors")
         state: dict[str, Any] = json.loads((newest / "state.json").read_text("utf-8"))
     except (OSError, SafetensorError, ValueError) as error:
         raise RecipeError(
-            f"The checkpoint {newest} is damaged ({error}): remove that folder, and --resume goes "
-            "on from the one before."
+            f"The checkpoint {newest} is damaged ({error}): remove that folder, and --resume will "
+            "continue from the previous one."
         ) from error
     return tensors, state
 
 
 def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The optimizers' state, flat: `optimizer.0.<parameter>.<name>`.
+    """The optimizers' state as flat tensors: `optimizer.0.<parameter>.<name>`.
 
-    As it is, and not by `state_dict()`: bitsandbytes' own wraps tensors and keeps its step as a
-    Python number, which is a whole number of no dimension here.
+    `state_dict()` is not used, because bitsandbytes wraps the tensors in it. Its step is a Python
+    number, which becomes a scalar integer tensor here.
     """
     return {
         f"optimizer.{number}.{index}.{name}": torch.as_tensor(value)
@@ -100,21 +100,18 @@ def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tens
 
 
 def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """The reverse of `optimizer_tensors`.
-
-    Raises ValueError where the state is that of other parameters.
-    """
+    """The reverse of `optimizer_tensors`. Raises ValueError if the state belongs to other parameters."""
     for key, value in tensors.items():
         if not key.startswith("optimizer."):
             continue
         number, index, name = key.removeprefix("optimizer.").split(".", 2)
         parameters = _parameters(optimizers[int(number)]) if int(number) < len(optimizers) else []
         parameter = parameters[int(index)] if int(index) < len(parameters) else None
-        # torch takes any shape, and fails at the first step or learns nonsense.
+        # torch accepts any shape here, then fails at the first step or learns nonsense.
         if parameter is None or (
-            value.ndim and not name.startswith(OF_BLOCKS) and value.shape != parameter.shape
+            value.ndim and not name.startswith(BLOCKWISE_STATE) and value.shape != parameter.shape
         ):
-            raise ValueError(f"{key} is of another parameter")
+            raise ValueError(f"{key} belongs to another parameter")
         state = optimizers[int(number)].state[parameter]
         if value.ndim:
             state[name] = value.to(parameter.device)
@@ -123,7 +120,7 @@ def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[st
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """In the order of its groups."""
+    """All parameters, in the order of the groups."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 

@@ -1,4 +1,4 @@
-"""Tables of a TOML file as typed structs, with errors that name the key and the nearest known one."""
+"""Parses TOML tables into typed structs, with errors that name the key and the nearest known one."""
 
 import difflib
 import tomllib
@@ -11,84 +11,84 @@ import msgspec
 
 from mmchat.errors import RecipeError
 
-_Kind = TypeVar("_Kind", bound="Table")
+_TableT = TypeVar("_TableT", bound="Table")
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of a recipe: an unknown key in it is an error that names the nearest one."""
+    """A table of a recipe. An unknown key is an error that names the nearest known one."""
 
 
-def require(field: str, value: object, holds: bool, wanted: str) -> None:
-    """Raises RecipeError unless `holds`."""
-    if not holds:
-        raise RecipeError(f"{field} = {value!r} cannot be used, it has to be {wanted}.")
+def require(key: str, value: object, valid: bool, rule: str) -> None:
+    """Raises RecipeError unless `valid`."""
+    if not valid:
+        raise RecipeError(f"{key} = {value!r} cannot be used: it must be {rule}.")
 
 
 def require_seed(seed: int) -> None:
-    """Raises RecipeError for what numpy and torch cannot draw from."""
-    require("seed", seed, 0 <= seed < 2**63, "from 0 to below 2**63")
+    """Raises RecipeError for a seed that numpy or torch does not accept."""
+    require("seed", seed, 0 <= seed < 2**63, "at least 0 and below 2**63")
 
 
 def read_tables(file: Path) -> dict[str, Any]:
-    """The tables of a TOML file; raises RecipeError."""
+    """Reads the tables of a TOML file; raises RecipeError."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"The recipe {file} cannot be read: {error.strerror}.") from error
+        raise RecipeError(f"The recipe {file} cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"The recipe {file} is not valid TOML: {error}.") from error
 
 
 def parse(
-    tables: dict[str, Any], kind: type[_Kind], called: str, overrides: Sequence[str]
-) -> _Kind:
-    """`tables`, changed by `overrides` (`key=value`), as a recipe of `kind`; raises RecipeError."""
+    tables: dict[str, Any], table_type: type[_TableT], file: str, overrides: Sequence[str]
+) -> _TableT:
+    """Applies `overrides` (`key=value`) to the `tables` of `file` and converts them; raises RecipeError."""
     for override in overrides:
-        _override(tables, override)
+        _apply_override(tables, override)
     try:
-        return msgspec.convert(tables, kind, strict=False)
+        return msgspec.convert(tables, table_type, strict=False)
     except msgspec.ValidationError as error:
-        what = f"The recipe {called}" if called else "What --set says"
-        problem = _nearest(str(error), kind)
-        raise RecipeError(f"{what} cannot be used: {problem}.") from error
+        source = f"The recipe {file}" if file else "The value of --set"
+        problem = _add_suggestion(str(error), table_type)
+        raise RecipeError(f"{source} cannot be used: {problem}.") from error
 
 
-def _override(tables: dict[str, Any], override: str) -> None:
+def _apply_override(tables: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     if not equals:
         raise RecipeError(f"--set {override}: write it as key=value.")
-    at: Any = tables
+    node: Any = tables
     *parents, last = path.strip().split(".")
     try:
         for name in parents:
-            at = at[int(name)] if isinstance(at, list) else at.setdefault(name, {})
-        at[int(last) if isinstance(at, list) else last] = _value(value.strip())
+            node = node[int(name)] if isinstance(node, list) else node.setdefault(name, {})
+        node[int(last) if isinstance(node, list) else last] = _parse_value(value.strip())
     except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise RecipeError(f"--set {override}: the recipe has no such place.") from error
+        raise RecipeError(f"--set {override}: the recipe has no such key.") from error
 
 
-def _value(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 
 
-def _nearest(problem: str, kind: type[Table]) -> str:
+def _add_suggestion(problem: str, table_type: type[Table]) -> str:
     """Adds the nearest known key to msgspec's message about an unknown one."""
     if "unknown field" not in problem:
         return problem
     name = problem.split("`")[1]
-    near = difflib.get_close_matches(name, sorted(_keys(kind)), n=1)
+    near = difflib.get_close_matches(name, sorted(_keys(table_type)), n=1)
     return problem + (f" (did you mean {near[0]}?)" if near else "")
 
 
-def _keys(kind: type[Table]) -> set[str]:
-    """Every key of a recipe of `kind`, in all its tables."""
+def _keys(table_type: type[Table]) -> set[str]:
+    """Every key of the table and of the tables within it."""
     keys: set[str] = set()
-    for field in msgspec.structs.fields(kind):
+    for field in msgspec.structs.fields(table_type):
         keys.add(field.name)
-        for part in (field.type, *typing.get_args(field.type)):
-            if isinstance(part, type) and issubclass(part, Table):
-                keys |= _keys(part)
+        for inner in (field.type, *typing.get_args(field.type)):
+            if isinstance(inner, type) and issubclass(inner, Table):
+                keys |= _keys(inner)
     return keys

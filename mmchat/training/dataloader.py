@@ -1,4 +1,4 @@
-"""What each step of a stage computes: the same at every start, on any number of processes."""
+"""Builds the input of each training step: the same in every run, on any number of processes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,39 +13,40 @@ from mmchat.model.loading import LoadedModel
 from mmchat.model.pictures import picture_inputs
 from mmchat.training.encode import Samples
 from mmchat.training.feature_cache import FeatureReader, pixel_values
-from mmchat.training.finetune_config import own_samples
-from mmchat.training.packing import Row, Tree, collate, pack
+from mmchat.training.finetune_config import new_samples_per_step
+from mmchat.training.packing import PackedRow, Tree, collate, pack
 from mmchat.training.train_step import RowInput, StepInput
 
-Shown = tuple[Tree, Sequence[Picture]]
-"""A tree, and the pictures that its `images` index."""
+TreeWithPictures = tuple[Tree, Sequence[Picture]]
+"""A tree, and the pictures that its `images` are indices of."""
 
 
-class Rows:
-    """Trees -> packed rows with what their pictures need."""
+class RowPacker:
+    """Packs trees into rows and loads the inputs for their pictures."""
 
     def __init__(
-        self, row_tokens: int, pad_id: int, feed: Any, *, packs: bool, fixed: bool
+        self, row_tokens: int, pad_id: int, load_pictures: Any, *, pack: bool, fixed_length: bool
     ) -> None:
-        """`feed(pictures)` gives what the loss takes for a row's pictures. `packs`: several trees
-        share a row; else rows are of several lengths, and computed one at a time. `fixed`: every row is `row_tokens` long, and not just as long as it has to be."""
+        """load_pictures: returns the loss's input for a row's pictures. pack: several trees share a row;
+        otherwise each has a row of its own length. fixed_length: every row has `row_tokens` tokens;
+        otherwise rows are as short as possible."""
         self.row_tokens = row_tokens
         self.pad_id = pad_id
-        self.feed = feed
-        self.packs = packs
-        self.fixed = fixed
+        self.load_pictures = load_pictures
+        self.pack = pack
+        self.fixed_length = fixed_length
 
-    def __call__(self, trees: Sequence[Shown]) -> list[RowInput]:
-        pictures = {id(tree): shown for tree, shown in trees}
-        # The longest first: rows end up fuller (first fit decreasing, Johnson 1973).
+    def __call__(self, trees: Sequence[TreeWithPictures]) -> list[RowInput]:
+        pictures = {id(tree): of_tree for tree, of_tree in trees}
+        # The longest first, which fills the rows better (first fit decreasing, Johnson 1973).
         ordered = sorted((tree for tree, _ in trees), key=len, reverse=True)
-        if not self.packs:
+        if not self.pack:
             return [self._input([tree], pictures, len(tree)) for tree in ordered]
         rows = [row.trees for row in pack(ordered, self.row_tokens)]
-        if self.fixed:
+        if self.fixed_length:
             return [self._input(row, pictures, self.row_tokens) for row in rows]
-        # So many rows it has to be; all about equally long, less is computed for nothing.
-        rows = _levelled(ordered, len(rows), self.row_tokens) or rows
+        # The number of rows is fixed now. Rows of about equal length need the least padding.
+        rows = _balance(ordered, len(rows), self.row_tokens) or rows
         longest = max((sum(map(len, row)) for row in rows), default=0)
         capacity = min(self.row_tokens, -(-longest // 16) * 16)
         return [self._input(row, pictures, capacity) for row in rows]
@@ -53,36 +54,39 @@ class Rows:
     def _input(
         self, trees: Sequence[Tree], pictures: dict[int, Sequence[Picture]], capacity: int
     ) -> RowInput:
-        row = Row(capacity)
+        row = PackedRow(capacity)
         for tree in trees:
             row.add(tree)
-        shown = [pictures[id(tree)][image] for tree in trees for image in tree.images]
+        used = [pictures[id(tree)][image] for tree in trees for image in tree.images]
         batch = collate([row], capacity, self.pad_id)
-        return RowInput(batch, self.feed(shown) if shown else None)
+        return RowInput(batch, self.load_pictures(used) if used else None)
 
 
-def _levelled(ordered: Sequence[Tree], count: int, capacity: int) -> list[list[Tree]] | None:
-    """`count` rows of about one length, each tree into the emptiest (Graham 1969); None where one overflows."""
+def _balance(ordered: Sequence[Tree], count: int, capacity: int) -> list[list[Tree]] | None:
+    """`count` rows of about equal length: each tree goes into the shortest row (Graham 1969).
+
+    None if a row would exceed `capacity`.
+    """
     rows: list[list[Tree]] = [[] for _ in range(count)]
     lengths = [0] * count
     for tree in ordered:
-        emptiest = lengths.index(min(lengths))
-        rows[emptiest].append(tree)
-        lengths[emptiest] += len(tree)
+        shortest = lengths.index(min(lengths))
+        rows[shortest].append(tree)
+        lengths[shortest] += len(tree)
     return rows if max(lengths, default=0) <= capacity else None
 
 
-class PictureFeed:
-    """What the loss takes for a row's pictures; called in a worker process."""
+class PictureLoader:
+    """Loads the loss's input for a row's pictures, in a worker process."""
 
     def __init__(self, loaded: LoadedModel, reader: FeatureReader | None) -> None:
-        """`reader` has the features of the frozen encoder; without one the encoder gets pixels."""
+        """reader: has the features of the frozen encoder; without it, the encoder gets pixels."""
         self._loaded = loaded
         self._reader = reader
 
     def __call__(self, pictures: Sequence[Picture]) -> Any:
-        """For a visual-prefix model features (pictures, patches, vision_width) or pixels (pictures, 3,
-        side, side); for a Hugging Face VLM its `pixel_values` and what goes with them."""
+        """For a visual-prefix model, features (pictures, patches, vision_width) or pixels (pictures, 3,
+        side, side); for a Hugging Face VLM, its `pixel_values` and related inputs."""
         loaded = self._loaded
         if loaded.kind == "hf_vlm":
             _, inputs = picture_inputs(loaded, pictures, {}, lambda: False)
@@ -96,17 +100,17 @@ class PictureFeed:
 
 
 class StepDataset(Dataset[Any]):
-    """Step number -> what this process computes in it.
+    """Maps a step number to this process's input of the step.
 
-    An error that a person can correct is returned as a value: a DataLoader would raise it again with its
-    worker's traceback as the message.
+    An MmchatError is returned as a value, because a DataLoader would raise it again with the worker's
+    traceback as its message.
     """
 
     def __init__(
         self,
-        own: Samples,
+        train: Samples,
         replay: Samples | None,
-        rows: Rows,
+        rows: RowPacker,
         *,
         batch: int,
         replay_share: float,
@@ -114,10 +118,10 @@ class StepDataset(Dataset[Any]):
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        self.sources = [own] if replay is None or not replay.trees else [own, replay]
-        own_share = own_samples(batch, replay_share) if len(self.sources) > 1 else batch
-        self.shares = [own_share, batch - own_share]
-        self.orders = [Order(len(s.trees), seed + n) for n, s in enumerate(self.sources)]
+        self.sources = [train] if replay is None or not replay.trees else [train, replay]
+        new = new_samples_per_step(batch, replay_share) if len(self.sources) > 1 else batch
+        self.counts = [new, batch - new]
+        self.orders = [ShuffledOrder(len(s.trees), seed + n) for n, s in enumerate(self.sources)]
         self.rows = rows
         self.rank = rank
         self.processes = processes
@@ -129,23 +133,23 @@ class StepDataset(Dataset[Any]):
             return error
 
     def _step(self, step: int) -> StepInput:
-        trees: list[Shown] = []
+        trees: list[TreeWithPictures] = []
         places: list[str] = []
-        for source, share, order in zip(self.sources, self.shares, self.orders, strict=False):
-            for position in range(step * share, (step + 1) * share):
+        for source, count, order in zip(self.sources, self.counts, self.orders, strict=False):
+            for position in range(step * count, (step + 1) * count):
                 number = order[position]
                 trees.append((source.trees[number], source.pictures))
                 places.append(source.places[number])
         rows = self.rows(trees)
         mine = rows[self.rank :: self.processes]
         if not mine:
-            # Every process has to take part in the exchange of gradients: with a row that weighs nothing.
+            # Every process must take part in the gradient exchange, here with a row of zero weight.
             mine = [_weightless(rows[0])]
         tokens = sum(len(tree) for tree, _ in trees)
         return StepInput(mine, places, len(trees), tokens)
 
     def __len__(self) -> int:
-        return 2**31  # endless: the stage's steps bound it
+        return 2**31  # unlimited: the number of steps is the stage's
 
 
 def _weightless(row: RowInput) -> RowInput:
@@ -156,20 +160,18 @@ def _weightless(row: RowInput) -> RowInput:
 
 
 def build_dataloader(dataset: StepDataset, steps: range, workers: int) -> Iterator[Any]:
-    """The items of `steps` in order, made ahead by worker processes."""
+    """The inputs of `steps` in order, prefetched by worker processes."""
     return iter(
         DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers, prefetch_factor=4)
     )
 
 
-class Order:
-    """Which sample stands at a position: each once within every pass, in an order of its own."""
+class ShuffledOrder:
+    """Maps a position to a sample: every epoch has each sample once, in its own order."""
 
-    def __init__(self, length: int, seed: int, salt: tuple[int, ...] = ()) -> None:
-        """`salt` tells orders of one seed apart."""
+    def __init__(self, length: int, seed: int) -> None:
         self.length = length
         self._seed = seed
-        self._salt = salt
         self._epoch = -1
         self._order = np.arange(length)
 
@@ -177,6 +179,6 @@ class Order:
         epoch, index = divmod(position, self.length)
         if epoch != self._epoch:
             self._epoch = epoch
-            rng = np.random.default_rng((self._seed, epoch, *self._salt))
+            rng = np.random.default_rng((self._seed, epoch))
             self._order = rng.permutation(self.length)
         return int(self._order[index])

@@ -1,7 +1,7 @@
-"""From examples to what is packed: the engine's own encoding, answer-only labels, nothing cut in half.
+"""Encodes examples as the engine does, with labels on the answers only, and groups them into trees.
 
-A label stands one place before the token it asks for. Examples about the same picture share it
-(`packing`): the picture stands once, and what is said of it in branches of their own.
+Labels are shifted: `labels[i]` is the token that should follow token i. Examples about the same picture
+share it (`packing`): the picture is in the trunk, and each conversation about it is a branch.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,84 +15,88 @@ from mmchat.model.pictures import check_shape, picture_inputs
 from mmchat.model.prompt import Encoded, encode_chat
 from mmchat.training.packing import IGNORED, Branch, Tree, next_labels
 
-MOST_BRANCHES = 8
-"""Conversations in one sample: more of them would make its picture weigh too much in a step."""
+MAX_BRANCHES = 8
+"""Conversations per sample; with more, one picture would have too much weight in a step."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """One example as tokens. `images` are indices into the pictures of all, in order."""
+    """One example as tokens. `images` are indices into `EncodedExamples.pictures`, in order."""
 
     example: Example
     tokens: list[int]
     labels: list[int]
-    """What each token has to be followed by, IGNORED where nothing is learned."""
+    """The token that should follow each token; IGNORED where no loss is computed."""
     images: tuple[int, ...]
     shared: int
-    """Tokens up to the end of the last picture."""
-    trained: int
+    """Tokens up to the end of the last picture, which other examples can share."""
+    label_count: int
     """Labels that are not IGNORED."""
     turns: tuple[Turn, ...]
-    """Of the example, those that fitted."""
+    """The turns that fit into the limit."""
 
 
 @dataclass(slots=True)
 class EncodedExamples:
-    """Examples as tokens, and what could not become any."""
+    """Encoded examples, and the problems of those that cannot be trained on."""
 
-    said: list[EncodedExample] = field(default_factory=list)
+    examples: list[EncodedExample] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    shortened: int = 0
-    """Examples of which the last exchanges were left out, for they did not fit."""
+    truncated: int = 0
+    """Examples whose last exchanges were dropped, because they did not fit."""
 
     @property
     def longest(self) -> int:
         """Tokens of the longest example."""
-        return max((len(said.tokens) for said in self.said), default=0)
+        return max((len(example.tokens) for example in self.examples), default=0)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What is trained on: trees for packing, and the pictures that they stand for."""
+    """Training samples: trees for packing, and their pictures."""
 
     trees: list[Tree]
     places: list[str]
-    """Where each tree comes from, for what has to be told about it."""
+    """Where each tree comes from, for messages."""
     pictures: list[Picture]
 
     @cached_property
-    def tokens(self) -> int:
-        """Of all trees."""
+    def token_count(self) -> int:
         return sum(len(tree) for tree in self.trees)
 
     @cached_property
-    def trained(self) -> int:
-        """Tokens of all trees that are learned."""
-        return sum(_trained(branch) for tree in self.trees for branch in tree.branches)
+    def label_count(self) -> int:
+        """Labels that are not IGNORED, in all trees."""
+        return sum(_label_count(branch) for tree in self.trees for branch in tree.branches)
 
     @cached_property
-    def shown(self) -> int:
-        """Pictures of all trees, one as often as it is shown."""
+    def picture_count(self) -> int:
+        """Pictures in all trees; repeated ones count every time."""
         return sum(len(tree.images) for tree in self.trees)
 
     @property
     def mean_weight(self) -> float:
-        """Of a tree in the loss."""
+        """The mean weight of a tree in the loss."""
         return sum(map(_weight, self.trees)) / max(len(self.trees), 1)
 
-    def by_length(self, length_weight: float) -> "Samples":
-        """The same, an answer's loss divided by (its tokens) ** `length_weight`."""
+    def weighted_by_length(self, length_weight: float) -> "Samples":
+        """Samples in which each answer's loss is divided by (its tokens) ** `length_weight`."""
         if not length_weight:
             return self
         trees = [
-            replace(t, branches=[replace(b, weight=_shared(b, length_weight)) for b in t.branches])
+            replace(
+                t,
+                branches=[
+                    replace(b, weight=_length_weighted(b, length_weight)) for b in t.branches
+                ],
+            )
             for t in self.trees
         ]
         return replace(self, trees=trees)
 
-    def weighing(self, mean: float) -> "Samples":
-        """The same, each answer's weight multiplied so that a tree weighs `mean` in the mean."""
+    def scaled_to_mean_weight(self, mean: float) -> "Samples":
+        """Samples whose weights are scaled so that the mean weight of a tree is `mean`."""
         factor = mean / max(self.mean_weight, 1e-9)
         trees = [
             replace(t, branches=[replace(b, weight=factor * b.weight) for b in t.branches])
@@ -101,8 +105,8 @@ class Samples:
         return replace(self, trees=trees)
 
 
-class Reader(Protocol):
-    """What encoding needs of a model: all but its weights."""
+class Preprocessor(Protocol):
+    """What encoding needs from a model, which does not include its weights."""
 
     name: str
     kind: Any
@@ -114,96 +118,94 @@ class Reader(Protocol):
 class ExampleEncoder:
     """Encodes examples for one model."""
 
-    def __init__(self, reader: Reader, *, shares: bool = True) -> None:
-        """`shares`: conversations about the same picture share it, where the base is of our kind."""
-        self.reader = reader
-        self.shares = shares and reader.kind == "visual_prefix"
+    def __init__(self, preprocessor: Preprocessor, *, share_pictures: bool = True) -> None:
+        """share_pictures: conversations about the same picture share it, for visual-prefix models."""
+        self.preprocessor = preprocessor
+        self.share_pictures = share_pictures and preprocessor.kind == "visual_prefix"
 
-    def encodings(self, examples: Iterable[Example], limit: int) -> EncodedExamples:
-        """Each example as at most `limit` tokens.
+    def encode_examples(self, examples: Iterable[Example], limit: int) -> EncodedExamples:
+        """Encodes each example as at most `limit` tokens.
 
-        Where a conversation is longer, whole last exchanges are left out; where its first
-        exchange alone is, the example is a problem.
+        If a conversation is too long, its last exchanges are dropped; if even its first exchange is too
+        long, the example is a problem.
         """
-        found = EncodedExamples()
+        encoded = EncodedExamples()
         index: dict[str, int] = {}
         for example in examples:
             try:
-                said, whole = self._fitting(example, limit, found, index)
+                one = self._encode_example(example, limit, encoded.pictures, index)
             except (ImageError, ModelError) as error:
-                found.problems.append(Problem(example.place, str(error)))
+                encoded.problems.append(Problem(example.place, str(error)))
                 continue
-            if said is None:
+            if one is None:
                 why = f"its first question and answer alone are over {limit} tokens"
-                found.problems.append(Problem(example.place, why))
-            elif not said.trained:
-                found.problems.append(Problem(example.place, "it has no answer to learn"))
+                encoded.problems.append(Problem(example.place, why))
+            elif not one.label_count:
+                encoded.problems.append(Problem(example.place, "it has no answer to learn"))
             else:
-                found.said.append(said)
-                found.shortened += not whole
-        return found
+                encoded.examples.append(one)
+                encoded.truncated += len(one.turns) < len(example.turns)
+        return encoded
 
-    def samples(
-        self, encodings: EncodedExamples, limit: int, length_weight: float = 0.0
-    ) -> Samples:
-        """The samples of `encodings`, each of at most `limit` tokens; the weight as in `by_length`."""
-        groups = _groups(encodings.said, limit, share=self.shares)
-        trees = [_tree(group) for group in groups]
+    def build_samples(self, encoded: EncodedExamples, limit: int) -> Samples:
+        """Groups `encoded` into samples of at most `limit` tokens."""
+        groups = _group(encoded.examples, limit, share_pictures=self.share_pictures)
+        trees = [_build_tree(group) for group in groups]
         places = [group[0].example.place for group in groups]
-        return Samples(trees, places, encodings.pictures).by_length(length_weight)
+        return Samples(trees, places, encoded.pictures)
 
-    def _fitting(
-        self, example: Example, limit: int, found: EncodedExamples, index: dict[str, int]
-    ) -> tuple[EncodedExample | None, bool]:
-        """(the longest beginning of whole exchanges that fits, whether it is the whole)"""
+    def _encode_example(
+        self, example: Example, limit: int, pictures: list[Picture], index: dict[str, int]
+    ) -> EncodedExample | None:
+        """As many whole exchanges as fit; None if not even the first does. Adds to `pictures` and `index`."""
         kept: Sequence[Turn] = example.turns
         while True:
             encoded = self.encode(kept)
             if len(encoded.input_ids) <= limit:
                 break
-            # What an only-last example is about stands at its end: it cannot lose that.
+            # The answer to learn in an only-last example is at its end.
             shorter = None if example.only_last else _without_last(kept)
             if shorter is None:
-                return None, False
+                return None
             kept = shorter
-        pictures = [part for turn in kept for part in turn.parts if isinstance(part, Picture)]
-        for picture in pictures:
+        own_pictures = [part for turn in kept for part in turn.parts if isinstance(part, Picture)]
+        for picture in own_pictures:
             if picture.sha256 not in index:
-                index[picture.sha256] = len(found.pictures)
-                found.pictures.append(picture)
-        images = tuple(index[picture.sha256] for picture in pictures)
-        return _said(example, kept, encoded, images), len(kept) == len(example.turns)
+                index[picture.sha256] = len(pictures)
+                pictures.append(picture)
+        images = tuple(index[picture.sha256] for picture in own_pictures)
+        return _label(example, kept, encoded, images)
 
     def encode(self, turns: Sequence[Turn]) -> Encoded:
-        """As the engine does for a question, with the answers in it.
+        """Encodes a conversation, answers included, exactly as the engine does.
 
-        Raises ModelError where the template fails or the model sees no pictures, ImageError
-        where a stock model's processor has to look at a picture that cannot be decoded.
+        Raises ModelError if the template fails or the model does not see pictures, ImageError if the
+        processor of a Hugging Face VLM needs a picture that cannot be decoded.
         """
-        loaded: Any = self.reader
+        loaded: Any = self.preprocessor
         pictures = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
         if pictures and not loaded.vision:
-            raise ModelError(f"it shows a picture, and {loaded.name} reads text only")
-        marks: Sequence[Sequence[int] | str]
+            raise ModelError(f"it has a picture, but {loaded.name} reads text only")
+        image_tokens: Sequence[Sequence[int] | str]
         if loaded.kind == "hf_vlm":
-            marks, _ = picture_inputs(loaded, pictures, {}, lambda: False)
+            image_tokens, _ = picture_inputs(loaded, pictures, {}, lambda: False)
         else:
-            marks = [self._prefix(picture) for picture in pictures]
+            image_tokens = [self._image_tokens(picture) for picture in pictures]
         return encode_chat(
             loaded.tokenizer,
             turns,
-            image_tokens=marks,
+            image_tokens=image_tokens,
             picture_mark=getattr(loaded.processor, "image_token", None),
         )
 
-    def _prefix(self, picture: Picture) -> list[int]:
-        processor: Any = self.reader.processor
-        check_shape(self.reader, picture, picture.width, picture.height)
+    def _image_tokens(self, picture: Picture) -> list[int]:
+        processor: Any = self.preprocessor.processor
+        check_shape(self.preprocessor, picture, picture.width, picture.height)
         return [processor.image_token_id] * processor.image_tokens(picture.width, picture.height)
 
 
 def _without_last(turns: Sequence[Turn]) -> Sequence[Turn] | None:
-    """The turns without their last exchange (from a user's turn on); None where none would be left."""
+    """The turns without the last exchange, which begins at a user turn; None if no answer would be left."""
     starts = [number for number, turn in enumerate(turns) if turn.role == "user"]
     if len(starts) < 2:
         return None
@@ -211,7 +213,7 @@ def _without_last(turns: Sequence[Turn]) -> Sequence[Turn] | None:
     return kept if any(turn.role == "assistant" for turn in kept) else None
 
 
-def _said(
+def _label(
     example: Example, kept: Sequence[Turn], encoded: Encoded, images: tuple[int, ...]
 ) -> EncodedExample:
     tokens, mask = encoded.input_ids, list(encoded.answer_mask)
@@ -220,33 +222,33 @@ def _said(
         start = last
         while start and mask[start - 1]:
             start -= 1
-        mask = [asked and start <= at <= last for at, asked in enumerate(mask)]
+        mask = [answer and start <= at <= last for at, answer in enumerate(mask)]
     labels = next_labels(tokens, mask)
     start, length = encoded.images[-1] if encoded.images else (0, 0)
-    # Nothing may be learned inside of what is shared: an answer before the last picture is not.
+    # There must be no labels in what is shared, so an answer before the last picture prevents sharing.
     shared = start + length
     if any(label != IGNORED for label in labels[: max(shared - 1, 0)]):
         shared = 0
-    trained = sum(label != IGNORED for label in labels)
-    return EncodedExample(example, tokens, labels, images, shared, trained, tuple(kept))
+    count = sum(label != IGNORED for label in labels)
+    return EncodedExample(example, tokens, labels, images, shared, count, tuple(kept))
 
 
-def _groups(
-    said: Sequence[EncodedExample], limit: int, *, share: bool
+def _group(
+    examples: Sequence[EncodedExample], limit: int, *, share_pictures: bool
 ) -> list[list[EncodedExample]]:
-    """Examples that begin alike up to their last picture, as many together as fit; all others alone."""
-    alike: dict[tuple[object, ...], list[EncodedExample]] = {}
-    for number, one in enumerate(said):
-        begins = tuple(one.tokens[: one.shared])
-        key = (one.images, begins) if share and one.shared else (number,)
-        alike.setdefault(key, []).append(one)
+    """Groups examples with the same tokens up to their last picture, within the limit; others stay alone."""
+    same_start: dict[tuple[object, ...], list[EncodedExample]] = {}
+    for number, one in enumerate(examples):
+        start = tuple(one.tokens[: one.shared])
+        key = (one.images, start) if share_pictures and one.shared else (number,)
+        same_start.setdefault(key, []).append(one)
     groups: list[list[EncodedExample]] = []
-    for members in alike.values():
+    for members in same_start.values():
         group: list[EncodedExample] = []
         length = 0
         for one in members:
             own = len(one.tokens) - one.shared
-            if group and (length + own > limit or len(group) == MOST_BRANCHES):
+            if group and (length + own > limit or len(group) == MAX_BRANCHES):
                 groups.append(group)
                 group = []
             length = len(one.tokens) if not group else length + own
@@ -255,7 +257,7 @@ def _groups(
     return groups
 
 
-def _tree(group: Sequence[EncodedExample]) -> Tree:
+def _build_tree(group: Sequence[EncodedExample]) -> Tree:
     first = group[0]
     trunk = first.shared if len(group) > 1 else 0
     branches = [
@@ -271,12 +273,12 @@ def _tree(group: Sequence[EncodedExample]) -> Tree:
 
 
 def _weight(tree: Tree) -> float:
-    return sum(branch.weight * _trained(branch) for branch in tree.branches)
+    return sum(branch.weight * _label_count(branch) for branch in tree.branches)
 
 
-def _shared(branch: Branch, length_weight: float) -> float:
-    return float(branch.weight * max(_trained(branch), 1) ** -length_weight)
+def _length_weighted(branch: Branch, length_weight: float) -> float:
+    return float(branch.weight * max(_label_count(branch), 1) ** -length_weight)
 
 
-def _trained(branch: Branch) -> int:
+def _label_count(branch: Branch) -> int:
     return sum(label != IGNORED for label in branch.labels)

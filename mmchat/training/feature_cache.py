@@ -1,11 +1,11 @@
-"""What the frozen vision encoder says of each picture: computed once, then mapped from the disk.
+"""Caches the frozen vision encoder's features on the disk: computed once, then memory-mapped.
 
-    cache/vision/KEY/SHA256.npy      (patches, vision_width), one file a picture
+    cache/vision/KEY/SHA256.npy      (patches, vision_width), one file per picture
 
-KEY is a hash over the base's weights, its image processor and the type of number, so that a
-feature is never read for an encoder that would give another. Each file is written under a
-temporary name and renamed: an interrupted run leaves whole ones only, and two runs may fill the
-same folder. The folder may be removed at any time.
+KEY is a hash of the base's weights, its image processor and the dtype, so features are never used with
+an encoder that would give others. Each file is written under a temporary name and renamed: an
+interrupted run leaves only complete files, and two runs may fill the same folder. The folder may be
+removed at any time.
 """
 
 import hashlib
@@ -26,50 +26,52 @@ from mmchat.model.loading import LoadedModel
 from mmchat.settings import paths, private_dir
 from mmchat.training.run_folder import writing
 
-ENCODED_AT_ONCE = 8
-Tell = Callable[[int, int], None]
-"""Called with the number of pictures done, and of all."""
+ENCODE_BATCH = 8
+ProgressCallback = Callable[[int, int], None]
+"""Called with the number of pictures that are done, and of all."""
 
 
 class FeatureCache:
-    """The features of one loaded model's vision encoder."""
+    """The cached features of one loaded model's vision encoder."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self.dtype: torch.dtype = loaded.model.model.vision_tower.dtype
-        about = (
+        key = (
             loaded.weights_hash,
             str(self.dtype),
             loaded.processor.image_processor.to_json_string(),
         )
         self.folder = (
-            paths().vision_cache / hashlib.sha256("\0".join(about).encode()).hexdigest()[:24]
+            paths().vision_cache / hashlib.sha256("\0".join(key).encode()).hexdigest()[:24]
         )
 
     def file(self, picture: Picture) -> Path:
         return _file(self.folder, picture)
 
     def missing(self, pictures: Sequence[Picture]) -> list[Picture]:
-        """Those that are not there yet."""
+        """The pictures whose features are not cached yet."""
         return [picture for picture in pictures if not self.file(picture).is_file()]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
-    def fill(self, pictures: Sequence[Picture], tell: Tell = lambda done, of: None) -> int:
-        """Encodes what is missing; -> how many that were.
+    def fill(
+        self, pictures: Sequence[Picture], progress: ProgressCallback = lambda done, of: None
+    ) -> int:
+        """Encodes the missing pictures; -> how many there were.
 
-        Raises DataError for a picture that cannot be decoded, RecipeError where the disk is full.
+        Raises DataError if a picture cannot be decoded, RecipeError if the disk is full.
         """
         missing = self.missing(pictures)
         with writing(self.folder):
             private_dir(self.folder)
-        for start in range(0, len(missing), ENCODED_AT_ONCE):
-            some = missing[start : start + ENCODED_AT_ONCE]
-            pixels = torch.cat([pixel_values(self._loaded.processor, picture) for picture in some])
+        for start in range(0, len(missing), ENCODE_BATCH):
+            batch = missing[start : start + ENCODE_BATCH]
+            pixels = torch.cat([pixel_values(self._loaded.processor, picture) for picture in batch])
             pixels = pixels.to(self._loaded.device, self.dtype)
             features = self._loaded.model.encode_images(pixels).to(self.dtype)
-            for picture, one in zip(some, features, strict=True):
+            for picture, one in zip(batch, features, strict=True):
                 self._write(self.file(picture), _to_numpy(one))
-            tell(start + len(some), len(missing))
+            progress(start + len(batch), len(missing))
         return len(missing)
 
     def _write(self, file: Path, array: NDArray[Any]) -> None:
@@ -84,30 +86,30 @@ class FeatureCache:
 
 
 class FeatureReader:
-    """Reads what was filled in; small enough for a worker process."""
+    """Reads cached features; small enough to be sent to a worker process."""
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         self.folder = folder
         self.dtype = dtype
 
     def read(self, pictures: Sequence[Picture]) -> Tensor:
-        """(pictures, patches, vision_width) in the encoder's dtype; all have been filled in.
+        """The features (pictures, patches, vision_width) in the encoder's dtype.
 
-        Raises DataError where one has gone or is damaged.
+        Raises DataError if a file is missing or damaged.
         """
-        return torch.stack([self._one(picture) for picture in pictures])
+        return torch.stack([self._read_one(picture) for picture in pictures])
 
-    def _one(self, picture: Picture) -> Tensor:
+    def _read_one(self, picture: Picture) -> Tensor:
         file = _file(self.folder, picture)
         try:
             array = np.load(file, mmap_mode="r", allow_pickle=False)
-            copied = torch.from_numpy(np.array(array))
+            features = torch.from_numpy(np.array(array))
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{file} is damaged or was removed while it was in use ({error}): remove it, and go on "
-                "with --resume."
+                f"{file} is damaged or was removed while it was in use ({error}): remove it, then "
+                "continue with --resume."
             ) from error
-        return copied.view(self.dtype) if copied.dtype != self.dtype else copied
+        return features.view(self.dtype) if features.dtype != self.dtype else features
 
 
 def _file(folder: Path, picture: Picture) -> Path:
@@ -115,7 +117,7 @@ def _file(folder: Path, picture: Picture) -> Path:
 
 
 def pixel_values(processor: Any, picture: Picture) -> Tensor:
-    """float32 (1, 3, side, side) of a picture; raises DataError where it cannot be decoded."""
+    """The pixels of a picture, float32 (1, 3, side, side); raises DataError if it cannot be decoded."""
     try:
         image = decode(picture.data)
     except ImageError as error:
@@ -125,7 +127,7 @@ def pixel_values(processor: Any, picture: Picture) -> Tensor:
 
 
 def _to_numpy(features: Tensor) -> NDArray[Any]:
-    """numpy has no bfloat16: its bits are kept as integers of the same size."""
+    """numpy has no bfloat16, so its bits are stored as 16-bit integers."""
     features = features.cpu().contiguous()
     if features.dtype is torch.bfloat16:
         features = features.view(torch.int16)

@@ -1,7 +1,7 @@
-"""A run that makes an adapter or a model: load, fit, validate, save; resumable at any step.
+"""Trains an adapter or a model: load, fit, validate, save. A run can be resumed at any step.
 
-`Trainer` is where training begins: `prepare` has chosen what the recipe left open, `Trainer(…)` loads
-the base, `run()` fits the recipe's stages one after the other and saves what came out.
+Training starts here. `prepare` resolves the recipe, `Trainer(…)` loads the base, and `run()` trains the
+recipe's stages one after the other and saves the result.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from mmchat.errors import MmchatError
 from mmchat.model.loading import LoadedModel, load_planned
 from mmchat.model.malloc import set_eager_trim
 from mmchat.model.quantization import decoder_of
-from mmchat.training.accelerate_state import OwnAccelerator
+from mmchat.training.accelerate_state import IsolatedAccelerator
 from mmchat.training.attention import sample_attention
 from mmchat.training.checkpoint import optimizer_tensors, save_checkpoint
-from mmchat.training.dataloader import PictureFeed, Rows, StepDataset, build_dataloader
+from mmchat.training.dataloader import PictureLoader, RowPacker, StepDataset, build_dataloader
 from mmchat.training.feature_cache import FeatureCache, FeatureReader
 from mmchat.training.finetune_config import FinetuneConfig, StageConfig, config_hash, to_tables
 from mmchat.training.losses import HfVlmLoss, PackedLoss, autocast
 from mmchat.training.optimizer import build_optimizers
-from mmchat.training.packing import packs
-from mmchat.training.prepare import Prepared, StageSamples
-from mmchat.training.resume import ResumePoint, read_resume_point, restore_stage_optimizers
+from mmchat.training.packing import can_pack
+from mmchat.training.prepared_run import PreparedRun, StageSamples
+from mmchat.training.resume import ResumePoint, load_resume_point, restore_stage_optimizers
 from mmchat.training.run_folder import (
     RECIPE,
     RunFolder,
@@ -40,32 +40,31 @@ from mmchat.training.run_folder import (
 )
 from mmchat.training.run_log import RunLogger, Show
 from mmchat.training.stop_signals import StopSignals
-from mmchat.training.throughput import Throughput, stage_lines
+from mmchat.training.throughput import Throughput, describe_stage
 from mmchat.training.trackers import Trackers
 from mmchat.training.train_step import StepInput, TrainStep, schedule_factor
 from mmchat.training.trainable import NEEDS_PICTURES, Trainable
 from mmchat.training.validation import sample_answer, validate, validation_rows
 
-SHOWN_SAMPLES = 3
+SAMPLE_ANSWER_COUNT = 3
 
 
-class Paused(Exception):  # noqa: N818 - the person asked for it
-    """The run ended between two steps."""
+class TrainingPaused(Exception):  # noqa: N818 - not an error, because the user asked for it
+    """The run stopped between two steps."""
 
     def __init__(self, *, saved: bool, kept: int) -> None:
-        """`saved`: the newest checkpoint holds all that was done; `kept`: the steps in it, 0 if there
-        is none."""
-        super().__init__(f"paused, {kept} steps are kept")
+        """saved: whether the newest checkpoint has all steps. kept: the steps in it; 0 if there is none."""
+        super().__init__(f"paused, {kept} steps are in the checkpoint")
         self.saved = saved
         self.kept = kept
 
 
 class Trainer:
-    """One run on this process; several processes of `torchrun` or `accelerate launch` share one."""
+    """A training run in this process, or in one of the processes of `torchrun` or `accelerate launch`."""
 
     def __init__(
         self,
-        prepared: Prepared,
+        prepared: PreparedRun,
         data_sha256: str,
         folder: RunFolder,
         status: Status,
@@ -75,8 +74,8 @@ class Trainer:
     ) -> None:
         """Loads the base, and the newest checkpoint in `folder` if there is one.
 
-        `status` is the run's status so far; `show` is given every new one, and all lines of the
-        metrics. Raises as `load_planned` does, and RecipeError if a checkpoint does not fit.
+        status: the run's status so far. show: called with every new status and all metrics lines. Raises
+        as `load_planned` does, and RecipeError if a checkpoint does not fit.
         """
         self.prepared = prepared
         self.recipe = prepared.recipe
@@ -86,8 +85,8 @@ class Trainer:
         self.device = prepared.plan.device
         self.dtype = prepared.plan.dtype
         self.stop_signals = StopSignals(say)
-        self.own_accelerator = OwnAccelerator(self.device)
-        self.accelerator = self.own_accelerator.accelerator
+        self.isolated_accelerator = IsolatedAccelerator(self.device)
+        self.accelerator = self.isolated_accelerator.accelerator
         self.main = self.accelerator.process_index == 0
         self.run_logger = RunLogger(folder, status, show, main=self.main)
         self.loaded: LoadedModel = load_planned(prepared.plan, self._loading)
@@ -96,22 +95,22 @@ class Trainer:
         self.feature_cache = (
             FeatureCache(self.loaded) if self.loaded.kind == "visual_prefix" else None
         )
-        found = read_resume_point(
+        self.resume_point: ResumePoint | None = load_resume_point(
             folder, self.recipe, self.trainable, data_sha256, prepared.plan.weights_hash, say
         )
-        self.resume_point: ResumePoint | None = found
-        self.stage_index, self.step = (found.stage_index, found.step) if found else (0, 0)
-        self.kept_steps = found.kept_steps if found else 0
-        """Steps that are in the newest checkpoint."""
+        point = self.resume_point
+        self.stage_index, self.step = (point.stage_index, point.step) if point else (0, 0)
+        self.kept_steps = point.kept_steps if point else 0
+        """Steps in the newest checkpoint."""
 
     @property
     def status(self) -> Status:
-        """The run's status now."""
+        """The current status of the run."""
         return self.run_logger.status
 
     @property
     def done(self) -> int:
-        """Steps of all stages."""
+        """Steps done, over all stages."""
         return sum(stage.steps for stage in self.recipe.stages[: self.stage_index]) + self.step
 
     @property
@@ -119,17 +118,17 @@ class Trainer:
         return sum(stage.steps for stage in self.recipe.stages)
 
     def run(self) -> Path:
-        """Fits all stages that are left and saves; -> `adapter` or `model` in the run's folder.
+        """Trains the remaining stages and saves; -> `adapter` or `model` in the run's folder.
 
-        Raises Paused after SIGINT, SIGTERM or SIGHUP; RecipeError and DataError for what a person can
-        correct.
+        Raises TrainingPaused after SIGINT, SIGTERM or SIGHUP, RecipeError and DataError for errors that
+        the user can correct.
         """
-        with self.own_accelerator.active(), sample_attention():
+        with self.isolated_accelerator.active(), sample_attention():
             self.fit()
             return self.save()
 
     def fit(self) -> None:
-        """Trains every stage that is left, from the step that the checkpoint was made at."""
+        """Trains the remaining stages, starting at the step of the checkpoint."""
         if self.prepared.tight:
             set_eager_trim()
         if self.main:
@@ -147,20 +146,20 @@ class Trainer:
                 self._fit_stage(self.recipe.stages[index])
                 if self.stop_signals.requested == "keep":
                     break
-            # It may have been asked for during the last validation.
+            # The user may have paused during the last validation.
             if self.stop_signals.agreed(self.accelerator) == "pause":
                 raise self._paused()
 
     def save(self) -> Path:
-        """Writes the adapter's folder, or after `full` a complete model's."""
-        whole = any(stage.method == "full" for stage in self.recipe.stages)
-        out = self.folder.folder / ("model" if whole else "adapter")
+        """Writes the adapter's folder; after method `full`, the folder of a complete model."""
+        full = any(stage.method == "full" for stage in self.recipe.stages)
+        out = self.folder.folder / ("model" if full else "adapter")
         if self.main:
             with writing(out):
-                if whole:
+                if full:
                     self.trainable.save_model(out)
                 else:
-                    self.trainable.save_adapter(out, self.recipe.name, {})
+                    self.trainable.save_adapter(out, self.recipe.name)
                 tables = to_tables(_without_local_paths(self.recipe))
                 (out / RECIPE).write_text(tomli_w.dumps(tables), "utf-8")
         self.accelerator.wait_for_everyone()
@@ -168,7 +167,7 @@ class Trainer:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
     def validate(self, stage: StageConfig, loss_module: Any, samples: StageSamples) -> None:
-        """Logs loss and share of right answers of the held-out samples, and a few answers."""
+        """Logs loss and accuracy on the held-out samples, and a few sample answers."""
         if not self.main or not samples.held_out.trees:
             return
         self.loaded.model.eval()
@@ -177,9 +176,9 @@ class Trainer:
         self.run_logger.validation(self._position(stage), result, self._sample_answers())
 
     def _fit_stage(self, stage: StageConfig) -> None:
-        groups = self.trainable.begin(stage)
+        groups = self.trainable.start_stage(stage)
         if self.main:
-            for line in stage_lines(stage, self.loaded, self.trainable):
+            for line in describe_stage(stage, self.loaded, self.trainable):
                 self.say(line)
         optimizers = build_optimizers(groups, stage.optimizer, self.dtype)
         restore_stage_optimizers(self.resume_point, optimizers, stage, self.folder, self.say)
@@ -191,11 +190,11 @@ class Trainer:
             optimizers,
             [parameter for group in groups for parameter in group["params"]],
             clip=stage.clip,
-            # Rows of which each is one conversation are of several lengths.
-            micro_rows=stage.micro_rows if self.packs else 1,
+            # Without packing, rows have different lengths.
+            micro_rows=stage.micro_rows if self.can_pack else 1,
             say=self.say,
             rates=stage.rates,
-            parts=self.trainable.parts(groups),
+            parts=self.trainable.parameters_by_part(groups),
             needs_pictures=NEEDS_PICTURES,
         )
         plain_loss = self.accelerator.unwrap_model(loss_module)
@@ -246,29 +245,29 @@ class Trainer:
         return module
 
     def _seed(self, step: int) -> None:
-        """All chance of a step (dropout) comes from its number: a resume has nothing to restore."""
-        place = (self.recipe.seed, self.stage_index, step, self.accelerator.process_index)
-        torch.manual_seed(np.random.SeedSequence(place).generate_state(1)[0].item())
+        """Seeds a step's randomness (dropout) from its number, so that a resume need not restore it."""
+        entropy = (self.recipe.seed, self.stage_index, step, self.accelerator.process_index)
+        torch.manual_seed(np.random.SeedSequence(entropy).generate_state(1)[0].item())
 
-    def _paused(self) -> Paused:
-        return Paused(saved=self.kept_steps == self.done, kept=self.kept_steps)
+    def _paused(self) -> TrainingPaused:
+        return TrainingPaused(saved=self.kept_steps == self.done, kept=self.kept_steps)
 
     def _position(self, stage: StageConfig) -> dict[str, Any]:
-        """Where the run is, as the metrics name it."""
+        """The position of the run, as in the metrics."""
         return {"stage": stage.name, "step": self.done, "of": self.total}
 
     @property
-    def packs(self) -> bool:
-        """Whether several conversations share a row."""
-        return self.loaded.kind != "hf_vlm" and packs(self.loaded.model.config.get_text_config())
+    def can_pack(self) -> bool:
+        """Whether several conversations can share a row."""
+        return self.loaded.kind != "hf_vlm" and can_pack(self.loaded.model.config.get_text_config())
 
     def _reads_pixels(self, index: int) -> bool:
-        """Whether a stage runs the vision encoder: it trains or has trained, or nothing is cached."""
-        trained = any(stage.vision_blocks for stage in self.recipe.stages[: index + 1])
-        return trained or not self.recipe.data.cache_features
+        """Whether a stage runs the vision encoder: if it trains or has trained, or if caching is off."""
+        changed = any(stage.vision_blocks for stage in self.recipe.stages[: index + 1])
+        return changed or not self.recipe.data.cache_features
 
     def _train_mode(self, stage: StageConfig) -> None:
-        """Dropout of LoRA and checkpointing of the text model; the rest stays in eval mode."""
+        """Puts the text model in train mode (LoRA dropout, checkpointing); the rest stays in eval mode."""
         self.loaded.model.eval()
         decoder = decoder_of(self.loaded.model)
         decoder.train()
@@ -277,16 +276,16 @@ class Trainer:
         elif getattr(decoder, "is_activation_checkpointing", False):
             decoder.gradient_checkpointing_disable()
 
-    def _rows(self, stage: StageConfig) -> Rows:
+    def _rows(self, stage: StageConfig) -> RowPacker:
         reader = None
         if self.feature_cache is not None and not self._reads_pixels(self.stage_index):
             reader = FeatureReader(self.feature_cache.folder, self.feature_cache.dtype)
-        return Rows(
+        return RowPacker(
             stage.row_tokens,
             self.loaded.tokenizer.pad_token_id or 0,
-            PictureFeed(self.loaded, reader),
-            packs=self.packs,
-            fixed=stage.compile,
+            PictureLoader(self.loaded, reader),
+            pack=self.can_pack,
+            fixed_length=stage.compile,
         )
 
     def _dataloader(
@@ -309,13 +308,13 @@ class Trainer:
         with autocast(self.device, self.dtype):
             return tuple(
                 sample_answer(self.loaded, example)
-                for example in self.prepared.held_out_examples[:SHOWN_SAMPLES]
+                for example in self.prepared.held_out_examples[:SAMPLE_ANSWER_COUNT]
             )
 
     def _fill_feature_cache(self) -> None:
-        """If a stage that is left has the encoder as the base has it."""
-        left = range(self.stage_index, len(self.recipe.stages))
-        if self.feature_cache is None or all(self._reads_pixels(index) for index in left):
+        """Caches features, if a remaining stage uses the base's unchanged encoder."""
+        remaining = range(self.stage_index, len(self.recipe.stages))
+        if self.feature_cache is None or all(self._reads_pixels(index) for index in remaining):
             return
         pictures = self.prepared.train.pictures + self.prepared.held_out.pictures
         if self.prepared.replay is not None:
@@ -325,7 +324,8 @@ class Trainer:
             def progress(done: int, of: int) -> None:
                 self.run_logger.preparing(f"encoding pictures: {done} of {of}")
 
-            with autocast(self.device, self.dtype):  # blocks that will train are in float32 already
+            # Autocast, because blocks that a later stage trains are already float32.
+            with autocast(self.device, self.dtype):
                 self.feature_cache.fill(pictures, progress)
         self.accelerator.wait_for_everyone()
 
@@ -352,19 +352,19 @@ class Trainer:
 
 
 def _next(batches: Iterator[StepInput | MmchatError]) -> StepInput:
-    began = time.monotonic()
+    start = time.monotonic()
     step_input = next(batches)
     if isinstance(step_input, MmchatError):
         raise step_input
-    step_input.waited = time.monotonic() - began
+    step_input.wait_seconds = time.monotonic() - start
     return step_input
 
 
 def _without_local_paths(recipe: FinetuneConfig) -> FinetuneConfig:
-    """The recipe without the folders of this machine that its data lies in.
+    """The recipe without paths of this machine.
 
-    The data's last name stays, which tells what it was; nothing looks for it there. The folder of its
-    pictures is looked for, and a last name alone would lead nowhere.
+    The last part of the data's path stays as a hint; nothing opens it. The pictures' folder would be
+    opened, so it is removed.
     """
     data = msgspec.structs.replace(recipe.data, source=Path(recipe.data.source).name, images="")
     return msgspec.structs.replace(recipe, data=data)
@@ -372,10 +372,10 @@ def _without_local_paths(recipe: FinetuneConfig) -> FinetuneConfig:
 
 @contextlib.contextmanager
 def _deterministic(device: torch.device) -> Iterator[None]:
-    """On a CPU every operation gives the same bits at every start, so that resuming is exact."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(before or device.type == "cpu")
+    """Makes every operation deterministic on a CPU, so that resuming is exact."""
+    previous = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(previous or device.type == "cpu")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(previous)

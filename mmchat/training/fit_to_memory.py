@@ -1,12 +1,12 @@
-"""A run is fitted to the memory of this machine before any weight is loaded.
+"""Fits a run into this machine's memory, before any weights are loaded.
 
-A CPU gives no error when memory runs out: the system ends the process. So what a stage takes is
-estimated first. If that is too much, fewer rows are computed at once, and activations are computed again
-instead of kept (gradient checkpointing). Neither changes what is learned.
+On a CPU the system kills a process that runs out of memory, so the memory of each stage is estimated
+first. If a stage would not fit, it computes fewer rows at once and then uses gradient checkpointing.
+Neither changes what is learned.
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import msgspec
 
@@ -15,43 +15,41 @@ from mmchat.model.memory_fit import MemoryFit, training_fit
 from mmchat.model.model_dims import ModelDims, UnknownModelError, read_dims
 from mmchat.model.planning import machine_of
 from mmchat.model.training_memory import Method, Optimizer, TrainingStep
-from mmchat.training.finetune_config import LORA_METHODS, StageConfig, own_samples
+from mmchat.training.encode import Samples
+from mmchat.training.finetune_config import LORA_METHODS, StageConfig, new_samples_per_step
+from mmchat.training.prepared_run import PreparedRun
 
-if TYPE_CHECKING:
-    from mmchat.training.encode import Samples
-    from mmchat.training.prepare import Prepared
-
-FILLED = 0.9
-"""The share of a packed row's tokens that is used."""
+ROW_FILL = 0.9
+"""The share of a packed row that is not padding."""
 
 
 @dataclass(frozen=True, slots=True)
-class StepShape:
-    """The mean step of a stage: its tokens, trained tokens, pictures and rows."""
+class MeanStep:
+    """The size of a stage's mean step, over all processes."""
 
     tokens: float
-    answers: float
+    labels: float
     pictures: float
     rows: int
 
 
-def step_shape(prepared: "Prepared", stage: StageConfig) -> StepShape:
-    """The mean step of a stage, over all processes."""
-    own = own_samples(stage.batch, prepared.recipe.data.replay)
-    parts = [(own, prepared.train)]
+def mean_step(prepared: PreparedRun, stage: StageConfig) -> MeanStep:
+    """The size of the mean step of `stage`."""
+    new = new_samples_per_step(stage.batch, prepared.recipe.data.replay)
+    parts = [(new, prepared.train)]
     if prepared.replay is not None:
-        parts.append((stage.batch - own, prepared.replay))
-    means = [(share, *_means(samples)) for share, samples in parts]
-    tokens, answers, pictures = (sum(one[0] * one[n] for one in means) for n in (1, 2, 3))
-    return StepShape(
-        tokens, answers, pictures, max(1, -(-int(tokens) // int(FILLED * stage.row_tokens)))
+        parts.append((stage.batch - new, prepared.replay))
+    means = [(count, *_means(samples)) for count, samples in parts]
+    tokens, labels, pictures = (sum(one[0] * one[n] for one in means) for n in (1, 2, 3))
+    return MeanStep(
+        tokens, labels, pictures, max(1, -(-int(tokens) // int(ROW_FILL * stage.row_tokens)))
     )
 
 
-def fit_to_memory(prepared: "Prepared") -> "Prepared":
-    """The same run with stages that fit the memory if there is a way, and what each of them takes.
+def fit_to_memory(prepared: PreparedRun) -> PreparedRun:
+    """Changes the stages so that they fit into memory, if that is possible, and adds the estimates.
 
-    Nothing is changed for a base whose memory cannot be estimated.
+    Returns `prepared` itself if the memory of the base cannot be estimated.
     """
     plan = prepared.plan
     try:
@@ -71,15 +69,15 @@ def fit_to_memory(prepared: "Prepared") -> "Prepared":
 
 
 def _stage_fit(
-    prepared: "Prepared", stage: StageConfig, dims: ModelDims, machine: Machine
+    prepared: PreparedRun, stage: StageConfig, dims: ModelDims, machine: Machine
 ) -> MemoryFit:
-    shape, lora = step_shape(prepared, stage), prepared.recipe.lora
+    mean, lora = mean_step(prepared, stage), prepared.recipe.lora
     step = TrainingStep(
-        method=cast(Method, stage.method),  # nothing is left at "auto" here
-        row_tokens=min(stage.row_tokens, int(shape.tokens / shape.rows / FILLED)),
-        rows=shape.rows,
-        pictures=round(shape.pictures),
-        answer_tokens=round(shape.answers),
+        method=cast(Method, stage.method),  # never "auto" here
+        row_tokens=min(stage.row_tokens, int(mean.tokens / mean.rows / ROW_FILL)),
+        rows=mean.rows,
+        pictures=round(mean.pictures),
+        answer_tokens=round(mean.labels),
         rank=lora.rank if stage.method in LORA_METHODS else 1,
         targets=lora.targets,
         projector=stage.projector is True,
@@ -87,7 +85,7 @@ def _stage_fit(
         optimizer=cast(Optimizer, stage.optimizer),
         gradient_checkpointing=stage.gradient_checkpointing,
     )
-    # The rows of published models are computed one at a time.
+    # Hugging Face VLMs compute one row at a time.
     micro_rows = 1 if prepared.plan.kind == "hf_vlm" else stage.micro_rows
     use = f"stage {stage.name}"
     return training_fit(dims, machine, prepared.plan.form, step, use, micro_rows=micro_rows)
@@ -99,7 +97,7 @@ def _vision_blocks(stage: StageConfig, dims: ModelDims) -> int:
     return dims.vision.layers if dims.vision is not None else 0
 
 
-def _means(samples: "Samples") -> tuple[float, float, float]:
-    """(tokens, trained tokens, pictures) of a sample"""
+def _means(samples: Samples) -> tuple[float, float, float]:
+    """(tokens, labels, pictures) per sample"""
     count = max(len(samples.trees), 1)
-    return samples.tokens / count, samples.trained / count, samples.shown / count
+    return samples.token_count / count, samples.label_count / count, samples.picture_count / count

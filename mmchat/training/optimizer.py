@@ -1,4 +1,4 @@
-"""Muon for matrices, AdamW for everything else."""
+"""Builds optimizers: AdamW, 8-bit AdamW, or Muon for matrices with AdamW for everything else."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,16 +11,16 @@ from mmchat.model.quantization import import_bitsandbytes
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is made orthogonal by a Newton-Schulz iteration.
+    """Momentum with updates that are orthogonalized by a Newton-Schulz iteration.
 
     Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural
     networks" (kellerjordan.github.io/posts/muon). The step is scaled by
     0.2 * sqrt(max(rows, columns)) as in Liu et al. 2025, "Muon is Scalable for
-    LLM Training", so that it shares AdamW's learning rate. The iteration runs
-    in `compute_dtype`, what the device is fast at: torch's own Muon always takes
-    bfloat16, which CPUs without its instructions emulate some thirty times slower.
+    LLM Training", so that it can use AdamW's learning rate. The iteration runs
+    in `compute_dtype`, which should be fast on the device: torch's own Muon always uses
+    bfloat16, which is some thirty times slower on CPUs that have to emulate it.
 
-    Only two-dimensional parameters.
+    For two-dimensional parameters only.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
 def build_optimizers(
     groups: Iterable[dict[str, Any]], name: str, compute_dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers over `groups` (params, lr, rate, weight_decay), as `Trainable.begin` gives them.
+    """The optimizers for the parameter `groups` of `Trainable.start_stage`.
 
-    `adamw`; `adamw8bit` keeps its moments in 8 bits by bitsandbytes (Dettmers et al. 2022, "8-bit
-    Optimizers via Block-wise Quantization"); `muon` takes the matrices of linear layers (in each
-    group's `linear`, one a parameter), and AdamW all else: embeddings, the head, positions.
-    Raises RecipeError where the 8-bit one cannot work here.
+    `adamw8bit` keeps its moments in 8 bits with bitsandbytes (Dettmers et al. 2022, "8-bit Optimizers
+    via Block-wise Quantization"). `muon` is used for the matrices of linear layers (marked in each
+    group's `linear`), with AdamW for everything else: embeddings, the head, positions. Raises
+    RecipeError if 8-bit AdamW does not work on this machine.
     """
     if name == "adamw8bit":
         try:
@@ -80,18 +80,18 @@ def build_optimizers(
             return [adamw8bit([_only(g, g["params"]) for g in groups], betas=(0.9, 0.999))]
         except (ImportError, OSError, AttributeError, NotImplementedError, RuntimeError) as error:
             raise RecipeError(
-                f"The optimizer adamw8bit does not work here ({error}): take adamw."
+                f"The optimizer adamw8bit does not work on this machine ({error}): use adamw."
             ) from error
     matrices: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     for group in groups:
-        parted: dict[bool, list[Tensor]] = {True: [], False: []}
+        split: dict[bool, list[Tensor]] = {True: [], False: []}
         for parameter, linear in zip(group["params"], group["linear"], strict=True):
-            parted[name == "muon" and linear].append(parameter)
-        if parted[True]:
-            matrices.append(_only(group, parted[True]))
-        if parted[False]:
-            others.append(_only(group, parted[False]))
+            split[name == "muon" and linear].append(parameter)
+        if split[True]:
+            matrices.append(_only(group, split[True]))
+        if split[False]:
+            others.append(_only(group, split[False]))
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         optimizers.append(Muon(matrices, matrices[0]["lr"], compute_dtype=compute_dtype))
@@ -101,6 +101,6 @@ def build_optimizers(
 
 
 def _only(group: dict[str, Any], parameters: list[Tensor]) -> dict[str, Any]:
-    """The group as torch takes it, of these parameters."""
+    """The group in torch's format, with these parameters only."""
     rest = {key: value for key, value in group.items() if key not in ("names", "linear", "part")}
     return {**rest, "params": parameters}

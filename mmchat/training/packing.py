@@ -1,11 +1,10 @@
-"""Rows of several dialogs, each blind to the others.
+"""Packs several conversations into a row, with a mask that separates them.
 
-The dialogs of a sample share their pictures. Instead of repeating the pictures
-for each dialog, a row holds them once (the trunk) and the dialogs after them
-(the branches): a token sees what stands before it in its own branch and in the
-trunk of its own sample, and positions of every branch go on from the trunk. The
-result equals each dialog alone (a test holds loss and gradients to it); the
-idea is the tree attention mask of Miao et al. 2024, "SpecInfer".
+The conversations of a sample share their pictures. Instead of repeating the pictures, a row has them
+once (the trunk), followed by the conversations (the branches). A token attends to the tokens before it
+in its own branch and in the trunk of its own sample, and the positions of every branch continue from
+the trunk. Loss and gradients equal those of each conversation alone, which a test checks. The idea is
+the tree attention mask of Miao et al. 2024, "SpecInfer".
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,33 +17,34 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 IGNORED = -100
-"""The label of a token that is not trained, as torch's cross entropy has it."""
+"""The label of tokens without loss: the `ignore_index` of torch's cross entropy."""
 
 
 def next_labels(tokens: Sequence[int], answer_mask: Sequence[bool]) -> list[int]:
-    """What each token has to be followed by: the next one where that is an answer's, else IGNORED."""
+    """The label of each token: the next token if it belongs to an answer, else IGNORED."""
     following = zip(tokens[1:], answer_mask[1:], strict=True)
-    return [token if asked else IGNORED for token, asked in following] + [IGNORED]
+    return [token if answer else IGNORED for token, answer in following] + [IGNORED]
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One dialog after the trunk. `labels[i]` is what token i has to be followed by."""
+    """A conversation after the trunk. `labels[i]` is the token that should follow token i."""
 
     tokens: Sequence[int]
     labels: Sequence[int]
     weight: float
-    """Of each of its trained tokens in the loss."""
+    """The weight of each label in the loss."""
     kind: str = ""
+    """The question type, for the accuracy by type."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A sample: the tokens of its pictures and what stands before them, then its dialogs."""
+    """A sample: a trunk (everything up to its last picture), then its conversations."""
 
     trunk: Sequence[int]
     images: tuple[int, ...]
-    """Pictures of the trunk and of the branches, in the order of their tokens."""
+    """Indices of the pictures in trunk and branches, in the order of their tokens."""
     branches: Sequence[Branch]
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ class Tree:
 
 
 @dataclass(slots=True)
-class Row:
+class PackedRow:
     """Trees packed into one sequence of at most `capacity` tokens."""
 
     capacity: int
@@ -69,7 +69,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a tree stands: tokens `start` to `stop` of a row of a batch."""
+    """The position of a tree: tokens `start` to `stop` of a row of a batch."""
 
     row: int
     start: int
@@ -78,14 +78,13 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a step takes.
+    """Packed rows as tensors.
 
-    input_ids, labels: int64 (rows, tokens); position_ids: int64 (rows, tokens);
-    weights: float32 (rows, tokens); attention_mask: bool (rows, 1, tokens, tokens),
-    True where a query (third) may see a key (fourth); branch: int32 (rows, tokens),
-    the number of the dialog in the batch, -1 in trunks and padding; kinds: the
-    type of each dialog; images: the pictures in the order of their tokens; spans:
-    where each tree stands, in that order too.
+    input_ids, labels, position_ids: int64 (rows, tokens); weights: float32 (rows, tokens);
+    attention_mask: bool (rows, 1, queries, keys), True where a query may attend to a key;
+    branch: int32 (rows, tokens), the conversation's number in the batch, -1 in trunks and
+    padding; kinds: the type of each conversation; images: the pictures in the order of their
+    tokens; spans: the position of each tree, in the same order.
     """
 
     input_ids: Tensor
@@ -99,7 +98,7 @@ class Batch:
     spans: list[Span]
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on `device`."""
+        """The batch on `device`."""
         if device.type == "cpu":
             return self
         moved = {
@@ -109,21 +108,21 @@ class Batch:
         return Batch(**moved)
 
 
-def pack(trees: Iterable[Tree], capacity: int) -> list[Row]:
-    """First fit: each tree into the first row that has room, in the order given; no empty one."""
-    rows: list[Row] = []
+def pack(trees: Iterable[Tree], capacity: int) -> list[PackedRow]:
+    """First fit: each tree goes into the first row that has room. Empty trees are skipped."""
+    rows: list[PackedRow] = []
     for tree in trees:
         if not len(tree):
             continue
         row = next((row for row in rows if row.fits(tree)), None)
         if row is None:
-            row = Row(capacity)
+            row = PackedRow(capacity)
             rows.append(row)
         row.add(tree)
     return rows
 
 
-def collate(rows: Sequence[Row], capacity: int, pad_id: int) -> Batch:
+def collate(rows: Sequence[PackedRow], capacity: int, pad_id: int) -> Batch:
     """Rows -> tensors of shape (rows, capacity)."""
     shape = (len(rows), capacity)
     input_ids = np.full(shape, pad_id, np.int64)
@@ -136,25 +135,25 @@ def collate(rows: Sequence[Row], capacity: int, pad_id: int) -> Batch:
     images: list[int] = []
     spans: list[Span] = []
     for row_index, row in enumerate(rows):
-        at = 0
+        position = 0
         for tree_index, tree in enumerate(row.trees):
             trunk = len(tree.trunk)
-            end = at + len(tree)
-            spans.append(Span(row_index, at, end))
-            tree_of[row_index, at:end] = tree_index
-            input_ids[row_index, at : at + trunk] = tree.trunk
-            positions[row_index, at : at + trunk] = np.arange(trunk)
+            end = position + len(tree)
+            spans.append(Span(row_index, position, end))
+            tree_of[row_index, position:end] = tree_index
+            input_ids[row_index, position : position + trunk] = tree.trunk
+            positions[row_index, position : position + trunk] = np.arange(trunk)
             images += tree.images
-            at += trunk
+            position += trunk
             for branch in tree.branches:
-                span = slice(at, at + len(branch.tokens))
+                span = slice(position, position + len(branch.tokens))
                 input_ids[row_index, span] = branch.tokens
                 labels[row_index, span] = branch.labels
                 positions[row_index, span] = np.arange(trunk, trunk + len(branch.tokens))
                 weights[row_index, span] = branch.weight
                 branch_of[row_index, span] = len(kinds)
                 kinds.append(branch.kind)
-                at = span.stop
+                position = span.stop
     weights[labels == IGNORED] = 0
     return Batch(
         input_ids=torch.from_numpy(input_ids),
@@ -170,12 +169,12 @@ def collate(rows: Sequence[Row], capacity: int, pad_id: int) -> Batch:
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """Batches of rows of one length -> one of all their rows."""
-    dialogs = np.cumsum([0, *(len(batch.kinds) for batch in batches)])
+    """Concatenates batches whose rows have the same length."""
+    conversations = np.cumsum([0, *(len(batch.kinds) for batch in batches)])
     rows = np.cumsum([0, *(len(batch.input_ids) for batch in batches)])
     branch = [
         torch.where(batch.branch >= 0, batch.branch + int(first), batch.branch)
-        for first, batch in zip(dialogs[:-1], batches, strict=True)
+        for first, batch in zip(conversations[:-1], batches, strict=True)
     ]
     stacked = {
         field: torch.cat([getattr(batch, field) for batch in batches])
@@ -195,9 +194,9 @@ def join(batches: Sequence[Batch]) -> Batch:
 
 
 def tree_mask(tree_of: NDArray[np.int32], branch_of: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """(rows, tokens) twice -> bool (rows, tokens, tokens): causal, own tree, own branch or trunk.
+    """(rows, tokens) twice -> bool (rows, queries, keys): causal, same tree, and same branch or trunk.
 
-    Padding (tree -1) sees other padding before it, so that no softmax is empty.
+    Padding (tree -1) attends to earlier padding, so that no softmax is empty.
     """
     causal = np.tri(tree_of.shape[1], dtype=bool)
     same_tree = tree_of[:, :, None] == tree_of[:, None, :]
@@ -206,15 +205,15 @@ def tree_mask(tree_of: NDArray[np.int32], branch_of: NDArray[np.int32]) -> NDArr
     return visible
 
 
-def packs(text_config: Any) -> bool:
-    """Whether conversations can share a row: where attention alone connects tokens.
+def can_pack(text_config: Any) -> bool:
+    """Whether conversations can share a row, which needs a model of attention layers only.
 
-    A recurrent layer carries its state over a row, and no mask stops it.
+    A recurrent layer carries its state across a row, which no mask can prevent.
     """
-    kinds = set(getattr(text_config, "layer_types", None) or ())
-    if getattr(text_config, "model_type", "") in ("rwkv", "xlstm"):  # say nothing of their layers
+    if getattr(text_config, "model_type", "") in ("rwkv", "xlstm"):  # have no layer_types
         return False
-    return kinds <= {"full_attention", "sliding_attention"} and not any(
+    layer_types = set(getattr(text_config, "layer_types", None) or ())
+    return layer_types <= {"full_attention", "sliding_attention"} and not any(
         hasattr(text_config, name)
         for name in ("ssm_cfg", "mamba_d_state", "state_size", "linear_conv_kernel_dim")
     )

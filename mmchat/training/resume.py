@@ -1,4 +1,4 @@
-"""Where a run goes on from: its newest checkpoint, checked against recipe, data and base."""
+"""Resumes a run from its newest checkpoint, checked against recipe, data and base."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from mmchat.training.trainable import Trainable
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """A stage, the steps of it that are done, and the optimizers' state then."""
+    """The stage and step at which a run continues, and the optimizers' state."""
 
     stage_index: int
     step: int
     kept_steps: int
-    """Of all stages."""
+    """Steps in the checkpoint, over all stages."""
     optimizer: str
-    """Its name; "" if the checkpoint does not say it."""
+    """Its name; "" if the checkpoint does not have it."""
     optimizer_tensors: dict[str, Tensor]
 
 
-def read_resume_point(
+def load_resume_point(
     folder: RunFolder,
     recipe: FinetuneConfig,
     trainable: Trainable,
@@ -34,9 +34,9 @@ def read_resume_point(
     base_hash: str,
     say: Callable[[str], None],
 ) -> ResumePoint | None:
-    """Puts the weights of the newest checkpoint into `trainable`; -> where the run goes on, if there is one.
+    """Loads the newest checkpoint into `trainable`; -> where the run continues, None without a checkpoint.
 
-    Raises DataError if it began with other data, RecipeError if with another base or other stages.
+    Raises DataError if the run has other data, RecipeError if it has another base or other stages.
     """
     saved = load_checkpoint(folder.folder / "checkpoints")
     if saved is None:
@@ -44,28 +44,28 @@ def read_resume_point(
     tensors, state = saved
     if state.get("data") != data_sha256:
         raise DataError(
-            f"The data is not what the run {recipe.name} began with: restore it, or begin again with "
-            "--restart."
+            f"The data has changed since the run {recipe.name} started: restore the data, or start again "
+            "with --restart."
         )
     if state.get("base", base_hash) != base_hash:
         raise RecipeError(
-            f"The run {recipe.name} began with another {recipe.model} than the one of that name now: "
-            "restore it, or begin again with --restart."
+            f"The model {recipe.model} has other weights than when the run {recipe.name} started: restore "
+            "the model, or start again with --restart."
         )
     names = [stage.name for stage in recipe.stages]
     if state.get("stage") not in names:
         raise RecipeError(
-            f"The run {recipe.name} was in stage {state.get('stage')}, which the recipe does not have: "
-            "restore it, or begin again with --restart."
+            f"The run {recipe.name} was in stage {state.get('stage')}, which is not in the recipe: restore "
+            "the stage, or start again with --restart."
         )
     if state.get("recipe") != config_hash(recipe):
-        say("The recipe has changed since the last checkpoint: going on with the new one.")
+        say("The recipe has changed since the last checkpoint: continuing with the new one.")
     try:
         trainable.load_state(
             {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         )
     except ValueError as error:
-        raise _misfit(folder, "other weights were trained then", error) from error
+        raise _mismatch(folder, "it has other trained weights", error) from error
     index, step = names.index(state["stage"]), int(state["step"])
     kept = sum(stage.steps for stage in recipe.stages[:index]) + step
     if step >= recipe.stages[index].steps:
@@ -81,26 +81,26 @@ def restore_stage_optimizers(
     folder: RunFolder,
     say: Callable[[str], None],
 ) -> None:
-    """Puts the state of `point` into `optimizers`, if they are of the same kind.
+    """Loads the state in `point` into `optimizers`, if they are of the same type.
 
-    Raises RecipeError if it is the state of other weights.
+    Raises RecipeError if the state belongs to other weights.
     """
     if point is None:
         return
     if point.optimizer_tensors and point.optimizer not in ("", stage.optimizer):
         say(
-            f"Stage {stage.name} goes on with {stage.optimizer} in place of {point.optimizer}: what "
-            "that one had gathered is left out."
+            f"Stage {stage.name} continues with {stage.optimizer} instead of {point.optimizer}: the old "
+            "optimizer's state is not used."
         )
         return
     try:
         restore_optimizers(optimizers, point.optimizer_tensors)
     except ValueError as error:
-        raise _misfit(folder, f"stage {stage.name} trained other weights then", error) from error
+        raise _mismatch(folder, f"stage {stage.name} had other trained weights", error) from error
 
 
-def _misfit(folder: RunFolder, why: str, error: Exception) -> RecipeError:
+def _mismatch(folder: RunFolder, why: str, error: Exception) -> RecipeError:
     return RecipeError(
-        f"The checkpoint in {folder.folder} does not fit, because {why} ({error}): begin again with "
+        f"The checkpoint in {folder.folder} does not fit, because {why} ({error}): start again with "
         "--restart."
     )

@@ -10,7 +10,7 @@ import torch
 
 from mmchat.training.plot import plot_losses
 from mmchat.training.run_folder import RunFolder, SampleAnswer, Status
-from mmchat.training.throughput import Throughput, memory_of
+from mmchat.training.throughput import Throughput, process_memory
 from mmchat.training.trackers import Trackers
 from mmchat.training.train_step import StepResult
 from mmchat.training.validation import ValidationResult
@@ -71,7 +71,7 @@ class RunLogger:
             stage=position["stage"],
             step=position["step"],
             steps=position["of"],
-            memory_bytes=memory_of(device),
+            memory_bytes=process_memory(device),
             seconds_left=throughput.seconds_left,
             **figures,
         )
@@ -84,9 +84,9 @@ class RunLogger:
         self.status = msgspec.structs.replace(
             self.status, held_out_loss=result.loss, samples=samples
         )
-        figures = {"held_out_loss": result.loss, "held_out_right": result.right}
-        by_type = {"held_out_right_by_type": result.right_by_type}
-        self._log({**position, **figures, **(by_type if len(result.right_by_type) > 1 else {})})
+        figures = {"held_out_loss": result.loss, "held_out_right": result.accuracy}
+        by_type = {"held_out_right_by_type": result.accuracy_by_type}
+        self._log({**position, **figures, **(by_type if len(result.accuracy_by_type) > 1 else {})})
         self._publish(now=True)
         plot_losses(self._folder.metrics(), self._folder.folder / "loss.png")
 

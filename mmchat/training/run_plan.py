@@ -1,4 +1,4 @@
-"""What a run will take: samples, tokens, steps, weights that train and time, before any weight is loaded."""
+"""Plans a run: tokens, steps, trainable parameters, memory and time, before any weights are loaded."""
 
 import time
 from typing import Any
@@ -8,19 +8,19 @@ from torch import nn
 
 from mmchat.model.planning import auto_class
 from mmchat.model.quantization import part_of, text_blocks
-from mmchat.training.finetune_config import LORA_METHODS, StageConfig, own_samples
-from mmchat.training.fit_to_memory import FILLED, step_shape
-from mmchat.training.prepare import Prepared
-from mmchat.training.trainable import tower_names
+from mmchat.training.finetune_config import LORA_METHODS, StageConfig, new_samples_per_step
+from mmchat.training.fit_to_memory import ROW_FILL, mean_step
+from mmchat.training.prepared_run import PreparedRun
+from mmchat.training.trainable import vision_tower_names
 
-TRAINED_PASSES = {"projector": 2.0, "lora": 2.0, "qlora": 2.0, "full": 3.0}
-"""Forward passes' worth of work of a step: LoRA's backward needs no gradients of the base's weights."""
+BACKWARD_PASSES = {"projector": 2.0, "lora": 2.0, "qlora": 2.0, "full": 3.0}
+"""The work of a backward pass, in forward passes. LoRA needs no gradients of the base's weights."""
 EFFICIENCY = 0.35
-"""Of a large matrix product's speed, what a step reaches: small matrices, attention, softmax."""
+"""The speed of a step relative to a large matrix product, because of small matrices, attention, softmax."""
 
 
-def plan(prepared: Prepared) -> dict[str, Any]:
-    """The plan as one object; times in seconds."""
+def plan_run(prepared: PreparedRun) -> dict[str, Any]:
+    """The plan, JSON-ready; time in seconds, memory in bytes."""
     recipe, train = prepared.recipe, prepared.train
     skeleton = _skeleton(prepared)
     text = _text_parameters(skeleton)
@@ -28,10 +28,10 @@ def plan(prepared: Prepared) -> dict[str, Any]:
     seconds = 0.0
     stages = []
     for stage in recipe.stages:
-        own = own_samples(stage.batch, recipe.data.replay)
-        # A row is computed whole, with what stands empty at its end.
-        computed = step_shape(prepared, stage).tokens / FILLED
-        work = 2 * text * computed * (1 + TRAINED_PASSES.get(stage.method, 2.0))
+        new = new_samples_per_step(stage.batch, recipe.data.replay)
+        # The padding at the end of a row is computed too.
+        computed = mean_step(prepared, stage).tokens / ROW_FILL
+        work = 2 * text * computed * (1 + BACKWARD_PASSES.get(stage.method, 2.0))
         seconds += stage.steps * work / (speed * EFFICIENCY)
         stages.append(
             {
@@ -40,31 +40,33 @@ def plan(prepared: Prepared) -> dict[str, Any]:
                 "steps": stage.steps,
                 "batch": stage.batch,
                 "row_tokens": stage.row_tokens,
-                "epochs": stage.steps * own / max(len(train.trees), 1),
+                "epochs": stage.steps * new / max(len(train.trees), 1),
                 "learning_rate": stage.rate,
                 "optimizer": stage.optimizer,
             }
         )
     fit = max(prepared.memory_fits, key=lambda fit: fit.needed_bytes, default=None)
     return {
-        "tokens": train.tokens,
-        "step_tokens": step_shape(prepared, recipe.stages[0]).tokens,
+        "tokens": train.token_count,
+        "step_tokens": mean_step(prepared, recipe.stages[0]).tokens,
         "steps": sum(stage.steps for stage in recipe.stages),
         "epochs": sum(float(str(stage["epochs"])) for stage in stages),
         "parameters": prepared.parameters,
-        "trainable_parameters": max(_trainable(prepared, s, skeleton) for s in recipe.stages),
+        "trainable_parameters": max(
+            _trainable_parameters(prepared, s, skeleton) for s in recipe.stages
+        ),
         "seconds": seconds,
         "memory_bytes": fit.needed_bytes if fit else None,
         "memory": fit.sentence if fit else "cannot be estimated for this kind of base",
         "stages": stages,
         "replay": recipe.data.replay,
-        "shortened": prepared.shortened,
+        "truncated": prepared.truncated,
         "quantization": prepared.plan.form,
         "device": prepared.plan.device.type,
     }
 
 
-def _skeleton(prepared: Prepared) -> nn.Module:
+def _skeleton(prepared: PreparedRun) -> nn.Module:
     """The base without weights, on the meta device."""
     if prepared.plan.skeleton is not None:
         return prepared.plan.skeleton
@@ -74,27 +76,29 @@ def _skeleton(prepared: Prepared) -> nn.Module:
 
 
 def _text_parameters(skeleton: nn.Module) -> int:
-    """Parameters that every token goes through."""
+    """Parameters that every token uses: the blocks and the head."""
     blocks, _ = text_blocks(skeleton)
     head = skeleton.get_output_embeddings()
     inside = sum(p.numel() for n, p in skeleton.named_parameters() if n.startswith(blocks + "."))
     return inside + (head.weight.numel() if head is not None else 0)
 
 
-def _trainable(prepared: Prepared, stage: StageConfig, skeleton: nn.Module) -> int:
+def _trainable_parameters(prepared: PreparedRun, stage: StageConfig, skeleton: nn.Module) -> int:
     blocks, _ = text_blocks(skeleton)
     count = 0
     if stage.method in LORA_METHODS:
-        table = prepared.recipe.lora
+        lora = prepared.recipe.lora
         for path, module in skeleton.named_modules():
             name = path.rpartition(".")[2]
-            wanted = not table.targets or name in table.targets
-            if path.startswith(blocks + ".") and isinstance(module, nn.Linear) and wanted:
-                count += table.rank * (module.in_features + module.out_features)
-                count += module.out_features if table.dora else 0
+            is_target = not lora.targets or name in lora.targets
+            if path.startswith(blocks + ".") and isinstance(module, nn.Linear) and is_target:
+                count += lora.rank * (module.in_features + module.out_features)
+                count += module.out_features if lora.dora else 0
     tower: frozenset[str] = frozenset()
     if stage.vision_blocks:
-        tower = tower_names(skeleton, stage.vision_blocks, prepared.plan.kind, prepared.plan.name)
+        tower = vision_tower_names(
+            skeleton, stage.vision_blocks, prepared.plan.kind, prepared.plan.name
+        )
     for name, parameter in skeleton.named_parameters():
         part = part_of(name, blocks)
         if (part == "projector" and stage.projector) or (
@@ -106,14 +110,14 @@ def _trainable(prepared: Prepared, stage: StageConfig, skeleton: nn.Module) -> i
 
 
 def _speed(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations a second of a matrix product here, measured for a moment."""
+    """Floating-point operations per second of a matrix product on this machine, measured briefly."""
     side = 1024 if device.type == "cpu" else 4096
     matrix = torch.ones(side, side, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(4):
-        began = time.perf_counter()
+        start = time.perf_counter()
         matrix @ matrix
         if device.type == "cuda":
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best

@@ -1,4 +1,4 @@
-"""How fast a run goes, what memory it takes, and what of the model trains."""
+"""Measures the speed and the memory of a run, and describes what a stage trains."""
 
 from collections import deque
 
@@ -12,21 +12,21 @@ from mmchat.training.trainable import Trainable
 
 
 class Throughput:
-    """How fast it goes, over the last steps."""
+    """The speed of a run over its last steps."""
 
-    KEPT = 20
+    WINDOW = 20
 
-    def __init__(self, left: int) -> None:
-        self._left = left
-        self._last: deque[StepResult] = deque(maxlen=self.KEPT)
+    def __init__(self, steps_left: int) -> None:
+        self._steps_left = steps_left
+        self._last: deque[StepResult] = deque(maxlen=self.WINDOW)
 
     def add(self, result: StepResult) -> None:
-        self._left -= 1
+        self._steps_left -= 1
         self._last.append(result)
 
     @property
     def _seconds(self) -> float:
-        return max(sum(one.seconds + one.waited for one in self._last), 1e-9)
+        return max(sum(one.seconds + one.wait_seconds for one in self._last), 1e-9)
 
     @property
     def tokens_per_second(self) -> float:
@@ -38,16 +38,16 @@ class Throughput:
 
     @property
     def waiting(self) -> float:
-        """The share of time in which the model waited for data."""
-        return sum(one.waited for one in self._last) / self._seconds
+        """The share of the time that the model waited for data."""
+        return sum(one.wait_seconds for one in self._last) / self._seconds
 
     @property
     def seconds_left(self) -> float:
-        return self._left * self._seconds / max(len(self._last), 1)
+        return self._steps_left * self._seconds / max(len(self._last), 1)
 
 
-def stage_lines(stage: StageConfig, loaded: LoadedModel, trainable: Trainable) -> list[str]:
-    """What trains in a stage, and in what form, as lines for people."""
+def describe_stage(stage: StageConfig, loaded: LoadedModel, trainable: Trainable) -> list[str]:
+    """Lines that say what a stage trains, with which quantization and dtypes."""
     form = "in 4-bit" if loaded.quantization == "4bit" else "unquantized"
     dtype = str(loaded.compute_dtype).removeprefix("torch.")
     where = f"computed in {dtype} on the {loaded.device.type}"
@@ -55,14 +55,14 @@ def stage_lines(stage: StageConfig, loaded: LoadedModel, trainable: Trainable) -
         f"stage {stage.name}: {stage.method} on {loaded.name} {form}, {where}",
         f"  {'part':<14}{'parameters':>14}{'trains':>12}  {'dtype':<18}4-bit",
     ]
-    for row in trainable.table():
-        counts = f"{row.part:<14}{row.parameters:>14,}{row.trainable:>12,}"
-        lines.append(f"  {counts}  {row.dtype:<18}{'yes' if row.four_bit else 'no'}")
+    for part in trainable.summarize_parts():
+        counts = f"{part.name:<14}{part.parameters:>14,}{part.trainable:>12,}"
+        lines.append(f"  {counts}  {part.dtype:<18}{'yes' if part.four_bit else 'no'}")
     return lines
 
 
-def memory_of(device: torch.device) -> int:
-    """Bytes that the process takes where it computes."""
+def process_memory(device: torch.device) -> int:
+    """Bytes that the process uses: peak GPU memory on CUDA, else its resident memory."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return int(psutil.Process().memory_info().rss)

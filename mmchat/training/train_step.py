@@ -1,9 +1,8 @@
-"""One optimizer step, exact whatever it is cut into, on one process or several.
+"""Runs one optimizer step, exactly, for any micro-batch size and number of processes.
 
-A step's loss is the mean over the trained tokens (by their weights) of all its rows, on all
-processes, whatever the number of rows that are computed at once: each micro-batch gives a sum,
-and the sum of the weights is known before the first is computed. So accumulating n times one
-row equals one time n rows, and so does splitting them over processes.
+A step's loss is the weighted mean over the labels of all its rows, on all processes. Each micro-batch
+computes a sum, and the sum of the weights is known before the first one. Therefore n micro-batches of
+one row equal one of n rows, and so do rows that are split over processes.
 """
 
 import contextlib
@@ -28,35 +27,36 @@ class RowInput:
 
     batch: Batch
     features: Any = None
-    """(pictures, patches, vision_width); pixels where the encoder trains; a Hugging Face VLM's inputs."""
+    """(pictures, patches, vision_width); pixels if the encoder trains; a dict for a Hugging Face VLM."""
 
 
 @dataclass(slots=True)
 class StepInput:
-    """The rows of a step that this process computes. `waited` seconds went by until they came."""
+    """The rows of a step that this process computes."""
 
     rows: list[RowInput]
     places: list[str]
-    """Where its samples come from, to name them in messages."""
+    """Where the samples come from, for messages."""
     samples: int
     tokens: int
-    waited: float = 0.0
+    wait_seconds: float = 0.0
+    """How long the process waited for this input."""
 
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step gave: the loss, the gradient's norm before clipping, and counts."""
+    """The loss, the gradient norm before clipping, and counts of a step."""
 
     loss: float
     grad_norm: float
     seconds: float
     tokens: int
     samples: int
-    waited: float
+    wait_seconds: float
 
 
 class TrainStep:
-    """Runs whole steps on a loss module: `module(batch, features)` -> the sum of weighted losses."""
+    """Runs steps on a loss module: `module(batch, features)` -> the sum of the weighted losses."""
 
     def __init__(
         self,
@@ -72,11 +72,10 @@ class TrainStep:
         parts: Mapping[str, Sequence[Tensor]] | None = None,
         needs_pictures: Container[str] = (),
     ) -> None:
-        """Each group of the optimizers has its learning rate before any schedule as `rate`; `rates`
-        are the recipe's keys for them. `micro_rows` are computed at once; 0 is all of a step.
-
-        Every one of `parts` (its parameters by its name) has to get a gradient in every step; those
-        in `needs_pictures` only in steps with pictures.
+        """optimizers: each group has its learning rate before the schedule as `rate`; `rates` are the
+        recipe's keys for them. micro_rows: how many rows are computed at once, 0 for all of a step.
+        parts: parameters by part; each part must get a gradient in every step, or only in steps with
+        pictures if it is in `needs_pictures`.
         """
         self.accelerator = accelerator
         self.module = module
@@ -86,7 +85,7 @@ class TrainStep:
         self.micro_rows = micro_rows
         self.say = say
         self.rates = tuple(rates)
-        # The smallest first: one number that is not 0 is enough.
+        # The smallest first, because one value other than 0 is enough.
         self.parts = {
             name: sorted(part, key=lambda tensor: tensor.numel())
             for name, part in (parts or {}).items()
@@ -95,34 +94,34 @@ class TrainStep:
         self._spikes = LossSpikeGuard()
 
     def step(self, step_input: StepInput, factor: float, label: str) -> StepResult:
-        """Forward, backward and update, with every learning rate at `factor` of its own.
+        """Forward, backward and update, with every learning rate multiplied by `factor`.
 
-        Raises RecipeError if loss or gradient are not finite, if a part that trains got no gradient,
-        if the loss explodes or if the memory is too small; then no weight was changed. `label` names
-        the step in messages.
+        label: names the step in messages. Raises RecipeError if loss or gradient is not finite, if a
+        trained part got no gradient, if the loss explodes or if the memory is too small; then no weight
+        has changed.
         """
-        began = time.monotonic()
+        start = time.monotonic()
         loss = self.backward(step_input)
         grad_norm = self._update(loss, factor, label, step_input)
         return StepResult(
             loss,
             grad_norm,
-            time.monotonic() - began,
+            time.monotonic() - start,
             step_input.tokens,
             step_input.samples,
-            step_input.waited,
+            step_input.wait_seconds,
         )
 
     @property
     def spiked(self) -> bool:
-        """Whether the last steps were far above the usual loss: no checkpoint is made of them."""
+        """Whether the last losses were far above the mean. No checkpoint is saved then."""
         return self._spikes.active
 
     def backward(self, step_input: StepInput) -> float:
-        """Gradients of the step's mean loss; -> that loss over all processes.
+        """Computes the gradients of the step's mean loss; -> that loss, over all processes.
 
-        Where memory runs out, fewer rows are computed at once. Raises RecipeError if one row alone
-        is too much.
+        If the memory runs out, fewer rows are computed at once. Raises RecipeError if a single row is too
+        large.
         """
         while True:
             try:
@@ -131,7 +130,7 @@ class TrainStep:
                 if not is_out_of_memory(error):
                     raise
                 at_once = min(self.micro_rows or len(step_input.rows), len(step_input.rows))
-                # Several processes would have to halve together, and one of them is stuck.
+                # Several processes would have to reduce together, but the others are still waiting.
                 if at_once <= 1 or self.accelerator.num_processes > 1:
                     raise self._out_of_memory(error) from error
                 self.micro_rows = (at_once + 1) // 2
@@ -139,8 +138,8 @@ class TrainStep:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self.say(
-                f"The memory ran out with {at_once} rows at once: going on with {self.micro_rows}, "
-                "which gives the same steps."
+                f"The memory ran out with {at_once} rows at once: continuing with {self.micro_rows}, which "
+                "gives the same steps."
             )
 
     def _accumulate(self, step_input: StepInput) -> float:
@@ -149,8 +148,8 @@ class TrainStep:
         (total,) = self._sum([weight])
         if not total:
             raise RecipeError(
-                f"None of the samples {', '.join(step_input.places[:3])} has an answer that fits: raise "
-                "row_tokens, or take them out."
+                f"None of the samples {', '.join(step_input.places[:3])} has an answer that fits: increase "
+                "row_tokens, or remove them."
             )
         loss = 0.0
         micro_batches = list(self._micro_batches(step_input.rows))
@@ -159,7 +158,7 @@ class TrainStep:
             last = number == len(micro_batches)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
                 value = self.module(batch, features)
-                # Processes' gradients are averaged, and ours are parts of one sum.
+                # Gradients are averaged over processes, but these are parts of one sum.
                 (value * (accelerator.num_processes / total)).backward()
             loss += float(value.detach())
         (loss,) = self._sum([loss])
@@ -174,14 +173,14 @@ class TrainStep:
         self._check_gradients(loss, label, step_input)
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.clip))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            # Before the step: a gradient that is not finite would spoil weights and checkpoint.
+            # Before the update, which would make weights and checkpoint unusable.
             raise self._diverged(
-                f"{label}: the loss is {loss}, its gradient's norm {norm}", step_input
+                f"{label}: the loss is {loss} and its gradient norm is {norm}", step_input
             )
-        if self._spikes.exploded(loss):
-            usual = self._spikes.usual
+        if self._spikes.update(loss):
+            mean = self._spikes.mean
             raise self._diverged(
-                f"{label}: the loss grew to {loss:.2f} from {usual:.2f}", step_input
+                f"{label}: the loss grew to {loss:.2f} from {mean:.2f}", step_input
             )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -191,41 +190,41 @@ class TrainStep:
         return norm
 
     def _check_gradients(self, loss: float, label: str, step_input: StepInput) -> None:
-        """A part that trains and gets no gradient would stay as it is, and the run would end well."""
+        """Raises RecipeError if a trained part got no gradient, because it would silently not learn."""
         if loss == 0:
             return  # nothing is left to learn
-        here = [float(any(row.batch.images for row in step_input.rows))]
-        here += [float(has_gradient(part)) for part in self.parts.values()]
-        pictures, *found = self._sum(here)  # each process may hold a piece of a part
+        flags = [float(any(row.batch.images for row in step_input.rows))]
+        flags += [float(has_gradient(part)) for part in self.parts.values()]
+        pictures, *learning = self._sum(flags)  # over all processes
         missing = [
             name
-            for name, there in zip(self.parts, found, strict=True)
-            if not there and (pictures or name not in self.needs_pictures)
+            for name, learns in zip(self.parts, learning, strict=True)
+            if not learns and (pictures or name not in self.needs_pictures)
         ]
         if not missing:
             return
         self._zero_grad()
-        shown = ", ".join(missing[:6]) + (" …" if len(missing) > 6 else "")
+        names = ", ".join(missing[:6]) + (" …" if len(missing) > 6 else "")
         raise RecipeError(
-            f"{label}: no gradient reached {shown}, so nothing would be learned there. Nothing was "
-            "changed in this step. Leave that part out of the training or try another method (--set "
-            "method=lora), and please report the model."
+            f"{label}: no gradient reached {names}, so it would not learn. This step changed nothing. "
+            "Do not train that part, or try another method (--set method=lora), and please report the "
+            "model."
         )
 
     def _diverged(self, what: str, step_input: StepInput) -> RecipeError:
         self._zero_grad()
         places = step_input.places
-        shown = ", ".join(places[:3]) + (" …" if len(places) > 3 else "")
+        names = ", ".join(places[:3]) + (" …" if len(places) > 3 else "")
         rates = " ".join(f"--set {rate}=…" for rate in self.rates)
         return RecipeError(
-            f"{what}{f' (its samples: {shown})' if places else ''}. Lower the learning rates "
-            f"({rates}){' or correct those samples' if places else ''}, and go on from the last "
+            f"{what}{f' (its samples: {names})' if places else ''}. Lower the learning rates "
+            f"({rates}){' or correct those samples' if places else ''}, then continue from the last "
             "checkpoint with --resume."
         )
 
     def _out_of_memory(self, error: Exception) -> RecipeError:
         return RecipeError(
-            f"The memory ran out ({' '.join(str(error).split())[:120]}): go on with --resume and "
+            f"The memory ran out ({' '.join(str(error).split())[:120]}): continue with --resume and "
             "--set micro_rows=1, shorter rows (--set row_tokens=…) or --set gradient_checkpointing=true."
         )
 
@@ -234,7 +233,7 @@ class TrainStep:
             optimizer.zero_grad(set_to_none=True)
 
     def _sum(self, values: list[float]) -> list[float]:
-        """The sum of each over all processes."""
+        """The sum of each value over all processes."""
         if self.accelerator.num_processes == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
@@ -243,63 +242,63 @@ class TrainStep:
 
 
 def has_gradient(parameters: Sequence[Tensor]) -> bool:
-    """Whether any number of their gradients differs from 0."""
+    """Whether any value of their gradients is not 0."""
     return any(p.grad is not None and bool(p.grad.any()) for p in parameters)
 
 
 def collate_rows(rows: Sequence[RowInput], device: torch.device) -> tuple[Batch, Any]:
-    """Rows of one length -> the batch of them and the features of all its pictures, on `device`.
+    """Joins rows of the same length into a batch and the features of its pictures, on `device`.
 
-    A Hugging Face VLM's inputs stay as they are: it computes one row at a time.
+    For a Hugging Face VLM, which computes one row at a time, the features are its input dict.
     """
     batch = join([row.batch for row in rows]).to(device)
-    given = [row.features for row in rows if row.features is not None]
-    if given and isinstance(given[0], dict):
-        return batch, {name: value.to(device) for name, value in given[0].items()}
-    return batch, torch.cat(given).to(device) if given else None
+    features = [row.features for row in rows if row.features is not None]
+    if features and isinstance(features[0], dict):
+        return batch, {name: value.to(device) for name, value in features[0].items()}
+    return batch, torch.cat(features).to(device) if features else None
 
 
 class LossSpikeGuard:
-    """Tells when the loss has left its usual range for good: far above it, several steps in a row."""
+    """Detects an exploding loss: far above its running mean for several steps in a row."""
 
-    FACTOR, STEPS, FIRST = 4.0, 5, 10
+    FACTOR, MAX_SPIKES, WARMUP = 4.0, 5, 10
 
     def __init__(self) -> None:
-        self.usual = 0.0
-        """A running mean of the losses that were not far above it."""
-        self._seen = 0
-        self._above = 0
+        self.mean = 0.0
+        """The running mean of the losses, without spikes."""
+        self._count = 0
+        self._spikes = 0
 
-    def exploded(self, loss: float) -> bool:
-        """Adds a loss; whether it is one too many."""
-        if self._seen >= self.FIRST and loss > self.FACTOR * self.usual + 1.0:
-            self._above += 1
-            return self._above >= self.STEPS
-        self._above = 0
-        self._seen += 1
-        share = max(1 / self._seen, 0.1)
-        self.usual += share * (loss - self.usual)
+    def update(self, loss: float) -> bool:
+        """Adds a loss; -> whether it is one spike too many."""
+        if self._count >= self.WARMUP and loss > self.FACTOR * self.mean + 1.0:
+            self._spikes += 1
+            return self._spikes >= self.MAX_SPIKES
+        self._spikes = 0
+        self._count += 1
+        self.mean += max(1 / self._count, 0.1) * (loss - self.mean)
         return False
 
     @property
     def active(self) -> bool:
-        """Whether the last losses were far above the usual one."""
-        return self._above > 0
+        """Whether the last loss was a spike."""
+        return self._spikes > 0
 
 
-def schedule_factor(kind: str, step: int, steps: int, warmup: float, decay: float) -> float:
-    """The learning rates' factor at `step` of `steps`, from 0 to 1.
+def schedule_factor(schedule: str, step: int, steps: int, warmup: float, decay: float) -> float:
+    """The factor of the learning rates at `step` of `steps`, from 0 to 1.
 
-    `cosine` falls to 0 as half a cosine after the warm-up (Loshchilov and Hutter 2017,
-    "SGDR"), `linear` in a straight line, `constant` not at all; `wsd` (warm-up, stable, decay)
-    only over the last `decay` of the steps (Hägele et al. 2024).
+    warmup, decay: shares of the steps. After the warm-up, `cosine` falls to 0 as half a cosine
+    (Loshchilov and Hutter 2017, "SGDR"), `linear` falls linearly, `constant` stays, and `wsd` (warm-up,
+    stable, decay) falls only over the last `decay` of the steps (Hägele et al. 2024). These are
+    functions of the step alone, so that a resumed run needs no scheduler state.
     """
     rising = round(steps * warmup)
     if step < rising:
         return (step + 1) / (rising + 1)
-    if kind == "constant":
+    if schedule == "constant":
         return 1.0
-    if kind == "wsd":
+    if schedule == "wsd":
         return min(1.0, (steps - step) / max(1, round(steps * decay)))
     done = (step - rising) / max(1, steps - rising)
-    return 1 - done if kind == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return 1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2

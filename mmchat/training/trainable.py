@@ -1,9 +1,10 @@
-"""Which weights of a loaded base train, and the adapter that they become.
+"""Selects the weights of a loaded base that train, and saves them as an adapter or a model.
 
-LoRA stands on the linear layers of the text model's blocks and nowhere else (`lm_head` only where
-it is asked for): it is asserted. What trains is kept in float32, whatever the base is in.
+LoRA is only on the linear layers of the text model's blocks, and on `lm_head` if the recipe says so,
+which is asserted. Trained weights are float32, whatever the dtype of the base.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,10 +48,10 @@ NEEDS_PICTURES = (PART_NAMES["projector"], PART_NAMES["vision"])
 
 
 @dataclass(frozen=True, slots=True)
-class PartRow:
-    """One line of the table of what trains. `parameters` are weights, packed ones counted singly."""
+class PartSummary:
+    """How many parameters of a part train. A packed byte of 4-bit weights counts as two."""
 
-    part: str
+    name: str
     parameters: int
     trainable: int
     dtype: str
@@ -58,12 +59,13 @@ class PartRow:
 
 
 class Trainable:
-    """The weights of a base that train, by the names that they have in a checkpoint."""
+    """The trained weights of a base, by their names in a checkpoint."""
 
     def __init__(self, loaded: LoadedModel, recipe: FinetuneConfig) -> None:
-        """Puts LoRA on where a stage of `recipe` wants it.
+        """Injects LoRA if a stage of `recipe` trains it.
 
-        Raises RecipeError where `lora.targets` names no layer, or a stage wants what the base has not.
+        Raises RecipeError if `lora.targets` names an unknown layer, or if a stage trains a part that the
+        base does not have.
         """
         self.loaded = loaded
         self.model: Any = loaded.model
@@ -73,12 +75,12 @@ class Trainable:
         methods = {stage.method for stage in recipe.stages}
         self.has_lora = not methods.isdisjoint(LORA_METHODS)
         if self.has_lora:
-            self._put_on_lora(recipe.lora)
-        self._of_tower = {
-            blocks: tower_names(self.model, blocks, loaded.kind, loaded.name)
+            self._inject_lora(recipe.lora)
+        self._tower_names_by_blocks = {
+            blocks: vision_tower_names(self.model, blocks, loaded.kind, loaded.name)
             for blocks in {stage.vision_blocks for stage in recipe.stages}
         }
-        self.tower_names = frozenset[str]().union(*self._of_tower.values())
+        self.tower_names = frozenset[str]().union(*self._tower_names_by_blocks.values())
         self.trains_projector = any(stage.projector for stage in recipe.stages)
         for name, parameter in self.model.named_parameters():
             projector = self.trains_projector and part_of(name, self.blocks) == "projector"
@@ -86,11 +88,12 @@ class Trainable:
             if name in self.tower_names or projector or text:
                 parameter.data = parameter.data.float()
 
-    def begin(self, stage: StageConfig) -> list[dict[str, Any]]:
-        """Lets exactly what the stage trains have gradients; -> its groups, each with `lr`, `names` and
-        `linear`: whether a parameter is the matrix of a linear layer, and not of tokens.
+    def start_stage(self, stage: StageConfig) -> list[dict[str, Any]]:
+        """Freezes everything that the stage does not train; -> the parameter groups of what it trains.
 
-        Matrices decay, vectors do not. Raises RecipeError where nothing would train.
+        Each group has `lr`, `names` and `linear` (whether a parameter is a linear layer's matrix, but
+        not an embedding or the head). Only matrices have weight decay. Raises RecipeError if nothing
+        would train.
         """
         self.model.requires_grad_(False)
         linear = self._linear_weights()
@@ -125,49 +128,49 @@ class Trainable:
                 )
         if not groups:
             raise RecipeError(
-                f"Stage {stage.name} would train nothing: name a method, or projector."
+                f"Stage {stage.name} would train nothing: set a method, or projector = true."
             )
-        self._assert_confined(stage)
+        self._assert_only_stage_trains(stage)
         return groups
 
     @staticmethod
-    def parts(groups: list[dict[str, Any]]) -> dict[str, list[Tensor]]:
-        """The parameters of `groups` by the part that has to get a gradient in each step.
+    def parameters_by_part(groups: list[dict[str, Any]]) -> dict[str, list[Tensor]]:
+        """The parameters of `groups` by part. Each part must get a gradient in every step.
 
-        LoRA is told by the layers that it is on, over all blocks: a block may go without for a step
-        (an expert that no token chose), all of them cannot.
+        LoRA is split by layer name, over all blocks: one block may get no gradient in a step (an expert
+        that no token was routed to), but not all of them.
         """
-        found: dict[str, list[Tensor]] = {}
+        parts: dict[str, list[Tensor]] = {}
         for group in groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 layer, lora, _ = name.partition(".lora_")
                 part = f"LoRA of {layer.rpartition('.')[2]}" if lora else group["part"]
-                found.setdefault(part, []).append(parameter)
-        return found
+                parts.setdefault(part, []).append(parameter)
+        return parts
 
-    def named(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every weight that any stage trains, in the model's order."""
         for name, parameter in self.model.named_parameters():
             if any(self._part(name, stage) for stage in self.recipe.stages):
                 yield name, parameter
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of the model."""
-        return {name: parameter.detach() for name, parameter in self.named()}
+        """The model's tensors for a checkpoint."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """The reverse of `state`; raises ValueError where names or shapes differ."""
-        places = dict(self.named())
+        """The reverse of `state`; raises ValueError if names or shapes differ."""
+        places = dict(self.named_parameters())
         if places.keys() != tensors.keys():
             raise ValueError(f"{len(places.keys() ^ tensors.keys())} names of weights differ")
         with torch.no_grad():
             for name, parameter in places.items():
                 if parameter.shape != tensors[name].shape:
-                    raise ValueError(f"{name} has another size")
+                    raise ValueError(f"{name} has another shape")
                 parameter.copy_(tensors[name])
 
-    def table(self) -> list[PartRow]:
-        """Part by part: parameters, those that train now, dtype, whether it is 4-bit."""
+    def summarize_parts(self) -> list[PartSummary]:
+        """Parameters, trainable parameters, dtype and quantization of each part."""
         rows: dict[str, list[Any]] = {}
         for name, parameter in self.model.named_parameters():
             part = "LoRA" if ".lora_" in name else str(part_of(name, self.blocks))
@@ -178,12 +181,12 @@ class Trainable:
             row[2].add("nf4" if packed else str(parameter.dtype).removeprefix("torch."))
             row[3] |= packed
         return [
-            PartRow(part, count, trains, "+".join(sorted(types)), packed)
+            PartSummary(part, count, trains, "+".join(sorted(types)), packed)
             for part, (count, trains, types, packed) in rows.items()
         ]
 
-    def save_adapter(self, folder: Path, name: str, figures: dict[str, float]) -> None:
-        """Writes the adapter's folder (design: adapter.toml, projector, lora/, vision tower)."""
+    def save_adapter(self, folder: Path, name: str) -> None:
+        """Writes the adapter's folder: card, projector, vision tower and LoRA, if they were trained."""
         folder.mkdir(parents=True, exist_ok=True)
         trained = []
         if self.trains_projector:
@@ -204,88 +207,90 @@ class Trainable:
             str(getattr(self.model.config, "projector_type", "")) if "projector" in trained else ""
         )
         base = Base(self.loaded.name, self.loaded.weights_hash)
-        write_card(folder, Card(name, base, kind, tuple(trained), figures))
+        write_card(folder, Card(name, base, kind, tuple(trained)))
 
     def save_model(self, folder: Path) -> None:
-        """Writes the whole model in bfloat16, as `mmchat models add` takes it: after `full`."""
+        """Writes the complete model in bfloat16, for `mmchat models add`."""
         folder.mkdir(parents=True, exist_ok=True)
         self.model.to(torch.bfloat16).save_pretrained(folder)
         (self.loaded.processor or self.loaded.tokenizer).save_pretrained(folder)
 
-    def _put_on_lora(self, table: LoraOptions) -> None:
-        import_bitsandbytes_quietly()
+    def _inject_lora(self, lora: LoraOptions) -> None:
+        # Before peft imports bitsandbytes, which could then download kernels.
+        with contextlib.suppress(ImportError, OSError, RuntimeError):
+            import_bitsandbytes()
         from peft import LoraConfig, inject_adapter_in_model
 
-        names = self._lora_targets(table)
+        names = self._lora_targets(lora)
         blocks = re.escape(self.blocks)
         pattern = rf"{blocks}\.\d+\..*\b({'|'.join(sorted(names))})"
-        if table.head:
+        if lora.head:
             pattern = rf"({pattern}|lm_head)"
         self.config = LoraConfig(
-            r=table.rank,
-            lora_alpha=table.alpha,
-            lora_dropout=table.dropout,
-            use_rslora=table.rslora,
-            use_dora=table.dora,
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            use_rslora=lora.rslora,
+            use_dora=lora.dora,
             target_modules=pattern,
             task_type="CAUSAL_LM",
         )
         try:
             inject_adapter_in_model(self.config, self.model, ADAPTER_NAME)
-        except ValueError as error:  # some layers of a recurrent model are none for LoRA
+        except ValueError as error:  # peft does not support some layers of recurrent models
             others = [
                 name for name in sorted(self._linear_names()) if f"'{name}'" not in str(error)
             ]
             raise RecipeError(
-                f"LoRA does not go onto {self.loaded.name} ({' '.join(str(error).split())[:160]}): choose "
-                f"other layers of it (--set lora.targets=…, of {', '.join(others)}), or another method."
+                f"LoRA cannot be added to {self.loaded.name} ({' '.join(str(error).split())[:160]}): choose "
+                f"other layers (--set lora.targets=…, from {', '.join(others)}), or another method."
             ) from error
         for name, parameter in self.model.named_parameters():
             if ".lora_" in name:
                 parameter.data = parameter.data.float()
 
     def _linear_weights(self) -> set[int]:
-        """The identities of linear layers' matrices, without the head: its rows are tokens."""
-        tokens = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        """The ids of linear layers' matrices, without embeddings and head."""
+        token_layers = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
         return {id(m.weight) for m in self.model.modules() if _is_linear(m)} - {
-            id(module.weight) for module in tokens if module is not None
+            id(module.weight) for module in token_layers if module is not None
         }
 
     def _linear_names(self) -> set[str]:
-        """The last words of the names of the blocks' linear layers."""
+        """The names of the blocks' linear layers, such as "q_proj"."""
         return {
             path.rpartition(".")[2]
             for path, module in self.model.named_modules()
             if path.startswith(self.blocks + ".") and _is_linear(module)
         }
 
-    def _lora_targets(self, table: LoraOptions) -> set[str]:
-        """Those of them that LoRA goes onto."""
-        found = self._linear_names()
-        if unknown := set(table.targets) - found:
+    def _lora_targets(self, lora: LoraOptions) -> set[str]:
+        """The names of the layers that get LoRA."""
+        names = self._linear_names()
+        if unknown := set(lora.targets) - names:
             raise RecipeError(
-                f"lora.targets names {', '.join(sorted(unknown))}, and the linear layers of "
-                f"{self.loaded.name} are called {', '.join(sorted(found))}: take some of those, or none "
+                f"lora.targets has {', '.join(sorted(unknown))}, but the linear layers of "
+                f"{self.loaded.name} are called {', '.join(sorted(names))}: choose from these, or none "
                 "for all."
             )
-        return set(table.targets) or found
+        return set(lora.targets) or names
 
     def _is_text(self, name: str) -> bool:
         return part_of(name, self.blocks) in ("text blocks", "lm_head", "other")
 
     def _part(self, name: str, stage: StageConfig) -> str:
-        """What of the stage the parameter belongs to; "" where it does not train in it."""
+        """The key in `PART_NAMES` of a parameter; "" if the stage does not train it."""
         if ".lora_" in name:
             return "lora" if stage.method in LORA_METHODS else ""
         if name in self.tower_names:
-            return "vision" if name in self._of_tower[stage.vision_blocks] else ""
+            return "vision" if name in self._tower_names_by_blocks[stage.vision_blocks] else ""
         part = part_of(name, self.blocks)
         if part == "projector":
             return "projector" if stage.projector else ""
         return "text" if stage.method == "full" and self._is_text(name) else ""
 
-    def _assert_confined(self, stage: StageConfig) -> None:
-        """LoRA stands on text blocks only, and nothing trains that the stage does not name."""
+    def _assert_only_stage_trains(self, stage: StageConfig) -> None:
+        """Asserts that LoRA is on text blocks only, and that only the stage's parameters train."""
         for name, parameter in self.model.named_parameters():
             if ".lora_" in name:
                 inside = name.startswith(self.blocks + ".")
@@ -299,21 +304,23 @@ class Trainable:
         state = get_peft_model_state_dict(
             self.model, state_dict=self._lora_state(), adapter_name=ADAPTER_NAME
         )
-        # The names that stock peft gives and looks for.
+        # The prefix that stock peft uses.
         prefixed = {f"base_model.model.{key}": value for key, value in state.items()}
         save_file(_plain(prefixed), folder / LORA_WEIGHTS)
         self.config.base_model_name_or_path = self.loaded.name
         self.config.save_pretrained(str(folder))
 
     def _lora_state(self) -> dict[str, Tensor]:
-        # Never state_dict() of the model: on a CPU bitsandbytes repacks all 4-bit weights for it.
+        # Never the model's state_dict(): on a CPU bitsandbytes would repack all 4-bit weights.
         return {n: p.detach() for n, p in self.model.named_parameters() if ".lora_" in n}
 
 
-def tower_names(model: Any, blocks: int | Literal["all"], kind: str, called: str) -> frozenset[str]:
-    """The parameters of the last `blocks` blocks of the vision encoder that the model uses.
+def vision_tower_names(
+    model: Any, blocks: int | Literal["all"], kind: str, base_name: str
+) -> frozenset[str]:
+    """The parameter names of the vision encoder's last `blocks` blocks that the model uses, or of all.
 
-    `all` is the whole encoder. `called` is the base's name. Raises RecipeError if there are not as many.
+    Raises RecipeError if the encoder has fewer blocks.
     """
     if not blocks:
         return frozenset()
@@ -325,18 +332,18 @@ def tower_names(model: Any, blocks: int | Literal["all"], kind: str, called: str
     ]
     if not lists or kind != "visual_prefix":
         raise RecipeError(
-            f"vision_blocks = {blocks}, and {called} has no vision encoder of blocks that "
-            "can train: set it to 0."
+            f"vision_blocks = {blocks}, but {base_name} has no vision encoder with blocks that can train: "
+            "set it to 0."
         )
     if blocks == "all":
         return frozenset(f"model.vision_tower.{name}" for name, _ in tower.named_parameters())
-    path, found = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
-    # What comes after the hidden state that is taken has no part in the answer (LLaVA's last block).
-    used = model.model.encoder.blocks_used(len(found), model.config.vision_feature_layer)
+    path, modules = max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
+    # Blocks after the selected hidden state, such as LLaVA's last one, have no effect.
+    used = model.model.encoder.blocks_used(len(modules), model.config.vision_feature_layer)
     if blocks > used:
         raise RecipeError(
-            f"vision_blocks = {blocks}, and the vision encoder of {called} has only {used} blocks that "
-            "the model uses: lower it."
+            f"vision_blocks = {blocks}, but the model uses only {used} blocks of the vision encoder of "
+            f"{base_name}: lower it."
         )
     last = tuple(f"{path}.{used - 1 - number}." for number in range(blocks))
     return frozenset(
@@ -344,14 +351,6 @@ def tower_names(model: Any, blocks: int | Literal["all"], kind: str, called: str
         for name, _ in tower.named_parameters()
         if name.startswith(last)
     )
-
-
-def import_bitsandbytes_quietly() -> None:
-    """Before peft does, which would let it fetch code; without it there is just no 4-bit."""
-    try:
-        import_bitsandbytes()
-    except (ImportError, OSError, RuntimeError):
-        return
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -28,19 +28,19 @@ class Row:
     id: str
     type: str
     question: str
-    wanted: str
-    given: str
+    reference: str
+    prediction: str
     right: bool
 
 
-def is_right(kind: str, wanted: str, given: str) -> bool:
+def is_right(kind: str, reference: str, prediction: str) -> bool:
     """Captions as `mmchat evaluate` compares them, other answers by their words."""
     if kind != "caption":
-        return same_words(given, wanted)
-    question = Question("", kind, [], wanted)
+        return same_words(prediction, reference)
+    question = Question("", kind, [], reference)
     grader = find_grader("scenes")
     assert grader is not None
-    return grade(question, given, grader).correct
+    return grade(question, prediction, grader).correct
 
 
 def ask(question: str, pictures: list[Path]) -> str:
@@ -61,15 +61,15 @@ def run() -> list[Row]:
     rows = []
     for line in (FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
-        given = ask(entry["question"], [FOLDER / name for name in entry["images"]])
+        prediction = ask(entry["question"], [FOLDER / name for name in entry["images"]])
         rows.append(
             Row(
                 id=entry["id"],
                 type=entry["type"],
                 question=entry["question"],
-                wanted=entry["answer"],
-                given=" ".join(given.split()),
-                right=is_right(entry["type"], entry["answer"], given),
+                reference=entry["answer"],
+                prediction=" ".join(prediction.split()),
+                right=is_right(entry["type"], entry["answer"], prediction),
             )
         )
     return rows
@@ -77,11 +77,11 @@ def run() -> list[Row]:
 
 def as_markdown(rows: list[Row]) -> str:
     lines = [
-        "| picture | type | question | wanted | given | |",
+        "| picture | type | question | reference | prediction | |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = [row.id, row.type, row.question, row.wanted, row.given]
+        cells = [row.id, row.type, row.question, row.reference, row.prediction]
         escaped = [cell.replace("|", "\\|") for cell in cells]
         lines.append("| " + " | ".join([*escaped, "right" if row.right else "**wrong**"]) + " |")
     return "\n".join(lines)
@@ -92,8 +92,8 @@ def as_text(rows: list[Row]) -> str:
     for row in rows:
         mark = " " if row.right else "✗"
         lines.append(f"{mark} {row.id} {row.type:12} {row.question}")
-        lines.append(f"     wanted {row.wanted}")
-        lines.append(f"     given  {row.given}")
+        lines.append(f"     reference  {row.reference}")
+        lines.append(f"     prediction {row.prediction}")
     return "\n".join(lines)
 
 

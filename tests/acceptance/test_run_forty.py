@@ -14,7 +14,7 @@ def questions() -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "wanted", "given", "right"),
+    ("kind", "reference", "prediction", "right"),
     [
         ("colour", "It is red.", "it is red", True),
         ("colour", "It is red.", "It is not red.", False),
@@ -31,8 +31,8 @@ def questions() -> list[dict[str, object]]:
         ("caption", "I see a red star.", "", False),
     ],
 )
-def test_compares_content(kind: str, wanted: str, given: str, right: bool) -> None:
-    assert is_right(kind, wanted, given) is right
+def test_compares_content(kind: str, reference: str, prediction: str, right: bool) -> None:
+    assert is_right(kind, reference, prediction) is right
 
 
 def test_forty_questions_with_their_pictures() -> None:

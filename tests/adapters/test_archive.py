@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from mmchat.adapters import card as adapters
-from mmchat.adapters.archive import KNOWN, export_adapter, import_adapter
-from mmchat.adapters.card import Base, Card, Figure, read_card, write_card
+from mmchat.adapters.archive import ADAPTER_FILES, export_adapter, import_adapter
+from mmchat.adapters.card import Base, Card, Metric, read_card, write_card
 from mmchat.errors import AdapterError
 from mmchat.model.checkpoint import weights_hash
 from mmchat.settings import paths, private_dir
@@ -58,9 +58,9 @@ def make_lora(folder: Path, path: str = LAYER, rank: int = 2, outputs: int = 16)
 def make(folder: Path, base: Path) -> Path:
     """A whole adapter with everything that it can have."""
     make_lora(folder / adapters.LORA)
-    figures = {"exact_match": Figure(0.9, 60, (0.8, 0.95)), "steps": 240}
+    metrics = {"exact_match": Metric(0.9, 60, (0.8, 0.95)), "steps": 240}
     write_card(
-        folder, Card(folder.name, Base(base.name, weights_hash(base)), "", ("lora",), figures)
+        folder, Card(folder.name, Base(base.name, weights_hash(base)), "", ("lora",), metrics)
     )
     (folder / "README.md").write_text("# What it knows\n", encoding="utf-8")
     (folder / "recipe.toml").write_text("seed = 1\n", encoding="utf-8")
@@ -108,16 +108,16 @@ def test_out_and_in_again_is_the_same(whole: Path, tmp_path: Path) -> None:
     (whole / "notes.txt").write_text("private")
     (whole / "secret.md").symlink_to("/etc/passwd")
     done = export_adapter("birds", tmp_path / "birds.zip")
-    assert done.left_out == ("notes.txt", "secret.md")
+    assert done.skipped == ("notes.txt", "secret.md")
     again = export_adapter(str(whole), tmp_path / "again.zip")
     assert done.file.read_bytes() == again.file.read_bytes()
     came = import_adapter(tmp_path / "birds.zip", name="gulls")
     card = read_card(came.folder)
-    assert (came.card, came.base, came.left_out) == (card, "", ())
-    assert card.name == "gulls" and card.figures == read_card(whole).figures
+    assert (came.card, came.base, came.skipped) == (card, "", ())
+    assert card.name == "gulls" and card.metrics == read_card(whole).metrics
     ours, theirs = contents(whole), contents(came.folder)
     assert {k: v for k, v in theirs.items() if k != "adapter.toml"} == {
-        k: v for k, v in ours.items() if k in KNOWN and k != "adapter.toml"
+        k: v for k, v in ours.items() if k in ADAPTER_FILES and k != "adapter.toml"
     }
     assert adapters.adapter_hash(whole) == adapters.adapter_hash(came.folder)
     for file in came.folder.rglob("*"):
@@ -126,14 +126,14 @@ def test_out_and_in_again_is_the_same(whole: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten(whole: Path, tmp_path: Path) -> None:
     file = export_adapter("birds", tmp_path / "birds.zip").file
-    with pytest.raises(AdapterError, match="is there already"):
+    with pytest.raises(AdapterError, match="already exists"):
         export_adapter("birds", file)
     before = contents(whole)
-    assert "There is an adapter birds already" in refused(file)
-    assert "There is an adapter birds already" in refused(whole)
+    assert "There already is an adapter birds" in refused(file)
+    assert "There already is an adapter birds" in refused(whole)
     for name in ("../x", "none", "a b", ".hidden", ""):
         if name:
-            assert "is no name for an adapter" in refused(file, name=name)
+            assert "is not a valid adapter name" in refused(file, name=name)
     assert contents(whole) == before
     with pytest.raises(AdapterError, match="cannot be written"):
         export_adapter("birds", tmp_path / "nowhere" / "birds.zip")
@@ -148,7 +148,7 @@ def test_a_folder_comes_in_and_what_is_no_adapters_stays_out(
     (outside / "README.md").symlink_to("/etc/passwd")
     (outside / "run.py").write_text("print()")
     came = import_adapter(outside)
-    assert came.left_out == ("run.py", "trainer_state.json")
+    assert came.skipped == ("run.py", "trainer_state.json")
     assert came.folder == paths().adapters / "outside"
     assert not (came.folder / "README.md").exists()
 
@@ -159,7 +159,7 @@ def test_a_stock_lora_gets_a_card_with_its_base(tmp_path: Path, base: Path) -> N
     assert "name its base with --base MODEL" in refused(lora)
     came = import_adapter(lora, base=str(base))
     assert came.card == Card("my-lora-v2", Base(str(base), weights_hash(base)), "", ("lora",))
-    assert came.base == str(base) and came.left_out == ("optimizer.pt",)
+    assert came.base == str(base) and came.skipped == ("optimizer.pt",)
     assert sorted(contents(came.folder)) == [
         "adapter.toml",
         "lora/adapter_config.json",
@@ -279,7 +279,7 @@ def test_bombs_and_lies_about_sizes(whole: Path, tmp_path: Path) -> None:
     assert bomb.stat().st_size < 1 << 20
     assert "would unpack" in refused(bomb, name="new")
     long = zipped(tmp_path / "long.zip", {**entries, "birds/README.md": bytes(8 << 20)})
-    assert "which such a file never has" in refused(long, name="new")
+    assert "far more than such a file can need" in refused(long, name="new")
     for claimed in (10, 1 << 15):
         raw = bytearray(zipped(tmp_path / "lie.zip", entries).read_bytes())
         at = raw.rfind(b"birds/README.md") - 46  # in the list of entries at the end
@@ -287,7 +287,7 @@ def test_bombs_and_lies_about_sizes(whole: Path, tmp_path: Path) -> None:
         struct.pack_into("<I", raw, at + 24, claimed)
         (tmp_path / "lie.zip").write_bytes(raw)
         message = refused(tmp_path / "lie.zip", name="new")
-        assert "damaged" in message or "not as long as it says" in message
+        assert "damaged" in message or "does not have its declared size" in message
 
 
 def test_a_list_of_a_million_files_is_not_read(tmp_path: Path) -> None:
@@ -319,11 +319,11 @@ def test_encrypted_and_other_files_are_one_sentence(whole: Path, tmp_path: Path)
     (tmp_path / "locked.zip").write_bytes(raw)
     assert "encrypted" in refused(tmp_path / "locked.zip", name="new")
     (tmp_path / "text.zip").write_text("no zip")
-    assert "no zip file" in refused(tmp_path / "text.zip")
+    assert "not a zip file" in refused(tmp_path / "text.zip")
     assert "no file or folder" in refused(tmp_path / "nowhere.zip")
-    assert "holds nothing of an adapter" in refused(zipped(tmp_path / "n.zip", {"a.txt": b""}))
+    assert "is not an adapter" in refused(zipped(tmp_path / "n.zip", {"a.txt": b""}))
     (tmp_path / "empty").mkdir()
-    assert "holds nothing of an adapter" in refused(tmp_path / "empty")
+    assert "is not an adapter" in refused(tmp_path / "empty")
     os.mkfifo(tmp_path / "pipe")
     assert "no file or folder" in refused(tmp_path / "pipe")
 
@@ -383,7 +383,7 @@ def test_a_full_disk_is_one_sentence(
     file = export_adapter("birds", tmp_path / "birds.zip").file
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("mmchat.adapters.archive.shutil.disk_usage", lambda folder: usage)
-    assert "make room" in refused(file, name="new")
+    assert "free some disk space" in refused(file, name="new")
 
 
 def test_rename_takes_card_and_folder(whole: Path) -> None:
@@ -409,10 +409,10 @@ def test_what_cannot_be_renamed_stays(whole: Path, base: Path, tmp_path: Path) -
     before = contents(paths().adapters)
     for old, new, words in (
         ("birds", "gulls", "already"),
-        ("birds", "none", "no name"),
-        ("birds", "a/b", "no name"),
+        ("birds", "none", "not a valid adapter name"),
+        ("birds", "a/b", "not a valid adapter name"),
         ("nowhere", "x", "no adapter nowhere"),
-        (str(make(tmp_path / "outside", base)), "x", "left alone"),
+        (str(make(tmp_path / "outside", base)), "x", "does not change it"),
     ):
         with pytest.raises(AdapterError, match=words):
             adapters.rename_adapter(old, new)

@@ -206,7 +206,7 @@ def measure(path: str) -> None:
 
 
 def main(words: list[str]) -> None:
-    print("| Case | Size | Megapixels | File MB | Peak RSS MB | Read s | rgb() s | Given |")
+    print("| Case | Size | Megapixels | File MB | Peak RSS MB | Read s | rgb() s | Result |")
     print("|---|---|---:|---:|---:|---:|---:|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "case"

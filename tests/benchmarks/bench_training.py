@@ -26,12 +26,13 @@ from accelerate import Accelerator
 
 from mmchat.data.types import Dataset, Example, Turn
 from mmchat.model.loading import LoadedModel, load_planned
-from mmchat.training.dataloader import Rows, StepDataset
+from mmchat.training.dataloader import RowPacker, StepDataset
 from mmchat.training.feature_cache import FeatureCache, FeatureReader, pixel_values
 from mmchat.training.finetune_config import read_config
 from mmchat.training.losses import PackedLoss
 from mmchat.training.optimizer import build_optimizers
-from mmchat.training.prepare import Prepared, prepare
+from mmchat.training.prepare import prepare
+from mmchat.training.prepared_run import PreparedRun
 from mmchat.training.train_step import StepInput, TrainStep
 from mmchat.training.trainable import Trainable
 from tests.benchmarks.memory_cases import SHAPES, write_model
@@ -58,13 +59,13 @@ class Way:
     """One way to do the steps of an epoch."""
 
     def __init__(
-        self, loaded: LoadedModel, prepared: Prepared, method: str, feed: Any, **rows: Any
+        self, loaded: LoadedModel, prepared: PreparedRun, method: str, feed: Any, **rows: Any
     ):
         stage = msgspec.structs.replace(prepared.recipe.stages[0], method=method)
         recipe = msgspec.structs.replace(prepared.recipe, stages=(stage,))
         self.trainable, self.stage = Trainable(loaded, recipe), stage
-        self.groups = self.trainable.begin(stage)
-        made = Rows(stage.row_tokens, 0, feed, fixed=False, **rows)
+        self.groups = self.trainable.start_stage(stage)
+        made = RowPacker(stage.row_tokens, 0, feed, fixed_length=False, **rows)
         self.feed = StepDataset(prepared.train, None, made, batch=BATCH, replay_share=0, seed=1)
         self.steps = TrainStep(
             Accelerator(cpu=True),
@@ -78,7 +79,7 @@ class Way:
 
     def epoch(self) -> tuple[float, int]:
         """(CPU seconds, tokens)"""
-        self.trainable.begin(self.stage)
+        self.trainable.start_stage(self.stage)
         began = time.process_time()
         tokens = 0
         for number in range(SAMPLES // BATCH):
@@ -89,13 +90,13 @@ class Way:
         return time.process_time() - began, tokens
 
 
-def padded(rows: Rows) -> Callable[[Any], Any]:
+def padded(rows: RowPacker) -> Callable[[Any], Any]:
     """One sample a row, every row as long as the longest of its step: what packing is measured against."""
 
     def make(trees: Any) -> Any:
         longest = max(len(tree) for tree, _ in trees)
         kept, rows.row_tokens, rows.fixed = rows.row_tokens, longest, True
-        rows.packs = True
+        rows.pack = True
         try:
             return [row for tree in trees for row in rows([tree])]
         finally:
@@ -104,7 +105,7 @@ def padded(rows: Rows) -> Callable[[Any], Any]:
     return make
 
 
-def base(model: str, most_words: int, row_tokens: int = 512) -> tuple[LoadedModel, Prepared]:
+def base(model: str, most_words: int, row_tokens: int = 512) -> tuple[LoadedModel, PreparedRun]:
     """A loaded base and the samples that it is given."""
     overrides = [f"model={model}", "name=bench", "data.replay=0", f"row_tokens={row_tokens}"]
     prepared = prepare(read_config(None, overrides), material(most_words), [])
@@ -124,8 +125,8 @@ def features_cached(model: str, called: str, rounds: int, row_tokens: int = 512)
 
     read = FeatureReader(cache.folder, cache.dtype).read
     ways = {
-        "projector, features cached": Way(loaded, prepared, "projector", read, packs=True),
-        "projector, encoded each time": Way(loaded, prepared, "projector", encoded, packs=True),
+        "projector, features cached": Way(loaded, prepared, "projector", read, pack=True),
+        "projector, encoded each time": Way(loaded, prepared, "projector", encoded, pack=True),
     }
     _compare(f"{called}: an epoch", ways, rounds)
 
@@ -135,12 +136,12 @@ def rows_packed(rounds: int) -> None:
     cache = FeatureCache(loaded)
     cache.fill(prepared.train.pictures)
     cached = FeatureReader(cache.folder, cache.dtype).read
-    packed = Way(loaded, prepared, "lora", cached, packs=True)
+    packed = Way(loaded, prepared, "lora", cached, pack=True)
     alone = copy.copy(packed)
     alone.feed = StepDataset(
         prepared.train,
         None,
-        padded(Rows(packed.stage.row_tokens, 0, cached, packs=True, fixed=True)),  # type: ignore[arg-type]
+        padded(RowPacker(packed.stage.row_tokens, 0, cached, pack=True, fixed_length=True)),  # type: ignore[arg-type]
         batch=BATCH,
         replay_share=0,
         seed=1,

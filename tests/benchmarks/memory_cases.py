@@ -29,11 +29,11 @@ from mmchat.model.planning import plan_load
 from mmchat.model.processor import VisualPrefixProcessor
 from mmchat.model.quantization import import_bitsandbytes
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
-from mmchat.training.accelerate_state import OwnAccelerator
+from mmchat.training.accelerate_state import IsolatedAccelerator
 from mmchat.training.finetune_config import FinetuneConfig, LoraOptions, StageConfig
 from mmchat.training.losses import PackedLoss
 from mmchat.training.optimizer import build_optimizers
-from mmchat.training.packing import IGNORED, Branch, Row, Tree, collate
+from mmchat.training.packing import IGNORED, Branch, PackedRow, Tree, collate
 from mmchat.training.train_step import RowInput, StepInput, TrainStep
 from mmchat.training.trainable import Trainable
 from tests.model import published
@@ -323,17 +323,17 @@ def _train(case: Case, loaded: Any) -> None:
         name="measured", stages=(stage,), lora=LoraOptions(rank=case.rank, targets=case.targets)
     )
     trainable = Trainable(loaded, recipe)
-    groups = trainable.begin(stage)
+    groups = trainable.start_stage(stage)
     optimizers = build_optimizers(groups, case.optimizer, loaded.compute_dtype)
     steps = TrainStep(
-        OwnAccelerator(torch.device("cpu")).accelerator,
+        IsolatedAccelerator(torch.device("cpu")).accelerator,
         PackedLoss(loaded.model, loaded.compute_dtype),
         optimizers,
         [p for group in groups for p in group["params"]],
         clip=1.0,
         micro_rows=0,
         say=lambda line: None,
-        parts=trainable.parts(groups),
+        parts=trainable.parameters_by_part(groups),
     )
     model = loaded.model
     model.eval()
@@ -367,7 +367,7 @@ def _rows(case: Case, model: Any) -> list[RowInput]:
                 features = features.to(model.dtype)
         asked = int(case.row_tokens * case.answers)
         labels = [IGNORED] * (case.row_tokens - asked) + tokens[-asked:]
-        row = Row(case.row_tokens)
+        row = PackedRow(case.row_tokens)
         row.add(Tree([], tuple(range(case.pictures)), [Branch(tokens, labels, 1.0)]))
         rows.append(RowInput(collate([row], case.row_tokens, 0), features))
     return rows

@@ -87,7 +87,7 @@ def test_its_files_are_small_and_its_card_tells_what_was_measured() -> None:
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 5_000_000
     card = read_card(folder)
     assert card.base.id == "scenes"
-    assert card.figures["held_out_answers_with"].n == 359
+    assert card.metrics["held_out_answers_with"].n == 359
     text = (folder / "README.md").read_text(encoding="utf-8")
-    share = 100 * card.figures["held_out_answers_with"].value
+    share = 100 * card.metrics["held_out_answers_with"].value
     assert f"**{share:.1f} %**" in text

@@ -26,7 +26,7 @@ def make_adapter(folder: Path, model: Path) -> Path:
         name=folder.name,
         base=Base(id=model.name, hash=weights_hash(model)),
         trained=("projector",),
-        figures={"exact_match": 0.96},
+        metrics={"exact_match": 0.96},
     )
     write_card(folder, card)
     save_file({"weight": np.ones((2, 2), np.float32)}, folder / "projector.safetensors")

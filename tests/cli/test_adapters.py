@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mmchat.adapters.card import Base, Card, Figure, read_card, write_card
+from mmchat.adapters.card import Base, Card, Metric, read_card, write_card
 from mmchat.model.checkpoint import weights_hash
 from mmchat.settings import paths, private_dir
 from tests.cli.conftest import Run, sentence
@@ -37,8 +37,8 @@ def chosen() -> str:
 
 def test_show_tells_base_figures_files_and_card(mmchat: Run, birds: Path, tmp_path: Path) -> None:
     card = read_card(birds)
-    figures = {"held-out": Figure(0.93, 60, (0.841, 0.972)), "steps": 240}
-    write_card(birds, Card("birds", card.base, "mlp", ("projector", "vision_tower"), figures))
+    metrics = {"held-out": Metric(0.93, 60, (0.841, 0.972)), "steps": 240}
+    write_card(birds, Card("birds", card.base, "mlp", ("projector", "vision_tower"), metrics))
     (birds / "README.md").write_text("# Birds\n\nKnows \x1b]52;c;aGFja2Vk\x07kites.\n")
     shown = mmchat("adapters", "show", "birds").stdout
     for words in (
@@ -55,7 +55,7 @@ def test_show_tells_base_figures_files_and_card(mmchat: Run, birds: Path, tmp_pa
     mmchat("models", "add", str(tmp_path / "base"))
     assert "yes, as base" in mmchat("adapters", "show", "birds").stdout
     found = json.loads(mmchat("adapters", "show", "birds", "--json").stdout)
-    assert found["figures"]["held-out"]["n"] == 60 and found["base_here"] == "base"
+    assert found["metrics"]["held-out"]["n"] == 60 and found["base_here"] == "base"
     assert found["files"]["projector.safetensors"] > 0
 
 
@@ -70,7 +70,7 @@ def test_settings_and_engine_follow_a_new_name(
     assert chosen() == "gulls" and read_card(paths().adapters / "gulls").name == "gulls"
     assert json.loads(mmchat("engine", "status", "--json").stdout)["adapter"] == "gulls"
     assert "no adapter birds" in sentence(mmchat("adapters", "show", "birds"))
-    assert "no name" in sentence(mmchat("adapters", "rename", "gulls", "none"))
+    assert "not a valid adapter name" in sentence(mmchat("adapters", "rename", "gulls", "none"))
     assert "*" in mmchat("adapters", "list").stdout
 
     usage = mmchat("adapters", "remove", "gulls")
@@ -94,7 +94,7 @@ def test_out_and_in_again(mmchat: Run, birds: Path, tmp_path: Path) -> None:
     (birds / "notes.txt").write_text("mine")
     done = mmchat("adapters", "export", "birds", "birds.zip")
     assert done.stdout.startswith("Exported: birds") and "notes.txt" in done.stderr
-    assert "is there already" in sentence(mmchat("adapters", "export", "birds", "birds.zip"))
+    assert "already exists" in sentence(mmchat("adapters", "export", "birds", "birds.zip"))
     assert "already" in sentence(mmchat("adapters", "import", "birds.zip"))
     done = mmchat("adapters", "import", "birds.zip", "--name", "gulls")
     assert "mmchat adapters use gulls" in done.stdout
@@ -105,7 +105,7 @@ def test_out_and_in_again(mmchat: Run, birds: Path, tmp_path: Path) -> None:
     listed = mmchat("adapters", "list").stdout
     assert all(name in listed for name in ("birds", "gulls", "terns"))
     (tmp_path / "wrong.zip").write_text("x")
-    assert "no zip file" in sentence(mmchat("adapters", "import", "wrong.zip"))
+    assert "not a zip file" in sentence(mmchat("adapters", "import", "wrong.zip"))
     assert "no model nowhere" in sentence(
         mmchat("adapters", "import", "birds.zip", "--name", "x", "--base", "nowhere")
     )

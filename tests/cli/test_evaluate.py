@@ -42,7 +42,7 @@ def test_the_metrics_as_a_table_a_file_and_json(mmchat: Run, data: Path, tmp_pat
     assert table == done.stdout.split("\nThe wrong answer")[0].strip()
     found = json.loads(mmchat("evaluate", str(data), "--json").stdout)
     assert found["overall"]["n"] == 3
-    assert [one["given"] for one in found["worst"]] == ["blue "]
+    assert [one["prediction"] for one in found["worst"]] == ["blue "]
     one = json.loads(mmchat("evaluate", str(data), "--json", "--limit", "1").stdout)
     assert one["overall"]["n"] == 2
 
@@ -100,7 +100,7 @@ def test_the_report_folder(mmchat: Run, tmp_path: Path) -> None:
         "confusion.png",
     }
     made = json.loads((out / "report.json").read_text())
-    assert len(made["outcomes"]) == 6
+    assert len(made["answers"]) == 6
     assert (out / "worst.html").read_text() == (tmp_path / "page.html").read_text()
     assert "macro" in (out / "report.md").read_text()
 
@@ -221,12 +221,12 @@ def test_the_json_keys_do_not_change(mmchat: Run, data: Path) -> None:
     found = json.loads(mmchat("evaluate", str(data), *options).stdout)
     of_the_model = {"model", "weights_hash", "adapter", "adapter_hash", "quantization"}
     of_the_data = {"about", "data", "data_sha256", "device", "compute_dtype"}
-    counted = {"overall", "types", "figures", "worst", "against", "blank"}
+    counted = {"overall", "types", "metrics", "worst", "against", "blank"}
     assert set(found) == of_the_model | of_the_data | counted | {"reused", "answers_file"}
     assert {"n", "exact_match", "interval"} <= set(found["overall"])
-    assert set(found["figures"]) == {
-        "verbatim_match",
-        "normalised_match",
+    assert set(found["metrics"]) == {
+        "verbatim",
+        "same_words",
         "classes",
         "yes_no",
         "texts",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mmchat.adapters.card import LONGEST_NAME, Base, Card, is_name, read_card, write_card
+from mmchat.adapters.card import MAX_NAME_LENGTH, Base, Card, is_name, read_card, write_card
 from mmchat.cli.adapter_evaluation import Asked, measure
 from mmchat.cli.train import train
 from mmchat.cli.training_job import Wish, read_material
@@ -154,7 +154,7 @@ def _wait_for(holds: Callable[[], bool]) -> None:
 
 
 def test_what_an_adapter_replaces_is_never_deleted(home: Path, tmp_path: Path) -> None:
-    adapters, longest = home / "adapters", "n" * LONGEST_NAME
+    adapters, longest = home / "adapters", "n" * MAX_NAME_LENGTH
     kept = []
     for number in range(4):
         for name in ("birds", longest):

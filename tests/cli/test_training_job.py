@@ -78,7 +78,7 @@ class Played:
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
     prepared = SimpleNamespace(
-        problems=[], shortened=0, memory_fits=(), tight=False, parameters=9, plan=SimpleNamespace()
+        problems=[], truncated=0, memory_fits=(), tight=False, parameters=9, plan=SimpleNamespace()
     )
     monkeypatch.setattr("mmchat.training.finetune.Trainer", Played)
     monkeypatch.setattr("mmchat.training.prepare.prepare", lambda *_, **__: prepared)
@@ -124,9 +124,9 @@ def test_a_pause_says_what_is_kept(tmp_path: Path, kept: int, saved: bool, said:
 def test_a_pause_that_saved_nothing_does_not_say_saved(
     played: type[Played], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmchat.training.finetune import Paused
+    from mmchat.training.finetune import TrainingPaused
 
-    monkeypatch.setattr(played, "learns", _raising(Paused(saved=False, kept=40)))
+    monkeypatch.setattr(played, "learns", _raising(TrainingPaused(saved=False, kept=40)))
     status = _job().run()
     assert (status.state, status.step) == ("paused", 45)
     assert status.said == _told().said

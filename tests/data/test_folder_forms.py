@@ -65,7 +65,7 @@ def test_what_lies_beside_the_classes_is_told(tmp_path: Path) -> None:
     problems = read_data(folder, allow_bad=True).problems
     assert [Path(problem.place).name for problem in problems] == ["cover.png", "broken.jpg"]
     assert "in none of them" in problems[0].why
-    assert "is not a picture, whatever its ending says" in problems[1].why
+    assert "is not a picture, whatever its extension says" in problems[1].why
     assert [problem.about for problem in problems] == ["", "broken"]
 
 

@@ -65,13 +65,13 @@ def test_nothing_is_asked_if_no_example_was_held_out_by_both(data: Path) -> None
     other = next(seed for seed in seeds if not set(held_out(data)) & set(held_out(data, seed)))
     adapters = adapter("a", data), adapter("b", data, other)
     for part in ("auto", "held-out"):
-        with pytest.raises(DataError, match=r"a and b learned from .* kept back by all of them"):
+        with pytest.raises(DataError, match=r"a and b were trained on .* held out by all of them"):
             load_questions(data, part, adapters=adapters)
     assert len(load_questions(data, "all", adapters=adapters).questions) == 12
     one = data.with_name("one.jsonl")
     one.write_text(data.read_text().splitlines(keepends=True)[0])
     name = adapter("c", one)  # a single example is never held out
-    with pytest.raises(DataError, match="was kept back: name other data, or ask all of it"):
+    with pytest.raises(DataError, match="was held out: choose other data, or ask everything"):
         load_questions(one, adapters=[name])
 
 

@@ -94,8 +94,8 @@ def test_a_limit_applies_to_each_type(tmp_path: Path) -> None:
         (line("2", [{"type": "video"}], "x"), "video"),  # type: ignore[list-item]
         (line("2", [{"type": "image"}], "x"), "place 1 pictures and images names 0"),
         ({**line("2", "?", "x"), "answer": 3}, "answer"),
-        ({**line("2", "?", "x"), "images": ["pictures/none.png"]}, "none.png is not there"),
-        ({**line("2", "?", "x"), "images": ["pictures"]}, "pictures is not there"),
+        ({**line("2", "?", "x"), "images": ["pictures/none.png"]}, "none.png does not exist"),
+        ({**line("2", "?", "x"), "images": ["pictures"]}, "pictures does not exist"),
         ({**line("2", "?", "x"), "images": ["questions.jsonl"]}, "is not a picture"),
         ({**line("2", "?", "x"), "images": ["../outside.png"]}, "is outside"),
         ({**line("2", "?", "x"), "images": ["/etc/passwd"]}, "is outside"),
@@ -119,7 +119,7 @@ def test_a_fifo_and_a_link_out_of_the_folder_are_refused(tmp_path: Path) -> None
     folder = write(tmp_path / "data", [line("1", "?", "red", images=PICTURE)])
     (folder / PICTURE[0]).unlink()
     os.mkfifo(folder / PICTURE[0])
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="does not exist"):
         read_questions(folder)
     (folder / PICTURE[0]).unlink()
     (tmp_path / "secret").write_text("secret")

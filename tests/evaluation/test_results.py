@@ -145,7 +145,7 @@ def test_yes_and_no_by_hand() -> None:
     pairs += [("No.", "No.")] * 2 + [("No.", "Yes."), ("No.", "There is not."), ("No.", "hm")]
     found = compute_yes_no(evaluated([*pairs, ("red", "yes")]).answers)
     assert found is not None
-    assert (found.n, found.wanted_yes, found.unparsed) == (10, 5, Proportion(3, 10))
+    assert (found.n, found.reference_yes, found.unparsed) == (10, 5, Proportion(3, 10))
     # POPE: yes to 4 of 5 and to 2 of 5.
     assert (found.pope.accuracy, found.pope.yes_ratio) == (Proportion(7, 10), Proportion(6, 10))
     assert (found.pope.precision, found.pope.recall) == (Proportion(4, 6), Proportion(4, 5))
@@ -238,7 +238,7 @@ def test_what_could_not_be_answered_is_never_right() -> None:
         assert made.exact_match == found.same_words == found.verbatim == Proportion(0, 1)
         assert not made.answers[0].correct
         rows = {row.name: row for row in compare(made, made, ("A", "B")).rows}
-        assert rows["normalised match"].first == 0
+        assert rows["same words"].first == 0
     for wanted in ("yes", "no"):
         found_yes_no = compute_yes_no(unanswered(wanted).answers)
         assert found_yes_no is not None

@@ -61,13 +61,13 @@ def test_an_evaluation_counts_what_the_engine_says(data: Path, model: str) -> No
     assert found["overall"]["n"] == 6
     assert found["overall"]["exact_match"] == 3 / 6
     assert found["overall"]["mean_exact_match"] == pytest.approx((1 / 3 + 1 + 1 / 2) / 3)
-    assert found["overall"]["rightly_declined"]["share"] == 1 / 2
+    assert found["overall"]["correctly_declined"]["share"] == 1 / 2
     assert found["overall"]["wrongly_declined"]["share"] == 1 / 4
     colour = found["types"]["colour"]
     assert (colour["n"], colour["exact_match"], colour["most_frequent_share"]) == (3, 1 / 3, 2 / 3)
     assert colour["interval"] == pytest.approx([0.0615, 0.7923], abs=1e-4)
     assert colour["declined"] == 1 / 3
-    assert found["types"]["caption"]["every_object_right"] == 1
+    assert found["types"]["caption"]["objects_correct"] == 1
     assert found["types"]["caption"]["rouge_l"] == 1
     assert found["model"] == model
     assert (found["quantization"], found["device"], found["reused"]) == ("4bit", "cpu", 0)
@@ -172,7 +172,7 @@ def test_objects_are_counted_only_in_captions_that_list_them() -> None:
     assert built_in.objects_correct == Proportion(1, 2)
     free = captions(("A dog runs on a beach.", "A dog runs on a beach."), (STAR, STAR))
     assert free.exact_match == Proportion(2, 2)
-    assert free.objects_correct is None and "every_object_right" not in free.to_dict()
+    assert free.objects_correct is None and "objects_correct" not in free.to_dict()
     assert free.caption_scores is not None and free.caption_scores.rouge_l == 1
 
 
@@ -253,7 +253,7 @@ def test_a_question_that_is_too_long_is_wrong_and_the_others_are_asked(model: st
         assert (result.exact_match, result.reused) == (Proportion(2, 3), reused)
         (one,) = [answer for answer in result.answers if answer.error]
         assert (one.prediction, one.correct) == ("", False)
-        assert one.to_dict()["unanswered"].startswith("The last message takes 9 tokens")
+        assert one.to_dict()["error"].startswith("The last message takes 9 tokens")
 
 
 def test_the_token_limit_follows_the_longest_reference() -> None:
@@ -280,7 +280,7 @@ def test_the_adapter_none_is_the_base_whatever_the_settings_say(model: str, tmp_
 
 def test_a_remote_servers_adapter_cannot_be_chosen() -> None:
     settings = load_settings({"engine.url": "http://127.0.0.1:9/v1"})
-    with pytest.raises(EngineError, match="adapter cannot be chosen"):
+    with pytest.raises(EngineError, match="adapter of a remote server cannot be chosen"):
         evaluate(dataset(example("a", "b")), settings, adapter="birds")
 
 

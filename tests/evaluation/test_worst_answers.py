@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmchat.evaluation.questions import Message, Question, Questions, read_questions
+from mmchat.evaluation.questions import Message, Question, QuestionSet, read_questions
 from mmchat.evaluation.results import EvaluationResult, make_result
 from mmchat.evaluation.worst_answers import find_worst, same_characters, worst_page, worst_rows
 from mmchat.images import parse_data_url
@@ -40,7 +40,7 @@ class Tags(HTMLParser):
 
 
 def page_of(made: EvaluationResult) -> str:
-    asked = Questions("data", (), "", "", {}, {})
+    asked = QuestionSet("data", (), "", "", {}, {})
     return worst_page(find_worst(made), made, asked)
 
 

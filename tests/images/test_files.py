@@ -122,7 +122,7 @@ def test_unreadable() -> None:
         finally:
             if root:
                 os.seteuid(0)
-        assert sentence == f"{path} may not be read by you: change its permissions"
+        assert sentence == f"{path} cannot be read without permission: change its permissions"
 
 
 def test_empty_too_big_and_growing(tmp_path: Path) -> None:

@@ -326,7 +326,7 @@ def test_refused_in_one_sentence(case: str, capfd: pytest.CaptureFixture[str]) -
 
 def test_a_picture_ending_on_something_else_is_mentioned() -> None:
     with pytest.raises(
-        ImageError, match=r"^notes.png is not a picture, whatever its ending says: "
+        ImageError, match=r"^notes.png is not a picture, whatever its extension says: "
     ):
         parse_picture(b"Milk, eggs, bread", "notes.png")
 

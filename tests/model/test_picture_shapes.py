@@ -97,7 +97,7 @@ def test_in_training_such_a_picture_is_a_problem_of_its_sample(loaded: Loaded, k
         picture = Picture(f"{width:064}", "image/png", width, height, f"{width}.png", held=data)
         turns = (DataTurn("user", (picture, "what?")), DataTurn("assistant", ("it is red",)))
         examples.append(Example(turns, "", f"sample {width}"))
-    encodings = ExampleEncoder(model).encodings(examples, 4096)
-    (problem,) = encodings.problems
-    assert len(encodings.said) == 2 and problem.place == "sample 2"
+    encode_examples = ExampleEncoder(model).encode_examples(examples, 4096)
+    (problem,) = encode_examples.problems
+    assert len(encode_examples.examples) == 2 and problem.place == "sample 2"
     assert problem.why.startswith("the picture 2.png (2 × 5,000 pixels) has a shape that")

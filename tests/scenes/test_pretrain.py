@@ -14,7 +14,7 @@ from mmchat.errors import DataError, RecipeError
 from mmchat.training.finetune import Trainer
 from tests.training.conftest import short_sample_answers
 from tests.training.prepared import RECIPE, write_prepared
-from tests.training.pretraining import pretrain
+from tests.training.pretraining import pretrain, tower
 
 __all__ = ["short_sample_answers"]
 
@@ -58,14 +58,14 @@ def test_resumed_equals_straight(
 
 def _stop_after(patch: pytest.MonkeyPatch, part: str, last: int) -> None:
     if part == "cells":
-        save = pretrain.save_checkpoint
+        save = tower.save_checkpoint
 
         def stopping(folder: Path, step: int, *given: Any) -> None:
             save(folder, step, *given)
             if step == last:
                 raise Stopped
 
-        patch.setattr(pretrain, "save_checkpoint", stopping)
+        patch.setattr(tower, "save_checkpoint", stopping)
         return
     save_stage = Trainer._save_checkpoint
 
@@ -128,7 +128,7 @@ def test_other_data_is_refused(prepared: tuple[Path, Path], tmp_path: Path) -> N
     file = prepared[0] / "train" / "samples.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:-1]))
-    with pytest.raises(DataError, match="not what the run"):
+    with pytest.raises(DataError, match="data has changed since"):
         run(prepared, tmp_path / "out")
 
 

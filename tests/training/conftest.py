@@ -12,7 +12,7 @@ from mmchat.data import read_data
 from mmchat.data.types import Example
 from mmchat.training.encode import ExampleEncoder, Samples
 from mmchat.training.feature_cache import pixel_values
-from mmchat.training.prepare import Reader
+from mmchat.training.prepared_run import BasePreprocessor
 from tests.training.prepared import RECIPE, write_prepared
 from tests.training.runner import SAMPLE_TOKENS
 from tests.training.tuned import tiny_base
@@ -30,7 +30,7 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[str]:
 def short_sample_answers() -> Iterator[None]:
     """Random weights never end an answer by themselves, and most of a tiny run would be spent on them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmchat.training.validation.NEW_TOKENS", SAMPLE_TOKENS)
+        patch.setattr("mmchat.training.validation.MAX_NEW_TOKENS", SAMPLE_TOKENS)
         yield
 
 
@@ -59,9 +59,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     folder = write_prepared(tmp_path_factory.mktemp("prepared")) / "train"
     model, processor = tiny_base(folder)
     examples = list(read_data(folder).examples)
-    reader = Reader("tiny", "visual_prefix", processor, processor.tokenizer, True)
+    reader = BasePreprocessor("tiny", "visual_prefix", processor, processor.tokenizer, True)
     encoder = ExampleEncoder(reader)
-    samples = encoder.samples(encoder.encodings(examples, 512), 512, 0.75)
+    samples = encoder.build_samples(encoder.encode_examples(examples, 512), 512).weighted_by_length(
+        0.75
+    )
     return Tiny(model, processor, examples, encoder, samples)
 
 

@@ -1,20 +1,14 @@
-"""The script that makes the built-in model, as a module: it lies outside of the package."""
+"""The script that trains the built-in model, as a module; it is outside the package."""
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
 
-FILE = Path(__file__).resolve().parents[2] / "adapters" / "scenes" / "pretrain.py"
+FOLDER = Path(__file__).resolve().parents[2] / "adapters" / "scenes"
 
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scenes_pretrain", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scenes_pretrain"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-pretrain = _load()
+sys.path.insert(0, str(FOLDER))
+try:
+    pretrain = importlib.import_module("pretrain")
+    tower = importlib.import_module("tower")
+finally:
+    sys.path.remove(str(FOLDER))

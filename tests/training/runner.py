@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mmchat.training import validation
-from mmchat.training.finetune import Paused, Trainer
+from mmchat.training.finetune import Trainer, TrainingPaused
 from mmchat.training.finetune_config import read_config
 from mmchat.training.prepare import prepare
 from mmchat.training.run_folder import RunFolder, Status
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    validation.NEW_TOKENS = SAMPLE_TOKENS
+    validation.MAX_NEW_TOKENS = SAMPLE_TOKENS
     options.run.mkdir(parents=True, exist_ok=True)
     recipe = read_config(None, [*RECIPE, f"model={options.base}", "name=t", *options.overrides])
     data = dataset(10)
@@ -55,7 +55,7 @@ def main() -> None:
     TrainStep.step = step  # type: ignore[method-assign]
     try:
         tune.run()
-    except Paused:
+    except TrainingPaused:
         print("paused")
     if tune.main:
         print(f"processes {tune.accelerator.num_processes}")

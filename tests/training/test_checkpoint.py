@@ -23,7 +23,7 @@ def test_a_checkpoint_without_room_is_told_and_the_one_before_stays(tmp_path: Pa
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
-        with pytest.raises(RecipeError, match=r"step 2 was not written.*--resume"):
+        with pytest.raises(RecipeError, match=r"step 2 could not be written.*--resume"):
             save_checkpoint(tmp_path, 2, {"a": torch.zeros(100_000)}, {"step": 2})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

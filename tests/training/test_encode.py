@@ -11,7 +11,7 @@ from mmchat.data.types import Example, Picture, Turn
 from mmchat.model.processor import VisualPrefixProcessor
 from mmchat.training.encode import ExampleEncoder
 from mmchat.training.packing import IGNORED, pack
-from mmchat.training.prepare import Reader
+from mmchat.training.prepared_run import BasePreprocessor
 from tests.training.tuned import picture, write_base
 
 PICTURES = [picture(number) for number in range(6)]
@@ -40,14 +40,16 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> ExampleEncoder:
     base = write_base(tmp_path_factory.mktemp("base"))
     processor: Any = VisualPrefixProcessor.from_pretrained(base)
     processor.tokenizer.chat_template = processor.chat_template
-    return ExampleEncoder(Reader("tiny", "visual_prefix", processor, processor.tokenizer, True))
+    return ExampleEncoder(
+        BasePreprocessor("tiny", "visual_prefix", processor, processor.tokenizer, True)
+    )
 
 
 def _check(encoder: ExampleEncoder, examples: list[Example], limit: int) -> None:
-    processor: Any = encoder.reader.processor
-    found = encoder.encodings(examples, limit)
-    assert len(found.said) + len(found.problems) == len(examples)
-    for said in found.said:
+    processor: Any = encoder.preprocessor.processor
+    found = encoder.encode_examples(examples, limit)
+    assert len(found.examples) + len(found.problems) == len(examples)
+    for said in found.examples:
         assert len(said.tokens) == len(said.labels) <= limit
         places = said.tokens.count(processor.image_token_id)
         assert places == len(said.images) * processor.prefix_tokens
@@ -64,10 +66,10 @@ def _check(encoder: ExampleEncoder, examples: list[Example], limit: int) -> None
             )
         for token, label in zip(said.tokens[1:], said.labels, strict=False):
             assert label in (IGNORED, token)
-        assert said.trained > 0
-    samples = encoder.samples(found, limit, 0.5)
+        assert said.label_count > 0
+    samples = encoder.build_samples(found, limit).weighted_by_length(0.5)
     rows = pack(samples.trees, limit)
-    assert sum(len(tree) for row in rows for tree in row.trees) == samples.tokens
+    assert sum(len(tree) for row in rows for tree in row.trees) == samples.token_count
     for tree in samples.trees:
         tokens = [*tree.trunk, *(token for branch in tree.branches for token in branch.tokens)]
         shared = len(tree.images) * processor.prefix_tokens
@@ -75,7 +77,7 @@ def _check(encoder: ExampleEncoder, examples: list[Example], limit: int) -> None
     trained = sum(
         label != IGNORED for tree in samples.trees for b in tree.branches for label in b.labels
     )
-    assert trained == sum(said.trained for said in found.said)
+    assert trained == sum(said.label_count for said in found.examples)
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,29 +106,29 @@ def _example(*answers: str, only_last: bool = False) -> Example:
 def test_only_the_last_answer_is_learned_where_the_others_were_not_approved(
     encoder: ExampleEncoder,
 ) -> None:
-    (said,) = encoder.encodings([_example("one.", "two.", only_last=True)], 500).said
+    (said,) = encoder.encode_examples([_example("one.", "two.", only_last=True)], 500).examples
     asked = [label for label in said.labels if label != IGNORED]
-    assert encoder.reader.tokenizer.decode(asked) == "two.<|end|>"
+    assert encoder.preprocessor.tokenizer.decode(asked) == "two.<|end|>"
 
 
 def test_conversations_about_one_picture_share_it(encoder: ExampleEncoder) -> None:
     examples = [_example("one."), _example("two."), _example("three.")]
-    found = encoder.encodings(examples, 500)
-    samples = encoder.samples(found, 500, 0.5)
+    found = encoder.encode_examples(examples, 500)
+    samples = encoder.build_samples(found, 500).weighted_by_length(0.5)
     (tree,) = samples.trees
     assert len(tree.branches) == 3 and len(tree.images) == 1
-    assert samples.tokens < sum(len(said.tokens) for said in found.said)
+    assert samples.token_count < sum(len(said.tokens) for said in found.examples)
 
 
 def test_what_does_not_fit_is_told_with_its_place(encoder: ExampleEncoder) -> None:
-    found = encoder.encodings([_example("long " * 200), _example("short.")], 100)
-    assert len(found.said) == 1
+    found = encoder.encode_examples([_example("long " * 200), _example("short.")], 100)
+    assert len(found.examples) == 1
     (problem,) = found.problems
     assert problem.place == "made" and "over 100 tokens" in problem.why
 
 
 def test_a_model_without_eyes_says_so(encoder: ExampleEncoder, tmp_path: Path) -> None:
-    reader = encoder.reader
-    blind = Reader("blind", "text", None, reader.tokenizer, False)
-    found = ExampleEncoder(blind).encodings([_example("one.")], 500)
+    reader = encoder.preprocessor
+    blind = BasePreprocessor("blind", "text", None, reader.tokenizer, False)
+    found = ExampleEncoder(blind).encode_examples([_example("one.")], 500)
     assert "blind reads text only" in found.problems[0].why

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from mmchat.errors import RecipeError
 from mmchat.model.loading import load_model
-from mmchat.training.dataloader import Rows, StepDataset
+from mmchat.training.dataloader import RowPacker, StepDataset
 from mmchat.training.encode import ExampleEncoder
 from mmchat.training.feature_cache import pixel_values
 from mmchat.training.finetune_config import FinetuneConfig, StageConfig
@@ -36,20 +36,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Bench:
     """A base with LoRA, and one step of its data."""
 
-    def __init__(self, base: Path, dtype: torch.dtype, *, packs: bool = True) -> None:
+    def __init__(self, base: Path, dtype: torch.dtype, *, pack: bool = True) -> None:
         self.loaded = load_model(str(base), quantization="fp32", device="cpu")
         recipe = FinetuneConfig(name="t", model=str(base), stages=(STAGE,))
         torch.manual_seed(5)
         self.trainable = Trainable(self.loaded, recipe)
-        self.groups = self.trainable.begin(STAGE)
+        self.groups = self.trainable.start_stage(STAGE)
         with torch.no_grad():
             for name, parameter in self.loaded.model.named_parameters():
                 if ".lora_B." in name:  # zeros would hide every mistake in what comes after
                     parameter.normal_(0, 0.1)
         self.loaded.model.to(dtype)
         encoder = ExampleEncoder(self.loaded)
-        encoded = encoder.encodings(examples(), STAGE.row_tokens)
-        self.samples = encoder.samples(encoded, STAGE.row_tokens, 0.5)
+        encoded = encoder.encode_examples(examples(), STAGE.row_tokens)
+        self.samples = encoder.build_samples(encoded, STAGE.row_tokens).weighted_by_length(0.5)
         processor = self.loaded.processor
 
         def feed(pictures: Any) -> Any:
@@ -57,7 +57,7 @@ class Bench:
                 pixels = torch.cat([pixel_values(processor, p) for p in pictures]).to(dtype)
                 return self.loaded.model.encode_images(pixels)
 
-        self.rows = Rows(STAGE.row_tokens, 0, feed, packs=packs, fixed=True)
+        self.rows = RowPacker(STAGE.row_tokens, 0, feed, pack=pack, fixed_length=True)
         self.parameters = [p for group in self.groups for p in group["params"]]
 
     def given(self, **of: Any) -> StepInput:
@@ -107,7 +107,7 @@ def test_n_times_one_row_equals_once_n_rows(
 
 def test_packed_rows_equal_a_row_for_each(base: Path) -> None:
     """Loss and gradients within 1e-5, in fp32."""
-    packed, alone = Bench(base, torch.float32), Bench(base, torch.float32, packs=False)
+    packed, alone = Bench(base, torch.float32), Bench(base, torch.float32, pack=False)
     assert len(packed.given().rows) < len(alone.given().rows) == 10
     loss, gradients = packed.gradients(0)
     other_loss, others = alone.gradients(1)
@@ -172,5 +172,5 @@ def test_lora_stands_on_text_blocks_only(base: Path) -> None:
     assert any(".lora_A." in n for n in names)
     for name in names:
         assert ("lora_" in name and ".language_model.layers." in name) or "projector" in name
-    rows = {row.part: row for row in bench.trainable.table()}
+    rows = {row.name: row for row in bench.trainable.summarize_parts()}
     assert rows["vision tower"].trainable == 0 and rows["LoRA"].trainable == rows["LoRA"].parameters

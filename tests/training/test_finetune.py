@@ -16,9 +16,9 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from mmchat.errors import RecipeError
-from mmchat.training.accelerate_state import OwnAccelerator
+from mmchat.training.accelerate_state import IsolatedAccelerator
 from mmchat.training.checkpoint import load_checkpoint
-from mmchat.training.finetune import Paused, Trainer
+from mmchat.training.finetune import Trainer, TrainingPaused
 from mmchat.training.finetune_config import read_config
 from mmchat.training.losses import PackedLoss
 from mmchat.training.prepare import prepare
@@ -224,7 +224,7 @@ def test_a_pause_while_the_last_answers_are_looked_at_is_heard(base: Path, tmp_p
             tune.stop_signals.requested = "pause"
 
     tune.validate = paused
-    with pytest.raises(Paused) as told:
+    with pytest.raises(TrainingPaused) as told:
         tune.run()
     assert told.value.saved and told.value.kept == 4
     assert not (tmp_path / "adapter").exists()
@@ -246,7 +246,7 @@ def test_a_pause_at_a_suspicious_step_says_that_nothing_was_saved(
         return agreed(accelerator)
 
     monkeypatch.setattr(tune.stop_signals, "agreed", from_the_third)
-    with pytest.raises(Paused) as told:
+    with pytest.raises(TrainingPaused) as told:
         tune.run()
     assert not told.value.saved and told.value.kept == 1
 
@@ -260,11 +260,11 @@ def test_another_optimizer_begins_anew_and_another_base_is_refused(
     _asking(own, run)[0].run()
     tune, said = _asking(own, run, "steps=6", "optimizer=muon")
     tune.run()
-    assert [line for line in said if "goes on with muon in place of adamw" in line]
+    assert [line for line in said if "continues with muon instead of adamw" in line]
     weights = load_file(own / "model.safetensors")
     weights = {name: tensor * 2 for name, tensor in weights.items()}
     save_file(weights, own / "model.safetensors", {"format": "pt"})
-    with pytest.raises(RecipeError, match=r"began with another .*--restart"):
+    with pytest.raises(RecipeError, match=r"has other weights than when .*--restart"):
         _asking(own, run, "steps=8")
 
 
@@ -282,7 +282,7 @@ def test_a_gradient_that_is_not_finite_spoils_no_checkpoint(
         return value if tune.step < 2 else value + (weight * 0).sum().sqrt()
 
     monkeypatch.setattr(PackedLoss, "forward", spoiled)
-    with pytest.raises(RecipeError, match=r"gradient's norm .*go on from the last checkpoint"):
+    with pytest.raises(RecipeError, match=r"gradient norm .*continue from the last checkpoint"):
         tune.run()
     kept = load_checkpoint(tmp_path / "checkpoints")
     assert kept is not None and kept[1]["step"] == 2
@@ -294,8 +294,8 @@ def test_a_loss_that_explodes_ends_the_run(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the second step far above the first, none of them becomes a checkpoint."""
-    monkeypatch.setattr("mmchat.training.train_step.LossSpikeGuard.FIRST", 1)
-    monkeypatch.setattr("mmchat.training.train_step.LossSpikeGuard.STEPS", 2)
+    monkeypatch.setattr("mmchat.training.train_step.LossSpikeGuard.WARMUP", 1)
+    monkeypatch.setattr("mmchat.training.train_step.LossSpikeGuard.MAX_SPIKES", 2)
     tune, _ = _asking(base, tmp_path)
     forward = PackedLoss.forward
     monkeypatch.setattr(
@@ -310,7 +310,9 @@ def test_a_loss_that_explodes_ends_the_run(
 @pytest.mark.usefixtures("here")
 def test_a_recipe_that_the_checkpoint_does_not_fit_is_told(base: Path, tmp_path: Path) -> None:
     _asking(base, tmp_path, "steps=1")[0].run()
-    with pytest.raises(RecipeError, match=r"does not fit, because other weights .*--restart"):
+    with pytest.raises(
+        RecipeError, match=r"does not fit, because it has other trained weights .*--restart"
+    ):
         _asking(base, tmp_path, "steps=2", "lora.rank=3")
 
 
@@ -334,7 +336,7 @@ def test_a_run_is_its_own_whatever_ran_before_in_the_process(
     base: Path, tmp_path: Path, dtype: str
 ) -> None:
     """As in a notebook that uses accelerate itself, with another precision."""
-    with OwnAccelerator(torch.device("cpu")).active():
+    with IsolatedAccelerator(torch.device("cpu")).active():
         AcceleratorState._shared_state = {}
         theirs = Accelerator(cpu=True, mixed_precision="bf16" if dtype == "fp32" else "no")
         assert _asking(base, tmp_path)[0].run().is_dir()

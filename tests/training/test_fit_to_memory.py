@@ -10,9 +10,10 @@ from mmchat.model.machine import Machine
 from mmchat.model.model_dims import UnknownModelError
 from mmchat.training import fit_to_memory
 from mmchat.training.finetune_config import read_config
-from mmchat.training.fit_to_memory import step_shape
-from mmchat.training.prepare import Prepared, prepare
-from mmchat.training.run_plan import plan
+from mmchat.training.fit_to_memory import mean_step
+from mmchat.training.prepare import prepare
+from mmchat.training.prepared_run import PreparedRun
+from mmchat.training.run_plan import plan_run
 from tests.training.tuned import dataset, write_base
 
 
@@ -21,7 +22,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_base(tmp_path_factory.mktemp("base"))
 
 
-def _prepared(base: Path, free: int, monkeypatch: Any, *overrides: str) -> Prepared:
+def _prepared(base: Path, free: int, monkeypatch: Any, *overrides: str) -> PreparedRun:
     monkeypatch.setattr(
         fit_to_memory,
         "machine_of",
@@ -36,7 +37,7 @@ def test_a_run_that_fits_is_not_changed(base: Path, monkeypatch: pytest.MonkeyPa
     (stage,), (fit,) = prepared.recipe.stages, prepared.memory_fits
     assert (stage.micro_rows, stage.gradient_checkpointing) == (0, False)
     assert fit.fits and not prepared.tight
-    planned = plan(prepared)
+    planned = plan_run(prepared)
     assert planned["memory_bytes"] == fit.needed_bytes
     assert planned["memory"].startswith("fits: about ")
     notes = notes_of(Material(dataset(16), []), prepared)
@@ -48,7 +49,7 @@ def test_with_little_memory_fewer_rows_are_computed_at_once(
 ) -> None:
     several = ("batch=16", "row_tokens=128")
     whole = _prepared(base, 64 << 30, monkeypatch, *several)
-    assert step_shape(whole, whole.recipe.stages[0]).rows > 1
+    assert mean_step(whole, whole.recipe.stages[0]).rows > 1
     prepared = _prepared(base, whole.memory_fits[0].needed_bytes - 1, monkeypatch, *several)
     assert prepared.recipe.stages[0].micro_rows == 1
     assert prepared.tight
@@ -77,13 +78,13 @@ def test_a_base_whose_memory_is_not_known_is_trained_all_the_same(
     monkeypatch.setattr(fit_to_memory, "read_dims", refuse)
     prepared = _prepared(base, 0, monkeypatch)
     assert prepared.memory_fits == ()
-    assert plan(prepared)["memory_bytes"] is None
+    assert plan_run(prepared)["memory_bytes"] is None
 
 
 def test_the_shape_of_a_step_is_the_mean(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = _prepared(base, 64 << 30, monkeypatch, "batch=8")
-    shape = step_shape(prepared, prepared.recipe.stages[0])
+    shape = mean_step(prepared, prepared.recipe.stages[0])
     trees = prepared.train.trees
     assert shape.tokens == pytest.approx(8 * sum(map(len, trees)) / len(trees))
     assert shape.pictures == pytest.approx(8 * sum(len(t.images) for t in trees) / len(trees))
-    assert 0 < shape.answers < shape.tokens
+    assert 0 < shape.labels < shape.tokens

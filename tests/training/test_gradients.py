@@ -85,7 +85,7 @@ def test_lora_learns_on_four_bits_what_it_learns_on_their_numbers(
     if packed_before:
         pack(loaded.model)
     trainable = Trainable(loaded, FinetuneConfig(name="t", stages=(STAGE,)))
-    trainable.begin(STAGE)
+    trainable.start_stage(STAGE)
     model = loaded.model
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -148,7 +148,9 @@ def test_a_projector_without_gradient_ends_the_run(
     tune = run(tiny.build("llava", tmp_path / "base"), "projector=true")
     projector = tune.loaded.model.get_submodule("model.multi_modal_projector")
     projector.register_forward_hook(lambda module, given, output: output.detach())
-    with pytest.raises(RecipeError, match="no gradient reached the projector, so nothing"):
+    with pytest.raises(
+        RecipeError, match="no gradient reached the projector, so it would not learn"
+    ):
         tune.run()
 
 

@@ -29,7 +29,7 @@ from mmchat.training.finetune_config import read_config
 from mmchat.training.losses import PackedLoss, autocast
 from mmchat.training.prepare import prepare
 from mmchat.training.run_folder import RunFolder, Status
-from mmchat.training.run_plan import _skeleton, _trainable
+from mmchat.training.run_plan import _skeleton, _trainable_parameters
 from tests.adapters.adapting import active
 from tests.model import tiny
 from tests.model.forms import relative_error
@@ -153,7 +153,7 @@ def test_qlora_on_three_pictures_a_conversation(base: Callable[[str], Path], hom
     folder = base("qwen_siglip")
     tune, made = trained(folder, home / "run", "qlora", three_pictures())
     assert tune.loaded.quantization == "4bit"
-    rows = {row.part: row for row in tune.trainable.table()}
+    rows = {row.name: row for row in tune.trainable.summarize_parts()}
     assert rows["text blocks"].four_bit and not rows["text blocks"].trainable
     assert not rows["vision tower"].four_bit and not rows["vision tower"].trainable
     wanted = logits(tune.loaded)
@@ -184,14 +184,14 @@ def test_forms_of_lora_come_back(base: Callable[[str], Path], home: Path, more: 
 def test_projector_alone(base: Callable[[str], Path], home: Path) -> None:
     tune, made = trained(base("qwen_siglip"), home / "run", "projector", three_pictures())
     assert not (made / "lora").exists() and (made / "projector.safetensors").is_file()
-    assert {row.part for row in tune.trainable.table() if row.trainable} == {"projector"}
+    assert {row.name for row in tune.trainable.summarize_parts() if row.trainable} == {"projector"}
 
 
 def test_full_leaves_a_model(base: Callable[[str], Path], home: Path) -> None:
     muon = "optimizer=muon"
     tune, made = trained(base("qwen_siglip"), home / "run", "full", three_pictures(), muon)
     model = load_model(str(made), quantization="fp32", device="cpu")
-    groups = tune.trainable.begin(tune.recipe.stages[0])
+    groups = tune.trainable.start_stage(tune.recipe.stages[0])
     linear = {
         n for g in groups for n, is_one in zip(g["names"], g["linear"], strict=True) if is_one
     }
@@ -238,7 +238,7 @@ def texts() -> Dataset:
 
 
 def test_layers_that_are_none_for_lora_are_told(home: Path) -> None:
-    with pytest.raises(RecipeError, match=r"does not go onto .*lora\.targets=…, of .*in_proj"):
+    with pytest.raises(RecipeError, match=r"cannot be added to .*lora\.targets=…, from .*in_proj"):
         trained(hybrid(home / "mamba", "mamba"), home / "run", "lora", texts())
 
 
@@ -248,7 +248,7 @@ def test_layers_that_are_none_for_lora_are_told(home: Path) -> None:
 def test_a_recurrent_base_learns_one_conversation_a_row(home: Path, kind: str, method: str) -> None:
     """Conversations of several lengths in a step; none leaks into the next."""
     tune, _ = trained(hybrid(home / kind, kind), home / "run", method, texts())
-    assert not tune.packs and tune.status.loss is not None
+    assert not tune.can_pack and tune.status.loss is not None
     alone = StepDataset(
         tune.prepared.train,
         None,
@@ -278,7 +278,7 @@ def test_conversations_share_a_picture_where_attention_alone_connects_them(
     data = Dataset("made", "here", twice, (), "0" * 64)
     recipe = read_config(None, [f"model={base('qwen_siglip')}", "data.replay=0"])
     assert [len(tree.branches) for tree in prepare(recipe, data, []).train.trees] == [2]
-    monkeypatch.setattr("mmchat.training.prepare.packs", lambda config: False)
+    monkeypatch.setattr("mmchat.training.prepare.can_pack", lambda config: False)
     assert [len(tree.branches) for tree in prepare(recipe, data, []).train.trees] == [1, 1]
 
 
@@ -294,10 +294,12 @@ def test_stages_that_train_other_blocks_of_the_encoder(
     assert [tune._reads_pixels(index) for index in range(4)] == [False, True, True, True]
     counts = []
     for stage in tune.recipe.stages:
-        tune.trainable.begin(stage)
-        rows = {row.part: row.trainable for row in tune.trainable.table()}
+        tune.trainable.start_stage(stage)
+        rows = {row.name: row.trainable for row in tune.trainable.summarize_parts()}
         counts.append(rows["vision tower"])
-        assert sum(rows.values()) == _trainable(tune.prepared, stage, _skeleton(tune.prepared))
+        assert sum(rows.values()) == _trainable_parameters(
+            tune.prepared, stage, _skeleton(tune.prepared)
+        )
     assert counts[0] == counts[3] == 0 and counts[1] == 2 * counts[2] > 0
 
 
@@ -316,7 +318,7 @@ def test_what_the_base_cannot_be_asked_is_no_sample(
     tune = Trainer(prepared, "", RunFolder(home), Status("t", "", "preparing"))
     tune.run()
     assert len(tune.status.samples) == 2
-    monkeypatch.setattr("mmchat.training.prepare.NEW_TOKENS", 4096)  # no room for an answer
+    monkeypatch.setattr("mmchat.training.prepare.MAX_NEW_TOKENS", 4096)  # no room for an answer
     assert prepare(recipe, data, [text[1]]).held_out_examples == []
 
 
@@ -347,7 +349,7 @@ def test_auto_asks_for_the_memory_that_it_takes(
     monkeypatch.setattr("mmchat.training.prepare.plan_load", planned)
     recipe = read_config(None, [f"model={base('qwen_siglip')}", "data.replay=0"])
     small = prepare(recipe, three_pictures(), [])
-    monkeypatch.setattr("mmchat.training.finetune_config.LARGE", 0)
+    monkeypatch.setattr("mmchat.training.finetune_config.LARGE_MODEL_PARAMETERS", 0)
     large = prepare(recipe, three_pictures(), [])
     assert [small.recipe.stages[0].method, large.recipe.stages[0].method] == ["lora", "qlora"]
     assert large.plan.form == "4bit" and len(asked) == 2 and asked[1] == "auto"
@@ -367,7 +369,7 @@ def test_every_kind_trains(base: Callable[[str], Path], home: Path, kind: str) -
     more = ["projector=true"] if sees else []
     tune, made = trained(base(kind), home / "run", "qlora", data, *more)
     assert tune.status.held_out_loss is not None
-    trains = {row.part for row in tune.trainable.table() if row.trainable}
+    trains = {row.name for row in tune.trainable.summarize_parts() if row.trainable}
     assert trains == ({"LoRA", "projector"} if sees else {"LoRA"})
     assert (made / "projector.safetensors").is_file() == sees
 
@@ -385,7 +387,7 @@ def test_the_projector_of_every_kind_trains_alone(
     base: Callable[[str], Path], home: Path, kind: str
 ) -> None:
     tune, made = trained(base(kind), home / "run", "projector", three_pictures(4, shown=1))
-    assert {row.part for row in tune.trainable.table() if row.trainable} == {"projector"}
+    assert {row.name for row in tune.trainable.summarize_parts() if row.trainable} == {"projector"}
     assert read_card(made).trained == ("projector",) and not (made / "lora").exists()
     saved = load_file(made / "projector.safetensors")
     plain = load_model(str(base(kind)), quantization=plain_form(), device="cpu")
@@ -411,7 +413,7 @@ def test_a_projector_that_is_not_there_cannot_be_asked_for(
 ) -> None:
     for asked in (["stages.0.projector=true", "method=lora"], ["method=projector"]):
         recipe = read_config(None, [f"model={base('llama')}", "data.replay=0", *asked])
-        with pytest.raises(RecipeError, match="trains the projector, and the base has none"):
+        with pytest.raises(RecipeError, match="trains the projector, but the base has none"):
             prepare(recipe, three_pictures(3, shown=0), [])
 
 

@@ -115,5 +115,5 @@ def test_an_8_bit_optimizer_that_cannot_be_had_is_told(monkeypatch: pytest.Monke
         raise ImportError("no bitsandbytes")
 
     monkeypatch.setattr("mmchat.training.optimizer.import_bitsandbytes", missing)
-    with pytest.raises(RecipeError, match="take adamw"):
+    with pytest.raises(RecipeError, match="use adamw"):
         _optimizers([torch.nn.Parameter(torch.ones(2, 2))], "adamw8bit")

@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration, scale_logits
 from mmchat.training import attention
 from mmchat.training.losses import answer_loss, autocast
-from mmchat.training.packing import IGNORED, Branch, Row, Tree, collate, pack, tree_mask
+from mmchat.training.packing import IGNORED, Branch, PackedRow, Tree, collate, pack, tree_mask
 from tests.model import parts
 from tests.model.forms import assert_as_exact
 from tests.training.conftest import Tiny
@@ -92,7 +92,7 @@ def test_rows_hold_everything_once(shapes: list[tuple[int, list[int]]], capacity
         for trunk, lengths in shapes
     ]
     trees = [tree for tree in whole if len(tree) <= capacity]
-    rows: list[Row] = pack(trees, capacity)
+    rows: list[PackedRow] = pack(trees, capacity)
     assert sorted(len(tree) for tree in trees if len(tree)) == sorted(
         len(t) for row in rows for t in row.trees
     )
@@ -124,15 +124,17 @@ def test_mask_by_hand() -> None:
 def test_pictures_without_their_places_are_refused(tiny: Tiny) -> None:
     tree = tiny.samples.trees[0]
     for images in ((), (0, 1)):
-        with pytest.raises(ValueError, match="places for the tokens"):
+        with pytest.raises(ValueError, match="image tokens do not match"):
             _loss(tiny, [replace(tree, images=images)], len(tree))
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
 def test_length_weight(tiny: Tiny, power: float) -> None:
     """0 weighs each token the same, 1 each conversation."""
-    encodings = tiny.encoder.encodings(tiny.examples, 512)
-    for branch in tiny.encoder.samples(encodings, 512, power).trees[0].branches:
+    encoded = tiny.encoder.encode_examples(tiny.examples, 512)
+    for branch in (
+        tiny.encoder.build_samples(encoded, 512).weighted_by_length(power).trees[0].branches
+    ):
         asked = sum(label != IGNORED for label in branch.labels)
         assert branch.weight * (asked if power else 1) == pytest.approx(1.0)
 
@@ -243,7 +245,7 @@ def test_a_decoder_that_takes_no_more_is_given_none() -> None:
     class Narrow(torch.nn.Module):
         def forward(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> None: ...
 
-    batch = collate([Row(4, [Tree([], (), [Branch([1], [IGNORED], 1.0)])] * 2, 2)], 4, 0)
+    batch = collate([PackedRow(4, [Tree([], (), [Branch([1], [IGNORED], 1.0)])] * 2, 2)], 4, 0)
     model = VisualPrefixForConditionalGeneration(parts.config())
     assert attention.attention_spans(batch, model.model.language_model) == {}
     with attention.sample_attention():

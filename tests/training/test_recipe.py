@@ -7,18 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmchat.errors import RecipeError
-from mmchat.training.dataloader import Rows, StepDataset
+from mmchat.training.dataloader import RowPacker, StepDataset
 from mmchat.training.encode import Samples
 from mmchat.training.finetune_config import (
-    Facts,
+    RunInfo,
     config_hash,
-    own_samples,
+    new_samples_per_step,
     read_config,
     resolve,
 )
 from mmchat.training.packing import Branch, Tree
 
-FACTS = Facts(
+FACTS = RunInfo(
     samples=30,
     longest=60,
     context=512,
@@ -27,7 +27,7 @@ FACTS = Facts(
     cuda=False,
     four_bit=False,
     has_projector=True,
-    own_kind=True,
+    visual_prefix=True,
     replay=True,
 )
 
@@ -52,11 +52,11 @@ def test_overrides(file: Path) -> None:
         ("stages.0.learning_rat=1", "did you mean learning_rate"),
         ("lora.rnk=1", "did you mean rank"),
         ("seed", "key=value"),
-        ("stages.7.steps=1", "no such place"),
-        ("stages.0.steps=-1", "steps = -1 cannot be used, it has to be 0 or more"),
+        ("stages.7.steps=1", "no such key"),
+        ("stages.0.steps=-1", "steps = -1 cannot be used: it must be 0 or more"),
         (
             "stages.0.vision_blocks=-1",
-            "vision_blocks = -1 cannot be used, it has to be 0 or more, or all",
+            "vision_blocks = -1 cannot be used: it must be 0 or more, or all",
         ),
         ("stages.0.vision_blocks=some", "vision_blocks"),
         ("stages.0.batch=0", "batch = 0"),
@@ -64,8 +64,8 @@ def test_overrides(file: Path) -> None:
         ("stages.1.clip=inf", "clip = inf"),
         ("stages.1.weight_decay=-1", "weight_decay = -1"),
         ("stages.1.projector=perhaps", "projector"),
-        ("stages=[]", "a name of its own"),
-        ("stages.0.name=b", "a name of its own"),
+        ("stages=[]", "has no stages"),
+        ("stages.0.name=b", "its own name"),
         ("stages.0.method=fun", "fun"),
         ("seed=many", "seed"),
     ],
@@ -94,7 +94,7 @@ def test_rows_of_several_lengths_are_told(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     stage = '[[stages]]\nname = "{}"\nrow_tokens = {}\n'
     file.write_text(stage.format("a", 64) + stage.format("b", 128))
-    with pytest.raises(RecipeError, match="row_tokens are 64, 128: give all of them the same"):
+    with pytest.raises(RecipeError, match="row_tokens are 64, 128: use the same value in all"):
         read_config(file)
     file.write_text(stage.format("a", 0) + stage.format("b", 128))
     chosen = resolve(read_config(file), FACTS)
@@ -121,10 +121,10 @@ def test_a_step_has_samples_of_its_own(batch: int, replay: float) -> None:
     """As many for the feed as for the number of steps."""
     trees = [Tree([], (), [Branch([1], [1], 1.0)])] * 3
     samples = Samples(trees, ["here"] * 3, [])
-    rows = Rows(8, 0, None, packs=True, fixed=False)
+    rows = RowPacker(8, 0, None, pack=True, fixed_length=False)
     feed = StepDataset(samples, samples, rows, batch=batch, replay_share=replay, seed=1)
-    own = own_samples(batch, replay)
-    assert feed.shares == [own, batch - own] and own >= 1
+    own = new_samples_per_step(batch, replay)
+    assert feed.counts == [own, batch - own] and own >= 1
     recipe = read_config(None, [f"batch={batch}", f"data.replay={replay}", "epochs=7"])
     assert resolve(recipe, FACTS).stages[0].steps == -(-FACTS.samples * 7 // own)
 

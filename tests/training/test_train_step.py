@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmchat.training.dataloader import Order
+from mmchat.training.dataloader import ShuffledOrder
 from mmchat.training.train_step import LossSpikeGuard, schedule_factor
 
 
@@ -29,23 +29,23 @@ def test_a_schedule_stays_between_0_and_1_and_never_starts_at_0(
 
 def test_one_bad_step_is_no_explosion_and_five_are() -> None:
     guard = LossSpikeGuard()
-    assert not any(guard.exploded(1.0) for _ in range(20))
-    assert not guard.exploded(50.0) and guard.active
-    assert not guard.exploded(1.0) and not guard.active
-    assert [guard.exploded(50.0) for _ in range(5)] == [False] * 4 + [True]
-    assert guard.usual == pytest.approx(1.0)
+    assert not any(guard.update(1.0) for _ in range(20))
+    assert not guard.update(50.0) and guard.active
+    assert not guard.update(1.0) and not guard.active
+    assert [guard.update(50.0) for _ in range(5)] == [False] * 4 + [True]
+    assert guard.mean == pytest.approx(1.0)
 
 
 def test_a_loss_that_only_wanders_is_none() -> None:
     guard = LossSpikeGuard()
-    assert not any(guard.exploded(2 + (step % 7) * 0.5) for step in range(500))
+    assert not any(guard.update(2 + (step % 7) * 0.5) for step in range(500))
 
 
 @given(st.integers(1, 40), st.integers(0, 5))
 def test_each_pass_has_every_sample_once(length: int, seed: int) -> None:
-    order = Order(length, seed)
+    order = ShuffledOrder(length, seed)
     for epoch in range(3):
         seen = [order[position] for position in range(epoch * length, (epoch + 1) * length)]
         assert sorted(seen) == list(range(length))
-    again = Order(length, seed)
+    again = ShuffledOrder(length, seed)
     assert again[2 * length] == order[2 * length]

@@ -30,7 +30,7 @@ def write_base(folder: Path) -> Path:
 
 def tiny_base(data: Path) -> tuple[Any, Any]:
     """(the model of random float32 weights, its processor) of the tests' recipe; the tokenizer knows `data`."""
-    base = msgspec.convert(tomllib.loads(RECIPE)["base"], pretrain.Base)
+    base = msgspec.convert(tomllib.loads(RECIPE)["base"], pretrain.BaseConfig)
     texts = pretrain._texts(read_data(data).examples)
     tokenizer = pretrain.train_tokenizer(texts, base.vocabulary_size, 512)
     config = pretrain.build_config(base, tokenizer)

@@ -1,16 +1,16 @@
-"""Formats that people have and mmchat does not read: named, so that an error can say what to do."""
+"""Recognises formats that mmchat does not read, so that the error can say what to do."""
 
 import re
 from typing import Final
 
-UNREAD_SUFFIXES: Final[frozenset[str]] = frozenset(
+UNSUPPORTED_SUFFIXES: Final[frozenset[str]] = frozenset(
     {".heic", ".heics", ".heif", ".heifs", ".hif", ".avif", ".avifs"}
     | {".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jpm", ".jxl", ".jxr"}
     | {".svg", ".svgz", ".psd", ".psb", ".xcf", ".ico", ".icns", ".tga", ".pcx", ".dds", ".qoi"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".exr", ".hdr", ".eps", ".wmf", ".emf"}
     | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}
 )
-"""The endings of pictures that are not read, in lower case; what such a file holds still decides."""
+"""File name extensions of pictures that are not read, in lower case. The content still decides."""
 
 _MAGIC: Final = (  # (offset, first bytes, what people call the format)
     (0, b"\xff\x0a", "JPEG XL"),
@@ -61,8 +61,8 @@ _WEB_PAGE: Final = re.compile(rb"\s*(<!doctype html|<html[\s>])", re.IGNORECASE)
 _NETPBM: Final = re.compile(rb"P[1-7]\s")
 
 
-def why_unread(data: bytes) -> str:
-    """The rest of a sentence about a file that is not a picture mmchat reads; "" if unknown."""
+def explain_unsupported(data: bytes) -> str:
+    """The rest of a sentence about a file that mmchat does not read; "" if its format is unknown."""
     if _WEB_PAGE.match(_text(data)):
         return "is a web page, not a picture: download the picture itself"
     if format_name := _format_name(data):
@@ -85,7 +85,7 @@ def _format_name(data: bytes) -> str:
 
 
 def _brand_name(data: bytes) -> str:
-    """By the file's own brand, or for the general ones by those that it is compatible with."""
+    """The format by the file's own brand, or by its compatible brands if that one is generic."""
     length = min(int.from_bytes(data[:4]), 256)
     brands = [data[8:12], *(data[at : at + 4] for at in range(16, length, 4))]
     names = [name for brand in brands for name, known in _BRANDS if brand in known]
