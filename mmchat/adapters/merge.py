@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from mmchat.adapters.active import ActiveAdapter, AdapterTensors, read_adapter
 from mmchat.adapters.card import Card, check_adapter, find_adapter, read_card
 from mmchat.adapters.compatibility import require_base
-from mmchat.client.protocol import ImagePart, Turn
 from mmchat.errors import MmchatError, ModelError
 from mmchat.model.catalogue import Installed, add_folder, require_free
 from mmchat.model.checkpoint import tensors
@@ -30,6 +29,7 @@ from mmchat.model.machine import Form
 from mmchat.model.planning import plan_load
 from mmchat.model.prompt import build_prompt
 from mmchat.model.quantization import compute_dtype, works
+from mmchat.turns import ImagePart, Turn
 
 Tell = Callable[[str, float], None]
 """Called with what is being done, and how much of it, 0 to 1."""

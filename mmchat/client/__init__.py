@@ -7,14 +7,12 @@ from mmchat.client.protocol import (
     Done,
     EngineStatus,
     Event,
-    ImagePart,
     Loading,
     Options,
     Started,
-    Turn,
     Waiting,
 )
-from mmchat.marks import marks_of_nothing, place_pictures
+from mmchat.turns import ImagePart, Turn
 
 if TYPE_CHECKING:
     from mmchat.client.engine_client import EngineClient
@@ -31,8 +29,6 @@ __all__ = [
     "Started",
     "Turn",
     "Waiting",
-    "marks_of_nothing",
-    "place_pictures",
 ]
 
 

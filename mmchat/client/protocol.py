@@ -23,7 +23,6 @@ from mmchat.errors import (
 )
 from mmchat.sampling_params import SamplingParams
 
-Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled"]
 State = Literal["empty", "loading", "ready", "failed"]
 
@@ -47,23 +46,6 @@ ERROR_CODES: dict[str, type[MmchatError]] = {
     "engine_error": EngineError,
 }
 """The `code` of an error reply, OpenAI's where it has one, and the error that the client raises."""
-
-
-class ImagePart(Struct, frozen=True):
-    """A picture at its place in a turn."""
-
-    sha256: str
-    """Of the picture's original bytes, 64 hexadecimal digits."""
-    mime: str = ""
-    data: bytes | None = None
-    """The original bytes; None if the engine already has them."""
-
-
-class Turn(Struct, frozen=True):
-    """One message: texts and pictures, in the order in which they are read."""
-
-    role: Role
-    parts: tuple[str | ImagePart, ...]
 
 
 class Options(SamplingParams, frozen=True):

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmchat.errors import DataError
-
-Role = Literal["system", "user", "assistant"]
+from mmchat.turns import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +47,10 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One message: texts and pictures in reading order."""
-
-    role: Role
-    parts: tuple[str | Picture, ...]
-
-    @property
-    def text(self) -> str:
-        """The text without the pictures."""
-        return "".join(part for part in self.parts if isinstance(part, str))
-
-
-@dataclass(frozen=True, slots=True)
 class Example:
     """A conversation to learn from or to ask: it ends with an answer."""
 
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn[Picture], ...]
     kind: str
     """Its type in reports: a class, or the data's question type; "" if there is none."""
     place: str
@@ -77,7 +63,7 @@ class Example:
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """In reading order."""
-        return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, Picture))
+        return tuple(picture for turn in self.turns for picture in turn.images)
 
 
 @dataclass(frozen=True, slots=True)

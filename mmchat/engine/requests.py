@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 from starlette.requests import Request
 
-from mmchat.client.protocol import ImagePart, Options, Role, Turn
+from mmchat.client.protocol import Options
 from mmchat.client.wire import REFERENCE, encoded
 from mmchat.engine.image_store import ImageStore
 from mmchat.engine.request_fields import RequestError, used_fields
@@ -18,6 +18,7 @@ from mmchat.engine.worker import ModelChoice
 from mmchat.errors import ImageError
 from mmchat.images import parse_data_url
 from mmchat.sampling_params import LIMITS, SamplingError, SamplingParams
+from mmchat.turns import ImagePart, Role, Turn
 
 MAX_BODY = 128 * 1024 * 1024
 """Bytes of a request. Only clients that send pictures as data URLs come near it."""
@@ -196,7 +197,7 @@ def options_of(asked: ChatRequest, defaults: Options) -> Options:
         raise RequestError(str(error), param=error.parameter) from error
 
 
-async def turns_of(asked: ChatRequest, images: ImageStore) -> tuple[Turn, ...]:
+async def turns_of(asked: ChatRequest, images: ImageStore) -> tuple[Turn[ImagePart], ...]:
     """The conversation, with the bytes of every picture.
 
     Raises:

@@ -24,10 +24,10 @@ from typing import Literal, Protocol
 import msgspec
 from msgspec import Struct
 
-from mmchat.client import ImagePart, Turn
 from mmchat.errors import DataError
 from mmchat.images import MAX_BYTES, parse_picture
 from mmchat.images.headers import SUPPORTED, Refusal, read_header
+from mmchat.turns import ImagePart, Turn
 
 QUESTIONS, DATA_CARD = "questions.jsonl", "data.json"
 MIN_TOKENS = 96
@@ -132,7 +132,7 @@ class Questions:
         """The base whose grader knows the answers of this data; "" if data.json names none."""
         return str(self.about.get("grader", ""))
 
-    def turns(self, question: Question, blank: bool = False) -> list[Turn]:
+    def turns(self, question: Question, blank: bool = False) -> list[Turn[ImagePart]]:
         """The conversation to send to the engine, with the bytes of its pictures.
 
         blank: replace every picture by a grey one of the same size. Raises DataError if a picture

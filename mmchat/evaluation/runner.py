@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 import mmchat
-from mmchat.client import Delta, Done, EngineClient, Options, Turn
+from mmchat.client import Delta, Done, EngineClient, Options
 from mmchat.data.types import Dataset
 from mmchat.errors import (
     AdapterError,
@@ -33,6 +33,7 @@ from mmchat.evaluation.question_sets import load_questions
 from mmchat.evaluation.questions import Question, Questions, limit_per_type
 from mmchat.evaluation.results import EvaluationResult, EvaluationSetup, make_result
 from mmchat.settings import NO_ADAPTER, Settings, paths, private_dir
+from mmchat.turns import ImagePart, Turn
 
 Progress = Callable[[str, float], None]
 """What is being done, and how much of it is done, from 0 to 1."""
@@ -203,7 +204,7 @@ def _options(questions: Questions) -> Options:
 
 
 async def _ask(
-    client: EngineClient, turns: Sequence[Turn], options: Options, setup: EvaluationSetup
+    client: EngineClient, turns: Sequence[Turn[ImagePart]], options: Options, setup: EvaluationSetup
 ) -> str:
     texts: list[str] = []
     async with contextlib.aclosing(client.chat(turns, options)) as events:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from mmchat.data.types import Example, Picture, Problem, Turn
+from mmchat.data.types import Example, Picture, Problem
 from mmchat.errors import ImageError, ModelError
 from mmchat.model.pictures import check_shape, picture_inputs
 from mmchat.model.prompt import Encoded, encode_chat
 from mmchat.training.packing import IGNORED, Branch, Tree, next_labels
+from mmchat.turns import Turn
 
 MOST_BRANCHES = 8
 """Conversations in one sample: more of them would make its picture weigh too much in a step."""
@@ -32,7 +33,7 @@ class EncodedExample:
     """Tokens up to the end of the last picture."""
     trained: int
     """Labels that are not IGNORED."""
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn[Picture], ...]
     """Of the example, those that fitted."""
 
 
@@ -156,7 +157,7 @@ class ExampleEncoder:
         self, example: Example, limit: int, found: EncodedExamples, index: dict[str, int]
     ) -> tuple[EncodedExample | None, bool]:
         """(the longest beginning of whole exchanges that fits, whether it is the whole)"""
-        kept: Sequence[Turn] = example.turns
+        kept: Sequence[Turn[Picture]] = example.turns
         while True:
             encoded = self.encode(kept)
             if len(encoded.input_ids) <= limit:
@@ -174,7 +175,7 @@ class ExampleEncoder:
         images = tuple(index[picture.sha256] for picture in pictures)
         return _said(example, kept, encoded, images), len(kept) == len(example.turns)
 
-    def encode(self, turns: Sequence[Turn]) -> Encoded:
+    def encode(self, turns: Sequence[Turn[Picture]]) -> Encoded:
         """As the engine does for a question, with the answers in it.
 
         Raises ModelError where the template fails or the model sees no pictures, ImageError
@@ -202,7 +203,7 @@ class ExampleEncoder:
         return [processor.image_token_id] * processor.image_tokens(picture.width, picture.height)
 
 
-def _without_last(turns: Sequence[Turn]) -> Sequence[Turn] | None:
+def _without_last(turns: Sequence[Turn[Picture]]) -> Sequence[Turn[Picture]] | None:
     """The turns without their last exchange (from a user's turn on); None where none would be left."""
     starts = [number for number, turn in enumerate(turns) if turn.role == "user"]
     if len(starts) < 2:
@@ -212,7 +213,7 @@ def _without_last(turns: Sequence[Turn]) -> Sequence[Turn] | None:
 
 
 def _said(
-    example: Example, kept: Sequence[Turn], encoded: Encoded, images: tuple[int, ...]
+    example: Example, kept: Sequence[Turn[Picture]], encoded: Encoded, images: tuple[int, ...]
 ) -> EncodedExample:
     tokens, mask = encoded.input_ids, list(encoded.answer_mask)
     if example.only_last:

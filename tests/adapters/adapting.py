@@ -14,8 +14,9 @@ from mmchat.model.loading import LoadedModel, load_model
 from mmchat.model.prompt import build_prompt
 from mmchat.model.quantization import set_packing
 from mmchat.settings import paths, private_dir
+from mmchat.turns import Turn
 from tests.model.forms import form_of, load
-from tests.model.tiny import Turn, shown
+from tests.model.tiny import shown
 
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 LAST_BLOCK = "blocks.0."

@@ -214,7 +214,8 @@ def test_the_backend_looks_at_a_picture_again_only_where_the_tower_changes(
     loaded: Callable[[str, str], LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mmchat.client.protocol import Delta, Options
-    from tests.model.tiny import Turn, shown
+    from mmchat.turns import Turn
+    from tests.model.tiny import shown
 
     base = loaded("visual_prefix", "fp32")
     backend = TorchBackend()

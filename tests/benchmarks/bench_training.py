@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from mmchat.data.types import Dataset, Example, Turn
+from mmchat.data.types import Dataset, Example
 from mmchat.model.loading import LoadedModel, load_planned
 from mmchat.training.dataloader import Rows, StepDataset
 from mmchat.training.feature_cache import FeatureCache, FeatureReader, pixel_values
@@ -34,6 +34,7 @@ from mmchat.training.optimizer import build_optimizers
 from mmchat.training.prepare import Prepared, prepare
 from mmchat.training.train_step import StepInput, TrainStep
 from mmchat.training.trainable import Trainable
+from mmchat.turns import Turn
 from tests.benchmarks.memory_cases import SHAPES, write_model
 from tests.training.tuned import picture
 

@@ -11,18 +11,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from mmchat.client import (
-    Delta,
-    Done,
-    EngineClient,
-    Event,
-    Options,
-    Started,
-    Turn,
-    Waiting,
-)
+from mmchat.client import Delta, Done, EngineClient, Event, Options, Started, Waiting
 from mmchat.client.endpoint import read_endpoint
 from mmchat.history import History, Origin
+from mmchat.turns import Turn
 from tests.builtin.asking import (
     LONG,
     PICTURE_TOKENS,

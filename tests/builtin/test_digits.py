@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from mmchat.adapters.card import find_adapter, read_card
-from mmchat.client import EngineClient, ImagePart
+from mmchat.client import EngineClient
 from mmchat.data import read_data
 from mmchat.evaluation.question_sets import held_out_of_training
 from mmchat.model.prompt import build_prompt
+from mmchat.turns import ImagePart
 from tests.adapters.adapting import active
 from tests.builtin.asking import picture, user
 from tests.builtin.test_switching import asked

@@ -25,9 +25,10 @@ from mmchat.adapters.card import (
     adapter_hash,
     write_card,
 )
-from mmchat.client import Delta, Done, EngineClient, Options, Turn
+from mmchat.client import Delta, Done, EngineClient, Options
 from mmchat.errors import AdapterError
 from mmchat.settings import paths, private_dir
+from mmchat.turns import Turn
 from tests.builtin.asking import picture, user
 
 if TYPE_CHECKING:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.client import Delta, Done, EngineClient, Event, ImagePart, Options, Waiting
+from mmchat.client import Delta, Done, EngineClient, Event, Options, Waiting
 from mmchat.client.endpoint import engine_lives, log_file
 from mmchat.client.spawn import Spawned
 from mmchat.errors import EngineError
 from mmchat.settings import load_settings
+from mmchat.turns import ImagePart
 from tests.client.asking import ask, text_of, until, user
 
 pytestmark = pytest.mark.usefixtures("scripted_engine")

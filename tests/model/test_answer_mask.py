@@ -21,11 +21,11 @@ from mmchat.errors import ModelError
 from mmchat.model.encoding import Encoded, encode_chat
 from mmchat.model.loading import LoadedModel
 from mmchat.model.prompt import build_prompt, image_token_ids
+from mmchat.turns import ImagePart, Turn
 from tests.model import tiny
 from tests.model.templates import FAMILIES, Family, spoken, tokenizer_of
-from tests.model.tiny import Shown, Turn
 
-PICTURE = Shown("0" * 64, None)
+PICTURE = ImagePart("0" * 64)
 NAMES = sorted(FAMILIES)
 # Of these the template writes no end behind an earlier answer, so tokens end where the answer does.
 ENDLESS = {"alpaca", "ling"}
@@ -70,7 +70,7 @@ def encoded_of(family: Family, turns: Sequence[Turn], *, ask: bool = False) -> E
     """`turns` with one to three tokens for each picture."""
     tokenizer = tokenizer_of(family)
     mark = tokenizer.convert_tokens_to_ids(family.image)
-    pictures = sum(isinstance(part, Shown) for turn in turns for part in turn.parts)
+    pictures = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
     tokens = [[mark] * (1 + number % 3) for number in range(pictures)]
     return encode_chat(tokenizer, turns, image_tokens=tokens, add_generation_prompt=ask)
 
@@ -200,7 +200,7 @@ def every_answer_once(family: Family, turns: list[Turn]) -> None:
 def pictures_whole(family: Family, turns: list[Turn]) -> None:
     mark = tokenizer_of(family).convert_tokens_to_ids(family.image)
     encoded = encoded_of(family, turns)
-    pictures = sum(isinstance(part, Shown) for turn in turns for part in turn.parts)
+    pictures = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
     assert [length for _, length in encoded.images] == [1 + n % 3 for n in range(pictures)]
     of_pictures = [at for start, length in encoded.images for at in range(start, start + length)]
     assert of_pictures == [at for at, token in enumerate(encoded.input_ids) if token == mark]
@@ -365,7 +365,7 @@ def test_a_template_that_leaves_out_the_last_answer_is_told() -> None:
 # -- pictures' tokens and features -------------------------------------------------------------
 
 
-def _random_chat(random: random.Random, pictures: Sequence[Shown]) -> list[Turn]:
+def _random_chat(random: random.Random, pictures: Sequence[ImagePart]) -> list[Turn]:
     words = ["what?", "red", "<image>", "<|image_pad|>", "", "  ", "\n", "🦆", "你好", "[1]"]
 
     def parts(shown: bool) -> tuple[Any, ...]:
@@ -400,7 +400,7 @@ def _count(loaded: LoadedModel, chats: int, seed: int) -> None:
     small = replace(loaded, context_length=160)
     for _ in range(chats):
         turns = _random_chat(draw, pictures)
-        shown = [part for turn in turns for part in turn.parts if isinstance(part, Shown)]
+        shown = [part for turn in turns for part in turn.parts if isinstance(part, ImagePart)]
         chosen = small if draw.random() < 0.5 else loaded
         try:
             prompt = build_prompt(chosen, turns, 16)

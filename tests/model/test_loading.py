@@ -14,8 +14,8 @@ from mmchat.model import machine as machines
 from mmchat.model import planning, quantization
 from mmchat.model.loading import LoadedModel, load_model
 from mmchat.model.prompt import build_prompt
+from mmchat.turns import Turn
 from tests.model import tiny
-from tests.model.tiny import Turn
 
 Loaded = Callable[[str, str], LoadedModel]
 Checkpoint = Callable[[str], Path]

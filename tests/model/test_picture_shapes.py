@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmchat.client.protocol import ImagePart, Turn
 from mmchat.data.types import Example, Picture
-from mmchat.data.types import Turn as DataTurn
 from mmchat.errors import ImageError
 from mmchat.model import pictures as model_pictures
 from mmchat.model.hf_vlm import enlarged_size
@@ -18,6 +16,7 @@ from mmchat.model.loading import LoadedModel
 from mmchat.model.pictures import MAX_ENLARGED_PIXELS, PixelCache
 from mmchat.model.prompt import build_prompt
 from mmchat.training.encode import ExampleEncoder
+from mmchat.turns import ImagePart, Turn
 from tests.images.builders import encode
 
 Loaded = Callable[[str, str], LoadedModel]
@@ -95,7 +94,7 @@ def test_in_training_such_a_picture_is_a_problem_of_its_sample(loaded: Loaded, k
     for width, height in ((40, 40), (2, 5000), (30, 50)):
         data = shape(width, height)
         picture = Picture(f"{width:064}", "image/png", width, height, f"{width}.png", held=data)
-        turns = (DataTurn("user", (picture, "what?")), DataTurn("assistant", ("it is red",)))
+        turns = (Turn("user", (picture, "what?")), Turn("assistant", ("it is red",)))
         examples.append(Example(turns, "", f"sample {width}"))
     encodings = ExampleEncoder(model).encodings(examples, 4096)
     (problem,) = encodings.problems

@@ -15,8 +15,9 @@ from mmchat.model.hf_vlm import process_pictures
 from mmchat.model.loading import LoadedModel
 from mmchat.model.pictures import PixelCache, decoded_bytes
 from mmchat.model.prompt import Cancelled, build_prompt
+from mmchat.turns import Turn
 from tests.model import tiny
-from tests.model.tiny import Turn, shown
+from tests.model.tiny import shown
 
 Loaded = Callable[[str, str], LoadedModel]
 

@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerFast
 
 from mmchat.errors import ModelError
 from mmchat.model.encoding import Encoded, answer_end, encode_chat
+from mmchat.turns import ImagePart, Turn
 from tests.model import tiny
 from tests.model.templates import FAMILIES, tokenizer_of
-from tests.model.tiny import Shown, Turn
 
-PICTURE = Shown("0" * 64, None)
+PICTURE = ImagePart("0" * 64)
 EXCHANGE = [Turn("user", ("What colour is it?",)), Turn("assistant", ("It is red.",))]
 
 
@@ -198,7 +198,7 @@ def _conversations(name: str) -> st.SearchStrategy[list[Turn]]:
 def _check(name: str, turns: list[Turn], lengths: list[int]) -> None:
     tokenizer = TOKENIZERS[name]
     mark = tokenizer.convert_tokens_to_ids(FAMILIES[name].image)
-    pictures = sum(isinstance(part, Shown) for turn in turns for part in turn.parts)
+    pictures = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
     tokens = [[mark] * lengths[i % len(lengths)] for i in range(pictures)]
     encoded = encode_chat(tokenizer, turns, image_tokens=tokens, add_generation_prompt=True)
     # As many picture tokens as features, in order, apart from each other.

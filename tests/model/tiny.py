@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from mmchat.turns import ImagePart
 
 WORDS = (
     "what colour is the circle? it is red. the square is blue and big. "
@@ -112,27 +113,12 @@ def picture(seed: int = 0, size: tuple[int, int] = (48, 40)) -> Image.Image:
     return Image.fromarray(pixels.numpy(), "RGB")
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A picture in a turn."""
-
-    sha256: str
-    data: bytes | None
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn, as `encode_chat` takes it."""
-
-    role: str
-    parts: tuple[str | Shown, ...]
-
-
-def shown(seed: int = 0, size: tuple[int, int] = (48, 40)) -> Shown:
+def shown(seed: int = 0, size: tuple[int, int] = (48, 40)) -> ImagePart:
     """`picture` as PNG bytes in a turn."""
     buffer = io.BytesIO()
     picture(seed, size).save(buffer, "PNG")
-    return Shown(hashlib.sha256(buffer.getvalue()).hexdigest(), buffer.getvalue())
+    data = buffer.getvalue()
+    return ImagePart(hashlib.sha256(data).hexdigest(), "image/png", data)
 
 
 def _text(tok: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:

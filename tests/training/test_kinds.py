@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Qwen2Config, Sigl
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from mmchat.adapters.card import read_card
-from mmchat.data.types import Dataset, Example, Turn
+from mmchat.data.types import Dataset, Example
 from mmchat.errors import ModelError, RecipeError
 from mmchat.model.configuration import VisualPrefixConfig
 from mmchat.model.loading import LoadedModel, load_model
@@ -30,6 +30,7 @@ from mmchat.training.losses import PackedLoss, autocast
 from mmchat.training.prepare import prepare
 from mmchat.training.run_folder import RunFolder, Status
 from mmchat.training.run_plan import _skeleton, _trainable
+from mmchat.turns import Turn
 from tests.adapters.adapting import active
 from tests.model import tiny
 from tests.model.forms import relative_error
@@ -400,7 +401,7 @@ def test_the_projector_of_every_kind_trains_alone(
 def seeing_logits(loaded: LoadedModel, sees: bool) -> torch.Tensor:
     """What a model says about a picture, or without one."""
     parts = (tiny.shown(0), "what is it?") if sees else ("what is it?",)
-    prompt = build_prompt(loaded, [tiny.Turn("user", parts)], 8)
+    prompt = build_prompt(loaded, [Turn("user", parts)], 8)
     with torch.no_grad(), autocast(loaded.device, loaded.compute_dtype):
         found: torch.Tensor = loaded.model(input_ids=prompt.input_ids, **prompt.model_inputs).logits
     return found
