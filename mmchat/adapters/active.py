@@ -25,7 +25,7 @@ from mmchat.adapters.lora import LoraDelta, read_lora, read_tensors
 from mmchat.adapters.lora_file import read_shapes
 from mmchat.errors import AdapterError
 from mmchat.model.checkpoint import FileStamps, file_stamps
-from mmchat.model.loading import LoadedModel
+from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.quantization import Part, part_tensors
 
 CACHE_BYTES = 512 * 1024 * 1024

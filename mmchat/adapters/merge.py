@@ -24,11 +24,12 @@ from mmchat.adapters.compatibility import require_base
 from mmchat.errors import MmchatError, ModelError
 from mmchat.model.catalogue import Installed, add_folder, require_free
 from mmchat.model.checkpoint import tensors
-from mmchat.model.loading import LoadedModel, load_model, load_planned, told_progress
-from mmchat.model.machine import Form
-from mmchat.model.planning import plan_load
-from mmchat.model.prompt import build_prompt
+from mmchat.model.load_plan import plan_load
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_model, load_planned, loading_progress
+from mmchat.model.machine import WeightFormat
 from mmchat.model.quantization import compute_dtype, works
+from mmchat.prompt.model_inputs import build_prompt
 from mmchat.turns import ImagePart, Turn
 
 Tell = Callable[[str, float], None]
@@ -52,7 +53,7 @@ _QUESTIONS = (
 class Difference:
     """How far the merged model's logits lie from those of its base with the adapter on."""
 
-    form: Form
+    form: WeightFormat
     """How both were loaded."""
     dtype: str
     """What both computed in."""
@@ -102,7 +103,7 @@ def merge_adapter(
     del loaded
     gc.collect()
     model = add_folder(out, model_name)
-    forms: list[Form] = [_plain_form(compute_dtype(_device()))]
+    forms: list[WeightFormat] = [_plain_form(compute_dtype(_device()))]
     if works(_device()):
         forms.insert(0, "4bit")
     told = tuple(_difference(form, base, name, str(out), tell) for form in forms)
@@ -141,7 +142,7 @@ def _write(loaded: LoadedModel, card: Card, out: Path, tell: Tell) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".merge-", dir=out.parent))
         try:
-            with told_progress("writing", tell):
+            with loading_progress("writing", tell):
                 loaded.model.save_pretrained(scratch, max_shard_size=SHARD)
             for file in sorted(loaded.folder.iterdir()):
                 beside = file.suffix in _BESIDE and not file.name.endswith(".index.json")
@@ -179,7 +180,7 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     return _DTYPES.get(counts.most_common(1)[0][0], torch.bfloat16)
 
 
-def _plain_form(dtype: torch.dtype) -> Form:
+def _plain_form(dtype: torch.dtype) -> WeightFormat:
     return "fp32" if dtype == torch.float32 else "bf16"
 
 
@@ -198,7 +199,7 @@ def _check_room(base: Path, out: Path) -> None:
         )
 
 
-def _difference(form: Form, base: str, adapter: str, merged: str, tell: Tell) -> Difference:
+def _difference(form: WeightFormat, base: str, adapter: str, merged: str, tell: Tell) -> Difference:
     """Both loaded as the engine does it, one after the other, and asked the same."""
     try:
         wanted, dtype = _logits(form, base, adapter, tell)
@@ -219,7 +220,7 @@ def _difference(form: Form, base: str, adapter: str, merged: str, tell: Tell) ->
     )
 
 
-def _logits(form: Form, model: str, adapter: str, tell: Tell) -> tuple[list[Tensor], str]:
+def _logits(form: WeightFormat, model: str, adapter: str, tell: Tell) -> tuple[list[Tensor], str]:
     """(the logits (tokens, vocabulary) of each question, float32 on the CPU; the compute dtype)"""
     loaded = load_model(model, quantization=form, progress=tell)
     ActiveAdapter(loaded).switch(adapter)

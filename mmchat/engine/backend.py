@@ -22,9 +22,11 @@ from mmchat.engine.sampling import Sampler
 from mmchat.engine.vision_cache import VisionCache
 from mmchat.errors import EngineError, MmchatError
 from mmchat.model.catalogue import resolve_model
-from mmchat.model.loading import LoadedModel, load_planned
-from mmchat.model.planning import is_out_of_memory, plan_load
-from mmchat.model.prompt import Cancelled, build_prompt
+from mmchat.model.load_plan import is_out_of_memory, plan_load
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_planned
+from mmchat.prompt.model_inputs import build_prompt
+from mmchat.prompt.pixel_values import Cancelled
 from mmchat.settings import Device, Quantization
 from mmchat.turns import ImagePart, Turn
 

@@ -1,5 +1,5 @@
-"""The visual-prefix model: vision tower, projector, 4-bit text model, prompt.
+"""The network (vision tower, projectors, 4-bit text model), how it is loaded, and what it needs of memory.
 
-Nothing is imported here, so that the torch-free parts (`catalogue`, `adapters`)
-stay free of torch.
+Nothing is imported here, so that the modules without torch (`catalogue`, `checkpoint`, `memory_fit`) stay
+free of it.
 """

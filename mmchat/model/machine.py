@@ -11,7 +11,7 @@ from typing import Literal
 
 from mmchat.settings import ModelSettings, Quantization
 
-Form = Literal["4bit", "bf16", "fp32"]
+WeightFormat = Literal["4bit", "bf16", "fp32"]
 """How the weights of a model are kept in memory."""
 
 _GPU_QUERY_SECONDS = 5
@@ -35,13 +35,13 @@ class Machine:
     total: int = 0
 
     @property
-    def plain_form(self) -> Form:
+    def plain_format(self) -> WeightFormat:
         """How a model is kept that is not 4-bit."""
         return "bf16" if self.itemsize == 2 else "fp32"
 
-    def itemsize_of(self, form: Form) -> int:
-        """Bytes of a number of the dtype that a model of `form` computes in."""
-        return {"bf16": 2, "fp32": 4}.get(form, self.itemsize)
+    def itemsize_of(self, weight_format: WeightFormat) -> int:
+        """Bytes of a number of the dtype that a model of `weight_format` computes in."""
+        return {"bf16": 2, "fp32": 4}.get(weight_format, self.itemsize)
 
 
 def this_machine(settings: ModelSettings) -> Machine:
@@ -61,7 +61,7 @@ def this_machine(settings: ModelSettings) -> Machine:
     return Machine(device, free, 2 if fast else 4, total)
 
 
-def form_of(quantization: Quantization) -> Form:
+def weight_format_of(quantization: Quantization) -> WeightFormat:
     """How a model is kept with the setting model.quantization, if bitsandbytes works here."""
     return "4bit" if quantization == "auto" else quantization
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mmchat.model.machine import Form
+from mmchat.model.machine import WeightFormat
 from mmchat.model.model_dims import ModelDims
 
 Device = Literal["cpu", "cuda"]
@@ -64,7 +64,7 @@ class MemoryEstimate:
 
 def estimate_inference(
     dims: ModelDims,
-    form: Form,
+    weight_format: WeightFormat,
     *,
     context: int,
     pictures: int = 1,
@@ -75,8 +75,8 @@ def estimate_inference(
 
     `itemsize` is the bytes of a number in the compute dtype.
     """
-    packed = form == "4bit" and device == "cpu" and itemsize == 2
-    loaded = weight_bytes(dims, form, itemsize, packed=packed)
+    packed = weight_format == "4bit" and device == "cpu" and itemsize == 2
+    loaded = weight_bytes(dims, weight_format, itemsize, packed=packed)
     weights = resident(loaded, unread_bytes(dims, itemsize, device))
     cache = 2 * dims.layers * context * dims.kv_size * itemsize
     # A published model reads a prompt with pictures in one forward.
@@ -90,13 +90,13 @@ def estimate_inference(
         "attention mask": read * context * (1 + itemsize),
         "logits": 2 * 4 * dims.vocab_size,
     }
-    if form == "4bit":
+    if weight_format == "4bit":
         bytes_a_weight = _PACKING if packed else itemsize
         answering["unpacked layer"] = round(bytes_a_weight * largest_layer(dims))
     encoding = {**weights, **encoder_bytes(dims, pictures, itemsize)}
     return largest(
         {
-            "loading": loading(dims, form, loaded, device),
+            "loading": loading(dims, weight_format, loaded, device),
             "pictures": encoding if pictures else {},
             "answering": answering,
         },
@@ -116,10 +116,10 @@ def nf4_bytes(weights: int, *, packed: bool = False) -> tuple[int, int]:
 
 
 def weight_bytes(
-    dims: ModelDims, form: Form, itemsize: int, *, packed: bool = False
+    dims: ModelDims, weight_format: WeightFormat, itemsize: int, *, packed: bool = False
 ) -> dict[str, int]:
     """What the loaded weights take; `itemsize` is the bytes of a number in the compute dtype."""
-    if form != "4bit":
+    if weight_format != "4bit":
         return {"weights": itemsize * dims.parameters}
     four_bit = state = 0
     for linear in dims.linears:
@@ -174,10 +174,10 @@ def largest_layer(dims: ModelDims) -> int:
 
 
 def loading(
-    dims: ModelDims, form: Form, weights: Mapping[str, int], device: Device
+    dims: ModelDims, weight_format: WeightFormat, weights: Mapping[str, int], device: Device
 ) -> dict[str, int]:
     """What is held when the last layer is converted."""
-    if form != "4bit":
+    if weight_format != "4bit":
         return dict(weights)
     bytes_a_weight = _QUANTIZING if device == "cpu" else 4
     return {**weights, "unquantized layer": bytes_a_weight * largest_layer(dims)}

@@ -7,7 +7,7 @@ Nothing here needs torch.
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from mmchat.model.machine import Form, Machine
+from mmchat.model.machine import Machine, WeightFormat
 from mmchat.model.memory_estimate import MemoryEstimate, estimate_inference
 from mmchat.model.model_dims import ModelDims
 from mmchat.model.training_memory import Method, TrainingStep, estimate_training
@@ -95,7 +95,9 @@ class MemoryFit:
         )
 
 
-def chat_fit(dims: ModelDims, machine: Machine, form: Form, use: str = "talk") -> MemoryFit:
+def chat_fit(
+    dims: ModelDims, machine: Machine, weight_format: WeightFormat, use: str = "talk"
+) -> MemoryFit:
     """Talking with the model. The figure is that of a picture and a short conversation about it.
 
     Every answer to "does it fit?" is this one; `context` says how much longer a conversation may get.
@@ -104,9 +106,9 @@ def chat_fit(dims: ModelDims, machine: Machine, form: Form, use: str = "talk") -
     def estimate(tokens: int) -> MemoryEstimate:
         return estimate_inference(
             dims,
-            form,
+            weight_format,
             context=tokens,
-            itemsize=machine.itemsize_of(form),
+            itemsize=machine.itemsize_of(weight_format),
             device=machine.device,
         )
 
@@ -124,7 +126,7 @@ def chat_fit(dims: ModelDims, machine: Machine, form: Form, use: str = "talk") -
 def training_fit(
     dims: ModelDims,
     machine: Machine,
-    form: Form,
+    weight_format: WeightFormat,
     step: TrainingStep,
     use: str = "train",
     *,
@@ -139,9 +141,9 @@ def training_fit(
     for at_once, checkpointing in ways:
         estimate = estimate_training(
             dims,
-            form,
+            weight_format,
             replace(step.at_once(at_once), gradient_checkpointing=checkpointing),
-            itemsize=machine.itemsize_of(form),
+            itemsize=machine.itemsize_of(weight_format),
             device=machine.device,
         )
         if _process_bytes(estimate, machine) <= machine.free:
@@ -156,10 +158,10 @@ def training_fit(
 
 def all_fits(dims: ModelDims, machine: Machine) -> Iterator[MemoryFit]:
     """Every way to talk with a model and to train it; the training is a usual one."""
-    plain = machine.plain_form
+    plain = machine.plain_format
     yield chat_fit(dims, machine, "4bit", "talk, 4-bit")
     yield chat_fit(dims, machine, plain, f"talk, unquantized ({plain})")
-    ways: tuple[tuple[Method, Form, str], ...] = (
+    ways: tuple[tuple[Method, WeightFormat, str], ...] = (
         ("qlora", "4bit", "train, qlora (4-bit base)"),
         ("lora", plain, "train, lora (unquantized base)"),
         ("full", "fp32", "train, full"),
@@ -167,7 +169,7 @@ def all_fits(dims: ModelDims, machine: Machine) -> Iterator[MemoryFit]:
     sample = dims.image_tokens + ANSWER_TOKENS
     rows = 1 if dims.kind == "hf_vlm" else -(-BATCH * sample // ROW_TOKENS)
     pictures = max(1, ROW_TOKENS // sample) if dims.vision is not None else 0
-    for method, form, use in ways:
+    for method, weight_format, use in ways:
         step = TrainingStep(
             method,
             row_tokens=max(ROW_TOKENS, sample),
@@ -175,7 +177,7 @@ def all_fits(dims: ModelDims, machine: Machine) -> Iterator[MemoryFit]:
             pictures=rows * pictures,
             projector=dims.kind == "visual_prefix",
         )
-        yield training_fit(dims, machine, form, step, use)
+        yield training_fit(dims, machine, weight_format, step, use)
 
 
 def _process_bytes(estimate: MemoryEstimate, machine: Machine) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from mmchat.errors import ModelError
 from mmchat.model.checkpoint import TensorInfo, read_config, tensors
 
-Kind = Literal["visual_prefix", "hf_vlm", "text"]
+ModelKind = Literal["visual_prefix", "hf_vlm", "text"]
 
 PHOTO = (1024, 768)
 """Width and height of a usual picture, for models whose picture tokens depend on its size."""
@@ -98,7 +98,7 @@ class ModelDims:
     files, as safetensors calls it. `estimated` names what is not known.
     """
 
-    kind: Kind
+    kind: ModelKind
     model_type: str
     hidden_size: int
     layers: int
@@ -165,7 +165,7 @@ def model_dims(config: Mapping[str, Any], found: Iterable[TensorInfo]) -> ModelD
     named = {linear.name: linear for linear in linears}
     query_size, kv_size = _attention(named, text, hidden_size, estimated)
     intermediate_size, gated = _mlp(named, hidden_size, estimated)
-    kind: Kind = "text"
+    kind: ModelKind = "text"
     if config["model_type"] == "visual_prefix":
         kind = "visual_prefix"
     elif parts.vision or parts.projector:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mmchat.model.machine import Form
+from mmchat.model.machine import WeightFormat
 from mmchat.model.memory_estimate import (
     Device,
     MemoryEstimate,
@@ -81,18 +81,18 @@ class TrainingStep:
 
 def estimate_training(
     dims: ModelDims,
-    form: Form,
+    weight_format: WeightFormat,
     step: TrainingStep,
     *,
     itemsize: int = 2,
     device: Device = "cpu",
 ) -> MemoryEstimate:
-    """Loading the base as `form` and training it step by step.
+    """Loading the base as `weight_format` and training it step by step.
 
     `itemsize` is the bytes of a number in the compute dtype: 4 for float32, 2 for bfloat16.
     """
     trained = _trained(dims, step)
-    weights = weight_bytes(dims, form, itemsize)
+    weights = weight_bytes(dims, weight_format, itemsize)
     # Own models learn from features that were encoded before.
     encodes = dims.kind == "hf_vlm" or step.vision_blocks > 0
     unread = (
@@ -119,7 +119,7 @@ def estimate_training(
         working += block + scores * itemsize
     else:
         mask += dims.layers * scores * itemsize
-    if form == "4bit":
+    if weight_format == "4bit":
         working += itemsize * largest_layer(dims)
     answers = step.answer_tokens
     if answers is None:
@@ -128,7 +128,7 @@ def estimate_training(
     if step.optimizer == "muon":
         update = max(update, 5 * itemsize * trained.largest_matrix)
     phases: dict[Phase, dict[str, int]] = {
-        "loading": loading(dims, form, weights, device),
+        "loading": loading(dims, weight_format, weights, device),
         "forward": {
             **held,
             "activations": activations,

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from mmchat.data.types import Example, Picture, Problem
 from mmchat.errors import ImageError, ModelError
-from mmchat.model.pictures import check_shape, picture_inputs
-from mmchat.model.prompt import Encoded, encode_chat
+from mmchat.prompt.chat_encoding import EncodedChat, encode_chat
+from mmchat.prompt.pixel_values import PictureModel, check_shape, picture_inputs
 from mmchat.training.packing import IGNORED, Branch, Tree, next_labels
 from mmchat.turns import Turn
 
@@ -102,14 +102,13 @@ class Samples:
         return replace(self, trees=trees)
 
 
-class Reader(Protocol):
-    """What encoding needs of a model: all but its weights."""
+class Reader(PictureModel, Protocol):
+    """What encoding needs of a model: everything but its weights."""
 
-    name: str
-    kind: Any
-    processor: Any
-    tokenizer: Any
-    vision: bool
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def vision(self) -> bool: ...
 
 
 class ExampleEncoder:
@@ -175,7 +174,7 @@ class ExampleEncoder:
         images = tuple(index[picture.sha256] for picture in pictures)
         return _said(example, kept, encoded, images), len(kept) == len(example.turns)
 
-    def encode(self, turns: Sequence[Turn[Picture]]) -> Encoded:
+    def encode(self, turns: Sequence[Turn[Picture]]) -> EncodedChat:
         """As the engine does for a question, with the answers in it.
 
         Raises ModelError where the template fails or the model sees no pictures, ImageError
@@ -193,8 +192,8 @@ class ExampleEncoder:
         return encode_chat(
             loaded.tokenizer,
             turns,
-            image_tokens=marks,
-            picture_mark=getattr(loaded.processor, "image_token", None),
+            placeholders=marks,
+            image_token=getattr(loaded.processor, "image_token", None),
         )
 
     def _prefix(self, picture: Picture) -> list[int]:
@@ -213,7 +212,7 @@ def _without_last(turns: Sequence[Turn[Picture]]) -> Sequence[Turn[Picture]] | N
 
 
 def _said(
-    example: Example, kept: Sequence[Turn[Picture]], encoded: Encoded, images: tuple[int, ...]
+    example: Example, kept: Sequence[Turn[Picture]], encoded: EncodedChat, images: tuple[int, ...]
 ) -> EncodedExample:
     tokens, mask = encoded.input_ids, list(encoded.answer_mask)
     if example.only_last:

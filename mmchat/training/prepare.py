@@ -14,10 +14,10 @@ from mmchat.errors import DataError, RecipeError
 from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
 from mmchat.model.checkpoint import tensors
+from mmchat.model.load_plan import LoadPlan, plan_load
 from mmchat.model.loading import context_length, processor_of
 from mmchat.model.memory_fit import MemoryFit
-from mmchat.model.pictures import PixelCache
-from mmchat.model.planning import Plan, plan_load
+from mmchat.prompt.pixel_values import PixelCache
 from mmchat.settings import Quantization
 from mmchat.training.encode import EncodedExamples, ExampleEncoder, Samples
 from mmchat.training.finetune_config import (
@@ -56,7 +56,7 @@ class Prepared:
 
     recipe: FinetuneConfig
     """With nothing left to choose."""
-    plan: Plan
+    plan: LoadPlan
     """How the base is loaded."""
     reader: Reader
     train: Samples
@@ -119,7 +119,7 @@ def prepare(
     plan = plan_load(
         recipe.model,
         quantization=_form(recipe, parameters),
-        smaller="in 4-bit (--set method=qlora)",
+        four_bit_hint="in 4-bit (--set method=qlora)",
     )
     processor, tokenizer = processor_of(plan)
     reader = Reader(plan.name, plan.kind, processor, tokenizer, plan.kind != "text")
@@ -144,7 +144,7 @@ def prepare(
         hidden=int(text_config.hidden_size),
         parameters=parameters,
         cuda=plan.device.type == "cuda",
-        four_bit=plan.form == "4bit",
+        four_bit=plan.weight_format == "4bit",
         has_projector=plan.kind != "text" and _has_projector(plan.folder),
         own_kind=plan.kind == "visual_prefix",
         replay=has_replay(plan.folder),
@@ -202,7 +202,7 @@ def _check_bad(problems: Sequence[Problem], whole: int, allow_bad: bool) -> None
 
 def _replay(
     recipe: FinetuneConfig,
-    plan: Plan,
+    plan: LoadPlan,
     encoder: ExampleEncoder,
     say: Callable[[str], None],
 ) -> Samples | None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmchat.model.planning import auto_class
+from mmchat.model.load_plan import auto_class
 from mmchat.model.quantization import part_of, text_blocks
 from mmchat.training.finetune_config import LORA_METHODS, StageConfig, own_samples
 from mmchat.training.fit_to_memory import FILLED, step_shape
@@ -59,7 +59,7 @@ def plan(prepared: Prepared) -> dict[str, Any]:
         "stages": stages,
         "replay": recipe.data.replay,
         "shortened": prepared.shortened,
-        "quantization": prepared.plan.form,
+        "quantization": prepared.plan.weight_format,
         "device": prepared.plan.device.type,
     }
 

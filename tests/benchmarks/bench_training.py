@@ -25,7 +25,8 @@ import torch
 from accelerate import Accelerator
 
 from mmchat.data.types import Dataset, Example
-from mmchat.model.loading import LoadedModel, load_planned
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_planned
 from mmchat.training.dataloader import Rows, StepDataset
 from mmchat.training.feature_cache import FeatureCache, FeatureReader, pixel_values
 from mmchat.training.finetune_config import read_config

@@ -21,11 +21,11 @@ from mmchat.engine.decode import Decoding, TransformersRunner
 from mmchat.engine.detokenize import StopStrings
 from mmchat.engine.sampling import Sampler
 from mmchat.model.configuration import GridVisionConfig, VisualPrefixConfig
+from mmchat.model.load_plan import plan_load
 from mmchat.model.loading import _load_weights, load_planned
-from mmchat.model.machine import Form
+from mmchat.model.machine import WeightFormat
 from mmchat.model.malloc import set_eager_trim
 from mmchat.model.model_dims import PHOTO, read_dims
-from mmchat.model.planning import plan_load
 from mmchat.model.processor import VisualPrefixProcessor
 from mmchat.model.quantization import import_bitsandbytes
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
@@ -100,7 +100,7 @@ class Case:
         """Whether it talks (methods "ask" and "ask4") instead of training; `row_tokens` is the context."""
         return self.method.startswith("ask")
 
-    def form(self, dtype: Dtype) -> Form:
+    def form(self, dtype: Dtype) -> WeightFormat:
         """How the base is kept on a machine that computes in `dtype`, as `mmchat train` chooses it."""
         if self.method in ("qlora", "ask4"):
             return "4bit"

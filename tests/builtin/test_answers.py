@@ -29,7 +29,7 @@ from tests.cli.conftest import Run, sentence
 from tests.client.asking import text_of
 
 if TYPE_CHECKING:
-    from mmchat.model.loading import LoadedModel
+    from mmchat.model.loaded_model import LoadedModel
 
 Clients = Callable[..., EngineClient]
 
@@ -161,7 +161,7 @@ async def test_greedy_answers_are_those_of_generate(
 ) -> None:
     import torch
 
-    from mmchat.model.prompt import build_prompt
+    from mmchat.prompt.model_inputs import build_prompt
 
     turns = CONVERSATIONS[name]
     events = await followed(new_client(), turns, Options(max_tokens=48))

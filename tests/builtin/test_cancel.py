@@ -16,7 +16,7 @@ from tests.client.asking import ask, until
 
 if TYPE_CHECKING:
     from mmchat.engine.backend import TorchBackend
-    from mmchat.model.loading import LoadedModel
+    from mmchat.model.loaded_model import LoadedModel
 
 LONG_TALK = [
     turn

@@ -32,7 +32,7 @@ from mmchat.turns import Turn
 from tests.builtin.asking import picture, user
 
 if TYPE_CHECKING:
-    from mmchat.model.loading import LoadedModel
+    from mmchat.model.loaded_model import LoadedModel
 
 CONFIG = '{"peft_type": "LORA", "r": 4, "lora_alpha": 8}'
 OPTIONS = Options(max_tokens=24)

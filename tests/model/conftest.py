@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmchat.model.loading import LoadedModel
+from mmchat.model.loaded_model import LoadedModel
 from tests.model import forms, tiny
 
 

@@ -6,7 +6,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from mmchat.model.loading import LoadedModel, load_model
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_model
 from mmchat.model.quantization import import_bitsandbytes, is_four_bit, is_packed
 from mmchat.settings import Quantization
 

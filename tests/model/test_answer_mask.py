@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from mmchat.errors import ModelError
-from mmchat.model.encoding import Encoded, encode_chat
-from mmchat.model.loading import LoadedModel
-from mmchat.model.prompt import build_prompt, image_token_ids
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.prompt.chat_encoding import EncodedChat, encode_chat
+from mmchat.prompt.model_inputs import build_prompt
+from mmchat.prompt.pixel_values import image_token_ids
 from mmchat.turns import ImagePart, Turn
 from tests.model import tiny
 from tests.model.templates import FAMILIES, Family, spoken, tokenizer_of
@@ -31,7 +32,7 @@ NAMES = sorted(FAMILIES)
 ENDLESS = {"alpaca", "ling"}
 
 
-def learned(family: Family, encoded: Encoded) -> list[str]:
+def learned(family: Family, encoded: EncodedChat) -> list[str]:
     """What is learned, a text for each unbroken stretch."""
     stretches: list[list[int]] = []
     before = False
@@ -66,16 +67,16 @@ def alike(family: Family, found: Sequence[str], expected: Sequence[str]) -> bool
     )
 
 
-def encoded_of(family: Family, turns: Sequence[Turn], *, ask: bool = False) -> Encoded:
+def encoded_of(family: Family, turns: Sequence[Turn], *, ask: bool = False) -> EncodedChat:
     """`turns` with one to three tokens for each picture."""
     tokenizer = tokenizer_of(family)
     mark = tokenizer.convert_tokens_to_ids(family.image)
     pictures = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
     tokens = [[mark] * (1 + number % 3) for number in range(pictures)]
-    return encode_chat(tokenizer, turns, image_tokens=tokens, add_generation_prompt=ask)
+    return encode_chat(tokenizer, turns, placeholders=tokens, add_generation_prompt=ask)
 
 
-def starts(encoded: Encoded) -> list[int]:
+def starts(encoded: EncodedChat) -> list[int]:
     """Where each learned stretch begins."""
     mask = [False, *encoded.answer_mask]
     return [at for at, (before, asked) in enumerate(pairwise(mask)) if asked and not before]
@@ -175,7 +176,7 @@ def answers_alone(family: Family, turns: list[Turn]) -> None:
 def behind_the_prompt(family: Family, turns: list[Turn]) -> None:
     encoded = encoded_of(family, turns)
     answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
-    kept = [number for number in answers if number not in encoded.unasked]
+    kept = [number for number in answers if number not in encoded.unlearnable_turns]
     assert kept == (answers if family.earlier else answers[-1:])
     for number, start in zip(kept, starts(encoded), strict=True):
         prompt = encoded_of(family, turns[:number], ask=True)
@@ -185,7 +186,7 @@ def behind_the_prompt(family: Family, turns: list[Turn]) -> None:
 
 def every_answer_once(family: Family, turns: list[Turn]) -> None:
     whole = encoded_of(family, turns)
-    beginnings = [turns[: number + 1] for number in whole.unasked]
+    beginnings = [turns[: number + 1] for number in whole.unlearnable_turns]
     texts = [text for said in beginnings for text in learned(family, encoded_of(family, said))]
     answers = [turn for turn in turns if turn.role == "assistant"]
     expected = [
@@ -298,7 +299,7 @@ def test_a_known_conversation(name: str) -> None:
     expected = [family.produced("It is red.", last=False)] if family.earlier else []
     expected.append(family.produced("Blue.", last=True))
     assert alike(family, learned(family, encoded), expected)
-    assert encoded.unasked == (() if family.earlier else (2,))
+    assert encoded.unlearnable_turns == (() if family.earlier else (2,))
     assert [length for _, length in encoded.images] == [1, 2, 3]
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from mmchat.errors import ModelError
+from mmchat.model import load_plan, quantization
 from mmchat.model import machine as machines
-from mmchat.model import planning, quantization
-from mmchat.model.loading import LoadedModel, load_model
-from mmchat.model.prompt import build_prompt
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_model
+from mmchat.prompt.model_inputs import build_prompt
 from mmchat.turns import Turn
 from tests.model import tiny
 
@@ -235,7 +236,7 @@ def test_a_missing_tokenizer_is_told(copy: Path) -> None:
 def test_a_model_larger_than_the_memory_is_told(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "available_memory", lambda: 1000)
+    monkeypatch.setattr(load_plan, "available_memory", lambda: 1000)
     message = refused(copy)
     assert "GB of memory" in message and "--quantization 4bit" in message
 

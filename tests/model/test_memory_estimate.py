@@ -19,7 +19,7 @@ from mmchat.engine.decode import PREFILL_CHUNK
 from mmchat.errors import ModelError
 from mmchat.model.catalogue import OFFERS, offered_dims
 from mmchat.model.checkpoint import TensorInfo
-from mmchat.model.loading import LoadedModel
+from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.memory_estimate import PREFILL, estimate_inference, nf4_bytes, weight_bytes
 from mmchat.model.model_dims import ModelDims, UnknownModelError, model_dims, read_dims
 from mmchat.model.training_memory import TrainingStep, estimate_training

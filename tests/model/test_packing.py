@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmchat.adapters.lora import plain_weight
 from mmchat.model import quantization
-from mmchat.model.loading import LoadedModel
+from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.quantization import (
     dequantized_weight,
     has_packed_kernel,

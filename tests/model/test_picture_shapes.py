@@ -10,11 +10,10 @@ from PIL import Image
 
 from mmchat.data.types import Example, Picture
 from mmchat.errors import ImageError
-from mmchat.model import pictures as model_pictures
-from mmchat.model.hf_vlm import enlarged_size
-from mmchat.model.loading import LoadedModel
-from mmchat.model.pictures import MAX_ENLARGED_PIXELS, PixelCache
-from mmchat.model.prompt import build_prompt
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.prompt import pixel_values
+from mmchat.prompt.model_inputs import build_prompt
+from mmchat.prompt.pixel_values import MAX_ENLARGED_PIXELS, PixelCache, enlarged_size
 from mmchat.training.encode import ExampleEncoder
 from mmchat.turns import ImagePart, Turn
 from tests.images.builders import encode
@@ -55,7 +54,7 @@ def test_a_picture_is_not_enlarged_without_bound(
     loaded: Loaded, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = with_shortest_edge(loaded("llava", "fp32"), 336)
-    monkeypatch.setattr(model_pictures, "process_pictures", None)  # it is never reached
+    monkeypatch.setattr(pixel_values, "process_pictures", None)  # it is never reached
     with pytest.raises(ImageError, match=r"it would be enlarged to [\d,]+ × [\d,]+ pixels"):
         ask(model, size)
     monkeypatch.undo()
@@ -80,7 +79,7 @@ def test_what_fails_with_every_picture_is_not_called_a_shape(
     def broken(processor: Any, images: Any) -> Any:
         raise KeyError("pixel_values")
 
-    monkeypatch.setattr(model_pictures, "process_pictures", broken)
+    monkeypatch.setattr(pixel_values, "process_pictures", broken)
     with pytest.raises(KeyError):
         ask(loaded("qwen2_vl", "fp32"), (40, 40))
 

@@ -10,11 +10,16 @@ import torch
 from mmchat import images
 from mmchat.errors import ModelError, TooLongError
 from mmchat.images import decode
-from mmchat.model import prompt as prompts
-from mmchat.model.hf_vlm import process_pictures
-from mmchat.model.loading import LoadedModel
-from mmchat.model.pictures import PixelCache, decoded_bytes
-from mmchat.model.prompt import Cancelled, build_prompt
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.prompt import model_inputs
+from mmchat.prompt.model_inputs import build_prompt
+from mmchat.prompt.pixel_values import (
+    Cancelled,
+    PixelCache,
+    PreparedPicture,
+    decoded_bytes,
+    process_pictures,
+)
 from mmchat.turns import Turn
 from tests.model import tiny
 from tests.model.tiny import shown
@@ -234,12 +239,12 @@ def test_a_picture_of_an_earlier_turn_is_not_decoded_again(
 def test_the_pixel_cache_forgets_the_longest_unused() -> None:
     cache = PixelCache(limit=100 * 4)
     for name in "abc":
-        cache.put(name, (torch.zeros(1, 30), 4))
+        cache.put(name, PreparedPicture(torch.zeros(1, 30), 4))
     assert cache.get("a") is not None
-    cache.put("d", (torch.zeros(1, 30), 4))
+    cache.put("d", PreparedPicture(torch.zeros(1, 30), 4))
     assert [name for name in "abcd" if cache.get(name) is not None] == ["a", "c", "d"]
-    cache.put("large", (torch.zeros(1, 101), 4))
-    assert cache.get("large") is None and cache.get("a") is None
+    cache.put("large", PreparedPicture(torch.zeros(1, 101), 4))
+    assert cache.get("large") is None and all(cache.get(name) for name in "acd")
 
 
 def test_a_stock_model_is_not_shown_more_large_pictures_at_once_than_needed(
@@ -255,7 +260,7 @@ def test_a_stock_model_is_not_shown_more_large_pictures_at_once_than_needed(
     whole = build_prompt(model, turns, 4)
     read = decodings(monkeypatch)
     # As if each were a third of what may be held.
-    monkeypatch.setattr(prompts, "_HELD_AT_FIRST", 3 * decoded_bytes(shown(9).data))
+    monkeypatch.setattr(model_inputs, "_FIRST_TRY_BYTES", 3 * decoded_bytes(shown(9).data))
     assert build_prompt(small, turns, 4).keys == kept.keys
     assert len(read) == 3
     everything = build_prompt(model, turns, 4)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from mmchat.errors import ModelError
-from mmchat.model.encoding import Encoded, answer_end, encode_chat
+from mmchat.prompt.chat_encoding import EncodedChat, answer_end, encode_chat
 from mmchat.turns import ImagePart, Turn
 from tests.model import tiny
 from tests.model.templates import FAMILIES, tokenizer_of
@@ -20,7 +20,7 @@ EXCHANGE = [Turn("user", ("What colour is it?",)), Turn("assistant", ("It is red
 TOKENIZERS = {name: tokenizer_of(family) for name, family in FAMILIES.items()}
 
 
-def produced(tokenizer: PreTrainedTokenizerFast, encoded: Encoded) -> list[str]:
+def produced(tokenizer: PreTrainedTokenizerFast, encoded: EncodedChat) -> list[str]:
     """The stretches under the mask, decoded."""
     stretches: list[list[int]] = []
     before = False
@@ -116,7 +116,7 @@ def test_pictures_stand_where_they_were_put(name: str) -> None:
         Turn("user", (PICTURE, "three")),
     ]
     tokens = [[mark] * 3, [mark], [mark] * 2, [mark] * 4]
-    encoded = encode_chat(tokenizer, turns, image_tokens=tokens)
+    encoded = encode_chat(tokenizer, turns, placeholders=tokens)
     assert [length for _, length in encoded.images] == [3, 1, 2, 4]
     for (start, length), wanted in zip(encoded.images, tokens, strict=True):
         assert encoded.input_ids[start : start + length] == wanted
@@ -200,7 +200,7 @@ def _check(name: str, turns: list[Turn], lengths: list[int]) -> None:
     mark = tokenizer.convert_tokens_to_ids(FAMILIES[name].image)
     pictures = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
     tokens = [[mark] * lengths[i % len(lengths)] for i in range(pictures)]
-    encoded = encode_chat(tokenizer, turns, image_tokens=tokens, add_generation_prompt=True)
+    encoded = encode_chat(tokenizer, turns, placeholders=tokens, add_generation_prompt=True)
     # As many picture tokens as features, in order, apart from each other.
     assert encoded.input_ids.count(mark) == sum(map(len, tokens))
     assert [length for _, length in encoded.images] == [len(t) for t in tokens]
@@ -210,7 +210,7 @@ def _check(name: str, turns: list[Turn], lengths: list[int]) -> None:
     harmless = [
         Turn(t.role, tuple("x" if isinstance(p, str) and p else p for p in t.parts)) for t in turns
     ]
-    plain = encode_chat(tokenizer, harmless, image_tokens=tokens, add_generation_prompt=True)
+    plain = encode_chat(tokenizer, harmless, placeholders=tokens, add_generation_prompt=True)
     # Gemma has added tokens of white space, which are ordinary text.
     added = tokenizer.added_tokens_decoder.items()
     special = {i for i, token in added if token.content.replace("\u2581", " ").strip()}

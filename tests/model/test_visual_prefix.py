@@ -9,12 +9,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mmchat.errors import ModelError
+from mmchat.model.configuration import prefix_tokens
 from mmchat.model.encoders import encoder_for
 from mmchat.model.projectors import (
     build_projector,
     parameter_count,
     pixel_shuffle,
-    prefix_tokens,
 )
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
 from tests.model.parts import DECODERS, ENCODERS, IMAGE_TOKEN, PROJECTORS, config

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from mmchat.data.types import Dataset, Example
 from mmchat.errors import RecipeError
-from mmchat.model.loading import LoadedModel
+from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.quantization import dequantized_weight, is_four_bit, is_packed
 from mmchat.training.finetune import Trainer
 from mmchat.training.finetune_config import FinetuneConfig, StageConfig, read_config
