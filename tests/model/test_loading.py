@@ -168,7 +168,7 @@ def test_an_odd_header_is_told(copy: Path, header: str) -> None:
 
 def test_odd_json_is_told(copy: Path) -> None:
     (copy / "model.safetensors.index.json").write_text('{"weight_map": {"a": 5}}')
-    assert "no weights file" in refused(copy)
+    assert "not a weights file" in refused(copy)
     (copy / "model.safetensors.index.json").write_text("[" * 100_000)
     assert "cannot be read" in refused(copy)
     (copy / "config.json").write_text("[" * 100_000)
@@ -185,7 +185,7 @@ def test_broken_folders_are_told(copy: Path) -> None:
     weights.write_bytes(b"")
     assert "damaged" in refused(copy)
     weights.unlink()
-    assert "holds no weights" in refused(copy)
+    assert "has no weights" in refused(copy)
     (copy / "pytorch_model.bin").write_bytes(b"pickle")
     assert "pickle" in refused(copy)
     (copy / "config.json").write_text("{")
@@ -200,9 +200,9 @@ def test_broken_folders_are_told(copy: Path) -> None:
 def test_a_missing_shard_is_told(copy: Path) -> None:
     index = copy / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
-    assert "lacks its weights file" in refused(copy)
+    assert "has no weights file" in refused(copy)
     index.write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
-    assert "no weights file" in refused(copy)
+    assert "not a weights file" in refused(copy)
 
 
 def _change(folder: Path, **fields: object) -> None:
