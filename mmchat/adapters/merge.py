@@ -22,13 +22,13 @@ from mmchat.adapters.active import ActiveAdapter, AdapterTensors, read_adapter
 from mmchat.adapters.card import Card, check_adapter, find_adapter, read_card
 from mmchat.adapters.compatibility import require_base
 from mmchat.errors import MmchatError, ModelError
+from mmchat.memory.machine import WeightFormat
 from mmchat.model.catalogue import Installed, add_folder, require_free
-from mmchat.model.checkpoint import tensors
 from mmchat.model.load_plan import plan_load
 from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.loading import load_model, load_planned, loading_progress
-from mmchat.model.machine import WeightFormat
 from mmchat.model.quantization import compute_dtype, works
+from mmchat.model_files import tensors
 from mmchat.prompt.model_inputs import build_prompt
 from mmchat.turns import ImagePart, Turn
 

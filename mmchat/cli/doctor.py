@@ -17,8 +17,7 @@ from mmchat.cli.inspect_model import load_parts, parts_table
 from mmchat.cli.models import fit_facts
 from mmchat.cli.output import Progress, say, say_json, say_table, size
 from mmchat.errors import MmchatError
-from mmchat.model import catalogue
-from mmchat.model.machine import (
+from mmchat.memory.machine import (
     Machine,
     WeightFormat,
     available_memory,
@@ -27,8 +26,9 @@ from mmchat.model.machine import (
     this_machine,
     weight_format_of,
 )
-from mmchat.model.memory_fit import chat_fit
-from mmchat.model.model_dims import read_dims
+from mmchat.memory.memory_fit import chat_fit
+from mmchat.memory.model_dims import read_dims
+from mmchat.model import catalogue
 from mmchat.settings import Settings, load_settings, paths
 
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "peft", "accelerate", "textual", "pillow")

@@ -13,10 +13,10 @@ import msgspec
 from mmchat.cli.inspect_model import load_parts, parts_table
 from mmchat.cli.output import Progress, note, say, say_json, say_table, size
 from mmchat.errors import ModelError
+from mmchat.memory.machine import Machine, WeightFormat, this_machine, weight_format_of
+from mmchat.memory.memory_fit import MemoryFit, all_fits, chat_fit, gigabytes
+from mmchat.memory.model_dims import ModelDims, read_dims
 from mmchat.model import catalogue
-from mmchat.model.machine import Machine, WeightFormat, this_machine, weight_format_of
-from mmchat.model.memory_fit import MemoryFit, all_fits, chat_fit, gigabytes
-from mmchat.model.model_dims import ModelDims, read_dims
 from mmchat.settings import load_settings, named_folder
 
 _YES_NO = {True: "yes", False: "no", None: "?"}

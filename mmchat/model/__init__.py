@@ -1,5 +1,4 @@
-"""The network (vision tower, projectors, 4-bit text model), how it is loaded, and what it needs of memory.
+"""The models: the visual-prefix network, loading and quantization of any model, the catalogue and the hub.
 
-Nothing is imported here, so that the modules without torch (`catalogue`, `checkpoint`, `memory_fit`) stay
-free of it.
+Nothing is imported here, so that `catalogue` and `hub` work without torch.
 """

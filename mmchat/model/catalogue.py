@@ -14,15 +14,15 @@ from types import MappingProxyType
 import msgspec
 
 from mmchat.errors import ModelError, ModelNotFoundError
-from mmchat.model.checkpoint import read_config, tensors
-from mmchat.model.model_dims import ModelDims
+from mmchat.memory.model_dims import ModelDims
+from mmchat.model_files import read_config, tensors
 from mmchat.settings import builtin_adapters, named_folder, paths, private_dir
 
 MARKER = ".mmchat.json"
 """Written into the folder of a fetched model when all its files are there."""
 _FOLDERS = "folders.json"
 _OFFERED_DIMS = Path(__file__).with_name("offered_models.json")
-"""Written by `python -m tests.model.published`."""
+"""Written by `python -m tests.memory.published`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,19 +11,19 @@ import torch
 from torch import nn
 
 from mmchat.errors import ModelError
+from mmchat.memory.machine import Machine, WeightFormat, available_memory, own_memory
+from mmchat.memory.memory_fit import IMPORTS, chat_fit, gigabytes
+from mmchat.memory.model_dims import ModelKind, UnknownModelError, read_dims
 from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
-from mmchat.model.checkpoint import (
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model_files import (
     FileStamps,
     file_stamps,
     read_config,
     weight_files,
     weights_hash,
 )
-from mmchat.model.loaded_model import LoadedModel
-from mmchat.model.machine import Machine, WeightFormat, available_memory, own_memory
-from mmchat.model.memory_fit import IMPORTS, chat_fit, gigabytes
-from mmchat.model.model_dims import ModelKind, UnknownModelError, read_dims
 from mmchat.settings import Device, Quantization
 
 FOUR_BIT_HINT = "with --quantization 4bit"

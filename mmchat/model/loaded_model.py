@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from mmchat.model.checkpoint import FileStamps, file_stamps
-from mmchat.model.machine import WeightFormat
-from mmchat.model.model_dims import ModelKind
+from mmchat.memory.machine import WeightFormat
+from mmchat.memory.model_dims import ModelKind
 from mmchat.model.quantization import PartReport
+from mmchat.model_files import FileStamps, file_stamps
 from mmchat.prompt.pixel_values import PixelCache
 
 

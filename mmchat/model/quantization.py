@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mmchat.errors import ModelError
-from mmchat.model.machine import fast_in_bfloat16
+from mmchat.memory.machine import fast_in_bfloat16
 from mmchat.settings import load_settings
 
 Part = Literal["vision tower", "projector", "text blocks", "lm_head", "other"]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
+from mmchat.memory.machine import Machine
+from mmchat.memory.memory_fit import MemoryFit, training_fit
+from mmchat.memory.model_dims import ModelDims, UnknownModelError, read_dims
+from mmchat.memory.training_memory import Method, Optimizer, TrainingStep
 from mmchat.model.load_plan import machine_of
-from mmchat.model.machine import Machine
-from mmchat.model.memory_fit import MemoryFit, training_fit
-from mmchat.model.model_dims import ModelDims, UnknownModelError, read_dims
-from mmchat.model.training_memory import Method, Optimizer, TrainingStep
 from mmchat.training.finetune_config import LORA_METHODS, StageConfig, own_samples
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ import torch
 from mmchat.data import read_data
 from mmchat.data.types import Dataset, Example, Problem
 from mmchat.errors import DataError, RecipeError
+from mmchat.memory.memory_fit import MemoryFit
 from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
-from mmchat.model.checkpoint import tensors
 from mmchat.model.load_plan import LoadPlan, plan_load
 from mmchat.model.loading import context_length, processor_of
-from mmchat.model.memory_fit import MemoryFit
+from mmchat.model_files import tensors
 from mmchat.prompt.pixel_values import PixelCache
 from mmchat.settings import Quantization
 from mmchat.training.encode import EncodedExamples, ExampleEncoder, Samples

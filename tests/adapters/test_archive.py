@@ -21,7 +21,7 @@ from mmchat.adapters import card as adapters
 from mmchat.adapters.archive import KNOWN, export_adapter, import_adapter
 from mmchat.adapters.card import Base, Card, Figure, read_card, write_card
 from mmchat.errors import AdapterError
-from mmchat.model.checkpoint import weights_hash
+from mmchat.model_files import weights_hash
 from mmchat.settings import paths, private_dir
 
 LAYER = "model.layers.0.mlp.up_proj"

@@ -1,6 +1,6 @@
 """Real training steps and answers, measured: the cases of `bench_memory`.
 
-Models are random, or published ones whose weights are all 0 (`tests.model.published`).
+Models are random, or published ones whose weights are all 0 (`tests.memory.published`).
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from mmchat.engine.decode import Decoding, TransformersRunner
 from mmchat.engine.detokenize import StopStrings
 from mmchat.engine.sampling import Sampler
+from mmchat.memory.machine import WeightFormat
+from mmchat.memory.malloc import set_eager_trim
+from mmchat.memory.model_dims import PHOTO, read_dims
 from mmchat.model.configuration import GridVisionConfig, VisualPrefixConfig
 from mmchat.model.load_plan import plan_load
 from mmchat.model.loading import _load_weights, load_planned
-from mmchat.model.machine import WeightFormat
-from mmchat.model.malloc import set_eager_trim
-from mmchat.model.model_dims import PHOTO, read_dims
 from mmchat.model.processor import VisualPrefixProcessor
 from mmchat.model.quantization import import_bitsandbytes
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration

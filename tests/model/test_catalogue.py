@@ -15,9 +15,9 @@ from huggingface_hub import errors
 
 from mmchat import settings
 from mmchat.errors import ModelError
+from mmchat.memory.memory_estimate import weight_bytes
 from mmchat.model import catalogue, hub
-from mmchat.model.checkpoint import read_header, weights_hash
-from mmchat.model.memory_estimate import weight_bytes
+from mmchat.model_files import read_header, weights_hash
 
 Checkpoint = Callable[[str], Path]
 HUB_ID = "someone/tiny-model"
@@ -134,7 +134,7 @@ def test_the_hash_is_of_the_weights_alone(checkpoint: Checkpoint, tmp_path: Path
 def test_a_large_models_hash_is_sampled(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmchat.model.checkpoint._WHOLE_HASH_BYTES", 10)
+    monkeypatch.setattr("mmchat.model_files._WHOLE_HASH_BYTES", 10)
     value = weights_hash(checkpoint("smolvlm"))
     assert value.startswith("s") and len(value) == 65
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mmchat.errors import ModelError
+from mmchat.memory import machine as machines
 from mmchat.model import load_plan, quantization
-from mmchat.model import machine as machines
 from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.loading import load_model
 from mmchat.prompt.model_inputs import build_prompt

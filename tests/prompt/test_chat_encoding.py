@@ -11,7 +11,7 @@ from mmchat.errors import ModelError
 from mmchat.prompt.chat_encoding import EncodedChat, answer_end, encode_chat
 from mmchat.turns import ImagePart, Turn
 from tests.model import tiny
-from tests.model.templates import FAMILIES, tokenizer_of
+from tests.prompt.templates import FAMILIES, tokenizer_of
 
 PICTURE = ImagePart("0" * 64)
 EXCHANGE = [Turn("user", ("What colour is it?",)), Turn("assistant", ("It is red.",))]

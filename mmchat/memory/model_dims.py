@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmchat.errors import ModelError
-from mmchat.model.checkpoint import TensorInfo, read_config, tensors
+from mmchat.model_files import TensorInfo, read_config, tensors
 
 ModelKind = Literal["visual_prefix", "hf_vlm", "text"]
 

@@ -1,7 +1,7 @@
 """Published models without their weights: the configuration of each, and files that are only a header.
 
 The configurations are those of the models in `mmchat.model.catalogue`, with what transformers fills in
-left out. `python -m tests.model.published` writes the sizes of all of them to
+left out. `python -m tests.memory.published` writes the sizes of all of them to
 `mmchat/model/offered_models.json`.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
+from mmchat.memory.model_dims import ModelDims, model_dims
 from mmchat.model import catalogue
-from mmchat.model.checkpoint import TensorInfo
-from mmchat.model.model_dims import ModelDims, model_dims
+from mmchat.model_files import TensorInfo
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor, by its name."""

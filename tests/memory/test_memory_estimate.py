@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from mmchat.engine.decode import PREFILL_CHUNK
 from mmchat.errors import ModelError
+from mmchat.memory.memory_estimate import PREFILL, estimate_inference, nf4_bytes, weight_bytes
+from mmchat.memory.model_dims import ModelDims, UnknownModelError, model_dims, read_dims
+from mmchat.memory.training_memory import TrainingStep, estimate_training
 from mmchat.model.catalogue import OFFERS, offered_dims
-from mmchat.model.checkpoint import TensorInfo
 from mmchat.model.loaded_model import LoadedModel
-from mmchat.model.memory_estimate import PREFILL, estimate_inference, nf4_bytes, weight_bytes
-from mmchat.model.model_dims import ModelDims, UnknownModelError, model_dims, read_dims
-from mmchat.model.training_memory import TrainingStep, estimate_training
+from mmchat.model_files import TensorInfo
 from tests.model import published
 
 Checkpoint = Callable[[str], Path]
@@ -188,7 +188,7 @@ def test_a_prompt_is_read_in_pieces_as_the_engine_reads_it() -> None:
 
 @pytest.mark.parametrize("name", [offer.hub_id for offer in OFFERS])
 def test_the_sizes_of_offered_models_are_those_of_their_headers(name: str) -> None:
-    """After a change of ModelDims: python -m tests.model.published"""
+    """After a change of ModelDims: python -m tests.memory.published"""
     dims = published.dims(name)
     assert offered_dims()[name] == dims and not dims.estimated
     assert dims.parameters == published.PARAMETERS.get(name, dims.parameters)
@@ -222,8 +222,8 @@ def test_older_names_of_tensors_say_the_same() -> None:
 def test_without_torch_and_at_once() -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from mmchat.model.machine import Machine; from mmchat.model.memory_fit import all_fits\n"
-        "from mmchat.model.model_dims import read_dims\n"
+        "from mmchat.memory.machine import Machine; from mmchat.memory.memory_fit import all_fits\n"
+        "from mmchat.memory.model_dims import read_dims\n"
         f"found = list(all_fits(read_dims(Path({str(SCENES)!r})), Machine('cpu', 8 << 30, 4)))\n"
         "assert len(found) == 5, found\n"
         "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mmchat.model.machine import WeightFormat
-from mmchat.model.memory_estimate import (
+from mmchat.memory.machine import WeightFormat
+from mmchat.memory.memory_estimate import (
     Device,
     MemoryEstimate,
     Phase,
@@ -24,7 +24,17 @@ from mmchat.model.memory_estimate import (
     unread_bytes,
     weight_bytes,
 )
-from mmchat.model.model_dims import DOWN, FUSED, GATE_UP, KEY, OUT, QUERY, UP, LinearDims, ModelDims
+from mmchat.memory.model_dims import (
+    DOWN,
+    FUSED,
+    GATE_UP,
+    KEY,
+    OUT,
+    QUERY,
+    UP,
+    LinearDims,
+    ModelDims,
+)
 
 Method = Literal["projector", "lora", "qlora", "full"]
 Optimizer = Literal["adamw", "adamw8bit", "muon"]

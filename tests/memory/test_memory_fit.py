@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from mmchat.model import machine as machines
-from mmchat.model.machine import Machine, own_memory, this_machine
-from mmchat.model.memory_fit import CHAT_TOKENS, all_fits, chat_fit, training_fit
-from mmchat.model.model_dims import ModelDims
-from mmchat.model.training_memory import TrainingStep
+from mmchat.memory import machine as machines
+from mmchat.memory.machine import Machine, own_memory, this_machine
+from mmchat.memory.memory_fit import CHAT_TOKENS, all_fits, chat_fit, training_fit
+from mmchat.memory.model_dims import ModelDims
+from mmchat.memory.training_memory import TrainingStep
 from mmchat.settings import ModelSettings
 from tests.model import published
 from tests.model.test_memory_estimate import scenes

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mmchat.model.machine import WeightFormat
-from mmchat.model.model_dims import ModelDims
+from mmchat.memory.machine import WeightFormat
+from mmchat.memory.model_dims import ModelDims
 
 Device = Literal["cpu", "cuda"]
 Phase = Literal["loading", "pictures", "answering", "forward", "backward", "update"]

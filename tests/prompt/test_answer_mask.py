@@ -24,7 +24,7 @@ from mmchat.prompt.model_inputs import build_prompt
 from mmchat.prompt.pixel_values import image_token_ids
 from mmchat.turns import ImagePart, Turn
 from tests.model import tiny
-from tests.model.templates import FAMILIES, Family, spoken, tokenizer_of
+from tests.prompt.templates import FAMILIES, Family, spoken, tokenizer_of
 
 PICTURE = ImagePart("0" * 64)
 NAMES = sorted(FAMILIES)

@@ -7,10 +7,10 @@ needs torch.
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from mmchat.model.machine import Machine, WeightFormat
-from mmchat.model.memory_estimate import MemoryEstimate, estimate_inference
-from mmchat.model.model_dims import ModelDims
-from mmchat.model.training_memory import Method, TrainingStep, estimate_training
+from mmchat.memory.machine import Machine, WeightFormat
+from mmchat.memory.memory_estimate import MemoryEstimate, estimate_inference
+from mmchat.memory.model_dims import ModelDims
+from mmchat.memory.training_memory import Method, TrainingStep, estimate_training
 
 CHAT_TOKENS = 1024
 """Tokens of a conversation besides a picture. A model without memory for them does not fit."""
