@@ -29,7 +29,7 @@ from mmchat.memory.model_dims import read_dims
 from mmchat.memory.training_memory import TrainingStep, estimate_training
 from mmchat.model.quantization import compute_dtype
 from tests.benchmarks.memory_cases import Case, Dtype, Measured, in_process
-from tests.model import published
+from tests.memory import published
 
 
 def case(shape: str, method: str, rows: int, row_tokens: int, **more: Any) -> Case:

@@ -36,7 +36,7 @@ from mmchat.training.optimizer import build_optimizers
 from mmchat.training.packing import IGNORED, Branch, Row, Tree, collate
 from mmchat.training.train_step import RowInput, StepInput, TrainStep
 from mmchat.training.trainable import Trainable
-from tests.model import published
+from tests.memory import published
 from tests.model.tiny import CHATML, tokenizer
 
 import_bitsandbytes()

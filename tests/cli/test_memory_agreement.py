@@ -13,7 +13,7 @@ from mmchat.settings import builtin_adapters
 from mmchat.training.finetune_config import read_config
 from mmchat.training.prepare import prepare
 from tests.cli.conftest import Run
-from tests.model import published
+from tests.memory import published
 from tests.training.tuned import dataset
 
 HEADERS = {

@@ -23,7 +23,7 @@ from mmchat.memory.training_memory import TrainingStep, estimate_training
 from mmchat.model.catalogue import OFFERS, offered_dims
 from mmchat.model.loaded_model import LoadedModel
 from mmchat.model_files import TensorInfo
-from tests.model import published
+from tests.memory import published
 
 Checkpoint = Callable[[str], Path]
 Loaded = Callable[[str, str], LoadedModel]

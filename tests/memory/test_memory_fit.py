@@ -12,8 +12,8 @@ from mmchat.memory.memory_fit import CHAT_TOKENS, all_fits, chat_fit, training_f
 from mmchat.memory.model_dims import ModelDims
 from mmchat.memory.training_memory import TrainingStep
 from mmchat.settings import ModelSettings
-from tests.model import published
-from tests.model.test_memory_estimate import scenes
+from tests.memory import published
+from tests.memory.test_memory_estimate import scenes
 
 LLAVA = "llava-hf/llava-1.5-7b-hf"
 GB = 1_000_000_000
