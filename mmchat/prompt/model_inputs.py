@@ -10,7 +10,7 @@ from torch import Tensor
 from mmchat.errors import ModelError, TooLongError
 from mmchat.prompt.chat_encoding import EncodedChat, Placeholders, encode_chat
 from mmchat.prompt.pixel_values import (
-    Picture,
+    PromptPicture,
     PictureModel,
     decoded_bytes,
     image_token_ids,
@@ -69,7 +69,7 @@ class PreparedPrompt:
 
 def build_prompt(
     model: PromptModel,
-    turns: Sequence[Turn[Picture]],
+    turns: Sequence[Turn[PromptPicture]],
     max_new_tokens: int,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> PreparedPrompt:
@@ -117,7 +117,7 @@ def build_prompt(
 
 
 def _encode(
-    model: PromptModel, turns: Sequence[Turn[Picture]], placeholders: Sequence[Placeholders]
+    model: PromptModel, turns: Sequence[Turn[PromptPicture]], placeholders: Sequence[Placeholders]
 ) -> EncodedChat:
     return encode_chat(
         model.tokenizer,
@@ -128,7 +128,7 @@ def _encode(
     )
 
 
-def _pictures(turns: Sequence[Turn[Picture]]) -> list[Picture]:
+def _pictures(turns: Sequence[Turn[PromptPicture]]) -> list[PromptPicture]:
     return [picture for turn in turns for picture in turn.images]
 
 
@@ -149,13 +149,15 @@ def _too_long(name: str, whole: EncodedChat, alone: EncodedChat, room: int) -> T
     )
 
 
-def _exchange_starts(turns: Sequence[Turn[Picture]]) -> list[int]:
+def _exchange_starts(turns: Sequence[Turn[PromptPicture]]) -> list[int]:
     """Where each exchange begins: the first turn after the system's, then every turn of the user."""
     first = next((at for at, turn in enumerate(turns) if turn.role != "system"), len(turns))
     return [first, *(at for at in range(first + 1, len(turns)) if turns[at].role == "user")]
 
 
-def _first_try(model: PromptModel, turns: Sequence[Turn[Picture]], cuts: Sequence[int]) -> int:
+def _first_try(
+    model: PromptModel, turns: Sequence[Turn[PromptPicture]], cuts: Sequence[int]
+) -> int:
     """How many of the last exchanges are tried first, at least one."""
     most = min(len(cuts), _FIRST_TRY)
     if model.kind != "hf_vlm":
@@ -173,7 +175,7 @@ def _first_try(model: PromptModel, turns: Sequence[Turn[Picture]], cuts: Sequenc
 def _prepare(
     model: PromptModel,
     encoded: EncodedChat,
-    pictures: Sequence[Picture],
+    pictures: Sequence[PromptPicture],
     inputs: dict[str, Tensor],
     dropped: int,
 ) -> PreparedPrompt:

@@ -19,7 +19,7 @@ _TEXT_OUTPUTS = {"input_ids", "attention_mask", "text_replacement_offsets"}
 _TOKEN_TYPE_INPUTS = {"mm_token_type_ids", "token_type_ids"}
 
 
-class Picture(Protocol):
+class PromptPicture(Protocol):
     """A picture in a turn: `mmchat.turns.ImagePart` or `mmchat.data.types.Picture`."""
 
     @property
@@ -78,7 +78,7 @@ class Cancelled(Exception):  # noqa: N818 - not an error
 
 def picture_inputs(
     model: PictureModel,
-    pictures: Sequence[Picture],
+    pictures: Sequence[PromptPicture],
     decoded: dict[str, Any],
     cancelled: Callable[[], bool],
 ) -> tuple[Sequence[Placeholders], dict[str, Tensor]]:
@@ -102,7 +102,7 @@ def picture_inputs(
     return placeholders, {"pixel_values": torch.cat([picture.pixel_values for picture in read])}
 
 
-def check_shape(model: PictureModel, picture: Picture, width: int, height: int) -> None:
+def check_shape(model: PictureModel, picture: PromptPicture, width: int, height: int) -> None:
     """Raises ImageError if the model's image processor would enlarge the picture past the limit."""
     wide, high = enlarged_size(model.processor.image_processor, width, height)
     if wide * high > MAX_ENLARGED_PIXELS:
@@ -147,7 +147,7 @@ def decoded_bytes(data: bytes | None) -> int:
     return int(3 * size[0] * size[1] * scale**2)
 
 
-def _decode(model: PictureModel, picture: Picture, cancelled: Callable[[], bool]) -> Any:
+def _decode(model: PictureModel, picture: PromptPicture, cancelled: Callable[[], bool]) -> Any:
     from mmchat.images import decode
 
     cached = model.pixels.get(picture.sha256)
@@ -169,7 +169,7 @@ def _decode(model: PictureModel, picture: Picture, cancelled: Callable[[], bool]
 
 
 def _process(
-    model: PictureModel, pictures: Sequence[Picture], images: Sequence[Any]
+    model: PictureModel, pictures: Sequence[PromptPicture], images: Sequence[Any]
 ) -> tuple[Sequence[str], dict[str, Tensor]]:
     """As `process_pictures`; raises ImageError for a picture whose shape the processor refuses."""
     try:
@@ -216,7 +216,7 @@ def _processor_error(model: PictureModel, image: Any) -> Exception | None:
     return None
 
 
-def _shape_error(model: PictureModel, picture: Picture, reason: str) -> ImageError:
+def _shape_error(model: PictureModel, picture: PromptPicture, reason: str) -> ImageError:
     # Pictures of data know their upright size; for those of a request the header has it.
     width, height = getattr(picture, "width", 0), getattr(picture, "height", 0)
     if not width:

@@ -233,7 +233,7 @@ def test_without_torch_and_at_once() -> None:
 
 
 def test_a_model_without_text_cannot_be_estimated() -> None:
-    with pytest.raises(ModelError, match="no text model that mmchat knows"):
+    with pytest.raises(ModelError, match="does not know the text model"):
         model_dims({"model_type": "strange"}, [])
 
 
