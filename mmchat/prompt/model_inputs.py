@@ -10,8 +10,8 @@ from torch import Tensor
 from mmchat.errors import ModelError, TooLongError
 from mmchat.prompt.chat_encoding import EncodedChat, Placeholders, encode_chat
 from mmchat.prompt.pixel_values import (
-    PromptPicture,
     PictureModel,
+    PromptPicture,
     decoded_bytes,
     image_token_ids,
     picture_inputs,

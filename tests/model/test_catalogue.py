@@ -32,7 +32,7 @@ def test_listing_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_an_added_folder_is_found_and_forgotten(checkpoint: Checkpoint) -> None:
+def test_an_added_folder_is_found_and_removed(checkpoint: Checkpoint) -> None:
     folder = checkpoint("llama")
     added = catalogue.add_folder(folder)
     assert (added.name, added.origin, added.model_type) == ("llama", "folder", "llama")
@@ -77,10 +77,10 @@ def test_names_are_resolved_in_one_way(checkpoint: Checkpoint, tmp_path: Path) -
     assert catalogue.resolve_model("TINY").name == "two--tiny"
 
 
-def test_a_folder_is_named_by_a_path(
+def test_a_folder_is_given_as_a_path(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bare name is no folder beside us: the engine, which works elsewhere, would not see it."""
+    """A bare name does not name a folder here, because the engine has another working directory."""
     shutil.copytree(checkpoint("llama"), tmp_path / "in" / "mine")
     monkeypatch.chdir(tmp_path)
     assert catalogue.resolve_model("in/mine") == tmp_path / "in" / "mine"
@@ -113,7 +113,7 @@ def test_every_offer_is_complete() -> None:
     assert 8 <= len(catalogue.OFFERS) == len({offer.hub_id for offer in catalogue.OFFERS})
     dims = catalogue.offered_dims()
     for offer in catalogue.OFFERS:
-        # A 4-bit form takes less than the files, which are in 16 bits.
+        # 4-bit weights take less than the files, which have 16 bits.
         four_bit = sum(weight_bytes(dims[offer.hub_id], "4bit", 2).values())
         assert 0 < four_bit < offer.download_gb * 1e9
         assert offer.licence and offer.good_at and offer.hub_id.count("/") == 1
@@ -139,7 +139,7 @@ def test_a_large_models_hash_is_sampled(
     assert value.startswith("s") and len(value) == 65
 
 
-def test_hostile_headers_are_told(tmp_path: Path) -> None:
+def test_hostile_headers_are_errors(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
     for content in (
@@ -159,7 +159,7 @@ def test_hostile_headers_are_told(tmp_path: Path) -> None:
 
 
 class FakeHub:
-    """The hub's two doors, over a folder; `calls` tells what was asked."""
+    """The two functions of the hub, served from a folder; `calls` lists the requests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -209,7 +209,7 @@ def test_a_model_is_planned_fetched_found_and_removed(fake_hub: FakeHub) -> None
     assert catalogue.remove_model("tiny-model") == plan.folder and not plan.folder.exists()
 
 
-def test_a_broken_off_fetch_is_not_installed_and_goes_on(fake_hub: FakeHub) -> None:
+def test_an_interrupted_download_is_not_installed_and_resumes(fake_hub: FakeHub) -> None:
     plan = hub.plan_download(HUB_ID)
     fake_hub.error = _unreachable("gone")
     with pytest.raises(ModelError, match="goes on where it stopped"):
@@ -266,7 +266,7 @@ def test_the_real_client_offline_is_one_sentence(monkeypatch: pytest.MonkeyPatch
         hub.plan_download(HUB_ID)
 
 
-def test_a_full_disk_is_told_before_fetching(
+def test_a_full_disk_is_reported_before_the_download(
     fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
@@ -285,6 +285,6 @@ def test_pickled_weights_are_not_fetched(
 
 
 @pytest.mark.parametrize("name", ["model", "a/b/c", "../x/y", "a/..", "/a", "a/", "", "a--b/c"])
-def test_what_is_no_hub_id_is_refused(name: str) -> None:
+def test_an_invalid_hub_id_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match="neither a folder nor a hub id"):
         hub.plan_download(name)

@@ -1,4 +1,4 @@
-"""4-bit layers that bitsandbytes repacks for inference on CPUs with AVX512-BF16, also where this CPU has no such kernel."""
+"""4-bit layers that bitsandbytes repacks for inference on CPUs with AVX512-BF16, also if this CPU has no such kernel."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""build_prompt on loaded models: places, counts, stock equality, and what is left out."""
+"""build_prompt on loaded models: places, counts, equality with the processor's own rendering, what is left out."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,9 +64,9 @@ def test_the_picture_and_the_text_change_the_answer(loaded: Loaded, kind: str) -
 
 
 @pytest.mark.parametrize("kind", sorted(set(tiny.SEEING) - {"visual_prefix"}))
-def test_plain_conversations_are_the_stock_processors_own(loaded: Loaded, kind: str) -> None:
+def test_plain_conversations_equal_the_processors_own_rendering(loaded: Loaded, kind: str) -> None:
     model = loaded(kind, "fp32")
-    # A picture before the text is where every stock template puts it.
+    # Every template of transformers puts a picture before the text.
     turns = [
         Turn("user", (shown(0), "What colour is it?")),
         Turn("assistant", ("It is red.",)),
@@ -93,7 +93,7 @@ def test_plain_conversations_are_the_stock_processors_own(loaded: Loaded, kind: 
     )
     ours = build_prompt(model, turns, 16)
     if kind == "llava":
-        # Its template writes a newline behind a picture, which the place in the text keeps.
+        # Its template writes a newline after a picture; a picture inside the text gets none.
         assert model.tokenizer.decode(ours.input_ids[0]).count("<image>\n") == 2
     assert ours.input_ids.tolist() == stock["input_ids"].tolist()
     for name, value in ours.model_inputs.items():
@@ -121,7 +121,7 @@ def test_keys_tell_pictures_apart(loaded: Loaded) -> None:
     assert differ == list(range(span.start, span.start + span.length))
 
 
-def test_whole_oldest_exchanges_are_left_out(loaded: Loaded) -> None:
+def test_the_oldest_exchanges_are_left_out(loaded: Loaded) -> None:
     model = loaded("visual_prefix", "fp32")
     turns: list[Any] = [Turn("system", ("Be brief.",))]
     for number in range(6):
@@ -175,7 +175,7 @@ def test_a_long_conversation_keeps_what_fits_and_reads_no_older_picture(
         assert len(read) <= max(16, 2 * kept + 2)
 
 
-def test_a_last_turn_that_is_too_long_is_told(loaded: Loaded) -> None:
+def test_a_last_turn_that_is_too_long_is_an_error(loaded: Loaded) -> None:
     model = replace(loaded("visual_prefix", "fp32"), context_length=40)
     with pytest.raises(
         ModelError, match=r"takes \d+ tokens, 8 of them its pictures.*fewer pictures"
@@ -183,7 +183,7 @@ def test_a_last_turn_that_is_too_long_is_told(loaded: Loaded) -> None:
         build_prompt(model, [Turn("user", (shown(0), shown(1), "what " * 40))], 8)
 
 
-def test_a_system_prompt_that_is_too_long_is_the_one_that_is_told(loaded: Loaded) -> None:
+def test_a_system_prompt_that_is_too_long_is_named_in_the_error(loaded: Loaded) -> None:
     model = replace(loaded("visual_prefix", "fp32"), context_length=60)
     turns = [Turn("system", ("rule " * 60,)), Turn("user", ("what?",))]
     with pytest.raises(TooLongError, match=r"system prompt takes \d+ tokens.*shorten the system"):
@@ -207,7 +207,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 @pytest.mark.parametrize("kind", ["visual_prefix", "llava"])
-def test_a_cancel_is_heard_before_each_picture(
+def test_a_cancellation_stops_before_each_picture(
     loaded: Loaded, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = replace(loaded(kind, "fp32"), pixels=PixelCache())
@@ -236,7 +236,7 @@ def test_a_picture_of_an_earlier_turn_is_not_decoded_again(
     assert len(read) == 5
 
 
-def test_the_pixel_cache_forgets_the_longest_unused() -> None:
+def test_the_pixel_cache_drops_the_least_recently_used() -> None:
     cache = PixelCache(limit=100 * 4)
     for name in "abc":
         cache.put(name, PreparedPicture(torch.zeros(1, 30), 4))
@@ -247,7 +247,7 @@ def test_the_pixel_cache_forgets_the_longest_unused() -> None:
     assert cache.get("large") is None and all(cache.get(name) for name in "acd")
 
 
-def test_a_stock_model_is_not_shown_more_large_pictures_at_once_than_needed(
+def test_a_hugging_face_vlm_does_not_get_more_large_pictures_at_once_than_needed(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = loaded("llava", "fp32")
@@ -259,7 +259,7 @@ def test_a_stock_model_is_not_shown_more_large_pictures_at_once_than_needed(
     small = replace(model, context_length=kept.input_ids.shape[1] + 4)
     whole = build_prompt(model, turns, 4)
     read = decodings(monkeypatch)
-    # As if each were a third of what may be held.
+    # As if each picture took a third of the limit.
     monkeypatch.setattr(model_inputs, "_FIRST_TRY_BYTES", 3 * decoded_bytes(shown(9).data))
     assert build_prompt(small, turns, 4).keys == kept.keys
     assert len(read) == 3
@@ -277,7 +277,7 @@ def test_a_text_model_refuses_pictures(loaded: Loaded) -> None:
     assert prompt.model_inputs == {} and prompt.images == []
 
 
-def test_the_stock_processor_decides_what_stands_for_a_picture(loaded: Loaded) -> None:
+def test_the_processor_decides_what_stands_for_a_picture(loaded: Loaded) -> None:
     model = loaded("idefics3", "fp32")
     (tall, wide), inputs = process_pictures(
         model.processor, [tiny.picture(0, (16, 60)), tiny.picture(1, (60, 16))]

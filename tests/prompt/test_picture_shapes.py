@@ -1,4 +1,4 @@
-"""Pictures of a shape that an image processor refuses, or would enlarge without bound."""
+"""Pictures whose shape an image processor refuses, or would enlarge without limit."""
 
 import copy
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def with_shortest_edge(model: LoadedModel, edge: int) -> LoadedModel:
 
 
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (10, 2100)])
-def test_a_shape_that_the_processor_refuses_is_one_sentence(
+def test_a_shape_that_the_processor_refuses_is_an_error_of_one_sentence(
     loaded: Loaded, size: tuple[int, int]
 ) -> None:
     model = loaded("qwen2_vl", "fp32")
@@ -73,7 +73,7 @@ def test_the_sizes_that_are_bounded_by_the_processor(loaded: Loaded) -> None:
     assert (wide, high) == (32, 6720) and wide * high < MAX_ENLARGED_PIXELS
 
 
-def test_what_fails_with_every_picture_is_not_called_a_shape(
+def test_a_failure_with_every_picture_is_not_blamed_on_the_shape(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(processor: Any, images: Any) -> Any:
