@@ -139,7 +139,7 @@ def read_header(file: Path) -> list[TensorInfo]:
         ) from error
     if 8 + length + end != size:
         raise ModelError(
-            f"{file} is truncated or damaged ({size:,} bytes instead of {8 + length + end:,}): "
+            f"{file} is cut short or damaged ({size:,} bytes instead of {8 + length + end:,}): "
             "fetch the model again."
         )
     return tensors

@@ -90,7 +90,7 @@ def fetch(plan: Download) -> Installed:
         (plan.folder / MARKER).write_text(json.dumps(mark), encoding="utf-8")
     except OSError as error:
         raise ModelError(
-            f"{plan.folder} cannot be written ({error.strerror}): look at its permissions and disk."
+            f"{plan.folder} cannot be written ({error.strerror}): check its permissions and the disk."
         ) from error
     model = next(model for model in list_installed() if model.folder == plan.folder)
     if model.problem:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from mmchat.data.types import Example, Picture, Problem
 from mmchat.errors import ImageError, ModelError
-from mmchat.prompt.chat_encoding import EncodedChat, encode_chat
+from mmchat.prompt.chat_encoding import EncodedChat, Placeholders, encode_chat
 from mmchat.prompt.pixel_values import PictureModel, check_shape, picture_inputs
 from mmchat.training.packing import IGNORED, Branch, Tree, next_labels
 from mmchat.turns import Turn
@@ -166,7 +166,7 @@ class ExampleEncoder:
             if shorter is None:
                 return None, False
             kept = shorter
-        pictures = [part for turn in kept for part in turn.parts if isinstance(part, Picture)]
+        pictures = [picture for turn in kept for picture in turn.images]
         for picture in pictures:
             if picture.sha256 not in index:
                 index[picture.sha256] = len(found.pictures)
@@ -177,23 +177,23 @@ class ExampleEncoder:
     def encode(self, turns: Sequence[Turn[Picture]]) -> EncodedChat:
         """As the engine does for a question, with the answers in it.
 
-        Raises ModelError where the template fails or the model sees no pictures, ImageError
-        where a stock model's processor has to look at a picture that cannot be decoded.
+        Raises ModelError if the template fails or the model takes no pictures, ImageError if the
+        processor of a Hugging Face VLM needs a picture that cannot be decoded.
         """
-        loaded: Any = self.reader
-        pictures = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
-        if pictures and not loaded.vision:
-            raise ModelError(f"it shows a picture, and {loaded.name} reads text only")
-        marks: Sequence[Sequence[int] | str]
-        if loaded.kind == "hf_vlm":
-            marks, _ = picture_inputs(loaded, pictures, {}, lambda: False)
+        reader = self.reader
+        pictures = [picture for turn in turns for picture in turn.images]
+        if pictures and not reader.vision:
+            raise ModelError(f"it shows a picture, and {reader.name} reads text only")
+        placeholders: Sequence[Placeholders]
+        if reader.kind == "hf_vlm":
+            placeholders, _ = picture_inputs(reader, pictures, {}, lambda: False)
         else:
-            marks = [self._prefix(picture) for picture in pictures]
+            placeholders = [self._prefix(picture) for picture in pictures]
         return encode_chat(
-            loaded.tokenizer,
+            reader.tokenizer,
             turns,
-            placeholders=marks,
-            image_token=getattr(loaded.processor, "image_token", None),
+            placeholders=placeholders,
+            image_token=getattr(reader.processor, "image_token", None),
         )
 
     def _prefix(self, picture: Picture) -> list[int]:

@@ -217,7 +217,7 @@ def test_a_pickle_is_never_taken(tmp_path: Path, base: Path) -> None:
     (lora / "adapter_model.bin").rename(lora / adapters.LORA_WEIGHTS)
     file = lora / adapters.LORA_WEIGHTS
     file.write_bytes(b"\x80\x04" + b"x" * 100)
-    assert "no safetensors file" in refused(lora, base=str(base))
+    assert "not a safetensors file" in refused(lora, base=str(base))
 
 
 def zipped(

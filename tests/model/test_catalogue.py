@@ -212,7 +212,7 @@ def test_a_model_is_planned_fetched_found_and_removed(fake_hub: FakeHub) -> None
 def test_an_interrupted_download_is_not_installed_and_resumes(fake_hub: FakeHub) -> None:
     plan = hub.plan_download(HUB_ID)
     fake_hub.error = _unreachable("gone")
-    with pytest.raises(ModelError, match="goes on where it stopped"):
+    with pytest.raises(ModelError, match="continues where it stopped"):
         hub.fetch(plan)
     assert HUB_ID not in [model.name for model in catalogue.list_installed()]
     fake_hub.error = None
@@ -243,10 +243,10 @@ def _unreachable(words: str) -> Exception:
         (_http(errors.RevisionNotFoundError, 404), "has no revision v9"),
         (_http(errors.HfHubHTTPError, 503), "answered 503"),
         (errors.LocalTokenNotFoundError("no token"), "asks for a token"),
-        (errors.OfflineModeIsEnabled("offline"), "no way to the hub"),
-        (errors.LocalEntryNotFoundError("offline"), "no way to the hub"),
-        (_unreachable("refused"), "no way to the hub"),
-        (_client().ReadTimeout("slow"), "no way to the hub"),
+        (errors.OfflineModeIsEnabled("offline"), "hub cannot be reached"),
+        (errors.LocalEntryNotFoundError("offline"), "hub cannot be reached"),
+        (_unreachable("refused"), "hub cannot be reached"),
+        (_client().ReadTimeout("slow"), "hub cannot be reached"),
         (errors.HFValidationError("bad"), "not a valid hub id"),
         (OSError(28, "No space left on device"), "No space left"),
     ],
@@ -262,7 +262,7 @@ def test_what_the_hub_refuses_is_one_sentence(
 
 def test_the_real_client_offline_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="no way to the hub"):
+    with pytest.raises(ModelError, match="hub cannot be reached"):
         hub.plan_download(HUB_ID)
 
 

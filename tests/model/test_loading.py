@@ -193,7 +193,7 @@ def test_broken_folders_are_errors(copy: Path) -> None:
     (copy / "config.json").write_text("{")
     assert "not valid JSON" in refused(copy)
     (copy / "config.json").write_text("[]")
-    assert "names no model_type" in refused(copy)
+    assert "has no model_type" in refused(copy)
     (copy / "config.json").unlink()
     assert "no config.json" in refused(copy)
     assert "There is no folder" in refused(copy / "nowhere")
