@@ -12,7 +12,6 @@ from mmchat.client.protocol import (
     Started,
     Waiting,
 )
-from mmchat.turns import ImagePart, Turn
 
 if TYPE_CHECKING:
     from mmchat.client.engine_client import EngineClient
@@ -23,11 +22,9 @@ __all__ = [
     "EngineClient",
     "EngineStatus",
     "Event",
-    "ImagePart",
     "Loading",
     "Options",
     "Started",
-    "Turn",
     "Waiting",
 ]
 

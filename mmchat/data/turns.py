@@ -14,7 +14,7 @@ _ROLES: dict[str, Role] = {
     "user": "user",
     "human": "user",
     "person": "user",
-    # What a tool returned is read but never learned (LLaMA-Factory's observation, OpenAI's tool).
+    # The output of a tool is context and is never learned (LLaMA-Factory's observation, OpenAI's tool).
     "observation": "user",
     "tool": "user",
     "function": "user",
@@ -28,7 +28,7 @@ _ROLES: dict[str, Role] = {
 
 
 def role_of(name: object) -> Role:
-    """The role that data calls `name`; raises SampleError."""
+    """The role with the name `name` in a data file; raises SampleError if it is unknown."""
     role = _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
         raise SampleError(
@@ -48,7 +48,7 @@ def example_of(
     turns = _merged(messages)
     first = 1 if turns and turns[0].role == "system" else 0
     if any(turn.role == "system" for turn in turns[first:]):
-        raise SampleError("a system message stands in the middle of it")
+        raise SampleError("a system message is in the middle of it, and it can only come first")
     if turns[first:] and turns[first].role == "assistant":
         del turns[first]
     while turns and turns[-1].role != "assistant":
@@ -61,7 +61,7 @@ def example_of(
         if turn.role == "user" and not turn.parts:
             raise SampleError("a question is empty")
         if turn.role != "user" and turn.images:
-            raise SampleError("a picture stands in an answer, and only questions can show one")
+            raise SampleError("a picture is in an answer, but only questions can have one")
     return Example(tuple(turns), kind, place, only_last=only_last)
 
 
@@ -102,7 +102,7 @@ def _checked(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise SampleError("a text holds half a character (a lone surrogate)") from error
+        raise SampleError("a text has half a character (a lone surrogate)") from error
     return text
 
 

@@ -1,4 +1,4 @@
-"""What reading data returns: conversations about pictures, and what could not be read."""
+"""The types that reading data returns: examples with their pictures, and problems."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from mmchat.turns import Turn
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that was checked by its header; its bytes are read when they are needed."""
+    """A picture whose header was checked; its bytes are read when they are needed."""
 
     sha256: str
     """Of the original bytes, 64 hexadecimal digits."""
@@ -58,7 +58,7 @@ class Example:
     weight: float = 1.0
     """The weight of its answers in the loss."""
     only_last: bool = False
-    """Whether only the last answer is learned, because those before it were not approved."""
+    """Whether only the last answer is learned, because the earlier ones were not approved."""
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -81,7 +81,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Everything that was read from one place."""
+    """Everything that was read from one source."""
 
     form: str
     """The detected form, in words: "LLaVA JSON", "a folder per class" …"""
@@ -91,4 +91,4 @@ class Dataset:
     sha256: str
     """Of the texts and pictures of all examples, in order."""
     remarks: Sequence[str] = ()
-    """What looks wrong and may be meant, one sentence each."""
+    """What looks wrong but may be intended, one sentence each."""
