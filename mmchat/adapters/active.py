@@ -24,9 +24,9 @@ from mmchat.adapters.card import (
 from mmchat.adapters.lora import LoraDelta, read_lora, read_tensors
 from mmchat.adapters.lora_file import read_shapes
 from mmchat.errors import AdapterError
-from mmchat.model.checkpoint import FileStamps, file_stamps
-from mmchat.model.loading import LoadedModel
+from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.quantization import Part, part_tensors
+from mmchat.model_files import FileStamps, file_stamps
 
 CACHE_BYTES = 512 * 1024 * 1024
 """Adapters that were read stay in memory up to this total size. The least recently used go first."""

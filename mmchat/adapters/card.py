@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from mmchat.errors import AdapterError, ModelError
-from mmchat.model.checkpoint import read_header
+from mmchat.model_files import read_header
 from mmchat.settings import NO_ADAPTER, builtin_adapters, named_folder, paths
 
 CARD, PROJECTOR, LORA = "adapter.toml", "projector.safetensors", "lora"

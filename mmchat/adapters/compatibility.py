@@ -12,7 +12,7 @@ from mmchat.adapters.card import LORA, PROJECTOR, VISION_TOWER, Base, Card
 from mmchat.adapters.lora_file import read_lora_file, read_shapes
 from mmchat.errors import AdapterError, ModelError
 from mmchat.model.catalogue import list_installed, resolve_model
-from mmchat.model.checkpoint import read_config, tensors, weights_hash
+from mmchat.model_files import read_config, tensors, weights_hash
 
 Shape = tuple[int, ...]
 

@@ -19,7 +19,7 @@ import msgspec
 
 from mmchat.adapters.card import LORA_CONFIG, LORA_WEIGHTS
 from mmchat.errors import AdapterError, ModelError
-from mmchat.model.checkpoint import TensorInfo, read_header
+from mmchat.model_files import TensorInfo, read_header
 
 HEAD = "lm_head"
 """The only layer outside the text model's blocks that may have LoRA."""

@@ -21,15 +21,16 @@ from torch import Tensor, nn
 from mmchat.adapters.active import ActiveAdapter, AdapterTensors, read_adapter
 from mmchat.adapters.card import Card, check_adapter, find_adapter, read_card
 from mmchat.adapters.compatibility import require_base
-from mmchat.client.protocol import ImagePart, Turn
 from mmchat.errors import MmchatError, ModelError
+from mmchat.memory.machine import WeightFormat
 from mmchat.model.catalogue import Installed, add_folder, require_free
-from mmchat.model.checkpoint import tensors
-from mmchat.model.loading import LoadedModel, load_model, load_planned, told_progress
-from mmchat.model.machine import Form
-from mmchat.model.planning import plan_load
-from mmchat.model.prompt import build_prompt
+from mmchat.model.load_plan import plan_load
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_model, load_planned, loading_progress
 from mmchat.model.quantization import compute_dtype, works
+from mmchat.model_files import tensors
+from mmchat.prompt.model_inputs import build_prompt
+from mmchat.turns import ImagePart, Turn
 
 ProgressCallback = Callable[[str, float], None]
 """Called with what is being done and the fraction of it that is done, from 0 to 1."""
@@ -52,7 +53,7 @@ _QUESTIONS = (
 class LogitDifference:
     """How much the merged model's logits differ from those of its base with the adapter."""
 
-    form: Form
+    form: WeightFormat
     """How both were loaded."""
     dtype: str
     """The compute dtype of both."""
@@ -105,7 +106,7 @@ def merge_adapter(
     del loaded
     gc.collect()
     model = add_folder(out, model_name)
-    forms: list[Form] = [_unquantized_form(compute_dtype(_device()))]
+    forms: list[WeightFormat] = [_unquantized_form(compute_dtype(_device()))]
     if works(_device()):
         forms.insert(0, "4bit")
     differences = tuple(_compare(form, base, name, str(out), progress) for form in forms)
@@ -146,7 +147,7 @@ def _write(loaded: LoadedModel, card: Card, out: Path, progress: ProgressCallbac
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".merge-", dir=out.parent))
         try:
-            with told_progress("writing", progress):
+            with loading_progress("writing", progress):
                 loaded.model.save_pretrained(scratch, max_shard_size=MAX_SHARD_SIZE)
             for file in sorted(loaded.folder.iterdir()):
                 copied = file.suffix in _COPIED_SUFFIXES and not file.name.endswith(".index.json")
@@ -185,7 +186,7 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     return _DTYPES.get(counts.most_common(1)[0][0], torch.bfloat16)
 
 
-def _unquantized_form(dtype: torch.dtype) -> Form:
+def _unquantized_form(dtype: torch.dtype) -> WeightFormat:
     return "fp32" if dtype == torch.float32 else "bf16"
 
 
@@ -205,7 +206,7 @@ def _check_disk_space(base: Path, out: Path) -> None:
 
 
 def _compare(
-    form: Form, base: str, adapter: str, merged: str, progress: ProgressCallback
+    form: WeightFormat, base: str, adapter: str, merged: str, progress: ProgressCallback
 ) -> LogitDifference:
     """Loads both as the engine does, one after the other, and asks both the same questions."""
     try:
@@ -227,7 +228,7 @@ def _compare(
 
 
 def _logits(
-    form: Form, model: str, adapter: str, progress: ProgressCallback
+    form: WeightFormat, model: str, adapter: str, progress: ProgressCallback
 ) -> tuple[list[Tensor], str]:
     """(the logits of each question, float32 (tokens, vocabulary) on the CPU; the compute dtype)"""
     loaded = load_model(model, quantization=form, progress=progress)

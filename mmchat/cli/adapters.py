@@ -248,7 +248,7 @@ def _follow(before: Path, now: str) -> str:
 def _fitting(name: str, model: str) -> Path:
     """The adapter's folder. Raises AdapterError if it was not trained on the weights of `model`."""
     from mmchat.model.catalogue import resolve_model
-    from mmchat.model.checkpoint import weights_hash
+    from mmchat.model_files import weights_hash
 
     return check_adapter(name, model, weights_hash(resolve_model(model)))
 

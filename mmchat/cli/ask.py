@@ -18,18 +18,7 @@ from mmchat.cli.question import (
     read_stdin,
     remark_on_pictures,
 )
-from mmchat.client import (
-    Delta,
-    Done,
-    EngineClient,
-    Event,
-    Loading,
-    Options,
-    Started,
-    Turn,
-    Waiting,
-    marks_of_nothing,
-)
+from mmchat.client import Delta, Done, EngineClient, Event, Loading, Options, Started, Waiting
 from mmchat.errors import (
     AdapterError,
     EngineError,
@@ -44,6 +33,7 @@ from mmchat.sampling_params import LIMITS
 from mmchat.sanitize import Cleaner
 from mmchat.settings import GenerationSettings, Settings, load_settings
 from mmchat.tui.turns import TOO_LONG, turns
+from mmchat.turns import ImagePart, Turn, marks_without_picture
 
 
 def _checked_seed(context: click.Context, option: click.Parameter, value: int | None) -> int | None:
@@ -140,7 +130,7 @@ def ask(
     pictures = [_picture(name) for name in attachments]
     for remark in filter(None, (picture.remark for picture in pictures)):
         note(remark)
-    if pictures and (lost := marks_of_nothing(question, len(pictures))):
+    if pictures and (lost := marks_without_picture(question, len(pictures))):
         note(f"There is no picture {lost[0]}, so [{lost[0]}] is sent as text.")
     with contextlib.ExitStack() as stack:
         history: History | None = None
@@ -241,7 +231,9 @@ class _Asking:
     pictures: Sequence[Picture]
     system: str
 
-    def turns(self, history: History | None, conversation: Conversation | None) -> list[Turn]:
+    def turns(
+        self, history: History | None, conversation: Conversation | None
+    ) -> list[Turn[ImagePart]]:
         """The turns for the engine: the conversation so far, then the question."""
         branch = history.branch(conversation.id) if history and conversation else []
         new = Message(
@@ -300,7 +292,9 @@ class _Asking:
         names = {field.name for field in fields(Origin)} & set(Done.__struct_fields__)
         return Origin(parameters=parameters, **{name: getattr(done, name) for name in names})
 
-    def run(self, asked: Sequence[Turn], answer: Answer | None, quiet: bool) -> tuple[Done, str]:
+    def run(
+        self, asked: Sequence[Turn[ImagePart]], answer: Answer | None, quiet: bool
+    ) -> tuple[Done, str]:
         """Streams the answer to stdout (unless `quiet`) and into the history.
 
         If it ends early, the history keeps what was written until then.
@@ -375,7 +369,7 @@ class _View:
                 say(self._cleaner.rest(), end="" if self.text.endswith("\n") else "\n")
 
 
-async def _stream(settings: Settings, asked: Sequence[Turn], view: _View) -> Done:
+async def _stream(settings: Settings, asked: Sequence[Turn[ImagePart]], view: _View) -> Done:
     options = Options(**{name: getattr(settings.generation, name) for name in _sampling()})
     client = EngineClient(settings)
     try:

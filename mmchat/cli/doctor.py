@@ -17,18 +17,18 @@ from mmchat.cli.inspect_model import load_parts, parts_table
 from mmchat.cli.models import fit_facts
 from mmchat.cli.output import Progress, say, say_json, say_table, size
 from mmchat.errors import MmchatError
-from mmchat.model import catalogue
-from mmchat.model.machine import (
-    Form,
+from mmchat.memory.machine import (
     Machine,
+    WeightFormat,
     available_memory,
     cpu_flags,
     cpu_name,
-    form_of,
     this_machine,
+    weight_format_of,
 )
-from mmchat.model.memory_fit import chat_fit
-from mmchat.model.model_dims import read_dims
+from mmchat.memory.memory_fit import chat_fit
+from mmchat.memory.model_dims import read_dims
+from mmchat.model import catalogue
 from mmchat.settings import Settings, load_settings, paths
 
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "peft", "accelerate", "textual", "pillow")
@@ -74,7 +74,7 @@ def examine(settings: Settings) -> dict[str, Any]:
     """All that is known without loading the model; `advice` says in sentences what to do."""
     advice: list[str] = []
     compute = _compute(settings, advice)
-    machine, form = this_machine(settings.model), form_of(settings.model.quantization)
+    machine, form = this_machine(settings.model), weight_format_of(settings.model.quantization)
     return {
         "mmchat": mmchat.__version__,
         "python": platform.python_version(),
@@ -198,14 +198,14 @@ def _engine(settings: Settings, advice: list[str]) -> dict[str, Any]:
     return as_object(status)
 
 
-def _fitting_offers(machine: Machine, form: Form) -> list[str]:
+def _fitting_offers(machine: Machine, form: WeightFormat) -> list[str]:
     """The models of the catalogue that fit this machine."""
     dims = catalogue.offered_dims()
     names = [offer.hub_id for offer in catalogue.OFFERS]
     return [name for name in names if chat_fit(dims[name], machine, form).fits]
 
 
-def _fit(name: str, machine: Machine, form: Form) -> dict[str, Any]:
+def _fit(name: str, machine: Machine, form: WeightFormat) -> dict[str, Any]:
     """Whether the chosen model fits; empty if there is no such model, which loading it tells."""
     with contextlib.suppress(MmchatError):
         return fit_facts(chat_fit(read_dims(catalogue.resolve_model(name)), machine, form))

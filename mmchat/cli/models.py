@@ -13,14 +13,18 @@ import msgspec
 from mmchat.cli.inspect_model import load_parts, parts_table
 from mmchat.cli.output import Progress, note, say, say_json, say_table, size
 from mmchat.errors import ModelError
+from mmchat.memory.machine import Machine, WeightFormat, this_machine, weight_format_of
+from mmchat.memory.memory_fit import MemoryFit, all_fits, chat_fit, gigabytes
+from mmchat.memory.model_dims import ModelDims, read_dims
 from mmchat.model import catalogue
-from mmchat.model.machine import Form, Machine, form_of, this_machine
-from mmchat.model.memory_fit import MemoryFit, all_fits, chat_fit, gigabytes
-from mmchat.model.model_dims import ModelDims, read_dims
 from mmchat.settings import load_settings, named_folder
 
 _YES_NO = {True: "yes", False: "no", None: "?"}
-_FORM_WORDS: dict[Form, str] = {"4bit": "in 4-bit", "bf16": "in bfloat16", "fp32": "in float32"}
+_FORM_WORDS: dict[WeightFormat, str] = {
+    "4bit": "in 4-bit",
+    "bf16": "in bfloat16",
+    "fp32": "in float32",
+}
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -46,7 +50,7 @@ def list_(as_json: bool) -> None:
       mmchat models list
     """
     settings = load_settings().model
-    machine, form = this_machine(settings), form_of(settings.quantization)
+    machine, form = this_machine(settings), weight_format_of(settings.quantization)
     installed = [
         (m, fit_facts(_installed_fit(m.folder, machine, form))) for m in catalogue.list_installed()
     ]
@@ -108,7 +112,7 @@ def show(name: str, no_load: bool, fit: bool, as_json: bool) -> None:
       mmchat models show scenes --fit
     """
     settings = load_settings().model
-    machine, form = this_machine(settings), form_of(settings.quantization)
+    machine, form = this_machine(settings), weight_format_of(settings.quantization)
     offers = {offer.hub_id: (offer, fits) for offer, fits in _offers(set(), machine, form)}
     here = {model.name: model for model in catalogue.list_installed()}
     offered = name in offers and name not in here
@@ -268,7 +272,7 @@ def remove(name: str, yes: bool) -> None:
     say(f"Removed: {name} ({folder}{' stays on the disk' if folder.exists() else ''})")
 
 
-def _installed_fit(folder: Path, machine: Machine, form: Form) -> MemoryFit | None:
+def _installed_fit(folder: Path, machine: Machine, form: WeightFormat) -> MemoryFit | None:
     """None for a model that is damaged or whose parts are not known."""
     with contextlib.suppress(ModelError):
         return chat_fit(read_dims(folder), machine, form)
@@ -276,7 +280,7 @@ def _installed_fit(folder: Path, machine: Machine, form: Form) -> MemoryFit | No
 
 
 def _offers(
-    without: set[str], machine: Machine, form: Form
+    without: set[str], machine: Machine, form: WeightFormat
 ) -> list[tuple[catalogue.Offer, dict[str, Any]]]:
     """What could be fetched, and whether it fits."""
     dims = catalogue.offered_dims()

@@ -64,8 +64,8 @@ def count_tokens(
 
     Raises ModelError if the model cannot be used.
     """
+    from mmchat.model.load_plan import plan_load
     from mmchat.model.loading import context_length, processor_of
-    from mmchat.model.planning import plan_load
     from mmchat.training.encode import ExampleEncoder
     from mmchat.training.prepare import DEFAULT_MAX_TOKENS
     from mmchat.training.prepared_run import BasePreprocessor

@@ -22,7 +22,7 @@ from mmchat.data import read_splits, split
 from mmchat.data.snapshot import has_snapshot, load_snapshot, save_snapshot
 from mmchat.data.types import Dataset, Example
 from mmchat.errors import DataError, MmchatError, RecipeError
-from mmchat.model.malloc import trim
+from mmchat.memory.malloc import trim
 from mmchat.settings import builtin_adapters, load_settings, paths
 from mmchat.training.finetune_config import LARGE_MODEL_PARAMETERS, FinetuneConfig, read_config
 from mmchat.training.run_folder import (

@@ -7,14 +7,11 @@ from mmchat.client.protocol import (
     Done,
     EngineStatus,
     Event,
-    ImagePart,
     Loading,
     Options,
     Started,
-    Turn,
     Waiting,
 )
-from mmchat.marks import marks_of_nothing, place_pictures
 
 if TYPE_CHECKING:
     from mmchat.client.engine_client import EngineClient
@@ -25,14 +22,10 @@ __all__ = [
     "EngineClient",
     "EngineStatus",
     "Event",
-    "ImagePart",
     "Loading",
     "Options",
     "Started",
-    "Turn",
     "Waiting",
-    "marks_of_nothing",
-    "place_pictures",
 ]
 
 

@@ -5,10 +5,11 @@ from collections.abc import AsyncGenerator, Sequence
 
 from mmchat.client import wire
 from mmchat.client.local import LocalEngine
-from mmchat.client.protocol import EngineStatus, Event, Loading, Options, Turn
+from mmchat.client.protocol import EngineStatus, Event, Loading, Options
 from mmchat.client.remote import RemoteServer
 from mmchat.errors import EngineError
 from mmchat.settings import Settings
+from mmchat.turns import ImagePart, Turn
 
 
 class EngineClient:
@@ -79,7 +80,12 @@ class EngineClient:
         return status
 
     async def chat(
-        self, turns: Sequence[Turn], options: Options, *, model: str = "", adapter: str = ""
+        self,
+        turns: Sequence[Turn[ImagePart]],
+        options: Options,
+        *,
+        model: str = "",
+        adapter: str = "",
     ) -> AsyncGenerator[Event, None]:
         """One answer: `Waiting* Loading* Started Delta* Done`; starts and loads as needed.
 

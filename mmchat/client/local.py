@@ -26,15 +26,14 @@ from mmchat.client.protocol import (
     EndingError,
     EngineStatus,
     Event,
-    ImagePart,
     Loading,
     Options,
-    Turn,
     Waiting,
 )
 from mmchat.client.spawn import Spawned, end_process
 from mmchat.errors import EngineError
 from mmchat.settings import Settings
+from mmchat.turns import ImagePart, Turn
 
 START_PATIENCE = 60.0
 """Seconds to wait for a process that neither answers nor ends."""
@@ -142,7 +141,7 @@ class LocalEngine:
 
     async def chat(
         self,
-        turns: Sequence[Turn],
+        turns: Sequence[Turn[ImagePart]],
         options: Options,
         model: str,
         adapter: str,
@@ -159,12 +158,7 @@ class LocalEngine:
                 "device": self._settings.model.device,
             },
         }
-        pictures = {
-            part.sha256: part
-            for turn in turns
-            for part in turn.parts
-            if isinstance(part, ImagePart)
-        }
+        pictures = {picture.sha256: picture for turn in turns for picture in turn.images}
         await self._ready()
         path = "/v1/chat/completions"
         async with contextlib.aclosing(self._events(path, body, "answering", pictures)) as events:

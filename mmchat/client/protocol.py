@@ -1,9 +1,9 @@
 """The types that the engine and its clients exchange.
 
-Everything here is free of torch and frozen: the engine makes events, the client
-passes them on, the app and the command line match on their class.
+Everything here is frozen and free of torch. The engine makes events, the client passes them on, the app and
+the command line match on their class.
 
-The events of one answer come in this order, where `*` is none or more:
+The events of one answer come in this order, where `*` means any number:
 
     Waiting* Loading* Started Delta* Done
 """
@@ -23,16 +23,15 @@ from mmchat.errors import (
 )
 from mmchat.sampling_params import SamplingParams
 
-Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "cancelled"]
 State = Literal["empty", "loading", "ready", "failed"]
 
 
 class EndingError(EngineError):
-    """The engine is ending and did not take the request; another engine may take it."""
+    """The engine is stopping and did not accept the request; another engine may accept it."""
 
     def __init__(
-        self, message: str = "The engine was asked to end; the next message starts it again."
+        self, message: str = "The engine is stopping; the next message starts it again."
     ) -> None:
         super().__init__(message)
 
@@ -46,28 +45,11 @@ ERROR_CODES: dict[str, type[MmchatError]] = {
     "engine_ending": EndingError,
     "engine_error": EngineError,
 }
-"""The `code` of an error reply, OpenAI's where it has one, and the error that the client raises."""
-
-
-class ImagePart(Struct, frozen=True):
-    """A picture at its place in a turn."""
-
-    sha256: str
-    """Of the picture's original bytes, 64 hexadecimal digits."""
-    mime: str = ""
-    data: bytes | None = None
-    """The original bytes; None if the engine already has them."""
-
-
-class Turn(Struct, frozen=True):
-    """One message: texts and pictures, in the order in which they are read."""
-
-    role: Role
-    parts: tuple[str | ImagePart, ...]
+"""The `code` of an error reply (OpenAI's if it has one) and the error that the client raises."""
 
 
 class Options(SamplingParams, frozen=True):
-    """How an answer is drawn, and what ends it.
+    """How an answer is sampled, and what ends it.
 
     Raises SamplingError if a parameter is out of its range.
     """
@@ -96,16 +78,16 @@ class Started(Struct, frozen=True, tag=True):
     """The prompt is built; tokens will follow."""
 
     prompt_tokens: int
-    """All of the prompt, the pictures' tokens among them."""
+    """Tokens of the whole prompt, including those of the pictures."""
     image_tokens: int
     cached_tokens: int
-    """Tokens of the prompt that were not read again, because the last conversation began with them."""
+    """Tokens of the prompt that were reused, because the last conversation began with them."""
     dropped_turns: int
-    """The oldest turns, left out because the conversation exceeds the context."""
+    """How many of the oldest turns were left out, because the conversation exceeds the context."""
     context_length: int
     adapter: str = ""
     adapter_hash: str = ""
-    """Of the adapter that answers: an answer that is stopped early has no `Done`."""
+    """Of the adapter that answers. `Done` has it too, but there is none if the answer is stopped early."""
 
 
 class Delta(Struct, frozen=True, tag=True):
@@ -152,7 +134,7 @@ class BackendStatus(Struct, frozen=True):
     memory_bytes: int = 0
     """Bytes of the weights on their device."""
     weights_hash: str = ""
-    """Of the base as it was read, without the adapter."""
+    """Of the base as it was loaded, without the adapter."""
     adapter_hash: str = ""
 
 
@@ -168,18 +150,18 @@ class EngineStatus(Struct, frozen=True):
     quantization: str = ""
     compute_dtype: str = ""
     memory_bytes: int = 0
-    """Bytes of the whole process: its resident memory, and what it holds on a GPU."""
+    """Bytes of the whole process: its resident memory and its memory on a GPU."""
     idle_s: float = 0.0
     """Seconds since the last request ended; 0 while one is being answered."""
     fraction: float = 0.0
-    """Of the load that is in progress, 0 to 1."""
+    """How much of the current load is done, 0 to 1."""
     stage: str = ""
     error: str = ""
     """Why the last load failed, as a sentence."""
     context_length: int = 0
     vision: bool = False
     weights_hash: str = ""
-    """Of the base as the engine read it: the files may have been replaced since."""
+    """Of the base as the engine loaded it; the files may have been replaced since."""
     adapter_hash: str = ""
     waiting: int = 0
     """Requests in the queue behind the one that is being answered."""

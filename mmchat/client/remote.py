@@ -10,18 +10,10 @@ from collections.abc import AsyncGenerator, Sequence
 import httpx
 
 from mmchat.client import wire
-from mmchat.client.protocol import (
-    Delta,
-    Done,
-    EngineStatus,
-    Event,
-    FinishReason,
-    Options,
-    Started,
-    Turn,
-)
+from mmchat.client.protocol import Delta, Done, EngineStatus, Event, FinishReason, Options, Started
 from mmchat.errors import EngineError, MmchatError
 from mmchat.settings import ModelSettings, Settings
+from mmchat.turns import ImagePart, Turn
 
 _TIMEOUT = httpx.Timeout(15.0, connect=10.0)
 _STREAM = httpx.Timeout(None, connect=10.0, write=60.0)
@@ -71,7 +63,7 @@ class RemoteServer:
         return EngineStatus("", 0, "ready", model=model, device=self._name, vision=True)
 
     async def chat(
-        self, turns: Sequence[Turn], options: Options, model: str
+        self, turns: Sequence[Turn[ImagePart]], options: Options, model: str
     ) -> AsyncGenerator[Event, None]:
         model = await self._model_name(model)
         body = {

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from mmchat.client.protocol import ERROR_CODES, Event, ImagePart, Options, Turn
+from mmchat.client.protocol import ERROR_CODES, Event, Options
 from mmchat.errors import EngineError, MmchatError
 from mmchat.settings import named_folder
+from mmchat.turns import ImagePart, Turn
 
 REFERENCE = "x-mmchat:sha256:"
 MAX_LINE = 16 * 1024 * 1024
@@ -82,7 +83,7 @@ def absolute_name(name: str) -> str:
     return name if folder is None else str(folder)
 
 
-def messages(turns: Sequence[Turn], by_reference: bool) -> list[dict[str, Any]]:
+def messages(turns: Sequence[Turn[ImagePart]], by_reference: bool) -> list[dict[str, Any]]:
     """OpenAI messages, with pictures by their sha256 or as data URLs.
 
     Raises EngineError if the bytes for a data URL are missing.
@@ -90,7 +91,7 @@ def messages(turns: Sequence[Turn], by_reference: bool) -> list[dict[str, Any]]:
     return [_message(turn, by_reference) for turn in turns]
 
 
-def _message(turn: Turn, by_reference: bool) -> dict[str, Any]:
+def _message(turn: Turn[ImagePart], by_reference: bool) -> dict[str, Any]:
     if all(isinstance(part, str) for part in turn.parts):
         return {"role": turn.role, "content": "".join(map(str, turn.parts))}
     content: list[dict[str, Any]] = []

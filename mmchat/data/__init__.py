@@ -8,14 +8,13 @@ Importing this package imports neither Pillow nor numpy nor Arrow.
 
 from mmchat.data.holdout import split
 from mmchat.data.reader import read_data, read_splits
-from mmchat.data.types import Dataset, Example, Picture, Problem, Turn
+from mmchat.data.types import Dataset, Example, Picture, Problem
 
 __all__ = [
     "Dataset",
     "Example",
     "Picture",
     "Problem",
-    "Turn",
     "read_data",
     "read_splits",
     "split",

@@ -12,8 +12,9 @@ from mmchat.data.pictures import PictureResolver
 from mmchat.data.question_wordings import caption_question, class_labels, class_question
 from mmchat.data.records import Record
 from mmchat.data.sample_errors import SampleError, printable
-from mmchat.data.turns import Message, example_of
+from mmchat.data.turns import example_of
 from mmchat.data.types import Example, Problem
+from mmchat.turns import Turn
 
 SampleResult = list[Example] | Problem
 """What a sample became."""
@@ -111,8 +112,8 @@ def captioned_samples(tree: PictureTree, pictures: PictureResolver) -> Iterator[
             text = _text_of(tree.texts.get(path))
             picture = pictures.from_path(path)
             messages = [
-                Message("user", [picture, caption_question(picture.sha256)]),
-                Message("assistant", [text]),
+                Turn("user", (picture, caption_question(picture.sha256))),
+                Turn("assistant", (text,)),
             ]
             yield [example_of(messages, "", printable(path))]
         except SampleError as error:
@@ -132,8 +133,8 @@ def class_samples(tree: PictureTree, pictures: PictureResolver) -> Iterator[Samp
                 raise SampleError("it lies beside the folders of the classes, in none of them")
             picture = pictures.from_path(path)
             messages = [
-                Message("user", [picture, class_question(picture.sha256)]),
-                Message("assistant", [label]),
+                Turn("user", (picture, class_question(picture.sha256))),
+                Turn("assistant", (label,)),
             ]
             yield [example_of(messages, label, printable(path))]
         except SampleError as error:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from mmchat.data.digest import of_examples
-from mmchat.data.types import Dataset, Example, Picture, Problem, Turn
+from mmchat.data.types import Dataset, Example, Picture, Problem
 from mmchat.errors import DataError, HistoryError
 from mmchat.history import History, StoredImage, TrainingExample
-from mmchat.history.turns import Said, as_asked
+from mmchat.history.turns import branch_turns
+from mmchat.turns import Turn
 
 FORM = "your own history"
 RATINGS: tuple[Literal["good", "corrected"], ...] = ("good", "corrected")
@@ -68,7 +69,7 @@ def read_history(
     problems: list[Problem] = []
     for example in approved:
         place = f"conversation {example.conversation.id}, message {example.answer.id}"
-        asked = as_asked(example.messages[:-1], example.conversation.system)
+        asked = branch_turns(example.messages[:-1], example.conversation.system)
         problem = _problem(example, asked)
         if problem:
             problems.append(Problem(place, problem))
@@ -98,7 +99,7 @@ def _require_tags(history: History, tags: Collection[str]) -> None:
             raise DataError(f"No conversation has the tag {name}: {there}.")
 
 
-def _problem(example: TrainingExample, asked: Sequence[Said]) -> str:
+def _problem(example: TrainingExample, asked: Sequence[Turn[StoredImage]]) -> str:
     """Why nothing can be learned from it; "" if something can."""
     if not example.answer.text.strip():
         return "The answer is empty: correct it."
@@ -110,14 +111,14 @@ def _problem(example: TrainingExample, asked: Sequence[Said]) -> str:
     return ""
 
 
-def _turns(asked: Iterable[Said], file: Path) -> list[Turn]:
-    def part(one: str | StoredImage) -> str | Picture:
-        if isinstance(one, str):
-            return one
-        source = _HistoryPictureSource(file, one.sha256, one.name)
-        return Picture(one.sha256, one.mime, one.width, one.height, one.name, source=source)
+def _turns(asked: Iterable[Turn[StoredImage]], file: Path) -> list[Turn[Picture]]:
+    def picture(image: StoredImage) -> Picture:
+        source = _HistoryPictureSource(file, image.sha256, image.name)
+        return Picture(
+            image.sha256, image.mime, image.width, image.height, image.name, source=source
+        )
 
-    return [Turn(said.role, tuple(map(part, said.parts))) for said in asked]
+    return [turn.map_images(picture) for turn in asked]
 
 
 @dataclass(frozen=True, slots=True)

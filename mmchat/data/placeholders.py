@@ -13,8 +13,9 @@ from typing import Final
 
 from mmchat.data.fields import REFERENCE_DATA_KEYS, REFERENCE_PATH_KEYS, Fields
 from mmchat.data.sample_errors import SampleError, printable, type_name
-from mmchat.data.turns import Message, Part, role_of
+from mmchat.data.turns import Part, role_of
 from mmchat.data.types import Picture
+from mmchat.turns import Turn
 
 Resolve = Callable[[object], Picture]
 """The picture that a reference in a sample names; raises SampleError."""
@@ -50,7 +51,7 @@ def place_pictures(
     *,
     marks: bool = True,
     text_only: bool = False,
-) -> list[Message]:
+) -> list[Turn[Picture]]:
     """The messages with `images` at their placeholders, or before the first question.
 
     A part of the type image that does not name a picture is a placeholder, too. Texts are
@@ -61,11 +62,11 @@ def place_pictures(
     if marks and not text_only and not any(map(_has_picture_part, chat)):
         placeholders = _placeholders(chat, len(images))
     places = _Places(images)
-    messages = []
+    messages: list[Turn[Picture]] = []
     for one in chat:
         role = role_of(one["role"])
         own = placeholders if role == "user" else None
-        messages.append(Message(role, _parts(one["content"], places, resolve, own)))
+        messages.append(Turn(role, tuple(_parts(one["content"], places, resolve, own))))
     if images and not places.taken:
         _put_first(messages, images)
     elif len(places.taken) != len(images):
@@ -142,11 +143,11 @@ def _apart(texts: Iterable[str]) -> str:
     return ""
 
 
-def _put_first(messages: Sequence[Message], images: Sequence[Picture]) -> None:
-    first = next((one for one in messages if one.role == "user"), None)
+def _put_first(messages: list[Turn[Picture]], images: Sequence[Picture]) -> None:
+    first = next((at for at, one in enumerate(messages) if one.role == "user"), None)
     if first is None:
         raise SampleError("it has pictures and no question")
-    first.parts[:0] = images
+    messages[first] = Turn("user", (*images, *messages[first].parts))
 
 
 def _texts(message: Fields) -> list[str]:

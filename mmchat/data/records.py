@@ -38,8 +38,9 @@ from mmchat.data.pictures import PictureResolver, SourceFactory
 from mmchat.data.placeholders import place_pictures
 from mmchat.data.rows import row_chats, system_messages
 from mmchat.data.sample_errors import SampleError, printable, type_name
-from mmchat.data.turns import Message, example_of, role_of
+from mmchat.data.turns import example_of, role_of
 from mmchat.data.types import Example, Picture
+from mmchat.turns import Turn
 
 _LONGEST_KIND = 80
 _MARK_KEY = re.compile(r"<\|?(?:image|img|picture)[ _-]?(\d{1,3})\|?>", re.IGNORECASE)
@@ -186,8 +187,8 @@ def _parsed(text: str) -> object:
 
 
 def _weighted(
-    chat: Sequence[Fields], messages: Sequence[Message]
-) -> tuple[Sequence[Message], bool]:
+    chat: Sequence[Fields], messages: Sequence[Turn[Picture]]
+) -> tuple[Sequence[Turn[Picture]], bool]:
     """OpenAI's `weight`: the messages up to the last answer that counts, and whether only it does."""
     counts = [
         (at, one.get("weight") != 0)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from mmchat.data.types import Dataset, Example, Picture, Problem, Role, Turn
+from mmchat.data.types import Dataset, Example, Picture, Problem
 from mmchat.errors import DataError
+from mmchat.turns import Role, Turn
 
 LINES, PICTURES = "examples.jsonl", "pictures"
 

@@ -1,10 +1,10 @@
 """Turns the messages of a sample into the turns of an example."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from mmchat.data.sample_errors import SampleError, printable
-from mmchat.data.types import Example, Picture, Role, Turn
+from mmchat.data.types import Example, Picture
+from mmchat.turns import Role, Turn
 
 Part = str | Picture
 
@@ -14,7 +14,7 @@ _ROLES: dict[str, Role] = {
     "user": "user",
     "human": "user",
     "person": "user",
-    # What a tool returned is read but never learned (LLaMA-Factory's observation, OpenAI's tool).
+    # The output of a tool is context and is never learned (LLaMA-Factory's observation, OpenAI's tool).
     "observation": "user",
     "tool": "user",
     "function": "user",
@@ -27,20 +27,8 @@ _ROLES: dict[str, Role] = {
 }
 
 
-@dataclass(slots=True)
-class Message:
-    """One message, with its pictures in their places."""
-
-    role: Role
-    parts: list[Part] = field(default_factory=list)
-
-    @property
-    def has_picture(self) -> bool:
-        return any(isinstance(part, Picture) for part in self.parts)
-
-
 def role_of(name: object) -> Role:
-    """The role that data calls `name`; raises SampleError."""
+    """The role with the name `name` in a data file; raises SampleError if it is unknown."""
     role = _ROLES.get(name.strip().lower()) if isinstance(name, str) else None
     if role is None:
         raise SampleError(
@@ -50,52 +38,48 @@ def role_of(name: object) -> Role:
 
 
 def example_of(
-    messages: Sequence[Message], kind: str, place: str, *, only_last: bool = False
+    messages: Sequence[Turn[Picture]], kind: str, place: str, *, only_last: bool = False
 ) -> Example:
-    """The example that `messages` make.
+    """The example that the messages of a sample make.
 
-    Messages of one role in a row become one. An answer before the first question is left
-    out, and so is what follows the last answer. Raises SampleError if that leaves no sound
-    conversation.
+    Messages of one role in a row become one. An answer before the first question is left out, and
+    so is everything after the last answer. Raises SampleError if that leaves no usable conversation.
     """
     turns = _merged(messages)
     first = 1 if turns and turns[0].role == "system" else 0
-    if any(message.role == "system" for message in turns[first:]):
-        raise SampleError("a system message stands in the middle of it")
+    if any(turn.role == "system" for turn in turns[first:]):
+        raise SampleError("a system message is in the middle of it, and it can only come first")
     if turns[first:] and turns[first].role == "assistant":
         del turns[first]
     while turns and turns[-1].role != "assistant":
         turns.pop()
     if not turns:
         raise SampleError("it has no question with an answer")
-    for message in turns:
-        if message.role == "assistant" and not message.parts:
+    for turn in turns:
+        if turn.role == "assistant" and not turn.parts:
             raise SampleError("an answer is empty")
-        if message.role == "user" and not message.parts:
+        if turn.role == "user" and not turn.parts:
             raise SampleError("a question is empty")
-        if message.role != "user" and message.has_picture:
-            raise SampleError("a picture stands in an answer, and only questions can show one")
-    made = tuple(Turn(message.role, tuple(message.parts)) for message in turns)
-    return Example(made, kind, place, only_last=only_last)
+        if turn.role != "user" and turn.images:
+            raise SampleError("a picture is in an answer, but only questions can have one")
+    return Example(tuple(turns), kind, place, only_last=only_last)
 
 
-def _merged(messages: Iterable[Message]) -> list[Message]:
-    """Messages of alternating roles, stripped of white space, without empty system messages."""
-    found: list[Message] = []
+def _merged(messages: Iterable[Turn[Picture]]) -> list[Turn[Picture]]:
+    """Turns of alternating roles, stripped of white space, without empty system messages."""
+    merged: list[tuple[Role, list[Part]]] = []
     for message in messages:
         parts = _stripped(message.parts)
         if message.role == "system" and not parts:
             continue
-        if not found or found[-1].role != message.role:
-            found.append(Message(message.role, parts))
+        if not merged or merged[-1][0] != message.role:
+            merged.append((message.role, parts))
         elif parts:
-            before = found[-1].parts
+            before = merged[-1][1]
             if before and isinstance(before[-1], str):
                 before.append("\n\n")
             before += parts
-    for message in found:
-        message.parts = _joined(message.parts)
-    return found
+    return [Turn(role, tuple(_joined(parts))) for role, parts in merged]
 
 
 def _joined(parts: Iterable[Part]) -> list[Part]:
@@ -118,7 +102,7 @@ def _checked(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise SampleError("a text holds half a character (a lone surrogate)") from error
+        raise SampleError("a text has half a character (a lone surrogate)") from error
     return text
 
 

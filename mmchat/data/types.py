@@ -1,4 +1,4 @@
-"""What reading data returns: conversations about pictures, and what could not be read."""
+"""The types that reading data returns: examples with their pictures, and problems."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from mmchat.errors import DataError
-
-Role = Literal["system", "user", "assistant"]
+from mmchat.turns import Turn
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that was checked by its header; its bytes are read when they are needed."""
+    """A picture whose header was checked; its bytes are read when they are needed."""
 
     sha256: str
     """Of the original bytes, 64 hexadecimal digits."""
@@ -48,23 +47,10 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One message: texts and pictures in reading order."""
-
-    role: Role
-    parts: tuple[str | Picture, ...]
-
-    @property
-    def text(self) -> str:
-        """The text without the pictures."""
-        return "".join(part for part in self.parts if isinstance(part, str))
-
-
-@dataclass(frozen=True, slots=True)
 class Example:
     """A conversation to learn from or to ask: it ends with an answer."""
 
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn[Picture], ...]
     kind: str
     """Its type in reports: a class, or the data's question type; "" if there is none."""
     place: str
@@ -72,12 +58,12 @@ class Example:
     weight: float = 1.0
     """The weight of its answers in the loss."""
     only_last: bool = False
-    """Whether only the last answer is learned, because those before it were not approved."""
+    """Whether only the last answer is learned, because the earlier ones were not approved."""
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """In reading order."""
-        return tuple(p for turn in self.turns for p in turn.parts if isinstance(p, Picture))
+        return tuple(picture for turn in self.turns for picture in turn.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +81,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Everything that was read from one place."""
+    """Everything that was read from one source."""
 
     form: str
     """The detected form, in words: "LLaVA JSON", "a folder per class" …"""
@@ -105,4 +91,4 @@ class Dataset:
     sha256: str
     """Of the texts and pictures of all examples, in order."""
     remarks: Sequence[str] = ()
-    """What looks wrong and may be meant, one sentence each."""
+    """What looks wrong but may be intended, one sentence each."""

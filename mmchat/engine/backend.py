@@ -14,7 +14,7 @@ import torch
 
 from mmchat.adapters.active import ActiveAdapter
 from mmchat.adapters.card import check_adapter
-from mmchat.client.protocol import BackendStatus, Delta, Done, Options, Started, Turn
+from mmchat.client.protocol import BackendStatus, Delta, Done, Options, Started
 from mmchat.engine.decode import Decoding, TransformersRunner, VisualPrefixRunner
 from mmchat.engine.detokenize import StopStrings, detokenizer_for
 from mmchat.engine.prefix_cache import PrefixCache
@@ -22,10 +22,13 @@ from mmchat.engine.sampling import Sampler
 from mmchat.engine.vision_cache import VisionCache
 from mmchat.errors import EngineError, MmchatError
 from mmchat.model.catalogue import resolve_model
-from mmchat.model.loading import LoadedModel, load_planned
-from mmchat.model.planning import is_out_of_memory, plan_load
-from mmchat.model.prompt import Cancelled, build_prompt
+from mmchat.model.load_plan import is_out_of_memory, plan_load
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_planned
+from mmchat.prompt.model_inputs import build_prompt
+from mmchat.prompt.pixel_values import Cancelled
 from mmchat.settings import Device, Quantization
+from mmchat.turns import ImagePart, Turn
 
 Progress = Callable[[str, float], None]
 
@@ -62,7 +65,7 @@ class Backend(Protocol):
         """
 
     def generate(
-        self, turns: Sequence[Turn], options: Options, cancelled: Callable[[], bool]
+        self, turns: Sequence[Turn[ImagePart]], options: Options, cancelled: Callable[[], bool]
     ) -> Iterator[Started | Delta | Done]:
         """Answer the last turn; `cancelled` is asked at every picture, prefill chunk and token.
 
@@ -139,7 +142,7 @@ class TorchBackend:
         self._adapter.switch(adapter)
 
     def generate(
-        self, turns: Sequence[Turn], options: Options, cancelled: Callable[[], bool]
+        self, turns: Sequence[Turn[ImagePart]], options: Options, cancelled: Callable[[], bool]
     ) -> Iterator[Started | Delta | Done]:
         if self._loaded is None or self._adapter is None or self._runner is None:
             raise EngineError(_NOTHING_LOADED)
@@ -180,7 +183,7 @@ class TorchBackend:
         loaded: LoadedModel,
         active: ActiveAdapter,
         runner: TransformersRunner,
-        turns: Sequence[Turn],
+        turns: Sequence[Turn[ImagePart]],
         options: Options,
         cancelled: Callable[[], bool],
     ) -> Iterator[Started | Delta | Done]:

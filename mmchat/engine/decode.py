@@ -42,7 +42,7 @@ class Span(Protocol):
 
 
 class Prompt(Protocol):
-    """A conversation as the model's input; see `mmchat.model.prompt.PreparedPrompt`."""
+    """A conversation as the model's input; see `mmchat.prompt.model_inputs.PreparedPrompt`."""
 
     @property
     def input_ids(self) -> Tensor:

@@ -4,7 +4,7 @@ import hashlib
 
 from cachetools import LRUCache
 
-from mmchat.client.protocol import ImagePart
+from mmchat.turns import ImagePart
 
 MAX_BYTES = 512 * 1024 * 1024
 """Of all pictures together; the least recently used is dropped first."""

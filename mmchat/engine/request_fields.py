@@ -1,8 +1,8 @@
 """Which fields of a chat request are ignored, and which are refused.
 
-Clients send many fields that this engine does not have, and send back the messages of other
-servers. A field that asks for nothing is ignored. A field that would change the answer is refused,
-because a silent difference is worse than an error.
+Clients send many fields that this engine does not support, and send back messages of other servers. A field
+that requests nothing is ignored. A field that would change the answer is refused, because a silent
+difference is worse than an error.
 """
 
 import json
@@ -25,7 +25,7 @@ _NO_EFFECT = frozenset(
         "user",
     }
 )
-"""Fields that change no answer here, whatever their value."""
+"""Fields that never change an answer of this engine."""
 
 _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
@@ -37,7 +37,7 @@ _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "web_search_options": (),
 }
-"""Fields with the values that are what this engine does anyway. Null is one for each of them."""
+"""Fields with the values that describe what this engine does anyway. Null is always accepted."""
 
 _HINTS = {
     "frequency_penalty": " or use repetition_penalty",
@@ -72,11 +72,11 @@ _ASSISTANT_EXTRAS = frozenset(
         "thinking_blocks",
     }
 )
-"""What servers add to an answer and clients send back; the text of the answer is in `content`."""
+"""Fields that servers add to an answer and clients send back; the text of the answer is in `content`."""
 
 
 class RequestError(MmchatError):
-    """The request cannot be answered. `param` is the field, `code` OpenAI's name of the fault."""
+    """The request cannot be answered. `param` is the field, `code` OpenAI's name for the error."""
 
     def __init__(
         self,
@@ -95,9 +95,9 @@ class RequestError(MmchatError):
 
 
 def used_fields(body: Any, known: frozenset[str]) -> Any:
-    """The request without the fields that have no effect; `known` are the ones that have.
+    """The request without the fields that have no effect; `known` are the fields that have one.
 
-    Anything that is not what it should be is left for the typed check that follows.
+    Values of the wrong type are left to the typed check that follows.
 
     Raises:
         RequestError: a field would change the answer and is not supported.
@@ -198,7 +198,7 @@ def _used_part(part: Any, path: str) -> Any:
         elif name not in ("cache_control", "annotations") and not _is_nothing(value):
             raise _unknown(f"{path}.{name}")
     image = used.get("image_url")
-    if isinstance(image, str):  # some servers take it so, and it means one thing only
+    if isinstance(image, str):  # some servers accept this form, and it has only one meaning
         used["image_url"] = {"url": image}
     elif isinstance(image, dict):
         for name, value in image.items():

@@ -1,4 +1,4 @@
-"""From untrusted JSON to turns, options and a choice of model, or one clear sentence."""
+"""From untrusted JSON to turns, options and a choice of model, or an error of one clear sentence."""
 
 import asyncio
 import codecs
@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 from starlette.requests import Request
 
-from mmchat.client.protocol import ImagePart, Options, Role, Turn
+from mmchat.client.protocol import Options
 from mmchat.client.wire import REFERENCE, encoded
 from mmchat.engine.image_store import ImageStore
 from mmchat.engine.request_fields import RequestError, used_fields
@@ -18,9 +18,10 @@ from mmchat.engine.worker import ModelChoice
 from mmchat.errors import ImageError
 from mmchat.images import parse_data_url
 from mmchat.sampling_params import LIMITS, SamplingError, SamplingParams
+from mmchat.turns import ImagePart, Role, Turn
 
 MAX_BODY = 128 * 1024 * 1024
-"""Bytes of a request. Only clients that send pictures as data URLs come near it."""
+"""The most bytes of a request. Only clients that send pictures as data URLs come near it."""
 MAX_STOPS = 16
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -41,7 +42,7 @@ class _ImageUrlPart(Struct, tag_field="type", tag="image_url", forbid_unknown_fi
     image_url: _ImageUrl
 
 
-class _Message(Struct, forbid_unknown_fields=True):
+class _ChatMessage(Struct, forbid_unknown_fields=True):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[_TextPart | _ImageUrlPart] | None
 
@@ -57,9 +58,9 @@ class _Extra(Struct, forbid_unknown_fields=True):
 
 
 class ChatRequest(Struct, forbid_unknown_fields=True):
-    """The body of `POST /v1/chat/completions`, as far as it has an effect."""
+    """The body of `POST /v1/chat/completions`: the fields that have an effect."""
 
-    messages: list[_Message]
+    messages: list[_ChatMessage]
     model: str | None = None
     stream: bool | None = False
     stream_options: _StreamOptions | None = None
@@ -73,7 +74,7 @@ class ChatRequest(Struct, forbid_unknown_fields=True):
     seed: int | None = None
     stop: str | list[str] | None = None
     x_mmchat: _Extra | None = None
-    """What the protocol has no field for. A client that sends it reads `x_mmchat` in the reply too."""
+    """What OpenAI's protocol has no field for. A client that sends it also reads `x_mmchat` in the reply."""
 
     @property
     def include_usage(self) -> bool:
@@ -81,7 +82,7 @@ class ChatRequest(Struct, forbid_unknown_fields=True):
 
 
 class LoadRequest(Struct, forbid_unknown_fields=True):
-    """The body of `POST /x_mmchat/load`; a field that is left out keeps its value."""
+    """The body of `POST /x_mmchat/load`; a missing field keeps its value."""
 
     model: str | None = None
     adapter: str | None = None
@@ -99,7 +100,7 @@ async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
     """The whole body.
 
     Raises:
-        RequestError: as soon as it exceeds `limit` bytes.
+        RequestError: the body exceeds `limit` bytes; the rest of it is not read.
     """
     parts: list[bytes] = []
     size = 0
@@ -119,7 +120,7 @@ async def read_chat(request: Request) -> ChatRequest:
     """The body of a chat request.
 
     Raises:
-        RequestError: the sentence names the field that is wrong.
+        RequestError: a field is wrong; the message names it.
     """
     body = _decoded(await read_body(request))
     return _typed(used_fields(body, frozenset(ChatRequest.__struct_fields__)), ChatRequest)
@@ -131,15 +132,15 @@ async def read_json(request: Request, kind: type[_T]) -> _T:
 
 
 def _decoded(body: bytes) -> Any:
-    """JSON, with or without a byte order mark; half of a surrogate pair becomes U+FFFD."""
+    """The JSON of a body, with or without a byte order mark; a lone surrogate becomes U+FFFD."""
     body = body.removeprefix(codecs.BOM_UTF8)
     if not body.strip():
-        raise RequestError("The request is empty, and so not valid JSON.", code="invalid_json")
+        raise RequestError("The request is empty, so it is not valid JSON.", code="invalid_json")
     try:
         return msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         reason = str(error).removeprefix("JSON is malformed: ")
-    try:  # msgspec refuses half a pair, which Python reads
+    try:  # msgspec refuses lone surrogates, which Python accepts
         return msgspec.json.decode(encoded(json.loads(body)))
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise RequestError(
@@ -168,26 +169,26 @@ def _lowered(text: str) -> str:
     return (text[:1].lower() + text[1:]).rstrip(".").replace("`", "'")
 
 
-def model_choice(asked: ChatRequest) -> ModelChoice:
-    extra = asked.x_mmchat or _Extra()
-    return ModelChoice(asked.model or None, extra.adapter, extra.quantization, extra.device)
+def model_choice(request: ChatRequest) -> ModelChoice:
+    extra = request.x_mmchat or _Extra()
+    return ModelChoice(request.model or None, extra.adapter, extra.quantization, extra.device)
 
 
-def options_of(asked: ChatRequest, defaults: Options) -> Options:
-    """The options; those that are left out are taken from `defaults`.
+def options_of(request: ChatRequest, defaults: Options) -> Options:
+    """The options of a request; missing ones are taken from `defaults`.
 
     Raises:
-        RequestError: one is out of its range.
+        RequestError: an option is out of its range.
     """
-    stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if len(stop) > MAX_STOPS or "" in stop:
         raise RequestError(
             f"stop must be at most {MAX_STOPS} strings, none of them empty.", param="stop"
         )
-    given = {name: getattr(asked, name) for name in SamplingParams.__struct_fields__}
-    if asked.max_completion_tokens is not None:
-        given["max_tokens"] = asked.max_completion_tokens
-    if given["max_tokens"] == -1:  # of llama.cpp, LM Studio and others: as long as there is room
+    given = {name: getattr(request, name) for name in SamplingParams.__struct_fields__}
+    if request.max_completion_tokens is not None:
+        given["max_tokens"] = request.max_completion_tokens
+    if given["max_tokens"] == -1:  # llama.cpp, LM Studio and others: until the context is full
         given["max_tokens"] = int(LIMITS["max_tokens"].high)
     given = {name: value for name, value in given.items() if value is not None}
     try:
@@ -196,22 +197,22 @@ def options_of(asked: ChatRequest, defaults: Options) -> Options:
         raise RequestError(str(error), param=error.parameter) from error
 
 
-async def turns_of(asked: ChatRequest, images: ImageStore) -> tuple[Turn, ...]:
-    """The conversation, with the bytes of every picture.
+async def turns_of(request: ChatRequest, images: ImageStore) -> tuple[Turn[ImagePart], ...]:
+    """The conversation of a request, with the bytes of every picture.
 
     Raises:
         RequestError: something is missing or wrong.
     """
-    if not asked.messages:
+    if not request.messages:
         raise RequestError("messages is empty: send at least one message.", param="messages")
-    if asked.messages[-1].role != "user":
+    if request.messages[-1].role != "user":
         raise RequestError(
             "The last message must be the user's: this engine does not continue other messages.",
             param="messages",
         )
     missing: dict[str, None] = {}
     turns = []
-    for place, message in enumerate(asked.messages):
+    for place, message in enumerate(request.messages):
         role: Role = "system" if message.role == "developer" else message.role
         path = f"messages[{place}].content"
         if message.content is None or message.content == []:
@@ -226,7 +227,7 @@ async def turns_of(asked: ChatRequest, images: ImageStore) -> tuple[Turn, ...]:
                 continue
             if role != "user":
                 raise RequestError(
-                    f"{path} has a picture, but only messages of the user can, not {role} messages.",
+                    f"{path} has a picture, but only user messages can have pictures, not {role} messages.",
                     param=path,
                 )
             picture = await _picture(part.image_url.url, images, path)
@@ -248,7 +249,7 @@ async def turns_of(asked: ChatRequest, images: ImageStore) -> tuple[Turn, ...]:
 
 
 async def _picture(url: str, images: ImageStore, path: str) -> ImagePart | str:
-    """The picture that a URL stands for, or the sha256 of one that has to be uploaded first."""
+    """The picture of a URL, or its sha256 if it has to be uploaded first."""
     if url.startswith(REFERENCE):
         sha256 = url.removeprefix(REFERENCE)
         if not SHA256.fullmatch(sha256):

@@ -24,10 +24,10 @@ from mmchat.client.protocol import (
     Loading,
     Options,
     State,
-    Turn,
     Waiting,
 )
 from mmchat.errors import EngineError, MmchatError
+from mmchat.turns import ImagePart, Turn
 
 if TYPE_CHECKING:
     from mmchat.engine.backend import Backend
@@ -133,7 +133,9 @@ class Worker:
         """Restarts `idle_s`, for a request that does not need the model."""
         self._last_end = time.monotonic()
 
-    def chat(self, choice: ModelChoice, turns: tuple[Turn, ...], options: Options) -> Job:
+    def chat(
+        self, choice: ModelChoice, turns: tuple[Turn[ImagePart], ...], options: Options
+    ) -> Job:
         """Asks for an answer: Waiting* Loading* Started Delta* Done."""
         return self._submit(lambda job: self._chat(job, choice, turns, options), choice)
 
@@ -233,7 +235,7 @@ class Worker:
         return self._backend
 
     def _chat(
-        self, job: Job, choice: ModelChoice, turns: tuple[Turn, ...], options: Options
+        self, job: Job, choice: ModelChoice, turns: tuple[Turn[ImagePart], ...], options: Options
     ) -> None:
         self._load(job, choice)
         backend = self._get_backend()

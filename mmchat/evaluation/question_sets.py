@@ -14,7 +14,7 @@ from mmchat.adapters.card import find_adapter
 from mmchat.data import read_data, read_splits, split
 from mmchat.data.digest import content
 from mmchat.data.snapshot import has_snapshot, load_snapshot
-from mmchat.data.types import Dataset, Example, Picture, Turn
+from mmchat.data.types import Dataset, Example, Picture
 from mmchat.errors import AdapterError, DataError, RecipeError
 from mmchat.evaluation.questions import (
     MIN_TOKENS,
@@ -29,6 +29,7 @@ from mmchat.evaluation.questions import (
 from mmchat.settings import NO_ADAPTER
 from mmchat.training.finetune_config import FinetuneConfig, read_config
 from mmchat.training.run_folder import RECIPE
+from mmchat.turns import Turn
 
 DEFAULT_TYPE = "answers"
 """The type of questions whose data does not name one."""
@@ -179,11 +180,11 @@ def _question(example: Example, number: int, id_: str) -> Question:
         type=example.kind.strip() or DEFAULT_TYPE,
         messages=[_message(turn) for turn in before],
         answer=example.turns[number].text,
-        images=[p.sha256 for turn in before for p in turn.parts if isinstance(p, Picture)],
+        images=[picture.sha256 for turn in before for picture in turn.images],
     )
 
 
-def _message(turn: Turn) -> Message:
+def _message(turn: Turn[Picture]) -> Message:
     return Message(turn.role, [Text(p) if isinstance(p, str) else Image() for p in turn.parts])
 
 

@@ -24,10 +24,10 @@ from typing import Literal, Protocol
 import msgspec
 from msgspec import Struct
 
-from mmchat.client import ImagePart, Turn
 from mmchat.errors import DataError
 from mmchat.images import MAX_BYTES, parse_picture
 from mmchat.images.headers import SUPPORTED, UnreadablePicture, read_header
+from mmchat.turns import ImagePart, Turn
 
 QUESTIONS, DATA_CARD = "questions.jsonl", "data.json"
 MIN_TOKENS = 96
@@ -132,7 +132,7 @@ class QuestionSet:
         """The base whose grader is to be used; "" if data.json does not name one."""
         return str(self.about.get("grader", ""))
 
-    def turns(self, question: Question, blank: bool = False) -> list[Turn]:
+    def turns(self, question: Question, blank: bool = False) -> list[Turn[ImagePart]]:
         """The conversation to send to the engine, with the bytes of its pictures.
 
         blank: replace every picture with a grey one of the same size. Raises DataError if a picture

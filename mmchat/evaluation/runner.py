@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 import mmchat
-from mmchat.client import Delta, Done, EngineClient, Options, Turn
+from mmchat.client import Delta, Done, EngineClient, Options
 from mmchat.data.types import Dataset
 from mmchat.errors import (
     AdapterError,
@@ -33,6 +33,7 @@ from mmchat.evaluation.question_sets import load_questions
 from mmchat.evaluation.questions import Question, QuestionSet, limit_per_type
 from mmchat.evaluation.results import EvaluationResult, EvaluationSetup, make_result
 from mmchat.settings import NO_ADAPTER, Settings, paths, private_dir
+from mmchat.turns import ImagePart, Turn
 
 ProgressCallback = Callable[[str, float], None]
 """Called with what is being done and the fraction of it that is done, from 0 to 1."""
@@ -202,7 +203,7 @@ def _options(questions: QuestionSet) -> Options:
 
 
 async def _ask(
-    client: EngineClient, turns: Sequence[Turn], options: Options, setup: EvaluationSetup
+    client: EngineClient, turns: Sequence[Turn[ImagePart]], options: Options, setup: EvaluationSetup
 ) -> str:
     texts: list[str] = []
     async with contextlib.aclosing(client.chat(turns, options)) as events:

@@ -1,5 +1,4 @@
-"""The visual-prefix model: vision tower, projector, 4-bit text model, prompt.
+"""The models: the visual-prefix network, loading and quantization of any model, the catalogue and the hub.
 
-Nothing is imported here, so that the torch-free parts (`catalogue`, `adapters`)
-stay free of torch.
+Nothing is imported here, so that `catalogue` and `hub` work without torch.
 """

@@ -1,6 +1,6 @@
-"""Which models there are: built in, installed, and a short list of good ones to fetch.
+"""The models that a person can choose: built in, installed, and a short list of good ones to fetch.
 
-Nothing here needs torch, so that the command line lists models at once.
+Nothing here needs torch, so the command line lists models at once.
 """
 
 import contextlib
@@ -14,15 +14,15 @@ from types import MappingProxyType
 import msgspec
 
 from mmchat.errors import ModelError, ModelNotFoundError
-from mmchat.model.checkpoint import read_config, tensors
-from mmchat.model.model_dims import ModelDims
+from mmchat.memory.model_dims import ModelDims
+from mmchat.model_files import read_config, tensors
 from mmchat.settings import builtin_adapters, named_folder, paths, private_dir
 
 MARKER = ".mmchat.json"
-"""Written into a fetched model's folder when all of it is there."""
+"""Written into the folder of a fetched model when all its files are there."""
 _FOLDERS = "folders.json"
 _OFFERED_DIMS = Path(__file__).with_name("offered_models.json")
-"""Written by `python -m tests.model.published`."""
+"""Written by `python -m tests.memory.published`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ OFFERS: tuple[Offer, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A model on this machine. `bytes` is its weights' size on disk."""
+    """A model on this machine. `bytes` is the size of its weights on disk."""
 
     name: str
     folder: Path
@@ -117,7 +117,7 @@ class Installed:
     parameters: int
     bytes: int
     problem: str = ""
-    """Why it cannot be loaded; empty where it can."""
+    """Why it cannot be loaded; empty if it can."""
 
 
 def offered_dims() -> dict[str, ModelDims]:
@@ -138,13 +138,13 @@ def list_installed() -> list[Installed]:
 
 
 def resolve_model(name: str) -> Path:
-    """The folder of the model `name`: built in, installed (whole name or its last part), a folder.
+    """The folder of the model `name`: built in, installed (by its full name or its last part), or a folder.
 
-    A folder is named by a path: a bare name would mean another one in the engine, which works
-    elsewhere. Raises ModelError where there is none, or a name is ambiguous.
+    A folder is given as a path, because a bare name would mean another folder in the engine, whose
+    working directory differs. Raises ModelError if there is no such model, or if the name is ambiguous.
     """
     if not name.strip():
-        raise ModelError("No model is named: choose one of `mmchat models list`.")
+        raise ModelError("The name of the model is empty: choose one of `mmchat models list`.")
     if name.startswith((".", "~", os.sep)) or Path(name).is_absolute():
         return _folder(name)
     known = {folder.name: folder for folder in _builtin()}
@@ -156,7 +156,9 @@ def resolve_model(name: str) -> Path:
     if len(short) == 1:
         return _folder(str(fetched[short[0]]))
     if short:
-        raise ModelNotFoundError(f"{name} could be {' or '.join(sorted(short))}: name it whole.")
+        raise ModelNotFoundError(
+            f"{name} could be {' or '.join(sorted(short))}: use the full name."
+        )
     if os.sep in name and (folder := named_folder(name)):
         return folder
     if name.count("/") == 1:
@@ -174,16 +176,15 @@ def _folder(name: str) -> Path:
     folder = named_folder(name)
     if folder is None:
         raise ModelNotFoundError(
-            f"There is no folder {name}: mend the path, or choose one of `mmchat models list`."
+            f"There is no folder {name}: check the path, or choose one of `mmchat models list`."
         )
     return folder
 
 
 def add_folder(folder: Path, name: str = "") -> Installed:
-    """Makes the model in `folder` known by `name`, by default the folder's; nothing is copied.
+    """Registers the model in `folder` as `name`, by default the folder's name; nothing is copied.
 
-    Raises ModelError where the folder holds no model that could be loaded, or
-    its name is taken.
+    Raises ModelError if the folder has no model that could be loaded, or if the name is taken.
     """
     folder = _folder(str(folder)).resolve()
     read_config(folder)
@@ -195,9 +196,11 @@ def add_folder(folder: Path, name: str = "") -> Installed:
 
 
 def require_free(name: str, folder: Path) -> None:
-    """Raises ModelError where a folder cannot be known by `name`: it is no name, or another's."""
+    """Raises ModelError if a folder cannot be registered as `name`: it is not a valid name, or is taken."""
     if not name.strip() or name.startswith((".", "~")) or "/" in name or os.sep in name:
-        raise ModelError(f"{name!r} is no name for a model: choose one without a path in it.")
+        raise ModelError(
+            f"{name!r} is not a valid name for a model: choose one that is not a path."
+        )
     registered = _registered()
     taken = {built.name for built in _builtin()} | set(registered)
     if name in taken and registered.get(name) != str(folder):
@@ -207,9 +210,9 @@ def require_free(name: str, folder: Path) -> None:
 
 
 def remove_model(name: str) -> Path:
-    """Removes a fetched model's files, or forgets an added folder (its files stay); -> the folder.
+    """Removes a fetched model's files, or unregisters an added folder (its files stay). Returns the folder.
 
-    Raises ModelError where there is no such model, or it is built in.
+    Raises ModelError if there is no such model, or if it is built in.
     """
     registered = _registered()
     if name in registered:
@@ -228,13 +231,13 @@ def remove_model(name: str) -> Path:
         shutil.rmtree(fetched[names[0]])
     except OSError as error:
         raise ModelError(
-            f"{fetched[names[0]]} cannot be removed ({error.strerror}): mend its permissions."
+            f"{fetched[names[0]]} cannot be removed ({error.strerror}): check its permissions."
         ) from error
     return fetched[names[0]]
 
 
 def target_folder(hub_id: str) -> Path:
-    """Where a fetched model lies."""
+    """The folder of a fetched model."""
     return paths().models / hub_id.replace("/", "--")
 
 
@@ -269,9 +272,9 @@ def _registered() -> Mapping[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file} cannot be read ({error}): mend or remove it.") from error
+        raise ModelError(f"{file} cannot be read ({error}): correct or remove it.") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{file} is not a table of names and folders: mend or remove it.")
+        raise ModelError(f"{file} is not a table of names and folders: correct or remove it.")
     return MappingProxyType({str(name): str(path) for name, path in found.items()})
 
 

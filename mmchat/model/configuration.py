@@ -1,13 +1,16 @@
-"""The configuration of a visual-prefix model: a tower, a projector, a decoder.
+"""The configuration of a visual-prefix model: a vision tower, a projector, a text model.
 
-`VisualPrefixConfig` is LLaVA's configuration with our projector in the place of
-its own, so that the built-in model and a 7B one differ in a file only.
+`VisualPrefixConfig` is LLaVA's configuration with our projector instead of its own, so the built-in model
+and a model of 7B parameters differ in config.json only.
 """
 
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlavaConfig, PreTrainedConfig
+
+from mmchat.errors import ModelError
+from mmchat.model.encoders import encoder_for
 
 ProjectorType = Literal[
     "linear", "mlp", "shuffle_linear", "shuffle_mlp", "perceiver", "attention_pool"
@@ -18,10 +21,10 @@ ProjectorType = Literal[
 class GridVisionConfig(PreTrainedConfig):
     """The built-in vision tower: a convolution stem, then a small ViT over its grid.
 
-    `stem_channels` names the width after each stride-2 convolution, so the stem
-    reduces a picture's side by `2 ** len(stem_channels)`. `num_conv_layers` residual
-    convolution blocks of width `conv_channels` inside look at each cell's
-    neighbours, `num_hidden_layers` transformer blocks at the whole picture.
+    `stem_channels` are the widths after each stride-2 convolution, so the stem reduces a picture's side by
+    a factor of `2 ** len(stem_channels)`. Then follow `num_conv_layers` residual convolution blocks with
+    an inner width of `conv_channels`, which see each cell's neighbours, and `num_hidden_layers`
+    transformer blocks, which see the whole picture.
     """
 
     model_type = "grid_vision"
@@ -52,19 +55,19 @@ class GridVisionConfig(PreTrainedConfig):
 
 @strict
 class VisualPrefixConfig(LlavaConfig):
-    """Any vision encoder + one of our projectors + any decoder-only text model.
+    """Any vision encoder, one of our projectors and any decoder-only text model.
 
-    projector_type: the kind (see `projectors`).
+    projector_type: the kind of projector (see `projectors`).
     projector_hidden_size: width inside an `mlp`; 0 means the text model's width.
     projector_factor: how many cells along a side the `shuffle_*` kinds merge.
     projector_tokens: prefix tokens per picture of `perceiver` and `attention_pool`.
     projector_layers, projector_heads: depth and heads of the attention kinds.
-    projector_positions: learned row and column embeddings, on the prefix tokens of
-        a grid kind and on the keys of an attention kind.
+    projector_positions: learned row and column embeddings, added to the prefix tokens of
+        a grid kind and to the keys of an attention kind.
     projector_position_scale: standard deviation of these embeddings before training;
-        they have to be heard beside the tokens they are added to.
-    image_size: side of the square picture in pixels; 0 means what `vision_config`
-        says (CNN configurations say nothing).
+        they must not be negligible beside the tokens to which they are added.
+    image_size: side of the square picture in pixels; 0 means the size in
+        `vision_config` (CNN configurations have none).
     """
 
     model_type = "visual_prefix"
@@ -81,6 +84,35 @@ class VisualPrefixConfig(LlavaConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        from mmchat.model.projectors import prefix_tokens  # it reads this configuration
-
         self.image_seq_length = prefix_tokens(self)
+
+
+def prefix_tokens(config: VisualPrefixConfig) -> int:
+    """The number of visual prefix tokens of a picture.
+
+    Raises ModelError if the projector's sizes do not fit the encoder or the text model.
+    """
+    encoder = encoder_for(config.vision_config, config.image_size)
+    if config.projector_type in ("perceiver", "attention_pool"):
+        if config.text_config.hidden_size % config.projector_heads:
+            raise ModelError(
+                f"projector_heads = {config.projector_heads} does not divide the text model's "
+                f"width {config.text_config.hidden_size}: choose a divisor of it."
+            )
+        return config.projector_tokens
+    factor, _ = grid_projector_sizes(config)
+    if encoder.grid % factor:
+        raise ModelError(
+            f"projector_factor = {factor} does not divide the encoder's grid of "
+            f"{encoder.grid} x {encoder.grid}: choose a divisor of {encoder.grid}."
+        )
+    return (encoder.grid // factor) ** 2
+
+
+def grid_projector_sizes(config: VisualPrefixConfig) -> tuple[int, int]:
+    """(cells that are merged along one side, width inside the MLP or 0) of a `linear`, `mlp` or `shuffle_*`."""
+    factor = config.projector_factor if config.projector_type.startswith("shuffle") else 1
+    hidden = 0
+    if config.projector_type.endswith("mlp"):
+        hidden = config.projector_hidden_size or config.text_config.hidden_size
+    return factor, hidden

@@ -1,9 +1,9 @@
 """One small adapter for each kind of vision encoder.
 
-The encoders of transformers differ in what they want (NaFlex patches), in what
-they give (a class token, registers, a feature map) and in what their
-configuration says of its size. An adapter hides that: a square picture in, one
-feature a grid cell out, and the grid known from the configuration alone.
+The encoders of transformers differ in their inputs (NaFlex patches), in their outputs (a class token,
+registers, a feature map) and in how their configuration states their size. An adapter hides that: it takes
+a square picture and returns one feature for each cell of a grid, whose size is known from the configuration
+alone.
 """
 
 import math
@@ -19,10 +19,10 @@ from mmchat.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class Encoder(ABC):
-    """What a projector has to know of an encoder, and how its features are taken.
+    """What a projector needs to know about an encoder, and how to get its features.
 
     image_size: side of the square picture, pixels.
-    grid: cells along one side; `grid ** 2` features come out, row by row.
+    grid: cells along one side; there are `grid ** 2` features, row by row.
     width: size of one feature.
     """
 
@@ -34,12 +34,12 @@ class Encoder(ABC):
     def features(self, tower: nn.Module, pixel_values: Tensor, layer: int) -> Tensor:
         """pixel_values (images, 3, side, side) -> (images, grid * grid, width).
 
-        `layer` picks the hidden state, as LLaVA's `vision_feature_layer`; kinds
-        without a list of equal hidden states give their last one.
+        `layer` selects the hidden state, like LLaVA's `vision_feature_layer`; kinds
+        without a list of equal hidden states return their last one.
         """
 
     def blocks_used(self, blocks: int, layer: int) -> int:
-        """How many of the tower's `blocks`, counted from its input, `features` depends on."""
+        """The number of the tower's `blocks`, counted from its input, on which `features` depends."""
         return blocks
 
 
@@ -51,7 +51,7 @@ class LayeredEncoder(Encoder):
 
 
 class TokenEncoder(LayeredEncoder):
-    """CLIP, DINOv2 (and any ViT): extra tokens (class, registers) stand in front."""
+    """CLIP, DINOv2 and any ViT: extra tokens (class, registers) come first."""
 
     def features(self, tower: nn.Module, pixel_values: Tensor, layer: int) -> Tensor:
         states = tower(pixel_values, output_hidden_states=True).hidden_states
@@ -59,7 +59,7 @@ class TokenEncoder(LayeredEncoder):
 
 
 class FlexibleEncoder(LayeredEncoder):
-    """SigLIP 2 in its NaFlex form: it is given patches, a mask and the grid's shape."""
+    """SigLIP 2 in its NaFlex form: its inputs are patches, a mask and the grid's shape."""
 
     def features(self, tower: nn.Module, pixel_values: Tensor, layer: int) -> Tensor:
         images, channels, side, _ = pixel_values.shape
@@ -84,7 +84,7 @@ class MapEncoder(Encoder):
 
 
 class GridEncoder(Encoder):
-    """The built-in tower: its output is the grid already."""
+    """The built-in tower, whose output is already the grid."""
 
     def features(self, tower: nn.Module, pixel_values: Tensor, layer: int) -> Tensor:
         features: Tensor = tower(pixel_values).last_hidden_state
@@ -104,8 +104,8 @@ _MAP_KINDS = {"convnext", "convnextv2", "resnet"}
 def encoder_for(vision_config: Any, image_size: int = 0) -> Encoder:
     """The adapter for `vision_config`, an encoder's configuration from transformers.
 
-    `image_size` overrides the configuration's own (CNN kinds have none). Raises
-    ModelError for an encoder kind that has no adapter.
+    `image_size` overrides the configuration's own (CNN kinds have none). Raises ModelError if there is
+    no adapter for the kind of encoder.
     """
     kind = vision_config.model_type
     if kind == "grid_vision":
@@ -134,9 +134,9 @@ def _map_width(vision_config: Any) -> int:
 
 
 def _stride(vision_config: Any) -> int:
-    """Pixels of the side that one cell of a CNN's last map covers."""
+    """Pixels along the side of one cell of a CNN's last feature map."""
     later = len(vision_config.hidden_sizes) - 1
     if vision_config.model_type == "resnet":
-        # the embedder halves twice (convolution, pooling); the first stage halves by choice
+        # The embedder halves the side twice (convolution, pooling), the first stage optionally.
         return int(4 * 2 ** (later + vision_config.downsample_in_first_stage))
     return int(vision_config.patch_size * 2**later)

@@ -1,6 +1,6 @@
-"""Fetching a model: the one place of mmchat's models that reaches a network.
+"""Fetching a model from the Hugging Face hub. Nothing else about models uses the network.
 
-plan = plan_download("HuggingFaceTB/SmolVLM-256M-Instruct")   # asks, checks the disk
+plan = plan_download("HuggingFaceTB/SmolVLM-256M-Instruct")   # asks the hub, checks the disk
 fetch(plan)                                                   # resumes where it stopped
 """
 
@@ -22,7 +22,7 @@ _SPARE = 200_000_000  # bytes that stay free on the disk
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What fetching a model would bring: its files, their size, and where they go."""
+    """What fetching a model would download: its files, their size, and their folder."""
 
     hub_id: str
     revision: str
@@ -32,10 +32,10 @@ class Download:
 
 
 def plan_download(source: str) -> Download:
-    """What `HUB-ID[@REVISION]` would bring; the disk has room for it.
+    """What fetching `HUB-ID[@REVISION]` would download; the disk has enough space for it.
 
-    Raises ModelError where it is not a hub id, there is no network, the
-    repository is gated or unknown, has no safetensors, or does not fit the disk.
+    Raises ModelError if it is not a hub id, if there is no network, or if the repository is gated or
+    unknown, has no safetensors, or does not fit on the disk.
     """
     hub_id, _, revision = source.partition("@")
     owner, _, name = hub_id.partition("/")
@@ -46,7 +46,7 @@ def plan_download(source: str) -> Download:
         )
     from huggingface_hub import HfApi
 
-    with _told(hub_id, revision):
+    with _hub_errors(hub_id, revision):
         info = HfApi().model_info(hub_id, revision=revision or None, files_metadata=True)
     found = {file.rfilename: int(file.size or 0) for file in info.siblings or []}
     files = {name: size for name, size in found.items() if _wanted(name)}
@@ -55,9 +55,7 @@ def plan_download(source: str) -> Download:
             f"{hub_id} has no safetensors weights, and pickled ones are never loaded: choose another."
         )
     if "config.json" not in files:
-        raise ModelError(
-            f"{hub_id} has no config.json, so it is no model that mmchat can load: choose another."
-        )
+        raise ModelError(f"{hub_id} has no config.json, so mmchat cannot load it: choose another.")
     folder = target_folder(hub_id)
     here = sum(
         min(path.stat().st_size, files[name]) for name in files if (path := folder / name).is_file()
@@ -73,14 +71,14 @@ def plan_download(source: str) -> Download:
 
 
 def fetch(plan: Download) -> Installed:
-    """Brings the files of `plan`, with huggingface_hub's own progress; a broken-off fetch resumes.
+    """Downloads the files of `plan`, with huggingface_hub's own progress; resumes an interrupted download.
 
-    Raises ModelError as `plan_download` does, and where what came is damaged.
+    Raises ModelError as `plan_download` does, and if what was downloaded is damaged.
     """
     from huggingface_hub import snapshot_download
 
     private_dir(plan.folder)
-    with _told(plan.hub_id, plan.revision):
+    with _hub_errors(plan.hub_id, plan.revision):
         snapshot_download(
             plan.hub_id,
             revision=plan.revision,
@@ -92,7 +90,7 @@ def fetch(plan: Download) -> Installed:
         (plan.folder / MARKER).write_text(json.dumps(mark), encoding="utf-8")
     except OSError as error:
         raise ModelError(
-            f"{plan.folder} cannot be written ({error.strerror}): look at its permissions and disk."
+            f"{plan.folder} cannot be written ({error.strerror}): check its permissions and the disk."
         ) from error
     model = next(model for model in list_installed() if model.folder == plan.folder)
     if model.problem:
@@ -102,7 +100,7 @@ def fetch(plan: Download) -> Installed:
 
 
 def _client_error() -> type[Exception]:
-    """The root of what huggingface_hub's HTTP client raises; which client it is differs by version."""
+    """The base class of the errors of huggingface_hub's HTTP client, which differs by version."""
     from huggingface_hub.errors import HfHubHTTPError
 
     roots = (base for base in HfHubHTTPError.__mro__[1:] if base.__name__ == "HTTPError")
@@ -116,8 +114,8 @@ def _wanted(name: str) -> bool:
 
 
 @contextmanager
-def _told(hub_id: str, revision: str) -> Iterator[None]:
-    """Turns what the hub's client raises into one sentence."""
+def _hub_errors(hub_id: str, revision: str) -> Iterator[None]:
+    """Turns what the hub's client raises into ModelError."""
     from huggingface_hub import errors
 
     try:
@@ -132,12 +130,10 @@ def _told(hub_id: str, revision: str) -> Iterator[None]:
             f"{hub_id} asks for a token: sign in with `hf auth login`, or set HF_TOKEN."
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise ModelError(
-            f"{hub_id} has no revision {revision}: mend what stands after @."
-        ) from error
+        raise ModelError(f"{hub_id} has no revision {revision}: check the part after @.") from error
     except errors.RepositoryNotFoundError as error:
         raise ModelError(
-            f"There is no model {hub_id} that you may see: check the name, or sign in with "
+            f"There is no model {hub_id} that you have access to: check the name, or sign in with "
             "`hf auth login` if it is private."
         ) from error
     except errors.HFValidationError as error:
@@ -154,8 +150,8 @@ def _told(hub_id: str, revision: str) -> Iterator[None]:
         ConnectionError,
     ) as error:
         raise ModelError(
-            f"{hub_id} cannot be fetched, for there is no way to the hub: connect to the network "
-            "(and unset HF_HUB_OFFLINE), then run the same command, which goes on where it stopped."
+            f"{hub_id} cannot be fetched, because the hub cannot be reached: connect to the network "
+            "(and unset HF_HUB_OFFLINE), then run the same command, which continues where it stopped."
         ) from error
     except OSError as error:
         raise ModelError(

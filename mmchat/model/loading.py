@@ -1,8 +1,7 @@
-"""A model folder becomes a model that answers: 4-bit, on the right device, checked."""
+"""From a model folder to a model that answers: 4-bit, on the right device, checked."""
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,66 +9,23 @@ import torch
 from torch import nn
 
 from mmchat.errors import ModelError
+from mmchat.memory.malloc import eager_trim
 from mmchat.model import quantization as nf4
-from mmchat.model.catalogue import resolve_model
-from mmchat.model.checkpoint import FileStamps, file_stamps
-from mmchat.model.encoding import answer_end
 from mmchat.model.hf_vlm import load_processor
-from mmchat.model.machine import Form
-from mmchat.model.malloc import eager_trim
-from mmchat.model.pictures import PixelCache
-from mmchat.model.planning import (
-    Kind,
-    Plan,
+from mmchat.model.load_plan import (
+    LoadPlan,
     auto_class,
     check_memory,
-    foreign,
+    checkpoint_errors,
+    one_line,
     plan_load,
-    reason,
 )
-from mmchat.model.quantization import PartReport
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.prompt.chat_encoding import answer_end
 from mmchat.settings import Device, Quantization
 
-__all__ = ["LoadedModel", "PartReport", "load_model", "resolve_model"]
-
-Progress = Callable[[str, float], None]
+LoadProgress = Callable[[str, float], None]
 """Called with a stage ("reading", "quantizing", "ready") and a fraction of the whole, 0 to 1."""
-
-
-@dataclass
-class LoadedModel:
-    """A base in memory, without any adapter, and what the engine has to know of it.
-
-    `folder` is where its files are.
-    """
-
-    name: str
-    kind: Kind
-    model: Any
-    processor: Any
-    tokenizer: Any
-    device: torch.device
-    compute_dtype: torch.dtype
-    quantization: Form
-    context_length: int
-    eos_token_ids: frozenset[int]
-    vision: bool
-    weights_hash: str
-    folder: Path
-    parts: list[PartReport] = field(default_factory=list)
-    files: FileStamps = field(default_factory=dict, repr=False)
-    """What the files were when they were read; `is_current` compares."""
-    pixels: PixelCache = field(default_factory=PixelCache, repr=False)
-    """Pictures of earlier turns, of models whose picture inputs are small."""
-
-    @property
-    def memory_bytes(self) -> int:
-        """What the weights take."""
-        return sum(part.bytes for part in self.parts)
-
-    def is_current(self) -> bool:
-        """Whether the files on the disk are still those that were loaded."""
-        return file_stamps(self.folder) == self.files
 
 
 def load_model(
@@ -77,13 +33,12 @@ def load_model(
     *,
     quantization: Quantization = "auto",
     device: Device = "auto",
-    progress: Progress | None = None,
+    progress: LoadProgress | None = None,
 ) -> LoadedModel:
     """Loads the model `name` (built-in, installed, or a folder) from this machine only.
 
-    `auto` is 4-bit wherever bitsandbytes works, else the compute dtype. After
-    loading it is asserted that every linear layer of the text model's blocks is
-    4-bit and that nothing else is.
+    `auto` is 4-bit if bitsandbytes works on the device, else the compute dtype. After a 4-bit load it is
+    asserted that every linear layer of the text model's blocks is 4-bit and that nothing else is.
 
     Raises ModelError if the model cannot be found, read, trusted or held in memory.
     """
@@ -93,13 +48,20 @@ def load_model(
     return load_planned(plan, tell)
 
 
-def load_planned(plan: Plan, tell: Progress) -> LoadedModel:
-    """Does what `plan` says; raises as `load_model` does."""
-    check_memory(plan.folder, plan.form, plan.dtype, plan.device, plan.name, 0, plan.smaller)
+def load_planned(plan: LoadPlan, tell: LoadProgress) -> LoadedModel:
+    """Carries out `plan`; raises as `load_model` does."""
+    check_memory(
+        plan.folder,
+        plan.weight_format,
+        plan.dtype,
+        plan.device,
+        plan.name,
+        four_bit_hint=plan.four_bit_hint,
+    )
     model = _load_weights(plan, tell)
-    if plan.form == "4bit":
+    if plan.weight_format == "4bit":
         nf4.assert_four_bit(model, plan.name)
-        # The packed kernel computes in bfloat16, whatever it is asked for.
+        # The packed kernel always computes in bfloat16.
         nf4.set_packing(model, allowed=plan.dtype is torch.bfloat16)
     processor, tokenizer = processor_of(plan)
     loaded = LoadedModel(
@@ -110,7 +72,7 @@ def load_planned(plan: Plan, tell: Progress) -> LoadedModel:
         tokenizer=tokenizer,
         device=plan.device,
         compute_dtype=plan.dtype,
-        quantization=plan.form,
+        quantization=plan.weight_format,
         context_length=context_length(model.config, tokenizer),
         eos_token_ids=_eos_token_ids(model, tokenizer),
         vision=plan.kind != "text",
@@ -123,12 +85,12 @@ def load_planned(plan: Plan, tell: Progress) -> LoadedModel:
     return loaded
 
 
-def _load_weights(plan: Plan, tell: Progress) -> nn.Module:
+def _load_weights(plan: LoadPlan, tell: LoadProgress) -> nn.Module:
     options: dict[str, Any] = {}
-    with foreign(plan.name), eager_trim():
+    with checkpoint_errors(plan.name), eager_trim():
         if plan.skeleton is not None:
             options["quantization_config"] = nf4.bitsandbytes_config(plan.skeleton, plan.dtype)
-        with told_progress("quantizing" if plan.form == "4bit" else "reading", tell):
+        with loading_progress("quantizing" if plan.weight_format == "4bit" else "reading", tell):
             model, info = auto_class(plan.kind).from_pretrained(
                 plan.folder,
                 config=plan.config,
@@ -153,7 +115,7 @@ def _load_weights(plan: Plan, tell: Progress) -> nn.Module:
 
 
 @contextlib.contextmanager
-def told_progress(stage: str, tell: Progress) -> Iterator[None]:
+def loading_progress(stage: str, tell: LoadProgress) -> Iterator[None]:
     """Turns transformers' own progress bar over the tensors into calls of `tell`."""
     from transformers.utils import logging
 
@@ -170,14 +132,14 @@ def told_progress(stage: str, tell: Progress) -> Iterator[None]:
         logging.set_tqdm_hook(before)
 
 
-def _counted(things: Any, stage: str, tell: Progress) -> Iterator[Any]:
+def _counted(things: Any, stage: str, tell: LoadProgress) -> Iterator[Any]:
     whole = max(len(things), 1)
     for number, thing in enumerate(things):
         tell(stage, 0.05 + 0.9 * number / whole)
         yield thing
 
 
-def processor_of(plan: Plan) -> tuple[Any, Any]:
+def processor_of(plan: LoadPlan) -> tuple[Any, Any]:
     """(the processor, or None for a text model; the tokenizer, with the chat template)"""
     from transformers import AutoTokenizer
 
@@ -200,14 +162,14 @@ def _loaded(auto: Any, folder: Path, what: str) -> Any:
     try:
         return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        # As above: foreign files, read by many classes.
+        # Every class reads its files in its own way: any failure is reported.
         raise ModelError(
-            f"The {what} of {folder} cannot be loaded ({reason(error)}): fetch the model again."
+            f"The {what} of {folder} cannot be loaded ({one_line(error)}): fetch the model again."
         ) from error
 
 
 def context_length(config: Any, tokenizer: Any) -> int:
-    """Tokens that a model of `config` can take."""
+    """The longest conversation of a model with `config`, in tokens."""
     text = config.get_text_config()
     limits = [
         int(limit)
@@ -222,14 +184,14 @@ def context_length(config: Any, tokenizer: Any) -> int:
 
 
 def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends an answer: of the files, and what the chat template writes there."""
+    """Every token that ends an answer: those in the files, and the one that the chat template writes."""
     found: set[int] = set()
     text = model.config.get_text_config()
     for source in (model.generation_config, text, tokenizer):
         value = getattr(source, "eos_token_id", None)
         found.update(value if isinstance(value, list) else [] if value is None else [value])
     with contextlib.suppress(ModelError):
-        # A template that fails is told when somebody talks to the model, not when it is loaded.
+        # A template that fails is reported when a person talks to the model, not when it is loaded.
         end = answer_end(tokenizer)
         if end is not None:
             found.add(end)

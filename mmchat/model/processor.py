@@ -1,4 +1,4 @@
-"""Pictures and text -> what the visual-prefix model takes."""
+"""The processor of the visual-prefix model: from pictures and text to its inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,11 +7,10 @@ from transformers import BatchFeature, ProcessorMixin
 
 
 class VisualPrefixProcessor(ProcessorMixin):
-    """An image processor, a tokenizer and the number of prefix tokens a picture has.
+    """An image processor, a tokenizer and the number of prefix tokens of a picture.
 
-    Chats are built by `mmchat.model.prompt`, which keeps people's text from
-    forming special tokens; calling the processor is the plain form that
-    transformers' own tools expect.
+    Chats are encoded by `mmchat.prompt`, which keeps people's text from forming special tokens. Calling
+    this processor is for transformers' own tools.
     """
 
     attributes = ["image_processor", "tokenizer"]  # noqa: RUF012 (transformers reads it)
@@ -32,7 +31,7 @@ class VisualPrefixProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def image_tokens(self, width: int, height: int) -> int:
-        """How many prefix tokens a picture of `width` x `height` pixels becomes: always the same."""
+        """The number of prefix tokens of a picture; it does not depend on its size in pixels."""
         return self.prefix_tokens
 
     def __call__(

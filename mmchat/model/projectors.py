@@ -1,7 +1,7 @@
 """Projection adapters: features of the vision encoder -> visual prefix tokens.
 
-Every kind has one signature, and tells its prefix length and its parameter
-count from the configuration alone (`prefix_tokens`, `parameter_count`).
+All kinds have the same signature. The configuration alone gives the number of prefix tokens and of
+parameters (`prefix_tokens`, `parameter_count`).
 
     linear          one matrix                      Merullo et al. 2023, "Linearly Mapping from Image
                                                     to Text Space"
@@ -18,27 +18,22 @@ count from the configuration alone (`prefix_tokens`, `parameter_count`).
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from mmchat.errors import ModelError
+from mmchat.model.configuration import VisualPrefixConfig, grid_projector_sizes, prefix_tokens
 from mmchat.model.encoders import encoder_for
-
-if TYPE_CHECKING:
-    from mmchat.model.configuration import VisualPrefixConfig
 
 
 class GridPositions(nn.Module):
     """Learned row and column embeddings.
 
-    A text model counts positions along one line, which gives it a token's column
-    only after a division; these say row and column outright. They begin as waves
-    of a few lengths in random directions, so that neighbours are alike and "left
-    of" is a direction from the first step (Vaswani et al. 2017, "Attention Is All
-    You Need").
+    A text model counts positions along one line, so it would have to divide to get a token's column.
+    These give it row and column directly. They are initialized as waves of a few lengths in random
+    directions, so that neighbours are similar and "left of" is a direction from the first step (Vaswani
+    et al. 2017, "Attention Is All You Need").
     """
 
     def __init__(self, grid: int, width: int, scale: float) -> None:
@@ -66,9 +61,9 @@ class GridPositions(nn.Module):
 
 
 class Projector(nn.Module):
-    """The one signature. `config` names the sizes; see `VisualPrefixConfig`."""
+    """The signature of all kinds. `config` has the sizes; see `VisualPrefixConfig`."""
 
-    def __init__(self, config: "VisualPrefixConfig") -> None:
+    def __init__(self, config: VisualPrefixConfig) -> None:
         super().__init__()
         encoder = encoder_for(config.vision_config, config.image_size)
         self.grid = encoder.grid
@@ -83,7 +78,7 @@ class Projector(nn.Module):
 class GridProjector(Projector):
     """One prefix token for each `factor` x `factor` block of cells."""
 
-    def __init__(self, config: "VisualPrefixConfig", *, factor: int, hidden: int) -> None:
+    def __init__(self, config: VisualPrefixConfig, *, factor: int, hidden: int) -> None:
         super().__init__(config)
         self.factor = factor
         joined = self.vision_width * factor * factor
@@ -146,9 +141,9 @@ class CrossAttention(nn.Module):
 
 
 class QueryProjector(Projector):
-    """Learned queries look at all cells: the prefix length is free of the grid."""
+    """Learned queries attend to all cells, so the number of prefix tokens does not depend on the grid."""
 
-    def __init__(self, config: "VisualPrefixConfig", *, rounds: int, feed_forward: bool) -> None:
+    def __init__(self, config: VisualPrefixConfig, *, rounds: int, feed_forward: bool) -> None:
         super().__init__(config)
         width = self.text_width
         self.queries = nn.Parameter(torch.zeros(config.projector_tokens, width))
@@ -183,53 +178,22 @@ class QueryProjector(Projector):
         return normed
 
 
-def _sizes(config: "VisualPrefixConfig") -> tuple[int, int]:
-    """(factor, hidden) of a grid kind."""
-    factor = config.projector_factor if config.projector_type.startswith("shuffle") else 1
-    hidden = 0
-    if config.projector_type.endswith("mlp"):
-        hidden = config.projector_hidden_size or config.text_config.hidden_size
-    return factor, hidden
-
-
-def build_projector(config: "VisualPrefixConfig") -> Projector:
+def build_projector(config: VisualPrefixConfig) -> Projector:
     """The projector that `config` names, with random weights.
 
-    Raises ModelError where its sizes do not fit the encoder or the text model.
+    Raises ModelError if its sizes do not fit the encoder or the text model.
     """
     prefix_tokens(config)  # the checks
     if config.projector_type == "perceiver":
         return QueryProjector(config, rounds=config.projector_layers, feed_forward=True)
     if config.projector_type == "attention_pool":
         return QueryProjector(config, rounds=1, feed_forward=False)
-    factor, hidden = _sizes(config)
+    factor, hidden = grid_projector_sizes(config)
     return GridProjector(config, factor=factor, hidden=hidden)
 
 
-def prefix_tokens(config: "VisualPrefixConfig") -> int:
-    """How many visual prefix tokens one picture becomes; nothing is built.
-
-    Raises ModelError where the projector's sizes cannot work.
-    """
-    encoder = encoder_for(config.vision_config, config.image_size)
-    if config.projector_type in ("perceiver", "attention_pool"):
-        if config.text_config.hidden_size % config.projector_heads:
-            raise ModelError(
-                f"projector_heads = {config.projector_heads} does not divide the text model's "
-                f"width {config.text_config.hidden_size}: choose a divisor of it."
-            )
-        return config.projector_tokens
-    factor, _ = _sizes(config)
-    if encoder.grid % factor:
-        raise ModelError(
-            f"projector_factor = {factor} does not divide the encoder's grid of "
-            f"{encoder.grid} x {encoder.grid}: choose a divisor of {encoder.grid}."
-        )
-    return math.floor(encoder.grid / factor) ** 2
-
-
-def parameter_count(config: "VisualPrefixConfig") -> int:
-    """How many parameters the projector has; nothing is built."""
+def parameter_count(config: VisualPrefixConfig) -> int:
+    """The number of parameters of the projector, without building it."""
     encoder = encoder_for(config.vision_config, config.image_size)
     vision, text = encoder.width, config.text_config.hidden_size
     prefix_tokens(config)
@@ -241,7 +205,7 @@ def parameter_count(config: "VisualPrefixConfig") -> int:
         positions = 2 * encoder.grid * vision if config.projector_positions else 0
         queries = config.projector_tokens * text
         return rounds * (attention + feed_forward) + positions + queries + 2 * text
-    factor, hidden = _sizes(config)
+    factor, hidden = grid_projector_sizes(config)
     bias = int(config.multimodal_projector_bias)
     joined = vision * factor * factor
     count = (joined + bias) * (hidden or text)

@@ -1,7 +1,7 @@
 """4-bit weights: NF4 with double quantization (QLoRA, arXiv:2305.14314) by bitsandbytes.
 
-Every linear layer inside the text model's blocks is 4-bit; the vision tower,
-the projector and `lm_head` never are. It is asserted after each load.
+Every linear layer inside the text model's blocks is 4-bit. The vision tower, the projector and `lm_head`
+never are. This is asserted after each load.
 """
 
 import copy
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mmchat.errors import ModelError
-from mmchat.model.machine import fast_in_bfloat16
+from mmchat.memory.machine import fast_in_bfloat16
 from mmchat.settings import load_settings
 
 Part = Literal["vision tower", "projector", "text blocks", "lm_head", "other"]
@@ -27,7 +27,7 @@ PARTS: tuple[Part, ...] = ("vision tower", "projector", "text blocks", "lm_head"
 
 @dataclass(frozen=True, slots=True)
 class PartReport:
-    """What a part of a loaded model is made of; `bytes` is its memory."""
+    """Layers, weights, dtype and memory (`bytes`) of a part of a loaded model."""
 
     part: Part
     linear_layers: int
@@ -38,12 +38,11 @@ class PartReport:
 
 
 def import_bitsandbytes() -> ModuleType:
-    """bitsandbytes, kept from fetching code.
+    """Imports bitsandbytes and prevents it from fetching code.
 
-    On CPUs with AVX512-BF16 its import asks a package named `kernels` for a
-    faster routine, which that package would download and run. Raises
-    ImportError where bitsandbytes is not installed, OSError or RuntimeError
-    where it cannot work.
+    On CPUs with AVX512-BF16 its import asks a package named `kernels` for a faster routine, which that
+    package would download and run. Raises ImportError if bitsandbytes is not installed, OSError or
+    RuntimeError if it cannot work.
     """
     if "bitsandbytes" in sys.modules:
         return sys.modules["bitsandbytes"]
@@ -66,7 +65,7 @@ def import_bitsandbytes() -> ModuleType:
 
 
 def works(device: torch.device) -> bool:
-    """Whether bitsandbytes can hold 4-bit weights on `device`: asked by quantizing a block."""
+    """Whether bitsandbytes supports 4-bit weights on `device`; this quantizes a block to find out."""
     try:
         functional = import_bitsandbytes().functional
         functional.quantize_4bit(torch.ones(64, 64, device=device), quant_type="nf4")
@@ -76,10 +75,10 @@ def works(device: torch.device) -> bool:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """What the setting model.compute_dtype says; by default bfloat16 if `device` is fast at it, else float32.
+    """The setting model.compute_dtype; by default bfloat16 if `device` is fast at it, else float32.
 
-    An AVX2 CPU takes 10 to 30 times as long in bfloat16, so flags are read, not
-    assumed, and so is what torch makes of them (ATEN_CPU_CAPABILITY can lower it).
+    An AVX2 CPU takes 10 to 30 times as long in bfloat16. So this reads the CPU's flags, and what torch
+    makes of them (ATEN_CPU_CAPABILITY can lower it).
     """
     chosen = load_settings().model.compute_dtype
     if chosen != "auto":
@@ -96,14 +95,14 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def decoder_of(model: Any) -> Any:
-    """The text model without its head inside `model`, which may be one itself."""
+    """The text model inside `model`, without its head; `model` may be a text model itself."""
     return model.get_decoder() if hasattr(model, "get_decoder") else model
 
 
 def text_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """(name, the list of blocks) of the text model inside `model`.
 
-    Raises ModelError where none is found.
+    Raises ModelError if none is found.
     """
     decoder = decoder_of(model)
     names = {id(module): name for name, module in model.named_modules()}
@@ -118,10 +117,10 @@ def text_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def skipped_modules(model: nn.Module) -> list[str]:
-    """The names for `llm_int8_skip_modules`: the largest modules that hold no text block.
+    """The names for `llm_int8_skip_modules`: the largest modules that contain no text block.
 
-    Given whole, for bitsandbytes' integration matches prefixes and suffixes of
-    names, and an explicit list replaces the default that spares `lm_head`.
+    They are full names, because bitsandbytes' integration matches prefixes and suffixes of names. An
+    explicit list replaces the default, which skips `lm_head`.
     """
     blocks, _ = text_blocks(model)
     names: list[str] = []
@@ -142,7 +141,7 @@ def skipped_modules(model: nn.Module) -> list[str]:
 
 
 def bitsandbytes_config(model: nn.Module, dtype: torch.dtype) -> Any:
-    """The `BitsAndBytesConfig` for `model`, which may lie on the meta device."""
+    """The `BitsAndBytesConfig` for `model`, which may be on the meta device."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -155,12 +154,12 @@ def bitsandbytes_config(model: nn.Module, dtype: torch.dtype) -> Any:
 
 
 def set_packing(model: nn.Module, *, allowed: bool) -> None:
-    """Says whether bitsandbytes may repack the 4-bit layers of `model` for inference on this CPU.
+    """Sets whether bitsandbytes may repack the 4-bit layers of `model` for inference on this CPU.
 
     On a CPU with AVX512-BF16 it repacks a layer in place at its first forward in eval mode, and then
-    computes with a kernel that has no gradient and rounds the scales to bfloat16. The kernel takes
-    outputs by 32 and whole blocks of 64 inputs, so layers of other sizes are never repacked. Without
-    permission a layer that is packed already is unpacked: it goes on with the numbers that it has.
+    computes with a kernel that has no gradient and rounds the scales to bfloat16. The kernel needs a
+    multiple of 32 outputs and of 64 inputs, so layers of other sizes are never repacked. If packing is
+    not allowed, layers that are already packed are unpacked and keep their rounded scales.
     """
     allowed = allowed and has_packed_kernel()
     for module in model.modules():
@@ -178,18 +177,18 @@ def set_packing(model: nn.Module, *, allowed: bool) -> None:
 
 def has_packed_kernel() -> bool:
     """Whether bitsandbytes has its kernel for packed 4-bit weights on this CPU (since 0.49)."""
-    asked = getattr(import_bitsandbytes().functional, "has_avx512bf16", None)
-    return asked is not None and bool(asked())
+    has_kernel = getattr(import_bitsandbytes().functional, "has_avx512bf16", None)
+    return has_kernel is not None and bool(has_kernel())
 
 
 def is_packed(layer: nn.Module) -> bool:
-    """Whether a linear layer is 4-bit and repacked for inference, so that no gradient passes it."""
+    """Whether a linear layer is 4-bit and repacked for inference, so that no gradient passes through it."""
     state = getattr(getattr(layer, "weight", None), "quant_state", None)
     return bool(getattr(state, "packing_format_for_cpu", False))
 
 
 def dequantized_weight(layer: Any) -> Tensor:
-    """The numbers of a 4-bit layer's weight: float32 (outputs, inputs)."""
+    """The weight of a 4-bit layer as float32 (outputs, inputs)."""
     weight, state = layer.weight.data, layer.weight.quant_state
     if is_packed(layer):
         weight, state = _unpacked(weight, copy.copy(state))
@@ -200,8 +199,8 @@ def dequantized_weight(layer: Any) -> Tensor:
 def _unpacked(weight: Tensor, state: Any) -> tuple[Tensor, Any]:
     """The reverse of bitsandbytes' packing; `state` is changed.
 
-    bitsandbytes' own reverse quantizes nested scales a second time. They stay plain here, so that
-    nothing is lost beyond the rounding to bfloat16 that packing did.
+    bitsandbytes' own reverse quantizes nested scales a second time. Here they stay unquantized, so
+    nothing is lost except by the rounding to bfloat16 that packing did.
     """
     state.original_nested = False
     convert = import_bitsandbytes().functional._convert_weight_packed_for_cpu_inverse
@@ -226,10 +225,10 @@ def part_of(name: str, blocks: str) -> Part:
 
 
 def part_tensors(model: nn.Module, part: Part) -> dict[str, Tensor]:
-    """The parameters and buffers of a part of `model` themselves, by their names inside it.
+    """The parameters and buffers of a part of `model` (not copies), by their names inside it.
 
-    Names begin below the module that holds the whole part. Where several modules do (the mergers of
-    Qwen3-VL), they begin below the module that those have in common. Empty if there is no such part.
+    Names begin below the module that contains the part. If several modules form it (the mergers of
+    Qwen3-VL), names begin below the module that they have in common. Empty if there is no such part.
     """
     blocks, _ = text_blocks(model)
     roots: list[str] = []
@@ -248,7 +247,7 @@ def part_tensors(model: nn.Module, part: Part) -> dict[str, Tensor]:
 
 
 def report(model: nn.Module) -> list[PartReport]:
-    """What each part of `model` is made of; a tied `lm_head` counts where the embedding is."""
+    """A report for each part of `model`; a tied `lm_head` counts as part of the embedding."""
     blocks, _ = text_blocks(model)
     linear = dict.fromkeys(PARTS, 0)
     four_bit = dict.fromkeys(PARTS, 0)

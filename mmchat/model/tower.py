@@ -1,10 +1,9 @@
 """The built-in vision tower.
 
-Convolutions first, then attention: Xiao et al. 2021, "Early Convolutions Help
-Transformers See Better". A few thousand drawn scenes are enough for it, where a
-patch embedding would want millions. What an object is shows within a few cells,
-so most of the depth is convolution, which on a CPU costs a seventh of attention
-over the same 256 cells.
+Convolutions first, then attention: Xiao et al. 2021, "Early Convolutions Help Transformers See Better". It
+learns from a few thousand drawn scenes, while a patch embedding would need millions. A few cells are enough
+to recognize an object, so most of the depth is convolution, which on a CPU costs a seventh of attention over
+the same 256 cells.
 """
 
 from typing import Any
@@ -19,7 +18,7 @@ from mmchat.model.configuration import GridVisionConfig
 
 
 class Stem(nn.Module):
-    """Strided convolutions from pixels to one feature a grid cell."""
+    """Strided convolutions from pixels to one feature for each grid cell."""
 
     def __init__(self, config: GridVisionConfig) -> None:
         super().__init__()

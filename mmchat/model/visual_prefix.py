@@ -1,8 +1,8 @@
-"""The visual-prefix model: pictures become embeddings spliced into the prompt.
+"""The visual-prefix model: pictures become embeddings that are inserted into the prompt.
 
-LLaVA's classes with the vision encoder behind an adapter (`encoders`) and our
-projector (`projectors`) in the place of theirs, so that everything that
-transformers, peft and bitsandbytes know about LLaVA holds for it.
+These are LLaVA's classes with the vision encoder behind an adapter (`encoders`) and our projector
+(`projectors`) instead of theirs, so they work with everything in transformers, peft and bitsandbytes that
+supports LLaVA.
 """
 
 from typing import Any, cast
@@ -30,7 +30,7 @@ from mmchat.model.tower import GridVisionModel
 
 
 class VisualPrefixPreTrainedModel(LlavaPreTrainedModel):
-    """Initialisation of what transformers does not know."""
+    """Initializes the modules that transformers does not know."""
 
     config: VisualPrefixConfig
     config_class = VisualPrefixConfig
@@ -59,8 +59,8 @@ class VisualPrefixModel(VisualPrefixPreTrainedModel, LlavaModel):
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """(images, 3, side, side) -> features (images, patches, vision_width), before projection.
 
-        They depend on the picture and the tower only: an adapter changes them where it has tensors
-        of the tower, and never by its projector.
+        They depend on the picture and the tower only: an adapter changes them if it has tensors of the
+        tower, and never by its projector.
         """
         layer = cast(int, self.config.vision_feature_layer)
         return self.encoder.features(self.vision_tower, pixel_values, layer)
@@ -71,7 +71,7 @@ class VisualPrefixModel(VisualPrefixPreTrainedModel, LlavaModel):
         return prefix
 
     def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        """transformers' door to the two above: `pooler_output` is one (prefix_tokens, text_width) a picture."""
+        """The two above under transformers' name: `pooler_output` has (prefix_tokens, text_width) for each picture."""
         features = self.encode_images(pixel_values)
         return BaseModelOutputWithPooling(
             last_hidden_state=features, pooler_output=list(self.project(features))
@@ -81,7 +81,7 @@ class VisualPrefixModel(VisualPrefixPreTrainedModel, LlavaModel):
 class VisualPrefixForConditionalGeneration(
     VisualPrefixPreTrainedModel, LlavaForConditionalGeneration
 ):
-    """The whole model. `generate()` works; the engine's decode loop is measured against it."""
+    """The whole model. `generate()` works; tests compare the engine's decode loop with it."""
 
     def __init__(self, config: VisualPrefixConfig) -> None:
         LlavaPreTrainedModel.__init__(self, config)
@@ -112,7 +112,7 @@ class VisualPrefixForConditionalGeneration(
         """input_ids (batch, tokens) or inputs_embeds (batch, tokens, hidden) -> logits (batch, tokens, vocabulary).
 
         pixel_values: (images, 3, side, side), the pictures in the order of their
-        placeholder tokens. labels: (batch, tokens), -100 where no loss is taken.
+        placeholder tokens. labels: (batch, tokens), -100 for tokens without a loss.
         """
         kwargs.pop("return_dict", None)
         outputs = self.model(input_ids=input_ids, pixel_values=pixel_values, **kwargs)
@@ -135,10 +135,10 @@ class VisualPrefixForConditionalGeneration(
 
 
 def scale_logits(logits: Tensor, text_config: Any) -> Tensor:
-    """What some decoder families do to their logits in the causal-LM class, which LLaVA leaves out.
+    """What some decoder families do to their logits in their causal-LM class, and LLaVA does not.
 
-    Gemma 2 and 3 cap them softly, Granite divides, Cohere multiplies. A test holds
-    each family's text-only logits against `AutoModelForCausalLM`.
+    Gemma 2 and 3 cap them softly, Granite divides them, Cohere multiplies them. A test compares each
+    family's text-only logits with those of `AutoModelForCausalLM`.
     """
     if (cap := getattr(text_config, "final_logit_softcapping", None)) is not None:
         return torch.tanh(logits / cap) * cap
@@ -150,7 +150,7 @@ def scale_logits(logits: Tensor, text_config: Any) -> Tensor:
 
 
 def _head_has_bias(text_config: Any) -> bool:
-    """Whether the decoder's own head has a bias (Phi does): asked of the class, on no memory."""
+    """Whether the decoder's own head has a bias (as in Phi); builds the class on the meta device."""
     with torch.device("meta"):
         head = AutoModelForCausalLM.from_config(text_config).get_output_embeddings()
     return getattr(head, "bias", None) is not None

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmchat.data.types import Picture
 from mmchat.errors import MmchatError
-from mmchat.model.loading import LoadedModel
-from mmchat.model.pictures import picture_inputs
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.prompt.pixel_values import picture_inputs
 from mmchat.training.encode import Samples
 from mmchat.training.feature_cache import FeatureReader, pixel_values
 from mmchat.training.finetune_config import new_samples_per_step

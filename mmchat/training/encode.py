@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from mmchat.data.types import Example, Picture, Problem, Turn
+from mmchat.data.types import Example, Picture, Problem
 from mmchat.errors import ImageError, ModelError
-from mmchat.model.pictures import check_shape, picture_inputs
-from mmchat.model.prompt import Encoded, encode_chat
+from mmchat.prompt.chat_encoding import EncodedChat, Placeholders, encode_chat
+from mmchat.prompt.pixel_values import PictureModel, check_shape, picture_inputs
 from mmchat.training.packing import IGNORED, Branch, Tree, next_labels
+from mmchat.turns import Turn
 
 MAX_BRANCHES = 8
 """Conversations per sample; with more, one picture would have too much weight in a step."""
@@ -32,13 +33,13 @@ class EncodedExample:
     """Tokens up to the end of the last picture, which other examples can share."""
     label_count: int
     """Labels that are not IGNORED."""
-    turns: tuple[Turn, ...]
+    turns: tuple[Turn[Picture], ...]
     """The turns that fit into the limit."""
 
 
 @dataclass(slots=True)
 class EncodedExamples:
-    """Encoded examples, and the problems of those that cannot be trained on."""
+    """EncodedChat examples, and the problems of those that cannot be trained on."""
 
     examples: list[EncodedExample] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
@@ -105,14 +106,13 @@ class Samples:
         return replace(self, trees=trees)
 
 
-class Preprocessor(Protocol):
+class Preprocessor(PictureModel, Protocol):
     """What encoding needs from a model, which does not include its weights."""
 
-    name: str
-    kind: Any
-    processor: Any
-    tokenizer: Any
-    vision: bool
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def vision(self) -> bool: ...
 
 
 class ExampleEncoder:
@@ -158,7 +158,7 @@ class ExampleEncoder:
         self, example: Example, limit: int, pictures: list[Picture], index: dict[str, int]
     ) -> EncodedExample | None:
         """As many whole exchanges as fit; None if not even the first does. Adds to `pictures` and `index`."""
-        kept: Sequence[Turn] = example.turns
+        kept: Sequence[Turn[Picture]] = example.turns
         while True:
             encoded = self.encode(kept)
             if len(encoded.input_ids) <= limit:
@@ -168,7 +168,7 @@ class ExampleEncoder:
             if shorter is None:
                 return None
             kept = shorter
-        own_pictures = [part for turn in kept for part in turn.parts if isinstance(part, Picture)]
+        own_pictures = [picture for turn in kept for picture in turn.images]
         for picture in own_pictures:
             if picture.sha256 not in index:
                 index[picture.sha256] = len(pictures)
@@ -176,26 +176,26 @@ class ExampleEncoder:
         images = tuple(index[picture.sha256] for picture in own_pictures)
         return _label(example, kept, encoded, images)
 
-    def encode(self, turns: Sequence[Turn]) -> Encoded:
+    def encode(self, turns: Sequence[Turn[Picture]]) -> EncodedChat:
         """Encodes a conversation, answers included, exactly as the engine does.
 
         Raises ModelError if the template fails or the model does not see pictures, ImageError if the
         processor of a Hugging Face VLM needs a picture that cannot be decoded.
         """
-        loaded: Any = self.preprocessor
-        pictures = [part for turn in turns for part in turn.parts if not isinstance(part, str)]
-        if pictures and not loaded.vision:
-            raise ModelError(f"it has a picture, but {loaded.name} reads text only")
-        image_tokens: Sequence[Sequence[int] | str]
-        if loaded.kind == "hf_vlm":
-            image_tokens, _ = picture_inputs(loaded, pictures, {}, lambda: False)
+        preprocessor = self.preprocessor
+        pictures = [picture for turn in turns for picture in turn.images]
+        if pictures and not preprocessor.vision:
+            raise ModelError(f"it has a picture, but {preprocessor.name} reads text only")
+        placeholders: Sequence[Placeholders]
+        if preprocessor.kind == "hf_vlm":
+            placeholders, _ = picture_inputs(preprocessor, pictures, {}, lambda: False)
         else:
-            image_tokens = [self._image_tokens(picture) for picture in pictures]
+            placeholders = [self._image_tokens(picture) for picture in pictures]
         return encode_chat(
-            loaded.tokenizer,
+            preprocessor.tokenizer,
             turns,
-            image_tokens=image_tokens,
-            picture_mark=getattr(loaded.processor, "image_token", None),
+            placeholders=placeholders,
+            image_token=getattr(preprocessor.processor, "image_token", None),
         )
 
     def _image_tokens(self, picture: Picture) -> list[int]:
@@ -204,7 +204,7 @@ class ExampleEncoder:
         return [processor.image_token_id] * processor.image_tokens(picture.width, picture.height)
 
 
-def _without_last(turns: Sequence[Turn]) -> Sequence[Turn] | None:
+def _without_last(turns: Sequence[Turn[Picture]]) -> Sequence[Turn[Picture]] | None:
     """The turns without the last exchange, which begins at a user turn; None if no answer would be left."""
     starts = [number for number, turn in enumerate(turns) if turn.role == "user"]
     if len(starts) < 2:
@@ -214,7 +214,7 @@ def _without_last(turns: Sequence[Turn]) -> Sequence[Turn] | None:
 
 
 def _label(
-    example: Example, kept: Sequence[Turn], encoded: Encoded, images: tuple[int, ...]
+    example: Example, kept: Sequence[Turn[Picture]], encoded: EncodedChat, images: tuple[int, ...]
 ) -> EncodedExample:
     tokens, mask = encoded.input_ids, list(encoded.answer_mask)
     if example.only_last:

@@ -22,7 +22,7 @@ from torch import Tensor
 from mmchat.data.types import Picture
 from mmchat.errors import DataError, ImageError
 from mmchat.images import decode
-from mmchat.model.loading import LoadedModel
+from mmchat.model.loaded_model import LoadedModel
 from mmchat.settings import paths, private_dir
 from mmchat.training.run_folder import writing
 

@@ -16,8 +16,9 @@ import tomli_w
 import torch
 
 from mmchat.errors import MmchatError
-from mmchat.model.loading import LoadedModel, load_planned
-from mmchat.model.malloc import set_eager_trim
+from mmchat.memory.malloc import set_eager_trim
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_planned
 from mmchat.model.quantization import decoder_of
 from mmchat.training.accelerate_state import IsolatedAccelerator
 from mmchat.training.attention import sample_attention

@@ -10,11 +10,11 @@ from typing import cast
 
 import msgspec
 
-from mmchat.model.machine import Machine
-from mmchat.model.memory_fit import MemoryFit, training_fit
-from mmchat.model.model_dims import ModelDims, UnknownModelError, read_dims
-from mmchat.model.planning import machine_of
-from mmchat.model.training_memory import Method, Optimizer, TrainingStep
+from mmchat.memory.machine import Machine
+from mmchat.memory.memory_fit import MemoryFit, training_fit
+from mmchat.memory.model_dims import ModelDims, UnknownModelError, read_dims
+from mmchat.memory.training_memory import Method, Optimizer, TrainingStep
+from mmchat.model.load_plan import machine_of
 from mmchat.training.encode import Samples
 from mmchat.training.finetune_config import LORA_METHODS, StageConfig, new_samples_per_step
 from mmchat.training.prepared_run import PreparedRun
@@ -88,7 +88,9 @@ def _stage_fit(
     # Hugging Face VLMs compute one row at a time.
     micro_rows = 1 if prepared.plan.kind == "hf_vlm" else stage.micro_rows
     use = f"stage {stage.name}"
-    return training_fit(dims, machine, prepared.plan.form, step, use, micro_rows=micro_rows)
+    return training_fit(
+        dims, machine, prepared.plan.weight_format, step, use, micro_rows=micro_rows
+    )
 
 
 def _vision_blocks(stage: StageConfig, dims: ModelDims) -> int:

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from mmchat.model.hf_vlm import token_kinds
-from mmchat.model.prompt import image_token_ids
 from mmchat.model.quantization import decoder_of
 from mmchat.model.visual_prefix import scale_logits
+from mmchat.prompt.pixel_values import image_token_ids, token_type_input
 from mmchat.training.attention import attention_spans
 from mmchat.training.packing import IGNORED, Batch, can_pack
 
@@ -156,7 +155,7 @@ class HfVlmLoss(nn.Module):
         super().__init__()
         self.model = model
         self.dtype = dtype
-        self._token_types_key = token_kinds(processor)
+        self._token_types_key = token_type_input(processor)
         self._image_tokens = image_token_ids(processor)
 
     def forward(self, batch: Batch, inputs: dict[str, Tensor] | None) -> Tensor:

@@ -12,9 +12,9 @@ from mmchat.data.types import Dataset, Example, Problem
 from mmchat.errors import DataError, RecipeError
 from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
-from mmchat.model.checkpoint import tensors
+from mmchat.model.load_plan import LoadPlan, plan_load
 from mmchat.model.loading import context_length, processor_of
-from mmchat.model.planning import Plan, plan_load
+from mmchat.model_files import tensors
 from mmchat.settings import Quantization
 from mmchat.training.encode import EncodedExamples, ExampleEncoder, Samples
 from mmchat.training.finetune_config import (
@@ -52,7 +52,7 @@ def prepare(
     plan = plan_load(
         recipe.model,
         quantization=_quantization(recipe, parameters),
-        smaller="in 4-bit (--set method=qlora)",
+        four_bit_hint="in 4-bit (--set method=qlora)",
     )
     processor, tokenizer = processor_of(plan)
     preprocessor = BasePreprocessor(plan.name, plan.kind, processor, tokenizer, plan.kind != "text")
@@ -74,7 +74,7 @@ def prepare(
         hidden=int(text_config.hidden_size),
         parameters=parameters,
         cuda=plan.device.type == "cuda",
-        four_bit=plan.form == "4bit",
+        four_bit=plan.weight_format == "4bit",
         has_projector=plan.kind != "text" and _has_projector(plan.folder),
         visual_prefix=plan.kind == "visual_prefix",
         replay=has_replay(plan.folder),
@@ -131,7 +131,7 @@ def _check_problems(problems: Sequence[Problem], total: int, allow_bad: bool) ->
 
 def _build_replay(
     recipe: FinetuneConfig,
-    plan: Plan,
+    plan: LoadPlan,
     encoder: ExampleEncoder,
     say: Callable[[str], None],
 ) -> Samples | None:

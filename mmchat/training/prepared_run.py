@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmchat.data.types import Example, Problem
-from mmchat.model.memory_fit import MemoryFit
-from mmchat.model.pictures import PixelCache
-from mmchat.model.planning import Plan
+from mmchat.memory.memory_fit import MemoryFit
+from mmchat.model.load_plan import LoadPlan
+from mmchat.prompt.pixel_values import PixelCache
 from mmchat.training.encode import Samples
 from mmchat.training.finetune_config import FinetuneConfig, StageConfig
 
@@ -38,7 +38,7 @@ class PreparedRun:
 
     recipe: FinetuneConfig
     """Without any open choice."""
-    plan: Plan
+    plan: LoadPlan
     """How the base is loaded."""
     preprocessor: BasePreprocessor
     train: Samples

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmchat.model.planning import auto_class
+from mmchat.model.load_plan import auto_class
 from mmchat.model.quantization import part_of, text_blocks
 from mmchat.training.finetune_config import LORA_METHODS, StageConfig, new_samples_per_step
 from mmchat.training.fit_to_memory import ROW_FILL, mean_step
@@ -61,7 +61,7 @@ def plan_run(prepared: PreparedRun) -> dict[str, Any]:
         "stages": stages,
         "replay": recipe.data.replay,
         "truncated": prepared.truncated,
-        "quantization": prepared.plan.form,
+        "quantization": prepared.plan.weight_format,
         "device": prepared.plan.device.type,
     }
 

@@ -5,7 +5,7 @@ from collections import deque
 import psutil
 import torch
 
-from mmchat.model.loading import LoadedModel
+from mmchat.model.loaded_model import LoadedModel
 from mmchat.training.finetune_config import StageConfig
 from mmchat.training.train_step import StepResult
 from mmchat.training.trainable import Trainable

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mmchat.errors import RecipeError
-from mmchat.model.planning import is_out_of_memory
+from mmchat.model.load_plan import is_out_of_memory
 from mmchat.training.packing import Batch, join
 
 

@@ -25,7 +25,7 @@ from mmchat.adapters.card import (
     write_card,
 )
 from mmchat.errors import RecipeError
-from mmchat.model.loading import LoadedModel
+from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.quantization import (
     import_bitsandbytes,
     is_four_bit,

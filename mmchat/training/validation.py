@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from mmchat.data.types import Example
-from mmchat.model.loading import LoadedModel
-from mmchat.model.prompt import build_prompt
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.prompt.model_inputs import build_prompt
 from mmchat.training.dataloader import RowPacker
 from mmchat.training.encode import Samples
 from mmchat.training.losses import AnswerAccuracy, HfVlmLoss, PackedLoss

@@ -2,19 +2,19 @@
 
 from collections.abc import Callable, Sequence
 
-from mmchat.client.protocol import ImagePart, Turn
 from mmchat.history import Message, StoredImage
-from mmchat.history.turns import TOO_LONG, as_asked
+from mmchat.history.turns import TOO_LONG, branch_turns
+from mmchat.turns import ImagePart, Turn
 
 __all__ = ["TOO_LONG", "turns"]
 
 
-def turns(branch: Sequence[Message], system: str, image_data: Callable[[str], bytes]) -> list[Turn]:
-    """The conversation up to its last user message, pictures at their marks (`as_asked`)."""
+def turns(
+    branch: Sequence[Message], system: str, image_data: Callable[[str], bytes]
+) -> list[Turn[ImagePart]]:
+    """The conversation up to its last user message, pictures at their marks (`branch_turns`)."""
 
-    def part(one: str | StoredImage) -> str | ImagePart:
-        if isinstance(one, str):
-            return one
-        return ImagePart(sha256=one.sha256, mime=one.mime, data=image_data(one.sha256))
+    def part(image: StoredImage) -> ImagePart:
+        return ImagePart(image.sha256, image.mime, image_data(image.sha256))
 
-    return [Turn(said.role, tuple(map(part, said.parts))) for said in as_asked(branch, system)]
+    return [turn.map_images(part) for turn in branch_turns(branch, system)]

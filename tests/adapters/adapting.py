@@ -10,12 +10,14 @@ from safetensors.torch import save_file
 from mmchat.adapters import card as adapters
 from mmchat.adapters.active import ActiveAdapter
 from mmchat.adapters.card import Base, Card
-from mmchat.model.loading import LoadedModel, load_model
-from mmchat.model.prompt import build_prompt
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_model
 from mmchat.model.quantization import set_packing
+from mmchat.prompt.model_inputs import build_prompt
 from mmchat.settings import paths, private_dir
+from mmchat.turns import Turn
 from tests.model.forms import form_of, load
-from tests.model.tiny import Turn, shown
+from tests.model.tiny import shown
 
 TARGETS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 LAST_BLOCK = "blocks.0."

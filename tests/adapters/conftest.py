@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.model.loading import LoadedModel
+from mmchat.model.loaded_model import LoadedModel
 from tests.adapters.adapting import active
 from tests.model import forms
 from tests.model.conftest import checkpoint, loaded, one_thread

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from mmchat.adapters import card as adapters
 from mmchat.errors import AdapterError, ModelError
 from mmchat.model.catalogue import resolve_model
-from mmchat.model.loading import LoadedModel
+from mmchat.model.loaded_model import LoadedModel
 from tests.adapters.adapting import active, change, logits, make
 from tests.model import forms
 

@@ -21,7 +21,7 @@ from mmchat.adapters import card as adapters
 from mmchat.adapters.archive import ADAPTER_FILES, export_adapter, import_adapter
 from mmchat.adapters.card import Base, Card, Metric, read_card, write_card
 from mmchat.errors import AdapterError
-from mmchat.model.checkpoint import weights_hash
+from mmchat.model_files import weights_hash
 from mmchat.settings import paths, private_dir
 
 LAYER = "model.layers.0.mlp.up_proj"
@@ -217,7 +217,7 @@ def test_a_pickle_is_never_taken(tmp_path: Path, base: Path) -> None:
     (lora / "adapter_model.bin").rename(lora / adapters.LORA_WEIGHTS)
     file = lora / adapters.LORA_WEIGHTS
     file.write_bytes(b"\x80\x04" + b"x" * 100)
-    assert "no safetensors file" in refused(lora, base=str(base))
+    assert "not a safetensors file" in refused(lora, base=str(base))
 
 
 def zipped(

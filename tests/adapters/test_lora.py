@@ -13,7 +13,8 @@ from mmchat.adapters.active import ActiveAdapter, read_adapter
 from mmchat.adapters.lora import plain_weight
 from mmchat.engine.backend import TorchBackend
 from mmchat.errors import AdapterError
-from mmchat.model.loading import LoadedModel, load_model
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_model
 from mmchat.model.quantization import set_packing
 from mmchat.settings import paths
 from tests.adapters.adapting import LAST_BLOCK, active, logits, make, save_lora, with_peft
@@ -214,7 +215,8 @@ def test_the_backend_looks_at_a_picture_again_only_where_the_tower_changes(
     loaded: Callable[[str, str], LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mmchat.client.protocol import Delta, Options
-    from tests.model.tiny import Turn, shown
+    from mmchat.turns import Turn
+    from tests.model.tiny import shown
 
     base = loaded("visual_prefix", "fp32")
     backend = TorchBackend()

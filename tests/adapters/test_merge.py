@@ -17,8 +17,8 @@ from mmchat.adapters.card import Base, Card, write_card
 from mmchat.adapters.merge import merge_adapter
 from mmchat.errors import AdapterError, ModelError
 from mmchat.model import catalogue
-from mmchat.model.checkpoint import tensors, weights_hash
 from mmchat.model.loading import load_model
+from mmchat.model_files import tensors, weights_hash
 from mmchat.settings import paths, private_dir
 from tests.adapters.adapting import active, logits, make, save_lora
 

@@ -28,7 +28,8 @@ from safetensors.torch import save_file
 from mmchat.adapters.active import ActiveAdapter
 from mmchat.adapters.card import LORA, LORA_WEIGHTS, PROJECTOR, Base, Card, write_card
 from mmchat.client import EngineClient
-from mmchat.model.loading import LoadedModel, load_model
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_model
 from mmchat.model.quantization import text_blocks
 from mmchat.settings import load_settings
 from tests.model.tiny import LLAMA3, tokenizer

@@ -7,10 +7,10 @@ loaded as `mmchat train` or the engine loads it, and does two steps of training 
 optimizer's state beside it) or gives an answer of eight tokens. What is compared is the largest resident
 memory (the kernel's VmHWM) above that after the imports. Pages of the weight files that were read once
 are released as the system does when memory is short, and freed memory of training steps goes back to the
-system at once, as in a run that has little (`mmchat.model.malloc`).
+system at once, as in a run that has little (`mmchat.memory.malloc`).
 
 The constants of the estimate that no formula gives (FRAMEWORK, ALLOCATOR and those beside them in
-`mmchat.model.memory_estimate`) were chosen by the cases that are not `held_out`. Without `--full` only
+`mmchat.memory.memory_estimate`) were chosen by the cases that are not `held_out`. Without `--full` only
 some small cases run. `--published` measures published models with a picture; their weights are 0, so no
 disk is needed, but LLaVA-1.5-7B takes 6 GB of memory and some minutes. Nothing is asserted.
 """
@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 
-from mmchat.model.memory_estimate import MemoryEstimate, estimate_inference
-from mmchat.model.model_dims import read_dims
+from mmchat.memory.memory_estimate import MemoryEstimate, estimate_inference
+from mmchat.memory.model_dims import read_dims
+from mmchat.memory.training_memory import TrainingStep, estimate_training
 from mmchat.model.quantization import compute_dtype
-from mmchat.model.training_memory import TrainingStep, estimate_training
 from tests.benchmarks.memory_cases import Case, Dtype, Measured, in_process
-from tests.model import published
+from tests.memory import published
 
 
 def case(shape: str, method: str, rows: int, row_tokens: int, **more: Any) -> Case:

@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from mmchat.data.types import Dataset, Example, Turn
-from mmchat.model.loading import LoadedModel, load_planned
+from mmchat.data.types import Dataset, Example
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_planned
 from mmchat.training.dataloader import RowPacker, StepDataset
 from mmchat.training.feature_cache import FeatureCache, FeatureReader, pixel_values
 from mmchat.training.finetune_config import read_config
@@ -35,6 +36,7 @@ from mmchat.training.prepare import prepare
 from mmchat.training.prepared_run import PreparedRun
 from mmchat.training.train_step import StepInput, TrainStep
 from mmchat.training.trainable import Trainable
+from mmchat.turns import Turn
 from tests.benchmarks.memory_cases import SHAPES, write_model
 from tests.training.tuned import picture
 

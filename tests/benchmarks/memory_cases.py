@@ -1,6 +1,6 @@
 """Real training steps and answers, measured: the cases of `bench_memory`.
 
-Models are random, or published ones whose weights are all 0 (`tests.model.published`).
+Models are random, or published ones whose weights are all 0 (`tests.memory.published`).
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from mmchat.engine.decode import Decoding, TransformersRunner
 from mmchat.engine.detokenize import StopStrings
 from mmchat.engine.sampling import Sampler
+from mmchat.memory.machine import WeightFormat
+from mmchat.memory.malloc import set_eager_trim
+from mmchat.memory.model_dims import PHOTO, read_dims
 from mmchat.model.configuration import GridVisionConfig, VisualPrefixConfig
+from mmchat.model.load_plan import plan_load
 from mmchat.model.loading import _load_weights, load_planned
-from mmchat.model.machine import Form
-from mmchat.model.malloc import set_eager_trim
-from mmchat.model.model_dims import PHOTO, read_dims
-from mmchat.model.planning import plan_load
 from mmchat.model.processor import VisualPrefixProcessor
 from mmchat.model.quantization import import_bitsandbytes
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
@@ -36,7 +36,7 @@ from mmchat.training.optimizer import build_optimizers
 from mmchat.training.packing import IGNORED, Branch, PackedRow, Tree, collate
 from mmchat.training.train_step import RowInput, StepInput, TrainStep
 from mmchat.training.trainable import Trainable
-from tests.model import published
+from tests.memory import published
 from tests.model.tiny import CHATML, tokenizer
 
 import_bitsandbytes()
@@ -100,7 +100,7 @@ class Case:
         """Whether it talks (methods "ask" and "ask4") instead of training; `row_tokens` is the context."""
         return self.method.startswith("ask")
 
-    def form(self, dtype: Dtype) -> Form:
+    def form(self, dtype: Dtype) -> WeightFormat:
         """How the base is kept on a machine that computes in `dtype`, as `mmchat train` chooses it."""
         if self.method in ("qlora", "ask4"):
             return "4bit"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import psutil
 
-from mmchat.client import ImagePart, Options, Turn
+from mmchat.client import Options
 from mmchat.settings import builtin_adapters
+from mmchat.turns import ImagePart, Turn
 
 SCENES = builtin_adapters() / "scenes"
 EXAMPLES = SCENES / "examples"

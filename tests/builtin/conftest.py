@@ -11,7 +11,7 @@ from tests.client.conftest import new_client
 from tests.engine.scripted import end_engine
 
 if TYPE_CHECKING:
-    from mmchat.model.loading import LoadedModel
+    from mmchat.model.loaded_model import LoadedModel
 
 __all__ = ["mmchat", "new_client"]
 

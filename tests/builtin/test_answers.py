@@ -11,18 +11,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from mmchat.client import (
-    Delta,
-    Done,
-    EngineClient,
-    Event,
-    Options,
-    Started,
-    Turn,
-    Waiting,
-)
+from mmchat.client import Delta, Done, EngineClient, Event, Options, Started, Waiting
 from mmchat.client.endpoint import read_endpoint
 from mmchat.history import History, Origin
+from mmchat.turns import Turn
 from tests.builtin.asking import (
     LONG,
     PICTURE_TOKENS,
@@ -37,7 +29,7 @@ from tests.cli.conftest import Run, sentence
 from tests.client.asking import text_of
 
 if TYPE_CHECKING:
-    from mmchat.model.loading import LoadedModel
+    from mmchat.model.loaded_model import LoadedModel
 
 Clients = Callable[..., EngineClient]
 
@@ -169,7 +161,7 @@ async def test_greedy_answers_are_those_of_generate(
 ) -> None:
     import torch
 
-    from mmchat.model.prompt import build_prompt
+    from mmchat.prompt.model_inputs import build_prompt
 
     turns = CONVERSATIONS[name]
     events = await followed(new_client(), turns, Options(max_tokens=48))

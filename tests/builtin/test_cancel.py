@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mmchat.client import Done, EngineClient, Event, ImagePart, Options, Started, Turn
+from mmchat.client import Done, EngineClient, Event, Options, Started
+from mmchat.turns import ImagePart, Turn
 from tests.builtin.asking import cpu_seconds, picture, user
 from tests.client.asking import ask, until
 
 if TYPE_CHECKING:
     from mmchat.engine.backend import TorchBackend
-    from mmchat.model.loading import LoadedModel
+    from mmchat.model.loaded_model import LoadedModel
 
 LONG_TALK = [
     turn

@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from mmchat.adapters.card import find_adapter, read_card
-from mmchat.client import EngineClient, ImagePart
+from mmchat.client import EngineClient
 from mmchat.data import read_data
 from mmchat.evaluation.question_sets import held_out_of_training
-from mmchat.model.prompt import build_prompt
+from mmchat.prompt.model_inputs import build_prompt
+from mmchat.turns import ImagePart
 from tests.adapters.adapting import active
 from tests.builtin.asking import picture, user
 from tests.builtin.test_switching import asked
 
 if TYPE_CHECKING:
-    from mmchat.model.loading import LoadedModel
+    from mmchat.model.loaded_model import LoadedModel
 
 ASKED = 30
 FOLDER = Path(__file__).resolve().parents[2] / "adapters" / "digits"

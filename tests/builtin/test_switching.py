@@ -25,13 +25,14 @@ from mmchat.adapters.card import (
     adapter_hash,
     write_card,
 )
-from mmchat.client import Delta, Done, EngineClient, Options, Turn
+from mmchat.client import Delta, Done, EngineClient, Options
 from mmchat.errors import AdapterError
 from mmchat.settings import paths, private_dir
+from mmchat.turns import Turn
 from tests.builtin.asking import picture, user
 
 if TYPE_CHECKING:
-    from mmchat.model.loading import LoadedModel
+    from mmchat.model.loaded_model import LoadedModel
 
 CONFIG = '{"peft_type": "LORA", "r": 4, "lora_alpha": 8}'
 OPTIONS = Options(max_tokens=24)

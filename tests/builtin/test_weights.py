@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 import mmchat.model.visual_prefix  # noqa: F401 (registers its classes)
-from mmchat.model.encoding import encode_chat
+from mmchat.prompt.chat_encoding import encode_chat
 from tests.builtin.asking import SCENES, STARS, user
 from tests.cli.conftest import Run
 
 if TYPE_CHECKING:
-    from mmchat.model.loading import LoadedModel
+    from mmchat.model.loaded_model import LoadedModel
 
 TOKENIZER = AutoTokenizer.from_pretrained(SCENES)
 SPECIAL = sorted(TOKENIZER.added_tokens_decoder)

@@ -7,8 +7,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mmchat.adapters.card import Base, Card, write_card
-from mmchat.model.checkpoint import weights_hash
-from tests.model.published import write_headers
+from mmchat.model_files import weights_hash
+from tests.memory.published import write_headers
 
 
 def make_model(folder: Path, seed: int = 0) -> Path:

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mmchat.adapters.card import Base, Card, Metric, read_card, write_card
-from mmchat.model.checkpoint import weights_hash
+from mmchat.model_files import weights_hash
 from mmchat.settings import paths, private_dir
 from tests.cli.conftest import Run, sentence
 from tests.cli.folders import make_adapter, make_model
@@ -136,7 +136,7 @@ def test_merge_prints_the_differences(mmchat: Run, tmp_path: Path) -> None:
     base = tiny.build("visual_prefix", tmp_path / "tiny")
     mmchat("models", "add", str(base))
     folder = private_dir(paths().adapters / "eyes")
-    from mmchat.model.checkpoint import tensors
+    from mmchat.model_files import tensors
 
     random = np.random.default_rng(0)
     inside = "model.multi_modal_projector."

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from mmchat.errors import ModelError
-from mmchat.model import planning
+from mmchat.model import load_plan
 from mmchat.settings import builtin_adapters
 from mmchat.training.finetune_config import read_config
 from mmchat.training.prepare import prepare
 from tests.cli.conftest import Run
-from tests.model import published
+from tests.memory import published
 from tests.training.tuned import dataset
 
 HEADERS = {
@@ -83,15 +83,15 @@ def test_every_command_and_the_engine_agree(
 
 def refusal_at(needed: int, where: str, form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine loads with exactly `needed` bytes and refuses with one less, before it takes any."""
-    monkeypatch.setattr(planning, "own_memory", lambda: 0)
+    monkeypatch.setattr(load_plan, "own_memory", lambda: 0)
     for given in (0, 1):
-        monkeypatch.setattr(planning, "available_memory", lambda given=given: needed - given)
-        monkeypatch.setattr(planning, "weights_hash", lambda folder: "")
+        monkeypatch.setattr(load_plan, "available_memory", lambda given=given: needed - given)
+        monkeypatch.setattr(load_plan, "weights_hash", lambda folder: "")
         if not given:
-            planning.plan_load(where, quantization=form, device="cpu")
+            load_plan.plan_load(where, quantization=form, device="cpu")
             continue
         with pytest.raises(ModelError) as told:
-            planning.plan_load(where, quantization=form, device="cpu")
+            load_plan.plan_load(where, quantization=form, device="cpu")
         assert f"{where} needs about {needed / 1e9:.1f} GB of memory and " in str(told.value)
 
 
@@ -113,12 +113,12 @@ def test_the_models_of_the_catalogue_need_the_same_before_and_after_they_are_fet
 def test_training_refuses_a_base_with_the_same_figure(
     folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "available_memory", lambda: 0)
-    monkeypatch.setattr(planning, "own_memory", lambda: 0)
+    monkeypatch.setattr(load_plan, "available_memory", lambda: 0)
+    monkeypatch.setattr(load_plan, "own_memory", lambda: 0)
     monkeypatch.setenv("MMCHAT_MODEL_DEVICE", "cpu")
     where = str(folder("qwen2-vl"))
     with pytest.raises(ModelError) as engine:
-        planning.plan_load(where, quantization="4bit")
+        load_plan.plan_load(where, quantization="4bit")
     with pytest.raises(ModelError) as training:
         prepare(read_config(None, [f"model={where}", "method=qlora"]), dataset(4), [])
     assert "needs about" in str(engine.value)

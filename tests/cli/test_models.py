@@ -42,7 +42,9 @@ def test_a_model_has_the_name_that_is_given_or_that_of_its_run(mmchat: Run, tmp_
     assert done.stdout.startswith("Added: mine. Use it: mmchat ask --model mine")
     assert mmchat("models", "show", "mine", "--no-load").returncode == 0
     assert "--name" in sentence(mmchat("models", "add", str(made), "--name", "birds"))
-    assert "no name for a model" in sentence(mmchat("models", "add", str(made), "--name", "a/b"))
+    assert "not a valid name for a model" in sentence(
+        mmchat("models", "add", str(made), "--name", "a/b")
+    )
     assert mmchat("models", "add", "owner/name", "--name", "mine").returncode == 2
 
 

@@ -7,7 +7,8 @@ import time
 import zlib
 from collections.abc import Callable
 
-from mmchat.client import Delta, Done, EngineClient, Event, ImagePart, Options, Turn, place_pictures
+from mmchat.client import Delta, Done, EngineClient, Event, Options
+from mmchat.turns import ImagePart, Turn, place_pictures
 
 
 def user(text: str, *pictures: ImagePart) -> list[Turn]:

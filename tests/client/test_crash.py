@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.client import Delta, Done, EngineClient, Event, ImagePart, Options, Waiting
+from mmchat.client import Delta, Done, EngineClient, Event, Options, Waiting
 from mmchat.client.endpoint import engine_lives, log_file
 from mmchat.client.spawn import Spawned
 from mmchat.errors import EngineError
 from mmchat.settings import load_settings
+from mmchat.turns import ImagePart
 from tests.client.asking import ask, text_of, until, user
 
 pytestmark = pytest.mark.usefixtures("scripted_engine")
@@ -66,7 +67,7 @@ async def test_a_crash_while_loading_is_told(new_client: Clients) -> None:
 async def test_being_asked_to_end_in_mid_answer_is_told(new_client: Clients) -> None:
     client = new_client()
     seen: list[Event] = []
-    with pytest.raises(EngineError, match="was asked to end"):
+    with pytest.raises(EngineError, match="engine is stopping"):
         async with contextlib.aclosing(client.chat(user("forever"), Options())) as events:
             async for event in events:
                 seen.append(event)
@@ -89,7 +90,7 @@ async def test_a_message_in_line_is_asked_of_the_next_engine(new_client: Clients
     await until(lambda: waiting)
     assert waiting == [Waiting(1)]
     os.kill(pid, signal.SIGTERM)
-    with pytest.raises(EngineError, match="was asked to end"):
+    with pytest.raises(EngineError, match="engine is stopping"):
         await first
     await second
     assert isinstance(waiting[-1], Done) and int(text_of(waiting)) != pid

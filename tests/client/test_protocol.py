@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmchat.client import ImagePart, Options, Turn, place_pictures, wire
+from mmchat.client import Options, wire
 from mmchat.client.wire import error_object, messages, options, server_sent, split_lines
 from mmchat.errors import EngineError
+from mmchat.turns import ImagePart, Turn, place_pictures
 
 A, B, C = (ImagePart(letter * 64) for letter in "abc")
 

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from mmchat.client import Delta, Done, EngineClient, ImagePart, Started
+from mmchat.client import Delta, Done, EngineClient, Started
 from mmchat.client.endpoint import engine_lives
 from mmchat.client.remote import environment_proxy
 from mmchat.errors import EngineError
 from mmchat.settings import load_settings
+from mmchat.turns import ImagePart
 from tests.client.asking import ask, events_of, png, text_of
 
 Clients = Callable[..., EngineClient]

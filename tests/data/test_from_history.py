@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from mmchat.client.protocol import ImagePart
 from mmchat.data.from_history import read_history
 from mmchat.data.snapshot import load_snapshot, save_snapshot
-from mmchat.data.types import Example, Picture, Turn
+from mmchat.data.types import Example, Picture
 from mmchat.errors import DataError, HistoryError
 from mmchat.history import History, Message, Origin, StoredImage
 from mmchat.tui.turns import TOO_LONG, turns
+from mmchat.turns import ImagePart, Turn
 from tests.history.trees import Step, grow, steps
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmchat.data import Example, Picture, Turn, split
+from mmchat.data import Example, Picture, split
 from mmchat.data.holdout import keys
+from mmchat.turns import Turn
 
 
 def picture(number: int) -> Picture:

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from mmchat.adapters.card import Base, Card, write_card
-from mmchat.client.protocol import Delta, Done, ImagePart, Options, Started, Turn
+from mmchat.client.protocol import Delta, Done, Options, Started
 from mmchat.engine.backend import TorchBackend
+from mmchat.turns import ImagePart, Turn
 from tests.engine.tiny_models import spread
 from tests.model import tiny
 

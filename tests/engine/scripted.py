@@ -51,16 +51,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mmchat.client.endpoint import engine_lives, lock_holder
-from mmchat.client.protocol import (
-    BackendStatus,
-    Delta,
-    Done,
-    FinishReason,
-    ImagePart,
-    Options,
-    Started,
-    Turn,
-)
+from mmchat.client.protocol import BackendStatus, Delta, Done, FinishReason, Options, Started
 from mmchat.errors import (
     AdapterError,
     EngineError,
@@ -69,6 +60,7 @@ from mmchat.errors import (
     TooLongError,
 )
 from mmchat.settings import paths
+from mmchat.turns import ImagePart, Turn
 
 if TYPE_CHECKING:
     import pytest  # not in the engine's process
@@ -134,7 +126,7 @@ def _weights_hash(model: str) -> str:
 
 
 def _text(turn: Turn) -> str:
-    return "".join(part for part in turn.parts if isinstance(part, str)).strip()
+    return turn.text.strip()
 
 
 def _shown(turn: Turn) -> str:

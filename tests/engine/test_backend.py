@@ -16,9 +16,9 @@ from mmchat.client.protocol import Delta, Done, Options, Started
 from mmchat.engine.backend import TorchBackend, create_backend
 from mmchat.engine.kv_cache import ConversationState
 from mmchat.errors import AdapterError, EngineError, ModelError, ModelNotFoundError
-from mmchat.model import planning
-from mmchat.model.planning import is_out_of_memory
-from mmchat.model.prompt import build_prompt
+from mmchat.model import load_plan
+from mmchat.model.load_plan import is_out_of_memory
+from mmchat.prompt.model_inputs import build_prompt
 from tests.engine.backends import (
     KINDS,
     adapter,
@@ -227,7 +227,7 @@ def test_what_can_be_found_wrong_beforehand_keeps_the_loaded_model(
         load(seeing, damaged)
     with pytest.raises(AdapterError, match="no adapter"):
         seeing.load(str(folder("llama")), "nowhere", "fp32", "cpu", lambda *_: None)
-    monkeypatch.setattr(planning, "available_memory", lambda: 0)
+    monkeypatch.setattr(load_plan, "available_memory", lambda: 0)
     with pytest.raises(ModelError, match="of memory"):
         load(seeing, folder("llama"))
     assert answer(seeing, part(), "hello", max_tokens=2)[1].completion_tokens == 2

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmchat.client.protocol import Delta, Done, ImagePart, Options, Turn
+from mmchat.client.protocol import Delta, Done, Options
 from mmchat.engine.backend import TorchBackend
 from mmchat.engine.service import Service
 from mmchat.engine.worker import ModelChoice, Worker
 from mmchat.errors import AdapterError, EngineError
+from mmchat.turns import ImagePart, Turn
 from tests.engine.backends import (
     KINDS,
     adapter,

@@ -69,7 +69,7 @@ class TinySpan:
 
 @dataclass
 class TinyPrompt:
-    """What `mmchat.model.prompt` would prepare."""
+    """What `mmchat.prompt.model_inputs` would prepare."""
 
     input_ids: Tensor
     model_inputs: dict[str, Tensor] = field(default_factory=dict)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.client import ImagePart
 from mmchat.errors import DataError
 from mmchat.evaluation.questions import limit_per_type, read_questions
+from mmchat.turns import ImagePart
 from tests.evaluation.folders import line, write
 
 PICTURE = ("pictures/000001.png",)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from mmchat.data.types import Dataset, Example, Picture
-from mmchat.data.types import Turn as TrueTurn
 from mmchat.errors import DataError, EngineError
 from mmchat.evaluation.graders import find_grader
 from mmchat.evaluation.question_sets import dataset_questions
@@ -18,6 +17,7 @@ from mmchat.evaluation.runner import evaluate
 from mmchat.evaluation.statistics import Proportion
 from mmchat.images import decode
 from mmchat.settings import load_settings, paths
+from mmchat.turns import Turn
 from tests.client.asking import png
 from tests.engine.scripted import answers
 from tests.evaluation.folders import line, write
@@ -193,7 +193,7 @@ def picture(grey: int = 0) -> Picture:
 def example(*said: str | tuple[str | Picture, ...], kind: str = "", **more: bool) -> Example:
     """Turns of the user and of the model alternate."""
     turns = [
-        TrueTurn("assistant" if number % 2 else "user", (one,) if isinstance(one, str) else one)
+        Turn("assistant" if number % 2 else "user", (one,) if isinstance(one, str) else one)
         for number, one in enumerate(said)
     ]
     return Example(tuple(turns), kind, "data.json, line 1", **more)

@@ -1,4 +1,4 @@
-"""Tiny checkpoints and what is loaded from them, made once for all tests of models."""
+"""Tiny checkpoints and the models loaded from them, made once for all tests."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmchat.model.loading import LoadedModel
+from mmchat.model.loaded_model import LoadedModel
 from tests.model import forms, tiny
 
 
@@ -18,12 +18,12 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """kind -> the folder of that tiny checkpoint; not to be changed."""
+    """kind -> the folder of that tiny checkpoint, which must not be changed."""
     root = tmp_path_factory.mktemp("checkpoints")
     return lru_cache(lambda kind: tiny.build(kind, root / kind))
 
 
 @pytest.fixture(scope="session")
 def loaded(checkpoint: Callable[[str], Path]) -> Callable[[str, str], LoadedModel]:
-    """(kind, one of FORMS) -> that tiny checkpoint, loaded on the CPU; not to be changed."""
+    """(kind, one of FORMS) -> that tiny checkpoint, loaded on the CPU; it must not be changed."""
     return lru_cache(lambda kind, form: forms.load(checkpoint(kind), form))

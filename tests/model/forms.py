@@ -1,4 +1,4 @@
-"""A tiny base in each form that people have it in, on every machine, whatever its processor is fast at."""
+"""A tiny base in every weight format and compute dtype, on every machine."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -6,12 +6,13 @@ from typing import Any, cast
 import pytest
 import torch
 
-from mmchat.model.loading import LoadedModel, load_model
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_model
 from mmchat.model.quantization import import_bitsandbytes, is_four_bit, is_packed
 from mmchat.settings import Quantization
 
 FORMS = ("4bit-fp32", "4bit-bf16", "fp32", "bf16")
-"""How the weights are kept and, for 4-bit ones, what they are computed in."""
+"""How the weights are kept and, for 4-bit ones, the compute dtype."""
 
 
 def load(folder: Path | str, form: str, **more: Any) -> LoadedModel:
@@ -23,7 +24,7 @@ def load(folder: Path | str, form: str, **more: Any) -> LoadedModel:
 
 
 def form_of(loaded: LoadedModel) -> str:
-    """The one of `FORMS` that a model was loaded in."""
+    """The one of `FORMS` in which a model was loaded."""
     computed = "fp32" if loaded.compute_dtype is torch.float32 else "bf16"
     return f"4bit-{computed}" if loaded.quantization == "4bit" else loaded.quantization
 
@@ -41,7 +42,7 @@ def relative_error(found: torch.Tensor, truth: torch.Tensor) -> float:
 def assert_as_exact(
     found: torch.Tensor, reference: torch.Tensor, truth: torch.Tensor, factor: float = 1.5
 ) -> None:
-    """`found` is about as near to `truth` as `reference` is: how two ways of bfloat16 compare.
+    """Asserts that `found` is about as near to `truth` as `reference` is: two ways to compute in bfloat16.
 
     bfloat16 has 8 bits, and how far they carry depends on the weights; so the yardstick is another
     computation in it, and the truth the same weights in float32.

@@ -15,9 +15,9 @@ from huggingface_hub import errors
 
 from mmchat import settings
 from mmchat.errors import ModelError
+from mmchat.memory.memory_estimate import weight_bytes
 from mmchat.model import catalogue, hub
-from mmchat.model.checkpoint import read_header, weights_hash
-from mmchat.model.memory_estimate import weight_bytes
+from mmchat.model_files import read_header, weights_hash
 
 Checkpoint = Callable[[str], Path]
 HUB_ID = "someone/tiny-model"
@@ -32,7 +32,7 @@ def test_listing_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_an_added_folder_is_found_and_forgotten(checkpoint: Checkpoint) -> None:
+def test_an_added_folder_is_found_and_removed(checkpoint: Checkpoint) -> None:
     folder = checkpoint("llama")
     added = catalogue.add_folder(folder)
     assert (added.name, added.origin, added.model_type) == ("llama", "folder", "llama")
@@ -51,7 +51,7 @@ def test_a_taken_name_and_a_bad_folder_are_refused(checkpoint: Checkpoint, tmp_p
     with pytest.raises(ModelError, match="already"):
         catalogue.add_folder(tmp_path / "llama")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="holds no config"):
+    with pytest.raises(ModelError, match="has no config"):
         catalogue.add_folder(tmp_path / "empty")
 
 
@@ -64,7 +64,7 @@ def test_names_are_resolved_in_one_way(checkpoint: Checkpoint, tmp_path: Path) -
         catalogue.resolve_model(HUB_ID)
     with pytest.raises(ModelError, match="There is no folder"):
         catalogue.resolve_model("./nowhere")
-    with pytest.raises(ModelError, match="No model is named"):
+    with pytest.raises(ModelError, match="The name of the model is empty"):
         catalogue.resolve_model(" ")
     for owner in ("one", "two"):
         target = catalogue.target_folder(f"{owner}/tiny")
@@ -77,10 +77,10 @@ def test_names_are_resolved_in_one_way(checkpoint: Checkpoint, tmp_path: Path) -
     assert catalogue.resolve_model("TINY").name == "two--tiny"
 
 
-def test_a_folder_is_named_by_a_path(
+def test_a_folder_is_given_as_a_path(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bare name is no folder beside us: the engine, which works elsewhere, would not see it."""
+    """A bare name does not name a folder here, because the engine has another working directory."""
     shutil.copytree(checkpoint("llama"), tmp_path / "in" / "mine")
     monkeypatch.chdir(tmp_path)
     assert catalogue.resolve_model("in/mine") == tmp_path / "in" / "mine"
@@ -113,7 +113,7 @@ def test_every_offer_is_complete() -> None:
     assert 8 <= len(catalogue.OFFERS) == len({offer.hub_id for offer in catalogue.OFFERS})
     dims = catalogue.offered_dims()
     for offer in catalogue.OFFERS:
-        # A 4-bit form takes less than the files, which are in 16 bits.
+        # 4-bit weights take less than the files, which have 16 bits.
         four_bit = sum(weight_bytes(dims[offer.hub_id], "4bit", 2).values())
         assert 0 < four_bit < offer.download_gb * 1e9
         assert offer.licence and offer.good_at and offer.hub_id.count("/") == 1
@@ -134,12 +134,12 @@ def test_the_hash_is_of_the_weights_alone(checkpoint: Checkpoint, tmp_path: Path
 def test_a_large_models_hash_is_sampled(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmchat.model.checkpoint._WHOLE_HASH_BYTES", 10)
+    monkeypatch.setattr("mmchat.model_files._WHOLE_HASH_BYTES", 10)
     value = weights_hash(checkpoint("smolvlm"))
     assert value.startswith("s") and len(value) == 65
 
 
-def test_hostile_headers_are_told(tmp_path: Path) -> None:
+def test_hostile_headers_are_errors(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
     for content in (
@@ -159,7 +159,7 @@ def test_hostile_headers_are_told(tmp_path: Path) -> None:
 
 
 class FakeHub:
-    """The hub's two doors, over a folder; `calls` tells what was asked."""
+    """The two functions of the hub, served from a folder; `calls` lists the requests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -209,10 +209,10 @@ def test_a_model_is_planned_fetched_found_and_removed(fake_hub: FakeHub) -> None
     assert catalogue.remove_model("tiny-model") == plan.folder and not plan.folder.exists()
 
 
-def test_a_broken_off_fetch_is_not_installed_and_goes_on(fake_hub: FakeHub) -> None:
+def test_an_interrupted_download_is_not_installed_and_resumes(fake_hub: FakeHub) -> None:
     plan = hub.plan_download(HUB_ID)
     fake_hub.error = _unreachable("gone")
-    with pytest.raises(ModelError, match="goes on where it stopped"):
+    with pytest.raises(ModelError, match="continues where it stopped"):
         hub.fetch(plan)
     assert HUB_ID not in [model.name for model in catalogue.list_installed()]
     fake_hub.error = None
@@ -243,10 +243,10 @@ def _unreachable(words: str) -> Exception:
         (_http(errors.RevisionNotFoundError, 404), "has no revision v9"),
         (_http(errors.HfHubHTTPError, 503), "answered 503"),
         (errors.LocalTokenNotFoundError("no token"), "asks for a token"),
-        (errors.OfflineModeIsEnabled("offline"), "no way to the hub"),
-        (errors.LocalEntryNotFoundError("offline"), "no way to the hub"),
-        (_unreachable("refused"), "no way to the hub"),
-        (_client().ReadTimeout("slow"), "no way to the hub"),
+        (errors.OfflineModeIsEnabled("offline"), "hub cannot be reached"),
+        (errors.LocalEntryNotFoundError("offline"), "hub cannot be reached"),
+        (_unreachable("refused"), "hub cannot be reached"),
+        (_client().ReadTimeout("slow"), "hub cannot be reached"),
         (errors.HFValidationError("bad"), "not a valid hub id"),
         (OSError(28, "No space left on device"), "No space left"),
     ],
@@ -262,11 +262,11 @@ def test_what_the_hub_refuses_is_one_sentence(
 
 def test_the_real_client_offline_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="no way to the hub"):
+    with pytest.raises(ModelError, match="hub cannot be reached"):
         hub.plan_download(HUB_ID)
 
 
-def test_a_full_disk_is_told_before_fetching(
+def test_a_full_disk_is_reported_before_the_download(
     fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
@@ -285,6 +285,6 @@ def test_pickled_weights_are_not_fetched(
 
 
 @pytest.mark.parametrize("name", ["model", "a/b/c", "../x/y", "a/..", "/a", "a/", "", "a--b/c"])
-def test_what_is_no_hub_id_is_refused(name: str) -> None:
+def test_an_invalid_hub_id_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match="neither a folder nor a hub id"):
         hub.plan_download(name)

@@ -1,4 +1,4 @@
-"""load_model on tiny checkpoints: 4-bit where promised, one sentence for what is broken."""
+"""load_model on tiny checkpoints: which layers are 4-bit, and one sentence for whatever is broken."""
 
 import json
 import platform
@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from mmchat.errors import ModelError
-from mmchat.model import machine as machines
-from mmchat.model import planning, quantization
-from mmchat.model.loading import LoadedModel, load_model
-from mmchat.model.prompt import build_prompt
+from mmchat.memory import machine as machines
+from mmchat.model import load_plan, quantization
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_model
+from mmchat.prompt.model_inputs import build_prompt
+from mmchat.turns import Turn
 from tests.model import tiny
-from tests.model.tiny import Turn
 
 Loaded = Callable[[str, str], LoadedModel]
 Checkpoint = Callable[[str], Path]
@@ -39,7 +40,9 @@ def test_exactly_the_text_blocks_are_four_bit(loaded: Loaded, kind: str, form: s
 
 @pytest.mark.parametrize("form", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", tiny.KINDS)
-def test_a_plain_form_holds_the_files_numbers(loaded: Loaded, kind: str, form: str) -> None:
+def test_an_unquantized_model_has_the_numbers_of_the_files(
+    loaded: Loaded, kind: str, form: str
+) -> None:
     model = loaded(kind, form)
     assert {p.dtype for p in model.model.parameters()} == {model.compute_dtype}
     assert model.compute_dtype is (torch.float32 if form == "fp32" else torch.bfloat16)
@@ -60,7 +63,7 @@ def test_four_bit_stays_near_fp32(loaded: Loaded, form: str) -> None:
     assert torch.nn.functional.cosine_similarity(wanted, got, dim=-1).mean() > 0.75
 
 
-def test_a_tied_head_is_spared(tmp_path: Path) -> None:
+def test_a_tied_head_is_not_quantized(tmp_path: Path) -> None:
     model = load_model(str(tiny.llama(tmp_path, tied=True)), quantization="4bit", device="cpu")
     head = next(part for part in model.parts if part.part == "lm_head")
     assert head.four_bit == 0 and head.dtype == "tied to the embedding"
@@ -88,7 +91,7 @@ def test_progress_rises_to_ready(checkpoint: Checkpoint) -> None:
     assert ("quantizing", 0.05) in told and len(told) > 10
 
 
-def test_auto_is_four_bit_or_says_what_it_is(
+def test_auto_is_four_bit_if_possible(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert load_model(str(checkpoint("llama")), device="cpu").quantization == "4bit"
@@ -128,14 +131,14 @@ def test_the_compute_dtype_is_what_this_cpu_is_fast_at(
     assert quantization.compute_dtype(torch.device("cpu")) == torch.bfloat16
 
 
-def test_a_broken_promise_is_told(loaded: Loaded) -> None:
+def test_a_layer_of_the_wrong_format_is_an_error(loaded: Loaded) -> None:
     with pytest.raises(ModelError, match="did not load as mmchat promises"):
         quantization.assert_four_bit(loaded("llava", "fp32").model, "llava")
 
 
 @pytest.fixture
 def copy(checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    """A copy of the tiny Llama that a test may break."""
+    """A copy of the tiny Llama, which a test may damage."""
     shutil.copytree(checkpoint("llama"), tmp_path / "model")
     return tmp_path / "model"
 
@@ -159,22 +162,22 @@ def refused(folder: Path | str) -> str:
         "[" * 100_000,
     ],
 )
-def test_an_odd_header_is_told(copy: Path, header: str) -> None:
+def test_an_odd_header_is_an_error(copy: Path, header: str) -> None:
     raw = header.encode()
     (copy / "model.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + b"\0" * 4)
     assert "damaged" in refused(copy)
 
 
-def test_odd_json_is_told(copy: Path) -> None:
+def test_odd_json_is_an_error(copy: Path) -> None:
     (copy / "model.safetensors.index.json").write_text('{"weight_map": {"a": 5}}')
-    assert "no weights file" in refused(copy)
+    assert "not a weights file" in refused(copy)
     (copy / "model.safetensors.index.json").write_text("[" * 100_000)
     assert "cannot be read" in refused(copy)
     (copy / "config.json").write_text("[" * 100_000)
     assert "not valid JSON" in refused(copy)
 
 
-def test_broken_folders_are_told(copy: Path) -> None:
+def test_broken_folders_are_errors(copy: Path) -> None:
     weights = copy / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
@@ -184,24 +187,24 @@ def test_broken_folders_are_told(copy: Path) -> None:
     weights.write_bytes(b"")
     assert "damaged" in refused(copy)
     weights.unlink()
-    assert "holds no weights" in refused(copy)
+    assert "has no weights" in refused(copy)
     (copy / "pytorch_model.bin").write_bytes(b"pickle")
     assert "pickle" in refused(copy)
     (copy / "config.json").write_text("{")
     assert "not valid JSON" in refused(copy)
     (copy / "config.json").write_text("[]")
-    assert "names no model_type" in refused(copy)
+    assert "has no model_type" in refused(copy)
     (copy / "config.json").unlink()
     assert "no config.json" in refused(copy)
     assert "There is no folder" in refused(copy / "nowhere")
 
 
-def test_a_missing_shard_is_told(copy: Path) -> None:
+def test_a_missing_shard_is_an_error(copy: Path) -> None:
     index = copy / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
-    assert "lacks its weights file" in refused(copy)
+    assert "has no weights file" in refused(copy)
     index.write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
-    assert "no weights file" in refused(copy)
+    assert "not a weights file" in refused(copy)
 
 
 def _change(folder: Path, **fields: object) -> None:
@@ -209,7 +212,7 @@ def _change(folder: Path, **fields: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 
 
-def test_unfit_configurations_are_told(copy: Path) -> None:
+def test_invalid_configurations_are_errors(copy: Path) -> None:
     _change(copy, hidden_size="wide")
     assert "cannot be used" in refused(copy)
     _change(copy, hidden_size=128)
@@ -227,20 +230,20 @@ def test_unfit_configurations_are_told(copy: Path) -> None:
     assert refused(copy)
 
 
-def test_a_missing_tokenizer_is_told(copy: Path) -> None:
+def test_a_missing_tokenizer_is_an_error(copy: Path) -> None:
     (copy / "tokenizer.json").unlink()
     assert "tokenizer" in refused(copy)
 
 
-def test_a_model_larger_than_the_memory_is_told(
+def test_a_model_larger_than_the_memory_is_an_error(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "available_memory", lambda: 1000)
+    monkeypatch.setattr(load_plan, "available_memory", lambda: 1000)
     message = refused(copy)
     assert "GB of memory" in message and "--quantization 4bit" in message
 
 
-def test_an_unusable_device_is_told(copy: Path) -> None:
+def test_an_unusable_device_is_an_error(copy: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="no CUDA device"):
             load_model(str(copy), device="cuda")
@@ -248,7 +251,7 @@ def test_an_unusable_device_is_told(copy: Path) -> None:
 
 @pytest.mark.slow
 def test_bitsandbytes_is_imported_without_its_fetcher() -> None:
-    """In a process of its own: `kernels` is installed there, and is not asked for anything."""
+    """In a new process: `kernels` is installed there, and is not used."""
     import subprocess
     import sys
     import textwrap

@@ -1,4 +1,4 @@
-"""4-bit layers that bitsandbytes repacks for inference on CPUs with AVX512-BF16, also where this CPU has no such kernel."""
+"""4-bit layers that bitsandbytes repacks for inference on CPUs with AVX512-BF16, also if this CPU has no such kernel."""
 
 import shutil
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmchat.adapters.lora import plain_weight
 from mmchat.model import quantization
-from mmchat.model.loading import LoadedModel
+from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.quantization import (
     dequantized_weight,
     has_packed_kernel,

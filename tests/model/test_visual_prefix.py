@@ -9,18 +9,18 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mmchat.errors import ModelError
+from mmchat.model.configuration import prefix_tokens
 from mmchat.model.encoders import encoder_for
 from mmchat.model.projectors import (
     build_projector,
     parameter_count,
     pixel_shuffle,
-    prefix_tokens,
 )
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
 from tests.model.parts import DECODERS, ENCODERS, IMAGE_TOKEN, PROJECTORS, config
 
 WHOLE = list(itertools.product(PROJECTORS, ENCODERS, DECODERS))
-# A share in which each kind of each of the three stands at least once.
+# A part of the matrix in which each kind of each of the three occurs at least once.
 SHARE = [
     (PROJECTORS[i % len(PROJECTORS)], encoder, list(DECODERS)[i % len(DECODERS)])
     for i, encoder in enumerate(ENCODERS)
@@ -83,7 +83,7 @@ def test_the_whole_matrix(projector: str, encoder: str, decoder: str, tmp_path: 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_text_only_logits_are_the_decoders_own(decoder: str) -> None:
-    """Scales and soft caps of the causal-LM class hold: LLaVA's classes leave them out."""
+    """Scales and soft caps of the causal-LM class are applied, which LLaVA's classes leave out."""
     model = build(config(decoder=decoder))
     torch.manual_seed(1)
     own = AutoModelForCausalLM.from_config(DECODERS[decoder]()).eval()
@@ -114,7 +114,7 @@ def test_sizes_are_known_without_building(encoder: str, projector: str, position
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_encoders_give_the_grid_in_its_order(encoder: str) -> None:
-    """The feature that a patch of the picture moves most stands at the patch's place, or beside it."""
+    """The feature that a patch of the picture changes most is at the patch's place, or next to it."""
     model = build(config(encoder=encoder))
     kind = model.model.encoder
     pictures = pixels(model)
@@ -130,7 +130,7 @@ def test_encoders_give_the_grid_in_its_order(encoder: str) -> None:
     assert abs(found[0] - row) <= 1 and abs(found[1] - column) <= 1
 
 
-def test_several_pictures_stand_in_order() -> None:
+def test_several_pictures_keep_their_order() -> None:
     model = build(config())
     two = pixels(model, 2)
     ids = prompt(model, 2)
@@ -141,7 +141,7 @@ def test_several_pictures_stand_in_order() -> None:
 
 
 def test_features_once_then_projected_are_the_same() -> None:
-    """The engine's way (cached features, own splicing) equals the model's own forward."""
+    """The engine's way (cached features, inserted embeddings) equals the model's own forward."""
     model = build(config("shuffle_mlp", projector_positions=True))
     ids, picture = prompt(model), pixels(model)
     with torch.inference_mode():
@@ -154,7 +154,7 @@ def test_features_once_then_projected_are_the_same() -> None:
 
 
 def test_pixel_shuffle_is_idefics3s() -> None:
-    """The order inside a joined feature is the one that stock Idefics3 weights have."""
+    """The order inside a joined feature is that of Idefics3's weights."""
     from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 
     features = torch.randn(2, 36, 5)
@@ -191,11 +191,11 @@ def test_configuration_round_trip(tmp_path: Path) -> None:
         ({"projector": "perceiver", "projector_heads": 5}, "projector_heads = 5"),
     ],
 )
-def test_sizes_that_do_not_fit_are_told(more: dict[str, Any], says: str) -> None:
+def test_sizes_that_do_not_fit_are_errors(more: dict[str, Any], says: str) -> None:
     with pytest.raises(ModelError, match=says):
         config(**more)
 
 
-def test_unknown_encoder_is_told() -> None:
+def test_an_unknown_encoder_is_an_error() -> None:
     with pytest.raises(ModelError, match="kind llama cannot be used"):
         encoder_for(DECODERS["llama"]())

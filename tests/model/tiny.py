@@ -1,16 +1,15 @@
-"""Tiny random checkpoints of real architectures, saved the way published ones lie on disk.
+"""Tiny random checkpoints of real architectures, with the same files as published ones.
 
 Each builder writes a whole folder (config, safetensors, tokenizer with a chat
 template, image processor) and returns it; `build(kind, folder)` chooses by name.
-Weights are drawn with a wide spread: with the usual 0.02 every token comes out
-the same and a test of decoding would test nothing.
+Weights are drawn with a large standard deviation: with the usual 0.02 every
+token is the same, and a test of decoding would test nothing.
 """
 
 import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from mmchat.turns import ImagePart
 
 WORDS = (
     "what colour is the circle? it is red. the square is blue and big. "
@@ -96,7 +97,7 @@ def tokenizer(
 
 
 def spread(model: PreTrainedModel, std: float = 0.3, seed: int = 0) -> PreTrainedModel:
-    """Draws every matrix anew with standard deviation `std`."""
+    """Draws every matrix again, with standard deviation `std`."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -112,27 +113,12 @@ def picture(seed: int = 0, size: tuple[int, int] = (48, 40)) -> Image.Image:
     return Image.fromarray(pixels.numpy(), "RGB")
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A picture in a turn."""
-
-    sha256: str
-    data: bytes | None
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn, as `encode_chat` takes it."""
-
-    role: str
-    parts: tuple[str | Shown, ...]
-
-
-def shown(seed: int = 0, size: tuple[int, int] = (48, 40)) -> Shown:
+def shown(seed: int = 0, size: tuple[int, int] = (48, 40)) -> ImagePart:
     """`picture` as PNG bytes in a turn."""
     buffer = io.BytesIO()
     picture(seed, size).save(buffer, "PNG")
-    return Shown(hashlib.sha256(buffer.getvalue()).hexdigest(), buffer.getvalue())
+    data = buffer.getvalue()
+    return ImagePart(hashlib.sha256(data).hexdigest(), "image/png", data)
 
 
 def _text(tok: PreTrainedTokenizerFast, **more: Any) -> dict[str, Any]:
@@ -184,7 +170,7 @@ def _save(
         image_processor.save_pretrained(folder)
         file = folder / "preprocessor_config.json"
         settings = json.loads(file.read_text(encoding="utf-8"))
-        # Published folders name the class without the backend that it ran on.
+        # Published folders name the class without its backend.
         settings["image_processor_type"] = settings["image_processor_type"].removesuffix("Pil")
         file.write_text(json.dumps(settings), encoding="utf-8")
     if processor is not None:
@@ -194,7 +180,7 @@ def _save(
 
 
 def llama(folder: Path, *, template: str | None = LLAMA3, tied: bool = False) -> Path:
-    """Text only, in Llama 3's shape."""
+    """Text only, as in Llama 3."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tok = tokenizer(
@@ -213,7 +199,7 @@ def llama(folder: Path, *, template: str | None = LLAMA3, tied: bool = False) ->
 
 
 def llava(folder: Path, *, template: str | None = LLAVA) -> Path:
-    """LLaVA 1.5's shape: CLIP tower, MLP, Llama; 16 tokens a picture."""
+    """As LLaVA 1.5: CLIP tower, MLP, Llama; 16 tokens per picture."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
     from transformers import LlavaForConditionalGeneration as Model
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -238,7 +224,7 @@ def llava(folder: Path, *, template: str | None = LLAVA) -> Path:
 
 
 def smolvlm(folder: Path, *, template: str | None = SMOLVLM) -> Path:
-    """SmolVLM's shape (Idefics3): SigLIP-like tower, pixel shuffle, Llama; pictures in tiles."""
+    """As SmolVLM (Idefics3): SigLIP-like tower, pixel shuffle, Llama; pictures in tiles."""
     from transformers import LlamaConfig, SmolVLMConfig
     from transformers import SmolVLMForConditionalGeneration as Model
     from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
@@ -257,7 +243,7 @@ def smolvlm(folder: Path, *, template: str | None = SMOLVLM) -> Path:
 
 
 def idefics3(folder: Path, *, template: str | None = SMOLVLM) -> Path:
-    """Idefics3's shape, as SmolVLM-256M-Instruct is published."""
+    """As Idefics3, the architecture of SmolVLM-256M-Instruct."""
     from transformers import Idefics3Config, LlamaConfig
     from transformers import Idefics3ForConditionalGeneration as Model
     from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
@@ -289,7 +275,7 @@ def _idefics_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
 
 
 def qwen2_vl(folder: Path, *, template: str | None = QWEN) -> Path:
-    """Qwen2-VL's shape: pictures of any size, 3-D positions."""
+    """As Qwen2-VL: pictures of any size, 3-D positions."""
     from transformers import Qwen2VLConfig
     from transformers import Qwen2VLForConditionalGeneration as Model
 
@@ -297,7 +283,7 @@ def qwen2_vl(folder: Path, *, template: str | None = QWEN) -> Path:
 
 
 def qwen2_5_vl(folder: Path, *, template: str | None = QWEN) -> Path:
-    """Qwen2.5-VL's shape: as Qwen2-VL, with windows in the tower."""
+    """As Qwen2.5-VL: like Qwen2-VL, with windows in the tower."""
     from transformers import Qwen2_5_VLConfig
     from transformers import Qwen2_5_VLForConditionalGeneration as Model
 
@@ -331,7 +317,7 @@ def _qwen(folder: Path, template: str | None, config_class: Any, model: Any, nam
 
 
 def gemma3(folder: Path, *, template: str | None = GEMMA) -> Path:
-    """Gemma 3's shape: SigLIP tower, 4 tokens a picture, full attention inside a picture."""
+    """As Gemma 3: SigLIP tower, 4 tokens per picture, full attention inside a picture."""
     from transformers import Gemma3Config, Gemma3TextConfig, SiglipVisionConfig
     from transformers import Gemma3ForConditionalGeneration as Model
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
@@ -362,7 +348,7 @@ def gemma3(folder: Path, *, template: str | None = GEMMA) -> Path:
 
 
 def visual_prefix(folder: Path, *, template: str | None = CHATML) -> Path:
-    """mmchat's own kind: grid tower, shuffling projector, Llama; 4 tokens a picture."""
+    """The visual-prefix model: grid tower, shuffling projector, Llama; 4 tokens per picture."""
     from transformers import LlamaConfig
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 

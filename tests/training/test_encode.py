@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmchat.data.types import Example, Picture, Turn
+from mmchat.data.types import Example, Picture
 from mmchat.model.processor import VisualPrefixProcessor
 from mmchat.training.encode import ExampleEncoder
 from mmchat.training.packing import IGNORED, pack
 from mmchat.training.prepared_run import BasePreprocessor
+from mmchat.turns import Turn
 from tests.training.tuned import picture, write_base
 
 PICTURES = [picture(number) for number in range(6)]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from mmchat.cli.training_job import Material, notes_of
-from mmchat.model.machine import Machine
-from mmchat.model.model_dims import UnknownModelError
+from mmchat.memory.machine import Machine
+from mmchat.memory.model_dims import UnknownModelError
 from mmchat.training import fit_to_memory
 from mmchat.training.finetune_config import read_config
 from mmchat.training.fit_to_memory import mean_step

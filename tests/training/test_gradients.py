@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mmchat.data.types import Dataset, Example, Turn
+from mmchat.data.types import Dataset, Example
 from mmchat.errors import RecipeError
-from mmchat.model.loading import LoadedModel
+from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.quantization import dequantized_weight, is_four_bit, is_packed
 from mmchat.training.finetune import Trainer
 from mmchat.training.finetune_config import FinetuneConfig, StageConfig, read_config
@@ -20,6 +20,7 @@ from mmchat.training.losses import autocast
 from mmchat.training.prepare import prepare
 from mmchat.training.run_folder import RunFolder, Status
 from mmchat.training.trainable import Trainable
+from mmchat.turns import Turn
 from tests.model import parts, tiny
 from tests.model.forms import load, pack
 from tests.training.tuned import dataset, examples

@@ -14,15 +14,16 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Qwen2Config, Sigl
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from mmchat.adapters.card import read_card
-from mmchat.data.types import Dataset, Example, Turn
+from mmchat.data.types import Dataset, Example
 from mmchat.errors import ModelError, RecipeError
 from mmchat.model.configuration import VisualPrefixConfig
-from mmchat.model.loading import LoadedModel, load_model
-from mmchat.model.planning import plan_load
+from mmchat.model.load_plan import plan_load
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.loading import load_model
 from mmchat.model.processor import VisualPrefixProcessor
-from mmchat.model.prompt import build_prompt
 from mmchat.model.quantization import part_tensors, set_packing
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
+from mmchat.prompt.model_inputs import build_prompt
 from mmchat.training.dataloader import StepDataset
 from mmchat.training.finetune import Trainer
 from mmchat.training.finetune_config import read_config
@@ -30,6 +31,7 @@ from mmchat.training.losses import PackedLoss, autocast
 from mmchat.training.prepare import prepare
 from mmchat.training.run_folder import RunFolder, Status
 from mmchat.training.run_plan import _skeleton, _trainable_parameters
+from mmchat.turns import Turn
 from tests.adapters.adapting import active
 from tests.model import tiny
 from tests.model.forms import relative_error
@@ -352,10 +354,10 @@ def test_auto_asks_for_the_memory_that_it_takes(
     monkeypatch.setattr("mmchat.training.finetune_config.LARGE_MODEL_PARAMETERS", 0)
     large = prepare(recipe, three_pictures(), [])
     assert [small.recipe.stages[0].method, large.recipe.stages[0].method] == ["lora", "qlora"]
-    assert large.plan.form == "4bit" and len(asked) == 2 and asked[1] == "auto"
-    assert prepare(large.recipe, three_pictures(), []).plan.form == "4bit"
+    assert large.plan.weight_format == "4bit" and len(asked) == 2 and asked[1] == "auto"
+    assert prepare(large.recipe, three_pictures(), []).plan.weight_format == "4bit"
 
-    monkeypatch.setattr("mmchat.model.planning.available_memory", lambda: 0)
+    monkeypatch.setattr("mmchat.model.load_plan.available_memory", lambda: 0)
     with pytest.raises(ModelError, match=r"--set method=qlora") as told:
         prepare(read_config(None, [f"model={base('llama')}", "method=lora"]), three_pictures(), [])
     assert "--quantization" not in str(told.value)
@@ -402,7 +404,7 @@ def test_the_projector_of_every_kind_trains_alone(
 def seeing_logits(loaded: LoadedModel, sees: bool) -> torch.Tensor:
     """What a model says about a picture, or without one."""
     parts = (tiny.shown(0), "what is it?") if sees else ("what is it?",)
-    prompt = build_prompt(loaded, [tiny.Turn("user", parts)], 8)
+    prompt = build_prompt(loaded, [Turn("user", parts)], 8)
     with torch.no_grad(), autocast(loaded.device, loaded.compute_dtype):
         found: torch.Tensor = loaded.model(input_ids=prompt.input_ids, **prompt.model_inputs).logits
     return found

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from mmchat.data import read_data
-from mmchat.data.types import Dataset, Example, Picture, Turn
+from mmchat.data.types import Dataset, Example, Picture
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
+from mmchat.turns import Turn
 from tests.training.prepared import RECIPE, write_prepared
 from tests.training.pretraining import pretrain
 

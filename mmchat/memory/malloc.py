@@ -1,9 +1,9 @@
 """When glibc's malloc returns freed memory to the system.
 
-By default it keeps freed blocks of up to 32 MB for later. That makes training fast, where the same sizes
-come again at every step. After loading the kept memory is only lost: a 4-bit model of 0.5 billion
-parameters held a gigabyte of its unquantized form for as long as it lived. On other systems nothing here
-has an effect.
+By default it keeps freed blocks of up to 32 MB for later. That makes training fast, because the same sizes
+are needed at every step. After loading, the kept memory is wasted: a 4-bit model of 0.5 billion parameters
+kept a gigabyte of its unquantized weights until the process ended. On other systems nothing here has an
+effect.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _FIRST_THRESHOLD, _LAST_THRESHOLD = 1 << 17, 1 << 25
 
 @contextlib.contextmanager
 def eager_trim() -> Iterator[None]:
-    """Inside it freed memory goes back to the system at once; at the end malloc is as it was."""
+    """Inside this context freed memory goes back to the system at once; afterwards malloc is as before."""
     set_eager_trim()
     try:
         yield
@@ -27,16 +27,16 @@ def eager_trim() -> Iterator[None]:
 
 
 def trim() -> None:
-    """Returns the memory that is free now, this once."""
+    """Returns the memory that is free now to the system, once."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def set_eager_trim() -> None:
-    """From now on freed memory goes back at once, so that the process holds only what is in use.
+    """From now on freed memory goes back at once, so the process holds only what is in use.
 
-    Each block is then taken anew from the system, page by page: a training step of the built-in model
-    runs at 55 % of its speed.
+    The system then provides each new block page by page: a training step of the built-in model runs at
+    55 % of its speed.
     """
     _set_thresholds(_FIRST_THRESHOLD)
 

@@ -1,7 +1,7 @@
 """Published models without their weights: the configuration of each, and files that are only a header.
 
-The configurations are those of the models in `mmchat.model.catalogue`, with what transformers fills in
-left out. `python -m tests.model.published` writes the sizes of all of them to
+The configurations are those of the models in `mmchat.model.catalogue`, without what transformers fills
+in. `python -m tests.memory.published` writes the sizes of all of them to
 `mmchat/model/offered_models.json`.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
+from mmchat.memory.model_dims import ModelDims, model_dims
 from mmchat.model import catalogue
-from mmchat.model.checkpoint import TensorInfo
-from mmchat.model.model_dims import ModelDims, model_dims
+from mmchat.model_files import TensorInfo
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor, by its name."""
@@ -226,11 +226,11 @@ PARAMETERS = {
     "google/gemma-3-4b-it": 4_300_079_472,
     "llava-hf/llava-1.5-7b-hf": 7_063_427_072,
 }
-"""As their pages say, of those whose number is known here: what shows that a configuration is right."""
+"""Parameters as stated on the models' pages, if they are; a check of the configurations."""
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The tensors that a model of `config` is saved as; nothing is allocated."""
+    """The tensors of a saved model of `config`; nothing is allocated."""
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
@@ -254,7 +254,7 @@ def _dtype(config: Mapping[str, Any]) -> str:
 
 
 def write_headers(folder: Path, config: Mapping[str, Any], tensors: Shapes) -> Path:
-    """A model folder that takes no disk: config.json, a true header, and a hole instead of numbers."""
+    """A model folder without data: config.json, a real header, and a sparse file instead of numbers."""
     header, end = {}, 0
     for name, shape in tensors.items():
         begin, end = end, end + 2 * math.prod(shape)
@@ -269,7 +269,7 @@ def write_headers(folder: Path, config: Mapping[str, Any], tensors: Shapes) -> P
 
 
 def main() -> None:
-    """Writes the sizes of all published models, one a line."""
+    """Writes the sizes of all published models, one per line."""
     lines = [
         f"{json.dumps(name)}: {msgspec.json.encode(dims(name)).decode()}"
         for name in sorted(CONFIGS)

@@ -1,6 +1,6 @@
-"""Chat templates in the structure of published families, written anew, with tokenizers to match.
+"""Chat templates with the structure of published families, written for these tests, with tokenizers.
 
-The templates lie in `chat_templates/`; each is shaped as the published one of its name (what
+The templates are in `chat_templates/`; each has the structure of the published one of its name (what
 stands around a message, what is trimmed, where rules go, how an answer is asked for and ended),
 and says nothing that it says. The tokenizers are trained here on a few sentences: byte-level ones as GPT-2
 and Qwen split words, and three in the manner of SentencePiece (Llama, Mistral, Gemma).
@@ -278,13 +278,13 @@ _ALL = [
 ]
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 
-# Enough for a few merges of the kind that lie over the end of a template's header.
+# Enough for a few merges that extend over the end of a template's header.
 _SENTENCES = [
     WORDS,
     "It is red.\n\nAnd this?\n\n\n  It is blue, too.\n \n",
     '</b>\n</a>"...\n\n### (see: "no") --- ?!\n',
 ]
-# How Qwen and Llama 3 split text before the merges: a newline may join what stands before it.
+# How Qwen and Llama 3 split text before the merges: a newline may join what comes before it.
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -293,7 +293,7 @@ _SPLIT = (
 
 @cache
 def tokenizer_of(family: Family) -> PreTrainedTokenizerFast:
-    """The tokenizer of `family` with its template; not to be changed."""
+    """The tokenizer of `family` with its template. It must not be changed."""
     backend = _bytes(family.kind) if family.kind in {"gpt2", "qwen"} else _pieces(family.kind)
     # Padding and the picture are special in all, so that people can try to write them.
     specials = dict.fromkeys(["<pad>", *family.specials, family.image])
@@ -359,14 +359,14 @@ def _pieces(kind: Kind) -> Tokenizer:
     )
     blanks = normalizers.Replace(" ", "\u2581")
     if kind == "llama":
-        # Before the first word of each stretch between special tokens stands a blank.
+        # It puts a blank before the first word of each stretch between special tokens.
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), blanks])
     elif kind == "metaspace":
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     else:
         backend.normalizer = blanks
         backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    # The published ones also take away a blank at the beginning; here decoding loses nothing.
+    # The published ones also remove a blank at the beginning; here decoding loses nothing.
     backend.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
@@ -374,6 +374,6 @@ def _pieces(kind: Kind) -> Tokenizer:
 
 
 def spoken(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
-    """The text of `ids`, every character and every special token in it."""
+    """The text of `ids`, with every character and every special token."""
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return unicodedata.normalize("NFC", text)

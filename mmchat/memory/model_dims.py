@@ -1,8 +1,8 @@
-"""The sizes of a model that its memory depends on, read without torch.
+"""The sizes of a model on which its memory depends, read without torch.
 
-The shapes in the headers of the weights give most of them exactly. `config.json` gives what shapes
-cannot: heads, tied embeddings, the tokens of a picture. If the layers of a text block have names that
-are not known here, widths are estimated from the shapes, and `estimated` says so.
+The shapes in the headers of the weights give most of them exactly. `config.json` has what shapes do not
+show: heads, tied embeddings, the tokens of a picture. If the layers of a text block have unknown names,
+widths are estimated from the shapes, and `estimated` says so.
 """
 
 import math
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmchat.errors import ModelError
-from mmchat.model.checkpoint import TensorInfo, read_config, tensors
+from mmchat.model_files import TensorInfo, read_config, tensors
 
-Kind = Literal["visual_prefix", "hf_vlm", "text"]
+ModelKind = Literal["visual_prefix", "hf_vlm", "text"]
 
 PHOTO = (1024, 768)
 """Width and height of a usual picture, for models whose picture tokens depend on its size."""
@@ -27,7 +27,7 @@ _VISION = re.compile(r"vision|visual|vit\.|tower|image")
 _EMBEDDING = re.compile(r"(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
 
-# Model types by what they make of a picture.
+# Model types by how they divide a picture.
 _ANY_SIZE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 _SHUFFLED_TILES = ("idefics3", "smolvlm")
 _TILES = ("llava_next", "llava_onevision")
@@ -43,12 +43,12 @@ OUT = {"o_proj", "wo", "dense", "out_proj", "attn.c_proj"}
 
 
 class UnknownModelError(ModelError):
-    """A model of which mmchat cannot tell the parts, and so not the memory either."""
+    """A model whose parts mmchat does not know, so it cannot estimate its memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinearDims:
-    """The linear layers of one name in the text blocks: `count` of them, inputs -> outputs."""
+    """The linear layers of one name in the text blocks: `count` layers, inputs -> outputs."""
 
     name: str
     inputs: int
@@ -57,7 +57,7 @@ class LinearDims:
 
     @property
     def parameters(self) -> int:
-        """The weights of all of them together."""
+        """The number of weights of all these layers."""
         return self.inputs * self.outputs * self.count
 
 
@@ -81,7 +81,7 @@ class VisionDims:
 
     @property
     def block_parameters(self) -> int:
-        """Of one block: four matrices of attention and two of the MLP."""
+        """Weights of one block: four matrices of attention and two of the MLP."""
         return 4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size
 
 
@@ -92,13 +92,13 @@ class ModelDims:
     `query_size` and `kv_size` are the widths of the queries and of the keys. `norms` is the number of
     norms of width `hidden_size` in a block, `head_norms` whether queries and keys have their own.
     `block_other` counts the weights of the blocks that are not in `linears`; `head` is 0 if it is tied
-    to the embedding. `image_tokens` is what a usual picture takes of the conversation, 0 for a text
+    to the embedding. `image_tokens` is the number of tokens of a usual picture, 0 for a text
     model. `window` says whether some layers attend to a sliding window only. `context` is the longest
-    conversation in tokens, 0 if the configuration does not say. `dtype` is that of most weights in the
-    files, as safetensors calls it. `estimated` names what is not known.
+    conversation in tokens, 0 if the configuration does not say. `dtype` is the dtype of most weights in the
+    files, as safetensors calls it. `estimated` names the sizes that are not known exactly.
     """
 
-    kind: Kind
+    kind: ModelKind
     model_type: str
     hidden_size: int
     layers: int
@@ -139,7 +139,7 @@ class ModelDims:
 def read_dims(folder: Path) -> ModelDims:
     """The sizes of the model in `folder`.
 
-    Raises ModelError if its files are missing or damaged, UnknownModelError if it is of another kind.
+    Raises ModelError if its files are missing or damaged, UnknownModelError as `model_dims` does.
     """
     return model_dims(read_config(folder), tensors(folder))
 
@@ -147,7 +147,7 @@ def read_dims(folder: Path) -> ModelDims:
 def model_dims(config: Mapping[str, Any], found: Iterable[TensorInfo]) -> ModelDims:
     """The sizes of a model, from its config.json and the tensors that its weight files list.
 
-    Raises UnknownModelError if there is no text model among them.
+    Raises UnknownModelError if the tensors contain no text model.
     """
     parts = _split(found)
     raw = config.get("text_config")
@@ -157,7 +157,7 @@ def model_dims(config: Mapping[str, Any], found: Iterable[TensorInfo]) -> ModelD
     hidden_size = hidden_size or _number(text, "hidden_size", "n_embd", "d_model")
     if not parts.blocks or not hidden_size:
         raise UnknownModelError(
-            f"The weights hold no text model that mmchat knows ({config.get('model_type')}), so "
+            f"mmchat does not know the text model in these weights ({config.get('model_type')}), so "
             "their memory cannot be estimated: load the model to see."
         )
     linears, norms, head_norms, block_other = _block(parts.blocks, hidden_size)
@@ -165,7 +165,7 @@ def model_dims(config: Mapping[str, Any], found: Iterable[TensorInfo]) -> ModelD
     named = {linear.name: linear for linear in linears}
     query_size, kv_size = _attention(named, text, hidden_size, estimated)
     intermediate_size, gated = _mlp(named, hidden_size, estimated)
-    kind: Kind = "text"
+    kind: ModelKind = "text"
     if config["model_type"] == "visual_prefix":
         kind = "visual_prefix"
     elif parts.vision or parts.projector:
@@ -323,7 +323,7 @@ def _vision(
     side = _number(config, "image_size") or _number(given, "image_size")
     stem = given.get("stem_channels")
     patch = _number(given, "patch_size") or (2 ** len(stem) if isinstance(stem, list) else 0)
-    # Published configurations leave out what equals the default of CLIP and SigLIP.
+    # Published configurations leave out values that equal the defaults of CLIP and SigLIP.
     side, patch = side or 224, patch or 16
     image_tokens, patches = _picture(config, given, side, patch)
     vision = VisionDims(
@@ -352,11 +352,11 @@ def _picture(
         tokens = round(width / (patch * merge)) * round(height / (patch * merge))
         return tokens, tokens * merge**2
     if _is(config, _SHUFFLED_TILES):
-        # Scaled to four tiles along its longer side, and the whole once more.
+        # Scaled to four tiles along its longer side, plus one tile of the whole picture.
         tiles = 1 + 4 * math.ceil(4 * height / width)
         return tiles * patches // (_number(config, "scale_factor") or 1) ** 2, tiles * patches
     if _is(config, _TILES):
-        # As many tiles as cover it, and the whole once more; every patch is a token.
+        # As many tiles as cover it, plus one of the whole picture; every patch is a token.
         tiles = 1 + math.ceil(width / side) * math.ceil(height / side)
         return tiles * patches, tiles * patches
     tokens = _number(config, "image_seq_length", "mm_tokens_per_image")
@@ -369,7 +369,7 @@ def _is(config: Mapping[str, Any], model_types: tuple[str, ...]) -> bool:
 
 
 def _number(table: Mapping[str, Any], *names: str) -> int:
-    """The first of `names` that is a number above 0 in `table`, else 0; foreign tables hold anything."""
+    """The first of `names` that is a number above 0 in `table`, else 0; tables from outside contain anything."""
     for name in names:
         value = table.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:

@@ -1,7 +1,7 @@
-"""What can be known of a model folder without torch: its configuration, its weights' shapes.
+"""The files of a model folder, read without torch: its configuration and the shapes of its weights.
 
-Only safetensors are read. Their header says every tensor's type, shape and
-place, so that size, memory and damage are known before anything is loaded.
+Only safetensors are read. Their header has the type, shape and place of every tensor, so size, memory and
+damage are known before anything is loaded.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ INDEX = "model.safetensors.index.json"
 _HEADER_LIMIT = 100_000_000  # the limit of the format itself
 _WHOLE_HASH_BYTES = 1_000_000_000
 _SAMPLE, _SAMPLES = 1 << 20, 64
-_TELLING = frozenset({".safetensors", ".json", ".jinja", ".model", ".toml", ".txt"})
+_DEFINING_SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".model", ".toml", ".txt"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,35 +43,34 @@ class TensorInfo:
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model folder.
 
-    Raises ModelError where it is missing, is no JSON object or names no model type.
+    Raises ModelError if it is missing, is not a JSON object or has no model_type.
     """
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(
-            f"{folder} holds no config.json, so it is no model folder: "
+            f"{folder} has no config.json, so it is not a model folder: "
             "name a folder that a model was saved to, or an installed model."
         ) from None
     except OSError as error:
         raise ModelError(
-            f"{file} cannot be read ({error.strerror}): look at its permissions and its disk."
+            f"{file} cannot be read ({error.strerror}): check its permissions and the disk."
         ) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{file} is not valid JSON ({error}): fetch the model again.") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(
-            f"{file} names no model_type, so mmchat cannot tell what it is: fetch the model again, "
+            f"{file} has no model_type, so mmchat does not know what kind of model it is: fetch it again, "
             "or choose another."
         )
     return config
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, whole and in order of name.
+    """The safetensors files of a model folder, in order of name.
 
-    Raises ModelError where there are none, where a shard is missing, and where
-    the folder has pickled weights only.
+    Raises ModelError if there are none, if a shard is missing, or if the folder has pickled weights only.
     """
     index = folder / INDEX
     if index.is_file():
@@ -81,14 +80,16 @@ def weight_files(folder: Path) -> list[Path]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(f"{index} cannot be read: fetch the model again.") from error
         for name in names:
-            # The index is foreign: it may not point out of its folder.
+            # The index comes from outside: it must not point out of its folder.
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise ModelError(
-                    f"{index} names a file {name!r} that is no weights file of its folder: fetch "
+                    f"{index} names {name!r}, which is not a weights file of its folder: fetch "
                     "the model again."
                 )
             if not (folder / name).is_file():
-                raise ModelError(f"{folder} lacks its weights file {name}: fetch the model again.")
+                raise ModelError(
+                    f"{folder} has no weights file {name}, which its index names: fetch the model again."
+                )
         return [folder / name for name in names]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
@@ -97,13 +98,13 @@ def weight_files(folder: Path) -> list[Path]:
             f"{folder} has its weights as pickle files (.bin, .pt), which can run any program and "
             "are never loaded: convert them to safetensors, or choose a checkpoint that has them."
         )
-    raise ModelError(f"{folder} holds no weights (model.safetensors): fetch the model again.")
+    raise ModelError(f"{folder} has no weights (model.safetensors): fetch the model again.")
 
 
 def read_header(file: Path) -> list[TensorInfo]:
     """The tensors of a safetensors file.
 
-    Raises ModelError where the file is damaged or cut short.
+    Raises ModelError if the file is damaged or truncated.
     """
     try:
         size = file.stat().st_size
@@ -122,9 +123,9 @@ def read_header(file: Path) -> list[TensorInfo]:
             raise ValueError("a tensor of a negative size")
     except OSError as error:
         raise ModelError(
-            f"{file} cannot be read ({error.strerror}): look at its permissions and its disk."
+            f"{file} cannot be read ({error.strerror}): check its permissions and the disk."
         ) from error
-    # The header is foreign JSON: deeply nested, infinite (OverflowError), of any type.
+    # The header is JSON from outside: deeply nested, infinite (OverflowError), of any type.
     except (
         ArithmeticError,
         AttributeError,
@@ -134,7 +135,7 @@ def read_header(file: Path) -> list[TensorInfo]:
         ValueError,
     ) as error:
         raise ModelError(
-            f"{file} is damaged and no safetensors file: fetch the model again."
+            f"{file} is damaged, or not a safetensors file: fetch the model again."
         ) from error
     if 8 + length + end != size:
         raise ModelError(
@@ -150,27 +151,26 @@ def tensors(folder: Path) -> list[TensorInfo]:
 
 
 def file_stamps(*folders: Path) -> FileStamps:
-    """(size, time of change) of every file in the folders that says what a model or adapter is.
+    """(size, time of change) of every file in the folders that defines a model or adapter.
 
-    Two equal answers mean that nothing was replaced in between.
+    If two results are equal, nothing was replaced in between.
     """
     found: FileStamps = {}
     for folder in folders:
         with contextlib.suppress(OSError):
             for file in folder.iterdir():
-                if file.suffix in _TELLING:
+                if file.suffix in _DEFINING_SUFFIXES:
                     status = file.stat()
                     found[str(file)] = (status.st_size, status.st_mtime_ns)
     return found
 
 
 def weights_hash(folder: Path) -> str:
-    """A hash of a model's weights, the same wherever the folder lies.
+    """A hash of a model's weights that does not depend on where the folder is.
 
-    The sha256 of all files up to 1 GB. Of larger models the headers, the sizes
-    and 64 stretches a file are hashed, for a whole reading would take longer
-    than loading; such a hash begins with "s". Kept in the cache by path, size
-    and time.
+    For models up to 1 GB, the sha256 of all files. For larger models the headers, the sizes and 64
+    stretches of each file are hashed, because reading the files completely would take longer than loading;
+    such a hash begins with "s". Cached by path, size and time.
     """
     files = weight_files(folder)
     stats = [(file, file.stat()) for file in files]
@@ -190,7 +190,7 @@ def weights_hash(folder: Path) -> str:
             digest.update(stretch)
     value = digest.hexdigest() if whole else "s" + digest.hexdigest()
     with contextlib.suppress(OSError, SettingsError):
-        # Without a cache the hash is made again next time; nothing else is lost.
+        # Without a cache the hash is calculated again next time; nothing else is lost.
         private_dir(cache.parent)
         partial = cache.with_suffix(f".{os.getpid()}")  # another process may write its own
         partial.touch(mode=0o600)

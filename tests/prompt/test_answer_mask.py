@@ -18,21 +18,22 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from mmchat.errors import ModelError
-from mmchat.model.encoding import Encoded, encode_chat
-from mmchat.model.loading import LoadedModel
-from mmchat.model.prompt import build_prompt, image_token_ids
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.prompt.chat_encoding import EncodedChat, encode_chat
+from mmchat.prompt.model_inputs import build_prompt
+from mmchat.prompt.pixel_values import image_token_ids
+from mmchat.turns import ImagePart, Turn
 from tests.model import tiny
-from tests.model.templates import FAMILIES, Family, spoken, tokenizer_of
-from tests.model.tiny import Shown, Turn
+from tests.prompt.templates import FAMILIES, Family, spoken, tokenizer_of
 
-PICTURE = Shown("0" * 64, None)
+PICTURE = ImagePart("0" * 64)
 NAMES = sorted(FAMILIES)
-# Of these the template writes no end behind an earlier answer, so tokens end where the answer does.
+# Their templates write no end after an earlier answer, so tokens end where the answer does.
 ENDLESS = {"alpaca", "ling"}
 
 
-def learned(family: Family, encoded: Encoded) -> list[str]:
-    """What is learned, a text for each unbroken stretch."""
+def learned(family: Family, encoded: EncodedChat) -> list[str]:
+    """What is learned: one text for each unbroken stretch."""
     stretches: list[list[int]] = []
     before = False
     for token, asked in zip(encoded.input_ids, encoded.answer_mask, strict=True):
@@ -59,23 +60,23 @@ def _said(turn: Turn) -> str:
 
 
 def alike(family: Family, found: Sequence[str], expected: Sequence[str]) -> bool:
-    """Equal, but for the blank that Llama's tokenizer puts behind a special token."""
+    """Equal except for the blank that Llama's tokenizer puts after a special token."""
     blank = family.kind in {"llama", "metaspace"}
     return len(found) == len(expected) and all(
         a == b or (blank and a == " " + b) for a, b in zip(found, expected, strict=True)
     )
 
 
-def encoded_of(family: Family, turns: Sequence[Turn], *, ask: bool = False) -> Encoded:
+def encoded_of(family: Family, turns: Sequence[Turn], *, ask: bool = False) -> EncodedChat:
     """`turns` with one to three tokens for each picture."""
     tokenizer = tokenizer_of(family)
     mark = tokenizer.convert_tokens_to_ids(family.image)
-    pictures = sum(isinstance(part, Shown) for turn in turns for part in turn.parts)
+    pictures = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
     tokens = [[mark] * (1 + number % 3) for number in range(pictures)]
-    return encode_chat(tokenizer, turns, image_tokens=tokens, add_generation_prompt=ask)
+    return encode_chat(tokenizer, turns, placeholders=tokens, add_generation_prompt=ask)
 
 
-def starts(encoded: Encoded) -> list[int]:
+def starts(encoded: EncodedChat) -> list[int]:
     """Where each learned stretch begins."""
     mask = [False, *encoded.answer_mask]
     return [at for at, (before, asked) in enumerate(pairwise(mask)) if asked and not before]
@@ -175,7 +176,7 @@ def answers_alone(family: Family, turns: list[Turn]) -> None:
 def behind_the_prompt(family: Family, turns: list[Turn]) -> None:
     encoded = encoded_of(family, turns)
     answers = [number for number, turn in enumerate(turns) if turn.role == "assistant"]
-    kept = [number for number in answers if number not in encoded.unasked]
+    kept = [number for number in answers if number not in encoded.unlearnable_turns]
     assert kept == (answers if family.earlier else answers[-1:])
     for number, start in zip(kept, starts(encoded), strict=True):
         prompt = encoded_of(family, turns[:number], ask=True)
@@ -185,7 +186,7 @@ def behind_the_prompt(family: Family, turns: list[Turn]) -> None:
 
 def every_answer_once(family: Family, turns: list[Turn]) -> None:
     whole = encoded_of(family, turns)
-    beginnings = [turns[: number + 1] for number in whole.unasked]
+    beginnings = [turns[: number + 1] for number in whole.unlearnable_turns]
     texts = [text for said in beginnings for text in learned(family, encoded_of(family, said))]
     answers = [turn for turn in turns if turn.role == "assistant"]
     expected = [
@@ -200,7 +201,7 @@ def every_answer_once(family: Family, turns: list[Turn]) -> None:
 def pictures_whole(family: Family, turns: list[Turn]) -> None:
     mark = tokenizer_of(family).convert_tokens_to_ids(family.image)
     encoded = encoded_of(family, turns)
-    pictures = sum(isinstance(part, Shown) for turn in turns for part in turn.parts)
+    pictures = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
     assert [length for _, length in encoded.images] == [1 + n % 3 for n in range(pictures)]
     of_pictures = [at for start, length in encoded.images for at in range(start, start + length)]
     assert of_pictures == [at for at, token in enumerate(encoded.input_ids) if token == mark]
@@ -256,7 +257,7 @@ def _stock_ids(family: Family, turns: Sequence[Turn]) -> list[int]:
 
 
 def _lies_over(family: Family, turns: Sequence[Turn], text: str, stock: Any) -> bool:
-    """Whether a token of the stock rendering lies over the end of a prompt."""
+    """Whether a token of transformers' rendering extends over the end of a prompt."""
     for number, turn in enumerate(turns):
         if turn.role != "assistant":
             continue
@@ -276,7 +277,7 @@ test_each_answer_begins_behind_its_prompt, test_many_behind_their_prompts = ever
 )
 test_each_answer_is_learned_once, test_many_learned_once = everywhere(every_answer_once)
 test_pictures_are_whole_and_not_learned, test_many_pictures = everywhere(pictures_whole)
-test_tokens_are_those_of_the_stock_rendering, test_many_stock_renderings = everywhere(
+test_tokens_are_those_of_transformers_rendering, test_many_stock_renderings = everywhere(
     as_stock, plain_conversations
 )
 
@@ -298,12 +299,12 @@ def test_a_known_conversation(name: str) -> None:
     expected = [family.produced("It is red.", last=False)] if family.earlier else []
     expected.append(family.produced("Blue.", last=True))
     assert alike(family, learned(family, encoded), expected)
-    assert encoded.unasked == (() if family.earlier else (2,))
+    assert encoded.unlearnable_turns == (() if family.earlier else (2,))
     assert [length for _, length in encoded.images] == [1, 2, 3]
 
 
-def test_no_token_lies_over_the_beginning_of_an_answer() -> None:
-    """The header's newline and the answer's own would be one token, which is never asked for."""
+def test_no_token_extends_over_the_beginning_of_an_answer() -> None:
+    """The header's newline and the answer's own would be one token, which the model is never asked for."""
     family = FAMILIES["qwen2"]
     tokenizer = tokenizer_of(family)
     turns = [Turn("user", ("what?",)), Turn("assistant", ("\n\nIt is red.",))]
@@ -315,20 +316,20 @@ def test_no_token_lies_over_the_beginning_of_an_answer() -> None:
     assert learned(family, encoded) == ["\n\nIt is red.<|im_end|>"]
 
 
-def test_blanks_that_a_special_token_would_eat_are_kept_for_an_answer() -> None:
+def test_blanks_that_a_special_token_would_absorb_are_kept_for_an_answer() -> None:
     family = FAMILIES["phi35"]
     turns = [Turn("user", ("what?",)), Turn("assistant", ("  red",))]
     assert learned(family, encoded_of(family, turns)) == ["  red<|end|>"]
 
 
-def test_answers_in_a_row_are_one_where_the_template_joins_them() -> None:
+def test_answers_in_a_row_are_one_if_the_template_joins_them() -> None:
     turns = [Turn("user", ("what?",)), Turn("assistant", ("One.",)), Turn("assistant", ("Two.",))]
     gemma, chatml = FAMILIES["gemma2"], FAMILIES["chatml"]
     assert learned(gemma, encoded_of(gemma, turns)) == ["One.\n\nTwo.<end_of_turn>"]
     assert learned(chatml, encoded_of(chatml, turns)) == ["One.<|im_end|>", "Two.<|im_end|>"]
 
 
-def test_a_picture_in_an_answer_is_not_learned_nor_what_stands_around_it() -> None:
+def test_a_picture_in_an_answer_is_not_learned_nor_the_template_around_it() -> None:
     family = FAMILIES["qwen2_vl"]
     turns = [
         Turn("user", ("what?",)),
@@ -352,7 +353,7 @@ def test_an_answer_that_is_not_the_last_turn_is_learned_as_the_template_ends_it(
         assert alike(family, learned(family, encoded_of(family, turns)), expected), name
 
 
-def test_a_template_that_leaves_out_the_last_answer_is_told() -> None:
+def test_a_template_that_leaves_out_the_last_answer_is_an_error() -> None:
     template = (
         "{% for m in messages %}{% if m.role == 'user' or not loop.last %}{{ m.content }}"
         "{% endif %}{% endfor %}"
@@ -365,7 +366,7 @@ def test_a_template_that_leaves_out_the_last_answer_is_told() -> None:
 # -- pictures' tokens and features -------------------------------------------------------------
 
 
-def _random_chat(random: random.Random, pictures: Sequence[Shown]) -> list[Turn]:
+def _random_chat(random: random.Random, pictures: Sequence[ImagePart]) -> list[Turn]:
     words = ["what?", "red", "<image>", "<|image_pad|>", "", "  ", "\n", "🦆", "你好", "[1]"]
 
     def parts(shown: bool) -> tuple[Any, ...]:
@@ -396,11 +397,11 @@ def _count(loaded: LoadedModel, chats: int, seed: int) -> None:
     pictures = [tiny.shown(number, size) for number, size in enumerate(sizes)]
     of_pictures = torch.tensor(image_token_ids(loaded.processor))
     known: dict[tuple[str, ...], int] = {}
-    # Room for some only: what is left out takes its pictures with it.
+    # There is room for some only; what is left out loses its pictures too.
     small = replace(loaded, context_length=160)
     for _ in range(chats):
         turns = _random_chat(draw, pictures)
-        shown = [part for turn in turns for part in turn.parts if isinstance(part, Shown)]
+        shown = [part for turn in turns for part in turn.parts if isinstance(part, ImagePart)]
         chosen = small if draw.random() < 0.5 else loaded
         try:
             prompt = build_prompt(chosen, turns, 16)

@@ -1,4 +1,4 @@
-"""What memory is estimated: exactly where that is possible, and in the right direction elsewhere."""
+"""Memory estimates: exact if that is possible, in the right direction otherwise."""
 
 import re
 import subprocess
@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from mmchat.engine.decode import PREFILL_CHUNK
 from mmchat.errors import ModelError
+from mmchat.memory.memory_estimate import PREFILL, estimate_inference, nf4_bytes, weight_bytes
+from mmchat.memory.model_dims import ModelDims, UnknownModelError, model_dims, read_dims
+from mmchat.memory.training_memory import TrainingStep, estimate_training
 from mmchat.model.catalogue import OFFERS, offered_dims
-from mmchat.model.checkpoint import TensorInfo
-from mmchat.model.loading import LoadedModel
-from mmchat.model.memory_estimate import PREFILL, estimate_inference, nf4_bytes, weight_bytes
-from mmchat.model.model_dims import ModelDims, UnknownModelError, model_dims, read_dims
-from mmchat.model.training_memory import TrainingStep, estimate_training
-from tests.model import published
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model_files import TensorInfo
+from tests.memory import published
 
 Checkpoint = Callable[[str], Path]
 Loaded = Callable[[str, str], LoadedModel]
@@ -72,7 +72,7 @@ def test_the_weights_of_every_kind_take_what_is_estimated(
     itemsize = model.compute_dtype.itemsize
     dims = read_dims(checkpoint(kind))
     estimated = sum(weight_bytes(dims, form, itemsize).values())
-    # The report leaves out the tables that a 4-bit layer is read with.
+    # The report leaves out the tables for reading a 4-bit layer.
     tables = 1100 * sum(linear.count for linear in dims.linears) if form == "4bit" else 0
     assert estimated == pytest.approx(model.memory_bytes, rel=0.01, abs=tables)
 
@@ -159,7 +159,7 @@ def test_a_longer_conversation_takes_more() -> None:
 
 @pytest.mark.parametrize("form", ["4bit", "bf16"])
 def test_a_mapped_file_is_not_counted_beside_the_weights(form: Any) -> None:
-    """Its pages are the system's to take back, or are the weights."""
+    """The system can drop its pages, or they are the weights."""
     dims = published.dims("Qwen/Qwen2-VL-2B-Instruct")
     estimate = estimate_inference(dims, form, context=2048, itemsize=2)
     weights = sum(weight_bytes(dims, form, 2, packed=form == "4bit").values())
@@ -169,7 +169,7 @@ def test_a_mapped_file_is_not_counted_beside_the_weights(form: Any) -> None:
 
 
 def test_of_an_embedding_in_the_file_only_the_rows_that_are_read_count() -> None:
-    """Not so if it is converted: then it is a copy."""
+    """But not if it is converted, because then it is a copy."""
     dims = published.dims("HuggingFaceTB/SmolVLM-Instruct")
     as_it_is, converted = (
         estimate_inference(replace(dims, dtype=dtype), "bf16", context=2048, itemsize=2)
@@ -183,12 +183,12 @@ def test_a_prompt_is_read_in_pieces_as_the_engine_reads_it() -> None:
     assert PREFILL == PREFILL_CHUNK
 
 
-# The models that could be fetched
+# The models that can be fetched
 
 
 @pytest.mark.parametrize("name", [offer.hub_id for offer in OFFERS])
 def test_the_sizes_of_offered_models_are_those_of_their_headers(name: str) -> None:
-    """After a change of ModelDims: python -m tests.model.published"""
+    """After a change of ModelDims: python -m tests.memory.published"""
     dims = published.dims(name)
     assert offered_dims()[name] == dims and not dims.estimated
     assert dims.parameters == published.PARAMETERS.get(name, dims.parameters)
@@ -219,11 +219,11 @@ def test_older_names_of_tensors_say_the_same() -> None:
     assert model_dims(published.CONFIGS[name], older) == published.dims(name)
 
 
-def test_without_torch_and_at_once() -> None:
+def test_the_estimate_needs_no_torch() -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from mmchat.model.machine import Machine; from mmchat.model.memory_fit import all_fits\n"
-        "from mmchat.model.model_dims import read_dims\n"
+        "from mmchat.memory.machine import Machine; from mmchat.memory.memory_fit import all_fits\n"
+        "from mmchat.memory.model_dims import read_dims\n"
         f"found = list(all_fits(read_dims(Path({str(SCENES)!r})), Machine('cpu', 8 << 30, 4)))\n"
         "assert len(found) == 5, found\n"
         "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
@@ -233,12 +233,12 @@ def test_without_torch_and_at_once() -> None:
 
 
 def test_a_model_without_text_cannot_be_estimated() -> None:
-    with pytest.raises(ModelError, match="no text model that mmchat knows"):
+    with pytest.raises(ModelError, match="does not know the text model"):
         model_dims({"model_type": "strange"}, [])
 
 
-def test_an_unknown_name_of_the_embedding_is_no_obstacle() -> None:
-    """The configuration says its sizes too; layers of unknown names are estimated by their shapes."""
+def test_an_embedding_of_unknown_name_does_not_matter() -> None:
+    """The configuration has its sizes too; layers of unknown names are estimated from their shapes."""
     config = {"model_type": "strange", "hidden_size": 64, "vocab_size": 100}
     tensors = [
         TensorInfo("backbone.embeddings.weight", "BF16", (100, 64)),

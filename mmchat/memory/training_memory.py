@@ -1,8 +1,8 @@
 """How much memory a step of training takes, estimated before anything is loaded, without torch.
 
-The counts are those of torch's autograd for these models (`saved_tensors_hooks` on the real step gave
-them). AdamW keeps two numbers a weight (Kingma and Ba 2014), its 8-bit form two bytes and their scales
-(Dettmers et al. 2022). With gradient checkpointing a block keeps its input only (Chen et al. 2016,
+The counts are those of torch's autograd for these models (`saved_tensors_hooks` on real steps gave them).
+AdamW keeps two numbers for each weight (Kingma and Ba 2014), its 8-bit form two bytes and their scales
+(Dettmers et al. 2022). With gradient checkpointing a block keeps only its input (Chen et al. 2016,
 "Training Deep Nets with Sublinear Memory Cost").
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mmchat.model.machine import Form
-from mmchat.model.memory_estimate import (
+from mmchat.memory.machine import WeightFormat
+from mmchat.memory.memory_estimate import (
     Device,
     MemoryEstimate,
     Phase,
@@ -24,13 +24,23 @@ from mmchat.model.memory_estimate import (
     unread_bytes,
     weight_bytes,
 )
-from mmchat.model.model_dims import DOWN, FUSED, GATE_UP, KEY, OUT, QUERY, UP, LinearDims, ModelDims
+from mmchat.memory.model_dims import (
+    DOWN,
+    FUSED,
+    GATE_UP,
+    KEY,
+    OUT,
+    QUERY,
+    UP,
+    LinearDims,
+    ModelDims,
+)
 
 Method = Literal["projector", "lora", "qlora", "full"]
 Optimizer = Literal["adamw", "adamw8bit", "muon"]
 
 _EIGHT_BIT_FROM = 4096
-"""bitsandbytes keeps 32-bit moments for tensors with fewer weights."""
+"""For tensors with fewer weights bitsandbytes keeps 32-bit moments."""
 _UPDATE_COPIES = 2
 """AdamW's denominator and its quotient, of one tensor at a time."""
 
@@ -39,8 +49,8 @@ _UPDATE_COPIES = 2
 class TrainingStep:
     """What is computed at once: `rows` packed rows of `row_tokens` tokens, with `pictures` in all of them.
 
-    `answer_tokens` are the trained ones of all rows; without a number, all that are not of pictures.
-    `targets` names the linear layers that LoRA is on; none means all of the text blocks.
+    `answer_tokens` is the number of trained tokens of all rows; None means all that do not belong to
+    pictures. `targets` names the linear layers that have LoRA; empty means all of the text blocks.
     """
 
     method: Method
@@ -68,37 +78,37 @@ class TrainingStep:
         return self.projector or self.method == "projector"
 
     def at_once(self, rows: int) -> "TrainingStep":
-        """The part of the step that `rows` of its rows are."""
+        """The step with only `rows` of its rows."""
         share = rows / self.rows
         answers = None if self.answer_tokens is None else round(self.answer_tokens * share)
         pictures = round(self.pictures * share)
         return replace(self, rows=rows, pictures=pictures, answer_tokens=answers)
 
     def targeted(self, linears: Iterable[LinearDims]) -> list[LinearDims]:
-        """Those that LoRA is on."""
+        """Those that have LoRA."""
         return [linear for linear in linears if not self.targets or linear.name in self.targets]
 
 
 def estimate_training(
     dims: ModelDims,
-    form: Form,
+    weight_format: WeightFormat,
     step: TrainingStep,
     *,
     itemsize: int = 2,
     device: Device = "cpu",
 ) -> MemoryEstimate:
-    """Loading the base as `form` and training it step by step.
+    """Loading the base as `weight_format` and training it step by step.
 
     `itemsize` is the bytes of a number in the compute dtype: 4 for float32, 2 for bfloat16.
     """
     trained = _trained(dims, step)
-    weights = weight_bytes(dims, form, itemsize)
-    # Own models learn from features that were encoded before.
+    weights = weight_bytes(dims, weight_format, itemsize)
+    # The visual-prefix model learns from features that were encoded before.
     encodes = dims.kind == "hf_vlm" or step.vision_blocks > 0
     unread = (
         0 if step.method == "full" else unread_bytes(dims, itemsize, device, encoder=not encodes)
     )
-    # What trains is kept in float32; of the base's own parts it takes the place.
+    # What trains is kept in float32. If it is a part of the base, it replaces that part.
     held = {
         **resident(weights, itemsize * trained.own + unread),
         "trainable weights": 4 * trained.count,
@@ -111,15 +121,15 @@ def estimate_training(
     activations = dims.layers * (kept if step.gradient_checkpointing else block)
     activations += step.tokens * dims.hidden_size * (4 + 2 * itemsize)
     activations += _picture_activations(dims, step, itemsize)
-    # Published models are given no mask, and hold none.
+    # Hugging Face VLMs get no mask.
     scores = 0 if dims.kind == "hf_vlm" else step.rows * step.row_tokens**2
-    mask = scores * (10 if dims.window else 1)  # with windows the distances too
+    mask = scores * (10 if dims.window else 1)  # with sliding windows also the distances
     working = 3 * step.tokens * dims.intermediate_size * itemsize
     if step.gradient_checkpointing:
         working += block + scores * itemsize
     else:
         mask += dims.layers * scores * itemsize
-    if form == "4bit":
+    if weight_format == "4bit":
         working += itemsize * largest_layer(dims)
     answers = step.answer_tokens
     if answers is None:
@@ -128,7 +138,7 @@ def estimate_training(
     if step.optimizer == "muon":
         update = max(update, 5 * itemsize * trained.largest_matrix)
     phases: dict[Phase, dict[str, int]] = {
-        "loading": loading(dims, form, weights, device),
+        "loading": loading(dims, weight_format, weights, device),
         "forward": {
             **held,
             "activations": activations,
@@ -153,7 +163,7 @@ def estimate_training(
 
 @dataclass(slots=True)
 class _Trained:
-    """Numbers of weights that train: all, those of the base itself, of matrices, of large tensors.
+    """The number of weights that train: all, those of the base, those in matrices, those in large tensors.
 
     `largest` and `largest_matrix` are single tensors.
     """
@@ -212,11 +222,11 @@ def _optimizer_bytes(trained: _Trained, optimizer: Optimizer) -> int:
 
 
 def _block_activations(dims: ModelDims, step: TrainingStep, itemsize: int) -> tuple[int, int]:
-    """Bytes that a text block keeps for its backward: (as it is, with gradient checkpointing)."""
+    """Bytes that a text block keeps for its backward: (without, with gradient checkpointing)."""
     norms = dims.norms * dims.hidden_size
     if dims.head_norms:
         norms += dims.query_size + dims.kv_size
-    # A norm keeps its input in float32, and its output too if its own weight trains.
+    # A norm keeps its input in float32, and also its output if its weight trains.
     row = 4 * norms * (2 if step.method == "full" else 1)
     row += 4 * dims.query_size * itemsize  # queries, repeated keys and values, output
     row += (3 if dims.gated else 1) * dims.intermediate_size * itemsize
@@ -228,18 +238,18 @@ def _block_activations(dims: ModelDims, step: TrainingStep, itemsize: int) -> tu
 
 
 def _layer_inputs(dims: ModelDims, step: TrainingStep, itemsize: int) -> int:
-    """Bytes a token of the inputs that linear layers keep because weights on them train."""
+    """Bytes per token of the inputs that linear layers keep because their weights or their LoRA train."""
     if step.method == "projector":
         return 0
     chosen = list(dims.linears) if step.method == "full" else step.targeted(dims.linears)
     if itemsize == 2:
-        # Autocast makes a copy for each layer; of the output of attention only LoRA's cast does.
+        # Autocast makes a copy for each layer, but for the output of attention only LoRA's cast does.
         return sum(
             int(linear.inputs * linear.count / dims.layers) * itemsize
             for linear in chosen
             if step.lora or linear.name not in OUT
         )
-    # In float32 layers share one input, and the output of attention is kept already.
+    # In float32 layers share one input, and the output of attention is already kept.
     names = {linear.name for linear in chosen}
     known = QUERY | KEY | FUSED | UP | GATE_UP | DOWN | OUT
     row = dims.hidden_size * bool(names & (QUERY | KEY | FUSED))
@@ -261,7 +271,7 @@ def _feature_bytes(dims: ModelDims, step: TrainingStep, itemsize: int) -> int:
 
 
 def _picture_activations(dims: ModelDims, step: TrainingStep, itemsize: int) -> int:
-    """What the projector keeps, and the blocks of the encoder that train."""
+    """Bytes that the projector and the trained blocks of the encoder keep."""
     vision = dims.vision
     if vision is None or not step.pictures:
         return 0

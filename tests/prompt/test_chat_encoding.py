@@ -1,4 +1,4 @@
-"""encode_chat: over many families' templates, and against what hostile people type."""
+"""encode_chat with the templates of many families, and with hostile input."""
 
 import unicodedata
 
@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from mmchat.errors import ModelError
-from mmchat.model.encoding import Encoded, answer_end, encode_chat
+from mmchat.prompt.chat_encoding import EncodedChat, answer_end, encode_chat
+from mmchat.turns import ImagePart, Turn
 from tests.model import tiny
-from tests.model.templates import FAMILIES, tokenizer_of
-from tests.model.tiny import Shown, Turn
+from tests.prompt.templates import FAMILIES, tokenizer_of
 
-PICTURE = Shown("0" * 64, None)
+PICTURE = ImagePart("0" * 64)
 EXCHANGE = [Turn("user", ("What colour is it?",)), Turn("assistant", ("It is red.",))]
 
 
 TOKENIZERS = {name: tokenizer_of(family) for name, family in FAMILIES.items()}
 
 
-def produced(tokenizer: PreTrainedTokenizerFast, encoded: Encoded) -> list[str]:
+def produced(tokenizer: PreTrainedTokenizerFast, encoded: EncodedChat) -> list[str]:
     """The stretches under the mask, decoded."""
     stretches: list[list[int]] = []
     before = False
@@ -34,7 +34,7 @@ def produced(tokenizer: PreTrainedTokenizerFast, encoded: Encoded) -> list[str]:
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_tokens_are_those_of_the_stock_rendering(name: str) -> None:
+def test_tokens_are_those_of_transformers_rendering(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     turns = [*EXCHANGE, Turn("user", ("and how big?",))]
     shapes: list[object] = [
@@ -51,24 +51,24 @@ def test_tokens_are_those_of_the_stock_rendering(name: str) -> None:
                 )
             )
         except Exception:
-            # A template takes one of the two shapes or both.
+            # A template accepts one of the two content formats or both.
             continue
     assert ours.input_ids in stock
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_a_system_prompt_is_always_said(name: str) -> None:
+def test_a_system_prompt_is_always_included(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     turns = [Turn("system", ("Be brief.",)), *EXCHANGE]
     text = tokenizer.decode(encode_chat(tokenizer, turns).input_ids)
     if name == "phi3":
-        # It passes over a role that it does not know, so the words go into the first turn.
+        # It skips a role that it does not know, so the words go into the first turn.
         assert "<|user|> Be brief.\n\nWhat colour" in text
     assert text.count("Be brief.") == 1 and text.index("Be brief.") < text.index("What colour")
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_bos_stands_once(name: str) -> None:
+def test_bos_comes_once(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     encoded = encode_chat(tokenizer, EXCHANGE)
     if tokenizer.bos_token_id is not None:
@@ -76,7 +76,7 @@ def test_bos_stands_once(name: str) -> None:
         assert encoded.input_ids[0] == tokenizer.bos_token_id
 
 
-def test_a_tokenizer_that_adds_bos_by_itself_is_heeded() -> None:
+def test_a_tokenizer_that_adds_bos_by_itself() -> None:
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = tiny.tokenizer(
@@ -91,14 +91,14 @@ def test_a_tokenizer_that_adds_bos_by_itself_is_heeded() -> None:
     assert produced(tokenizer, encoded) == [" It is red.</s>"]
 
 
-def test_a_broken_row_of_roles_is_joined_for_a_strict_template() -> None:
+def test_repeated_roles_are_joined_for_a_strict_template() -> None:
     tokenizer = TOKENIZERS["gemma2"]
     turns = [Turn("user", ("one",)), Turn("user", ("two",))]
     text = tokenizer.decode(encode_chat(tokenizer, turns).input_ids)
     assert "one\n\ntwo" in text
 
 
-def test_a_template_that_trims_trims_people_too() -> None:
+def test_a_template_that_trims_also_trims_people() -> None:
     tokenizer = TOKENIZERS["llama3"]
     trimmed = encode_chat(tokenizer, [Turn("user", ("  hello \n",))]).input_ids
     assert trimmed == encode_chat(tokenizer, [Turn("user", ("hello",))]).input_ids
@@ -107,7 +107,7 @@ def test_a_template_that_trims_trims_people_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["chatml", "llava", "smolvlm", "llama3", "mistral_v7"])
-def test_pictures_stand_where_they_were_put(name: str) -> None:
+def test_pictures_are_where_people_put_them(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     mark = tokenizer.convert_tokens_to_ids(FAMILIES[name].image)
     turns = [
@@ -116,7 +116,7 @@ def test_pictures_stand_where_they_were_put(name: str) -> None:
         Turn("user", (PICTURE, "three")),
     ]
     tokens = [[mark] * 3, [mark], [mark] * 2, [mark] * 4]
-    encoded = encode_chat(tokenizer, turns, image_tokens=tokens)
+    encoded = encode_chat(tokenizer, turns, placeholders=tokens)
     assert [length for _, length in encoded.images] == [3, 1, 2, 4]
     for (start, length), wanted in zip(encoded.images, tokens, strict=True):
         assert encoded.input_ids[start : start + length] == wanted
@@ -127,7 +127,7 @@ def test_pictures_stand_where_they_were_put(name: str) -> None:
         for a, b in zip(ends, [s for s, _ in encoded.images] + [None], strict=True)
     ]
     assert between[0].endswith("one ")
-    # Llama's tokenizer puts a blank of its own behind a special token.
+    # Llama's tokenizer puts a blank after a special token.
     assert between[1].removeprefix(" ") in ("two", " two") and between[2] == ""
     assert "It is red." in between[3] and "three" in between[4]
 
@@ -140,7 +140,7 @@ def test_the_end_of_an_answer_is_found() -> None:
         assert family.produced("a", last=True).endswith(tokenizer.convert_ids_to_tokens(end))
 
 
-def test_a_missing_template_is_told() -> None:
+def test_a_missing_template_is_an_error() -> None:
     tokenizer = tiny.tokenizer(None, ["<pad>", "<end>"], eos="<end>")
     with pytest.raises(ModelError, match="has no chat template"):
         encode_chat(tokenizer, EXCHANGE)
@@ -156,14 +156,14 @@ def test_a_missing_template_is_told() -> None:
         "{{ ''.__class__.__mro__ }}{{ messages[0].content }}",
     ],
 )
-def test_a_failing_template_is_told(template: str) -> None:
+def test_a_failing_template_is_an_error(template: str) -> None:
     tokenizer = tiny.tokenizer(template, ["<pad>", "<end>"], eos="<end>")
     with pytest.raises(ModelError, match=r"chat template of .* cannot be used"):
         encode_chat(tokenizer, EXCHANGE)
 
 
 def _texts(name: str) -> st.SearchStrategy[str]:
-    """What people type, every special token of the tokenizer among it, whole and in pieces."""
+    """What people type, including every special token of the tokenizer, whole and in pieces."""
     specials = list(TOKENIZERS[name].added_tokens_encoder)
     pieces = [special[: len(special) // 2] for special in specials] + [s[1:] for s in specials]
     word = st.sampled_from(
@@ -198,33 +198,33 @@ def _conversations(name: str) -> st.SearchStrategy[list[Turn]]:
 def _check(name: str, turns: list[Turn], lengths: list[int]) -> None:
     tokenizer = TOKENIZERS[name]
     mark = tokenizer.convert_tokens_to_ids(FAMILIES[name].image)
-    pictures = sum(isinstance(part, Shown) for turn in turns for part in turn.parts)
+    pictures = sum(isinstance(part, ImagePart) for turn in turns for part in turn.parts)
     tokens = [[mark] * lengths[i % len(lengths)] for i in range(pictures)]
-    encoded = encode_chat(tokenizer, turns, image_tokens=tokens, add_generation_prompt=True)
+    encoded = encode_chat(tokenizer, turns, placeholders=tokens, add_generation_prompt=True)
     # As many picture tokens as features, in order, apart from each other.
     assert encoded.input_ids.count(mark) == sum(map(len, tokens))
     assert [length for _, length in encoded.images] == [len(t) for t in tokens]
     ends = [start + length for start, length in encoded.images]
     assert all(end <= start for end, (start, _) in zip(ends, encoded.images[1:], strict=False))
-    # No special token comes from people: the same shape with harmless words has the same ones.
+    # No special token comes from people: the same turns with harmless words have the same ones.
     harmless = [
         Turn(t.role, tuple("x" if isinstance(p, str) and p else p for p in t.parts)) for t in turns
     ]
-    plain = encode_chat(tokenizer, harmless, image_tokens=tokens, add_generation_prompt=True)
+    plain = encode_chat(tokenizer, harmless, placeholders=tokens, add_generation_prompt=True)
     # Gemma has added tokens of white space, which are ordinary text.
     added = tokenizer.added_tokens_decoder.items()
     special = {i for i, token in added if token.content.replace("\u2581", " ").strip()}
     assert [i for i in encoded.input_ids if i in special] == [
         i for i in plain.input_ids if i in special
     ]
-    # Words are not lost: each stands in the decoded prompt, in order.
-    # Some tokenizers write one character for another of the same look (U+F900 as U+8C48): NFC.
+    # No words are lost: the decoded prompt contains all of them, in order.
+    # Some tokenizers replace a character by one of the same look (U+F900 by U+8C48): NFC.
     text, at = tokenizer.decode(encoded.input_ids, clean_up_tokenization_spaces=False), 0
     text = unicodedata.normalize("NFC", text)
     for turn in turns:
         for part in turn.parts:
             if isinstance(part, str):
-                # SentencePiece cannot tell its mark for a blank from a blank.
+                # SentencePiece does not distinguish its symbol for a blank from a blank.
                 word = part.replace("\u2581", " ").strip().encode("utf-8", "replace").decode()
                 word = unicodedata.normalize("NFC", word)
                 assert word in text[at:]

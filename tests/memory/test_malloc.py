@@ -1,4 +1,4 @@
-"""What was freed while a model was loaded is no longer held."""
+"""Memory that was freed while a model was loaded goes back to the system."""
 
 import platform
 import subprocess
@@ -9,14 +9,14 @@ import pytest
 HELD = """
 import contextlib, sys
 import numpy as np
-from mmchat.model.malloc import eager_trim
+from mmchat.memory.malloc import eager_trim
 
 def resident():
     with open("/proc/self/statm") as stream:
         return int(stream.read().split()[1]) * 4096
 
 def load():
-    # As in loading: large blocks that go, small ones between them that stay.
+    # As in loading: large blocks are freed, small ones between them stay.
     kept = []
     for number in range(60):
         large = np.ones(1 << 18)  # 2 MB
@@ -43,5 +43,5 @@ def test_freed_blocks_go_back_to_the_system() -> None:
         )
         return int(done.stdout)
 
-    assert held("not") > 60_000_000  # else nothing is shown by what follows
+    assert held("not") > 60_000_000  # or the next line would prove nothing
     assert held("back") < 5_000_000

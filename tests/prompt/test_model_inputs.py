@@ -1,4 +1,4 @@
-"""build_prompt on loaded models: places, counts, stock equality, and what is left out."""
+"""build_prompt on loaded models: places, counts, equality with the processor's own rendering, what is left out."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,13 +10,19 @@ import torch
 from mmchat import images
 from mmchat.errors import ModelError, TooLongError
 from mmchat.images import decode
-from mmchat.model import prompt as prompts
-from mmchat.model.hf_vlm import process_pictures
-from mmchat.model.loading import LoadedModel
-from mmchat.model.pictures import PixelCache, decoded_bytes
-from mmchat.model.prompt import Cancelled, build_prompt
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.prompt import model_inputs
+from mmchat.prompt.model_inputs import build_prompt
+from mmchat.prompt.pixel_values import (
+    Cancelled,
+    PixelCache,
+    PreparedPicture,
+    decoded_bytes,
+    process_pictures,
+)
+from mmchat.turns import Turn
 from tests.model import tiny
-from tests.model.tiny import Turn, shown
+from tests.model.tiny import shown
 
 Loaded = Callable[[str, str], LoadedModel]
 
@@ -58,9 +64,9 @@ def test_the_picture_and_the_text_change_the_answer(loaded: Loaded, kind: str) -
 
 
 @pytest.mark.parametrize("kind", sorted(set(tiny.SEEING) - {"visual_prefix"}))
-def test_plain_conversations_are_the_stock_processors_own(loaded: Loaded, kind: str) -> None:
+def test_plain_conversations_equal_the_processors_own_rendering(loaded: Loaded, kind: str) -> None:
     model = loaded(kind, "fp32")
-    # A picture before the text is where every stock template puts it.
+    # Every template of transformers puts a picture before the text.
     turns = [
         Turn("user", (shown(0), "What colour is it?")),
         Turn("assistant", ("It is red.",)),
@@ -87,7 +93,7 @@ def test_plain_conversations_are_the_stock_processors_own(loaded: Loaded, kind: 
     )
     ours = build_prompt(model, turns, 16)
     if kind == "llava":
-        # Its template writes a newline behind a picture, which the place in the text keeps.
+        # Its template writes a newline after a picture; a picture inside the text gets none.
         assert model.tokenizer.decode(ours.input_ids[0]).count("<image>\n") == 2
     assert ours.input_ids.tolist() == stock["input_ids"].tolist()
     for name, value in ours.model_inputs.items():
@@ -115,7 +121,7 @@ def test_keys_tell_pictures_apart(loaded: Loaded) -> None:
     assert differ == list(range(span.start, span.start + span.length))
 
 
-def test_whole_oldest_exchanges_are_left_out(loaded: Loaded) -> None:
+def test_the_oldest_exchanges_are_left_out(loaded: Loaded) -> None:
     model = loaded("visual_prefix", "fp32")
     turns: list[Any] = [Turn("system", ("Be brief.",))]
     for number in range(6):
@@ -169,7 +175,7 @@ def test_a_long_conversation_keeps_what_fits_and_reads_no_older_picture(
         assert len(read) <= max(16, 2 * kept + 2)
 
 
-def test_a_last_turn_that_is_too_long_is_told(loaded: Loaded) -> None:
+def test_a_last_turn_that_is_too_long_is_an_error(loaded: Loaded) -> None:
     model = replace(loaded("visual_prefix", "fp32"), context_length=40)
     with pytest.raises(
         ModelError, match=r"takes \d+ tokens, 8 of them its pictures.*fewer pictures"
@@ -177,7 +183,7 @@ def test_a_last_turn_that_is_too_long_is_told(loaded: Loaded) -> None:
         build_prompt(model, [Turn("user", (shown(0), shown(1), "what " * 40))], 8)
 
 
-def test_a_system_prompt_that_is_too_long_is_the_one_that_is_told(loaded: Loaded) -> None:
+def test_a_system_prompt_that_is_too_long_is_named_in_the_error(loaded: Loaded) -> None:
     model = replace(loaded("visual_prefix", "fp32"), context_length=60)
     turns = [Turn("system", ("rule " * 60,)), Turn("user", ("what?",))]
     with pytest.raises(TooLongError, match=r"system prompt takes \d+ tokens.*shorten the system"):
@@ -201,7 +207,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 @pytest.mark.parametrize("kind", ["visual_prefix", "llava"])
-def test_a_cancel_is_heard_before_each_picture(
+def test_a_cancellation_stops_before_each_picture(
     loaded: Loaded, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = replace(loaded(kind, "fp32"), pixels=PixelCache())
@@ -230,18 +236,18 @@ def test_a_picture_of_an_earlier_turn_is_not_decoded_again(
     assert len(read) == 5
 
 
-def test_the_pixel_cache_forgets_the_longest_unused() -> None:
+def test_the_pixel_cache_drops_the_least_recently_used() -> None:
     cache = PixelCache(limit=100 * 4)
     for name in "abc":
-        cache.put(name, (torch.zeros(1, 30), 4))
+        cache.put(name, PreparedPicture(torch.zeros(1, 30), 4))
     assert cache.get("a") is not None
-    cache.put("d", (torch.zeros(1, 30), 4))
+    cache.put("d", PreparedPicture(torch.zeros(1, 30), 4))
     assert [name for name in "abcd" if cache.get(name) is not None] == ["a", "c", "d"]
-    cache.put("large", (torch.zeros(1, 101), 4))
-    assert cache.get("large") is None and cache.get("a") is None
+    cache.put("large", PreparedPicture(torch.zeros(1, 101), 4))
+    assert cache.get("large") is None and all(cache.get(name) for name in "acd")
 
 
-def test_a_stock_model_is_not_shown_more_large_pictures_at_once_than_needed(
+def test_a_hugging_face_vlm_does_not_get_more_large_pictures_at_once_than_needed(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = loaded("llava", "fp32")
@@ -253,8 +259,8 @@ def test_a_stock_model_is_not_shown_more_large_pictures_at_once_than_needed(
     small = replace(model, context_length=kept.input_ids.shape[1] + 4)
     whole = build_prompt(model, turns, 4)
     read = decodings(monkeypatch)
-    # As if each were a third of what may be held.
-    monkeypatch.setattr(prompts, "_HELD_AT_FIRST", 3 * decoded_bytes(shown(9).data))
+    # As if each picture took a third of the limit.
+    monkeypatch.setattr(model_inputs, "_FIRST_TRY_BYTES", 3 * decoded_bytes(shown(9).data))
     assert build_prompt(small, turns, 4).keys == kept.keys
     assert len(read) == 3
     everything = build_prompt(model, turns, 4)
@@ -271,7 +277,7 @@ def test_a_text_model_refuses_pictures(loaded: Loaded) -> None:
     assert prompt.model_inputs == {} and prompt.images == []
 
 
-def test_the_stock_processor_decides_what_stands_for_a_picture(loaded: Loaded) -> None:
+def test_the_processor_decides_what_stands_for_a_picture(loaded: Loaded) -> None:
     model = loaded("idefics3", "fp32")
     (tall, wide), inputs = process_pictures(
         model.processor, [tiny.picture(0, (16, 60)), tiny.picture(1, (60, 16))]

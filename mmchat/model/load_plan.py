@@ -1,56 +1,54 @@
-"""What a load would do, checked before it takes any memory."""
+"""The plan of a load: everything about it that can be checked before it takes memory."""
 
 import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from mmchat.errors import ModelError
+from mmchat.memory.machine import Machine, WeightFormat, available_memory, own_memory
+from mmchat.memory.memory_fit import IMPORTS, chat_fit, gigabytes
+from mmchat.memory.model_dims import ModelKind, UnknownModelError, read_dims
 from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
-from mmchat.model.checkpoint import (
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.model_files import (
     FileStamps,
     file_stamps,
     read_config,
     weight_files,
     weights_hash,
 )
-from mmchat.model.machine import Form, Machine, available_memory, own_memory
-from mmchat.model.memory_fit import IMPORTS, chat_fit, gigabytes
-from mmchat.model.model_dims import UnknownModelError, read_dims
 from mmchat.settings import Device, Quantization
 
-if TYPE_CHECKING:
-    from mmchat.model.loading import LoadedModel
-
-Kind = Literal["visual_prefix", "hf_vlm", "text"]
-SMALLER = "with --quantization 4bit"
-"""How a person who asks a model has it in 4-bit."""
+FOUR_BIT_HINT = "with --quantization 4bit"
+"""What a person who talks with a model does to have it in 4-bit."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A load of which everything was checked that can be before it takes memory."""
+class LoadPlan:
+    """A load that has been checked as far as possible without taking memory."""
 
     name: str
     folder: Path
     raw: dict[str, Any]
     """config.json"""
-    kind: Kind
+    kind: ModelKind
     config: Any
-    form: Form
+    weight_format: WeightFormat
     dtype: torch.dtype
+    """The dtype in which the model computes."""
     device: torch.device
     skeleton: nn.Module | None
-    """The model on the meta device, where it becomes 4-bit."""
+    """The model on the meta device; None if it does not become 4-bit."""
     weights_hash: str
     files: FileStamps
-    smaller: str = SMALLER
+    four_bit_hint: str = FOUR_BIT_HINT
 
 
 def plan_load(
@@ -58,40 +56,39 @@ def plan_load(
     *,
     quantization: Quantization = "auto",
     device: Device = "auto",
-    replaced: "LoadedModel | None" = None,
-    smaller: str = SMALLER,
-) -> Plan:
-    """Checks a load without doing it, so that a wrong one costs nothing that is loaded.
+    replaced: LoadedModel | None = None,
+    four_bit_hint: str = FOUR_BIT_HINT,
+) -> LoadPlan:
+    """Checks a load without doing it, so that a wrong one does not cost the model that is loaded.
 
-    `replaced` will be gone by then, so that its memory counts as free. `smaller` says how a person has
-    it in 4-bit. Raises as `load_model` does.
+    `replaced` will be gone when the load begins, so its memory counts as free. `four_bit_hint` says in an
+    error what a person does to have the model in 4-bit. Raises as `load_model` does.
     """
     folder = resolve_model(name)
     raw = read_config(folder)
     weight_files(folder)
     files = file_stamps(folder)
-    where = _device(device)
-    form, dtype = _form(quantization, where, raw, name)
+    target = _device(device)
+    weight_format, dtype = _weight_format(quantization, target, raw, name)
     kind, config = _configuration(folder, raw)
-    skeleton = _skeleton(config, kind, name) if form == "4bit" else None
+    skeleton = _skeleton(config, kind, name) if weight_format == "4bit" else None
     freed = 0
-    if replaced is not None and replaced.device.type == where.type:
+    if replaced is not None and replaced.device.type == target.type:
         freed = replaced.memory_bytes
-    check_memory(folder, form, dtype, where, name, freed, smaller)
-    digest = weights_hash(folder)
-    return Plan(
-        name,
-        folder,
-        raw,
-        kind,
-        config,
-        form,
-        dtype,
-        where,
-        skeleton,
-        digest,
-        files,
-        smaller,
+    check_memory(folder, weight_format, dtype, target, name, freed, four_bit_hint)
+    return LoadPlan(
+        name=name,
+        folder=folder,
+        raw=raw,
+        kind=kind,
+        config=config,
+        weight_format=weight_format,
+        dtype=dtype,
+        device=target,
+        skeleton=skeleton,
+        weights_hash=weights_hash(folder),
+        files=files,
+        four_bit_hint=four_bit_hint,
     )
 
 
@@ -106,10 +103,10 @@ def _device(wanted: Device) -> torch.device:
     return torch.device(wanted)
 
 
-def _form(
+def _weight_format(
     wanted: Quantization, device: torch.device, raw: dict[str, Any], name: str
-) -> tuple[Form, torch.dtype]:
-    """(how the weights are kept, the dtype that is computed in)"""
+) -> tuple[WeightFormat, torch.dtype]:
+    """(how the weights are kept, the dtype in which the model computes)"""
     if raw.get("quantization_config"):
         raise ModelError(
             f"{name} is published in a quantized form of its own: choose its unquantized original, "
@@ -119,7 +116,7 @@ def _form(
     if wanted == "auto":
         if nf4.works(device):
             return "4bit", fast
-        return _plain(fast), fast
+        return ("bf16" if fast == torch.bfloat16 else "fp32"), fast
     if wanted == "4bit":
         if not nf4.works(device):
             raise ModelError(
@@ -130,44 +127,40 @@ def _form(
     return wanted, (torch.bfloat16 if wanted == "bf16" else torch.float32)
 
 
-def _plain(dtype: torch.dtype) -> Form:
-    return "bf16" if dtype == torch.bfloat16 else "fp32"
-
-
 def check_memory(
     folder: Path,
-    form: Form,
+    weight_format: WeightFormat,
     dtype: torch.dtype,
     device: torch.device,
     name: str,
     freed: int = 0,
-    smaller: str = SMALLER,
+    four_bit_hint: str = FOUR_BIT_HINT,
 ) -> None:
     """Raises ModelError if there is too little memory to load the model and to talk with it."""
     try:
-        fit = chat_fit(read_dims(folder), machine_of(device, dtype, freed), form)
+        fit = chat_fit(read_dims(folder), machine_of(device, dtype, freed), weight_format)
     except UnknownModelError:
         return
     if not fit.fits:
-        smaller = "" if form == "4bit" else f" {smaller}, or"
+        hint = "" if weight_format == "4bit" else f" {four_bit_hint}, or"
         raise ModelError(
             f"{name} needs about {gigabytes(fit.needed_bytes)} of memory and {gigabytes(fit.machine.free)} are "
-            f"free: close other programs, load it{smaller} on a larger machine, or choose a smaller model."
+            f"free: close other programs, load it{hint} on a larger machine, or choose a smaller model."
         )
 
 
 def machine_of(device: torch.device, dtype: torch.dtype, freed: int = 0) -> Machine:
-    """What a load on `device` finds; `freed` bytes of this process are given up before it."""
+    """The machine as a load on `device` finds it, after this process has freed `freed` bytes."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return Machine("cuda", free + cached + freed, dtype.itemsize)
-    # What this process has imported is not free any more, and is part of the estimate.
+    # What this process has imported is no longer free, and the estimate includes it.
     reused = min(own_memory(), IMPORTS + freed)
     return Machine("cpu", available_memory() + reused, dtype.itemsize)
 
 
-def _configuration(folder: Path, raw: dict[str, Any]) -> tuple[Kind, Any]:
+def _configuration(folder: Path, raw: dict[str, Any]) -> tuple[ModelKind, Any]:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -175,7 +168,7 @@ def _configuration(folder: Path, raw: dict[str, Any]) -> tuple[Kind, Any]:
     )
 
     model_type = raw["model_type"]
-    kind: Kind
+    kind: ModelKind
     if model_type == "visual_prefix":
         import mmchat.model.visual_prefix  # noqa: F401 (registers its classes)
 
@@ -193,22 +186,23 @@ def _configuration(folder: Path, raw: dict[str, Any]) -> tuple[Kind, Any]:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        # Every configuration class checks its own foreign fields: whatever fails is told.
+        # Every configuration class checks its own fields: any failure is reported.
         raise ModelError(
-            f"{folder / 'config.json'} cannot be used ({reason(error)}): fetch the model again."
+            f"{folder / 'config.json'} cannot be used ({one_line(error)}): fetch the model again."
         ) from error
     return kind, config
 
 
-def auto_class(kind: Kind) -> Any:
+def auto_class(kind: ModelKind) -> Any:
+    """The class of transformers that builds a model of this kind."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     return AutoModelForCausalLM if kind == "text" else AutoModelForImageTextToText
 
 
 @contextlib.contextmanager
-def foreign(name: str) -> Iterator[None]:
-    """Turns whatever a foreign checkpoint raises into ModelError."""
+def checkpoint_errors(name: str) -> Iterator[None]:
+    """Turns whatever loading the checkpoint `name` raises into ModelError."""
     try:
         yield
     except ModelError:
@@ -219,31 +213,32 @@ def foreign(name: str) -> Iterator[None]:
                 f"The memory ran out while {name} was loaded: close other programs or choose a "
                 "smaller model."
             ) from error
-        # It fails in as many ways as there are architectures.
+        # Every architecture fails in its own ways.
         raise ModelError(
-            f"{name} cannot be loaded ({reason(error)}): fetch the model again, or choose another."
+            f"{name} cannot be loaded ({one_line(error)}): fetch the model again, or choose another."
         ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out. On a CPU torch raises a bare RuntimeError, so its words decide."""
+    """Whether memory ran out. On a CPU torch raises a bare RuntimeError, so its message decides."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    words = str(error)
+    message = str(error)
     return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in words or "not enough memory" in words
+        "can't allocate memory" in message or "not enough memory" in message
     )
 
 
-def _skeleton(config: Any, kind: Kind, name: str) -> nn.Module:
+def _skeleton(config: Any, kind: ModelKind, name: str) -> nn.Module:
     """The model on the meta device, without weights."""
-    with foreign(name):
+    with checkpoint_errors(name):
         nf4.import_bitsandbytes()  # before transformers does, which would let it fetch code
         with torch.device("meta"):
             return cast(nn.Module, auto_class(kind).from_config(config))
 
 
-def reason(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error's message on one line, of limited length."""
     text = " ".join(str(error).split())
     if isinstance(error, json.JSONDecodeError):
         text = f"invalid JSON: {text}"

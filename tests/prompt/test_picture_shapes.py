@@ -1,4 +1,4 @@
-"""Pictures of a shape that an image processor refuses, or would enlarge without bound."""
+"""Pictures whose shape an image processor refuses, or would enlarge without limit."""
 
 import copy
 from collections.abc import Callable
@@ -8,16 +8,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmchat.client.protocol import ImagePart, Turn
 from mmchat.data.types import Example, Picture
-from mmchat.data.types import Turn as DataTurn
 from mmchat.errors import ImageError
-from mmchat.model import pictures as model_pictures
-from mmchat.model.hf_vlm import enlarged_size
-from mmchat.model.loading import LoadedModel
-from mmchat.model.pictures import MAX_ENLARGED_PIXELS, PixelCache
-from mmchat.model.prompt import build_prompt
+from mmchat.model.loaded_model import LoadedModel
+from mmchat.prompt import pixel_values
+from mmchat.prompt.model_inputs import build_prompt
+from mmchat.prompt.pixel_values import MAX_ENLARGED_PIXELS, PixelCache, enlarged_size
 from mmchat.training.encode import ExampleEncoder
+from mmchat.turns import ImagePart, Turn
 from tests.images.builders import encode
 
 Loaded = Callable[[str, str], LoadedModel]
@@ -39,7 +37,7 @@ def with_shortest_edge(model: LoadedModel, edge: int) -> LoadedModel:
 
 
 @pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (10, 2100)])
-def test_a_shape_that_the_processor_refuses_is_one_sentence(
+def test_a_shape_that_the_processor_refuses_is_an_error_of_one_sentence(
     loaded: Loaded, size: tuple[int, int]
 ) -> None:
     model = loaded("qwen2_vl", "fp32")
@@ -56,7 +54,7 @@ def test_a_picture_is_not_enlarged_without_bound(
     loaded: Loaded, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = with_shortest_edge(loaded("llava", "fp32"), 336)
-    monkeypatch.setattr(model_pictures, "process_pictures", None)  # it is never reached
+    monkeypatch.setattr(pixel_values, "process_pictures", None)  # it is never reached
     with pytest.raises(ImageError, match=r"it would be enlarged to [\d,]+ × [\d,]+ pixels"):
         ask(model, size)
     monkeypatch.undo()
@@ -75,13 +73,13 @@ def test_the_sizes_that_are_bounded_by_the_processor(loaded: Loaded) -> None:
     assert (wide, high) == (32, 6720) and wide * high < MAX_ENLARGED_PIXELS
 
 
-def test_what_fails_with_every_picture_is_not_called_a_shape(
+def test_a_failure_with_every_picture_is_not_blamed_on_the_shape(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(processor: Any, images: Any) -> Any:
         raise KeyError("pixel_values")
 
-    monkeypatch.setattr(model_pictures, "process_pictures", broken)
+    monkeypatch.setattr(pixel_values, "process_pictures", broken)
     with pytest.raises(KeyError):
         ask(loaded("qwen2_vl", "fp32"), (40, 40))
 
@@ -95,7 +93,7 @@ def test_in_training_such_a_picture_is_a_problem_of_its_sample(loaded: Loaded, k
     for width, height in ((40, 40), (2, 5000), (30, 50)):
         data = shape(width, height)
         picture = Picture(f"{width:064}", "image/png", width, height, f"{width}.png", held=data)
-        turns = (DataTurn("user", (picture, "what?")), DataTurn("assistant", ("it is red",)))
+        turns = (Turn("user", (picture, "what?")), Turn("assistant", ("it is red",)))
         examples.append(Example(turns, "", f"sample {width}"))
     encode_examples = ExampleEncoder(model).encode_examples(examples, 4096)
     (problem,) = encode_examples.problems

@@ -1,13 +1,13 @@
-"""How much memory a model takes to talk with, estimated before anything is loaded, without torch.
+"""How much memory talking with a model takes, estimated before anything is loaded, without torch.
 
 This and `training_memory` are the only estimates: the engine's refusal, `mmchat doctor`, `models list`,
 `models show` and `train` all use them. What is held at the peak is counted tensor by tensor, as the
-forward of these models holds it; `tests/benchmarks/bench_memory.py` compares with measured peaks. NF4
-takes half a byte a weight and its scales (Dettmers et al. 2023, "QLoRA").
+forward of these models holds it; `tests/benchmarks/bench_memory.py` compares this with measured peaks. NF4
+takes half a byte for each weight, and scales (Dettmers et al. 2023, "QLoRA").
 
-Weight files are mapped into memory, not read into it. A page that was read once, to be converted or
-quantized, is the system's to take back, so files are not counted. Weights that stay as they are in the
-file count as weights, as far as they are read again.
+Weight files are mapped into memory. The system can drop a page that was read once to be converted or
+quantized, so files are not counted. Weights that stay as they are in the file count as weights if they are
+read again.
 """
 
 import math
@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mmchat.model.machine import Form
-from mmchat.model.model_dims import ModelDims
+from mmchat.memory.machine import WeightFormat
+from mmchat.memory.model_dims import ModelDims
 
 Device = Literal["cpu", "cuda"]
 Phase = Literal["loading", "pictures", "answering", "forward", "backward", "update"]
 
 _FILE_DTYPES = {2: "BF16", 4: "F32"}
-"""The dtype of weights in a file that can be computed with as they are, by the bytes of a number."""
+"""The dtype of weights in a file that need no conversion, by the bytes of a number."""
 _NF4_BLOCK, _SCALES_BLOCK = 64, 256
 _NF4_TABLES = 4 * (16 + 256 + 1)
 """For each layer: the 16 values of NF4, the 256 values of its scales, and the scales' mean."""
@@ -31,7 +31,7 @@ PREFILL = 256
 
 # Measured on a CPU by bench_memory.
 _QUANTIZING = 13
-"""Bytes a weight that bitsandbytes takes beside the largest layer while it quantizes it."""
+"""Bytes per weight that bitsandbytes takes in addition to the largest layer while it quantizes it."""
 _PACKING = 6.5
 """The same while it repacks the layer for inference, at the first forward in bfloat16."""
 FRAMEWORK: Mapping[Phase, int] = {
@@ -42,19 +42,19 @@ FRAMEWORK: Mapping[Phase, int] = {
     "backward": 55_000_000,
     "update": 55_000_000,
 }
-"""Bytes of the model's own objects and of what libraries set up at first use, whatever the model."""
+"""Bytes of the model's Python objects and of what libraries set up at first use, for any model."""
 FRAMEWORK_BFLOAT16 = 10_000_000
 """The same for oneDNN, which multiplies in bfloat16."""
 ALLOCATOR = 0.04
-"""What malloc holds beside the memory that is in use, as a share of it."""
+"""What malloc holds in addition to the memory that is in use, as a share of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """The most bytes that are held at once: in which `phase`, and of what.
+    """The largest number of bytes that are held at once: in which `phase`, and for what.
 
-    The `parts` sum up to `total`. On a GPU it is what torch's allocator holds; the driver's own
-    context comes on top.
+    The `parts` add up to `total`. On a GPU this is what torch's allocator holds; the driver's own context
+    comes on top.
     """
 
     total: int
@@ -64,7 +64,7 @@ class MemoryEstimate:
 
 def estimate_inference(
     dims: ModelDims,
-    form: Form,
+    weight_format: WeightFormat,
     *,
     context: int,
     pictures: int = 1,
@@ -75,8 +75,8 @@ def estimate_inference(
 
     `itemsize` is the bytes of a number in the compute dtype.
     """
-    packed = form == "4bit" and device == "cpu" and itemsize == 2
-    loaded = weight_bytes(dims, form, itemsize, packed=packed)
+    packed = weight_format == "4bit" and device == "cpu" and itemsize == 2
+    loaded = weight_bytes(dims, weight_format, itemsize, packed=packed)
     weights = resident(loaded, unread_bytes(dims, itemsize, device))
     cache = 2 * dims.layers * context * dims.kv_size * itemsize
     # A published model reads a prompt with pictures in one forward.
@@ -90,13 +90,13 @@ def estimate_inference(
         "attention mask": read * context * (1 + itemsize),
         "logits": 2 * 4 * dims.vocab_size,
     }
-    if form == "4bit":
-        bytes_a_weight = _PACKING if packed else itemsize
-        answering["unpacked layer"] = round(bytes_a_weight * largest_layer(dims))
+    if weight_format == "4bit":
+        bytes_per_weight = _PACKING if packed else itemsize
+        answering["unpacked layer"] = round(bytes_per_weight * largest_layer(dims))
     encoding = {**weights, **encoder_bytes(dims, pictures, itemsize)}
     return largest(
         {
-            "loading": loading(dims, form, loaded, device),
+            "loading": loading(dims, weight_format, loaded, device),
             "pictures": encoding if pictures else {},
             "answering": answering,
         },
@@ -116,10 +116,10 @@ def nf4_bytes(weights: int, *, packed: bool = False) -> tuple[int, int]:
 
 
 def weight_bytes(
-    dims: ModelDims, form: Form, itemsize: int, *, packed: bool = False
+    dims: ModelDims, weight_format: WeightFormat, itemsize: int, *, packed: bool = False
 ) -> dict[str, int]:
-    """What the loaded weights take; `itemsize` is the bytes of a number in the compute dtype."""
-    if form != "4bit":
+    """Bytes of the loaded weights; `itemsize` is the bytes of a number in the compute dtype."""
+    if weight_format != "4bit":
         return {"weights": itemsize * dims.parameters}
     four_bit = state = 0
     for linear in dims.linears:
@@ -133,8 +133,8 @@ def weight_bytes(
 def unread_bytes(dims: ModelDims, itemsize: int, device: Device, *, encoder: bool = False) -> int:
     """Bytes of loaded weights that are not in memory, because they stay in the file and are not read.
 
-    Of an embedding only the rows of the tokens that occur are read. `encoder`: the vision encoder is
-    not read either.
+    Only the rows of an embedding whose tokens occur are read. `encoder`: the vision encoder is not read
+    either.
     """
     if device != "cpu" or dims.dtype != _FILE_DTYPES[itemsize]:
         return 0  # converted, and so copied
@@ -150,14 +150,14 @@ def resident(weights: Mapping[str, int], unread: int) -> dict[str, int]:
 
 
 def encoder_bytes(dims: ModelDims, pictures: int, itemsize: int) -> dict[str, int]:
-    """What the vision encoder's forward takes over `pictures` together, without a gradient."""
+    """Bytes of the vision encoder's forward for `pictures` together, without gradients."""
     vision = dims.vision
     if vision is None or not pictures:
         return {}
     patches = pictures * vision.patches
     row = (4 * vision.hidden_size + 2 * vision.intermediate_size) * itemsize
     if vision.rotary:
-        # Queries and keys are turned in float32.
+        # Queries and keys are rotated in float32.
         row = max(row, (5 * itemsize + 6 * 4) * vision.hidden_size)
     if vision.keeps_states:
         row += vision.layers * vision.hidden_size * itemsize
@@ -169,24 +169,24 @@ def encoder_bytes(dims: ModelDims, pictures: int, itemsize: int) -> dict[str, in
 
 
 def largest_layer(dims: ModelDims) -> int:
-    """Weights of the largest linear layer of the text blocks."""
+    """The number of weights of the largest linear layer of the text blocks."""
     return max((linear.inputs * linear.outputs for linear in dims.linears), default=0)
 
 
 def loading(
-    dims: ModelDims, form: Form, weights: Mapping[str, int], device: Device
+    dims: ModelDims, weight_format: WeightFormat, weights: Mapping[str, int], device: Device
 ) -> dict[str, int]:
-    """What is held when the last layer is converted."""
-    if form != "4bit":
+    """Bytes that are held while the last layer is converted."""
+    if weight_format != "4bit":
         return dict(weights)
-    bytes_a_weight = _QUANTIZING if device == "cpu" else 4
-    return {**weights, "unquantized layer": bytes_a_weight * largest_layer(dims)}
+    bytes_per_weight = _QUANTIZING if device == "cpu" else 4
+    return {**weights, "unquantized layer": bytes_per_weight * largest_layer(dims)}
 
 
 def largest(
     phases: Mapping[Phase, Mapping[str, int]], itemsize: int, device: Device
 ) -> MemoryEstimate:
-    """The phase that holds most; on a CPU with what the libraries and malloc take besides."""
+    """The phase that holds the most; on a CPU including what the libraries and malloc take."""
     found: list[MemoryEstimate] = []
     for phase, parts in phases.items():
         held = {name: size for name, size in parts.items() if size}

@@ -1,4 +1,4 @@
-"""This machine: what its processor is fast at and how much memory is free, asked without torch."""
+"""This machine: whether its processor is fast in bfloat16, and how much memory is free. Without torch."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from typing import Literal
 
 from mmchat.settings import ModelSettings, Quantization
 
-Form = Literal["4bit", "bf16", "fp32"]
+WeightFormat = Literal["4bit", "bf16", "fp32"]
 """How the weights of a model are kept in memory."""
 
 _GPU_QUERY_SECONDS = 5
@@ -25,8 +25,8 @@ _LOW_CAPABILITIES = frozenset({"default", "avx", "avx2"})
 class Machine:
     """What a model is computed on.
 
-    `free` bytes are there for the whole process, `total` are built in (0 if that is not known); a number
-    of the dtype that 4-bit models compute in takes `itemsize` bytes.
+    The whole process can use `free` bytes; `total` bytes are built in (0 if that is not known). `itemsize`
+    is the bytes of a number of the dtype in which 4-bit models compute.
     """
 
     device: Literal["cpu", "cuda"]
@@ -35,17 +35,17 @@ class Machine:
     total: int = 0
 
     @property
-    def plain_form(self) -> Form:
-        """How a model is kept that is not 4-bit."""
+    def plain_format(self) -> WeightFormat:
+        """How a model that is not 4-bit is kept."""
         return "bf16" if self.itemsize == 2 else "fp32"
 
-    def itemsize_of(self, form: Form) -> int:
-        """Bytes of a number of the dtype that a model of `form` computes in."""
-        return {"bf16": 2, "fp32": 4}.get(form, self.itemsize)
+    def itemsize_of(self, weight_format: WeightFormat) -> int:
+        """Bytes of a number of the dtype in which a model of `weight_format` computes."""
+        return {"bf16": 2, "fp32": 4}.get(weight_format, self.itemsize)
 
 
 def this_machine(settings: ModelSettings) -> Machine:
-    """What the engine would compute on with `settings`."""
+    """The machine as the engine would use it with `settings`."""
     import psutil
 
     gpu = _free_gpu_memory() if settings.device in ("auto", "cuda") else None
@@ -61,13 +61,13 @@ def this_machine(settings: ModelSettings) -> Machine:
     return Machine(device, free, 2 if fast else 4, total)
 
 
-def form_of(quantization: Quantization) -> Form:
-    """How a model is kept with the setting model.quantization, if bitsandbytes works here."""
+def weight_format_of(quantization: Quantization) -> WeightFormat:
+    """How a model is kept with the setting model.quantization; assumes that bitsandbytes works here."""
     return "4bit" if quantization == "auto" else quantization
 
 
 def available_memory() -> int:
-    """Bytes that a process may still take, under the limit of its container if it has one."""
+    """Bytes that a process can still take, within the limit of its container if it has one."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
@@ -76,7 +76,7 @@ def available_memory() -> int:
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
         with contextlib.suppress(OSError, ValueError, KeyError):
-            # The page cache counts as used, and is given back when memory is needed.
+            # The page cache counts as used, but is freed when memory is needed.
             fields = (group / "memory.stat").read_text().split()
             used -= int(dict(zip(fields[::2], fields[1::2], strict=False))["inactive_file"])
         free = min(free, max(limit - used, 0))
@@ -92,18 +92,18 @@ def own_memory() -> int:
 
 
 def cpu_flags() -> frozenset[str]:
-    """The CPU's own list of what it can do; empty if the system does not say."""
-    facts = _cpu_facts()
+    """The CPU's feature flags; empty if the system does not list them."""
+    facts = _cpu_fields()
     return frozenset(facts.get("flags", facts.get("features", "")).split())
 
 
 def cpu_name() -> str:
-    """What the manufacturer calls the CPU; empty if the system does not say."""
-    return _cpu_facts().get("model name", "")
+    """The CPU's name; empty if the system does not have it."""
+    return _cpu_fields().get("model name", "")
 
 
-def _cpu_facts() -> dict[str, str]:
-    """What Linux says of the first processor, by lower-case names."""
+def _cpu_fields() -> dict[str, str]:
+    """The fields of the first processor in Linux's /proc/cpuinfo, by lower-case names."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -116,7 +116,7 @@ def _cpu_facts() -> dict[str, str]:
 
 
 def fast_in_bfloat16() -> bool:
-    """Whether the CPU multiplies matrices of bfloat16 itself; if not, that is 10 to 30 times as slow."""
+    """Whether the CPU has instructions for matrices of bfloat16; without, they are 10 to 30 times as slow."""
     if platform.machine().lower() in {"x86_64", "amd64"}:
         if os.environ.get("ATEN_CPU_CAPABILITY", "").lower() in _LOW_CAPABILITIES:
             return False

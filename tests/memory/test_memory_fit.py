@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from mmchat.model import machine as machines
-from mmchat.model.machine import Machine, own_memory, this_machine
-from mmchat.model.memory_fit import CHAT_TOKENS, all_fits, chat_fit, training_fit
-from mmchat.model.model_dims import ModelDims
-from mmchat.model.training_memory import TrainingStep
+from mmchat.memory import machine as machines
+from mmchat.memory.machine import Machine, own_memory, this_machine
+from mmchat.memory.memory_fit import CHAT_TOKENS, all_fits, chat_fit, training_fit
+from mmchat.memory.model_dims import ModelDims
+from mmchat.memory.training_memory import TrainingStep
 from mmchat.settings import ModelSettings
-from tests.model import published
-from tests.model.test_memory_estimate import scenes
+from tests.memory import published
+from tests.memory.test_memory_estimate import scenes
 
 LLAVA = "llava-hf/llava-1.5-7b-hf"
 GB = 1_000_000_000
@@ -54,7 +54,7 @@ def test_a_conversation_is_as_long_as_memory_allows() -> None:
     assert chat_fit(small, Machine("cpu", 64 << 30, 4), "4bit").context == 600
 
 
-def test_the_reason_says_what_is_there() -> None:
+def test_the_reason_says_what_is_available() -> None:
     dims = published.dims(LLAVA)
     fits = chat_fit(dims, Machine("cpu", 12 * GB, 2, 16 * GB), "4bit")
     assert fits.fits and fits.reason.endswith("of memory, 12.0 GB are free")
@@ -66,7 +66,7 @@ def test_the_reason_says_what_is_there() -> None:
     assert "its largest part is weights, 4.4 GB" in busy.sentence
 
 
-def test_every_use_is_told() -> None:
+def test_every_use_is_listed() -> None:
     uses = [fit.use for fit in all_fits(scenes(), Machine("cpu", 8 << 30, 4))]
     assert uses == [
         "talk, 4-bit",
@@ -114,7 +114,9 @@ def test_torch_that_may_not_use_avx512_is_slow_in_bfloat16(monkeypatch: pytest.M
     assert not machines.fast_in_bfloat16()
 
 
-def test_a_gpu_is_asked_of_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_gpu_memory_comes_from_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")

@@ -1,25 +1,25 @@
-"""Whether a model fits the memory of this machine: to talk with it, and to train it.
+"""Whether a model fits in the memory of this machine, to talk with it and to train it.
 
-What it takes is estimated (`memory_estimate`, `training_memory`), what is free is what `machine` says.
-Nothing here needs torch.
+`memory_estimate` and `training_memory` estimate what it takes, `machine` says what is free. Nothing here
+needs torch.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from mmchat.model.machine import Form, Machine
-from mmchat.model.memory_estimate import MemoryEstimate, estimate_inference
-from mmchat.model.model_dims import ModelDims
-from mmchat.model.training_memory import Method, TrainingStep, estimate_training
+from mmchat.memory.machine import Machine, WeightFormat
+from mmchat.memory.memory_estimate import MemoryEstimate, estimate_inference
+from mmchat.memory.model_dims import ModelDims
+from mmchat.memory.training_memory import Method, TrainingStep, estimate_training
 
 CHAT_TOKENS = 1024
-"""Tokens of a conversation besides a picture. A model that cannot hold so many does not fit."""
+"""Tokens of a conversation besides a picture. A model without memory for them does not fit."""
 CONTEXTS = (8192, 4096, 2048)
 """Tokens of longer conversations, the longest first."""
 ANSWER_TOKENS, ROW_TOKENS, BATCH = 96, 512, 16
 """Of a usual training: tokens of a question with its answer, of a packed row, samples of a step."""
 IMPORTS = 440_000_000
-"""Bytes that Python and its libraries take on a CPU before there is a model (measured)."""
+"""Bytes that Python and its libraries take on a CPU before a model is loaded (measured)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,14 @@ class MemoryFit:
 
     use: str
     estimate: MemoryEstimate
-    """Of the way that fits; if none does, of the one that takes least."""
+    """Of the way that fits; if none does, of the one that takes the least."""
     machine: Machine
     changes: dict[str, int | bool] = field(default_factory=dict)
     """What makes it fit: keys of a recipe's stage, for a conversation its `context`."""
     context: int = 0
     """The longest conversation that fits, in tokens; 0 for training."""
     context_bytes: int = 0
-    """What the process takes with that conversation."""
+    """Bytes that the process takes with that conversation."""
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ class MemoryFit:
 
     @property
     def reason(self) -> str:
-        """What it needs and what is there, in words."""
+        """What it needs and what is available, in words."""
         needed = f"needs {gigabytes(self.needed_bytes)} of memory"
         if self.machine.total and self.needed_bytes > self.machine.total:
             return f"{needed}, this machine has {gigabytes(self.machine.total)}"
@@ -74,7 +74,7 @@ class MemoryFit:
 
     @property
     def sentence(self) -> str:
-        """Whether it fits, how, and what takes most if it does not."""
+        """Whether it fits and how; if it does not, what takes the most."""
         needed, free = gigabytes(self.needed_bytes), gigabytes(self.machine.free)
         if self.fits:
             if self.context:
@@ -95,18 +95,20 @@ class MemoryFit:
         )
 
 
-def chat_fit(dims: ModelDims, machine: Machine, form: Form, use: str = "talk") -> MemoryFit:
-    """Talking with the model. The figure is that of a picture and a short conversation about it.
+def chat_fit(
+    dims: ModelDims, machine: Machine, weight_format: WeightFormat, use: str = "talk"
+) -> MemoryFit:
+    """Talking with the model; the estimate is for a picture and a short conversation about it.
 
-    Every answer to "does it fit?" is this one; `context` says how much longer a conversation may get.
+    Everything that says whether a model fits uses this. `context` is the longest conversation that fits.
     """
 
     def estimate(tokens: int) -> MemoryEstimate:
         return estimate_inference(
             dims,
-            form,
+            weight_format,
             context=tokens,
-            itemsize=machine.itemsize_of(form),
+            itemsize=machine.itemsize_of(weight_format),
             device=machine.device,
         )
 
@@ -124,7 +126,7 @@ def chat_fit(dims: ModelDims, machine: Machine, form: Form, use: str = "talk") -
 def training_fit(
     dims: ModelDims,
     machine: Machine,
-    form: Form,
+    weight_format: WeightFormat,
     step: TrainingStep,
     use: str = "train",
     *,
@@ -139,9 +141,9 @@ def training_fit(
     for at_once, checkpointing in ways:
         estimate = estimate_training(
             dims,
-            form,
+            weight_format,
             replace(step.at_once(at_once), gradient_checkpointing=checkpointing),
-            itemsize=machine.itemsize_of(form),
+            itemsize=machine.itemsize_of(weight_format),
             device=machine.device,
         )
         if _process_bytes(estimate, machine) <= machine.free:
@@ -156,10 +158,10 @@ def training_fit(
 
 def all_fits(dims: ModelDims, machine: Machine) -> Iterator[MemoryFit]:
     """Every way to talk with a model and to train it; the training is a usual one."""
-    plain = machine.plain_form
+    plain = machine.plain_format
     yield chat_fit(dims, machine, "4bit", "talk, 4-bit")
     yield chat_fit(dims, machine, plain, f"talk, unquantized ({plain})")
-    ways: tuple[tuple[Method, Form, str], ...] = (
+    ways: tuple[tuple[Method, WeightFormat, str], ...] = (
         ("qlora", "4bit", "train, qlora (4-bit base)"),
         ("lora", plain, "train, lora (unquantized base)"),
         ("full", "fp32", "train, full"),
@@ -167,7 +169,7 @@ def all_fits(dims: ModelDims, machine: Machine) -> Iterator[MemoryFit]:
     sample = dims.image_tokens + ANSWER_TOKENS
     rows = 1 if dims.kind == "hf_vlm" else -(-BATCH * sample // ROW_TOKENS)
     pictures = max(1, ROW_TOKENS // sample) if dims.vision is not None else 0
-    for method, form, use in ways:
+    for method, weight_format, use in ways:
         step = TrainingStep(
             method,
             row_tokens=max(ROW_TOKENS, sample),
@@ -175,7 +177,7 @@ def all_fits(dims: ModelDims, machine: Machine) -> Iterator[MemoryFit]:
             pictures=rows * pictures,
             projector=dims.kind == "visual_prefix",
         )
-        yield training_fit(dims, machine, form, step, use)
+        yield training_fit(dims, machine, weight_format, step, use)
 
 
 def _process_bytes(estimate: MemoryEstimate, machine: Machine) -> int:
