@@ -116,8 +116,8 @@ def _model_refusal(tokens: "TokenCount | None", allow_bad: bool) -> str:
     if bad <= MAX_BAD_SHARE * counted:
         return ""
     return (
-        f"{bad:,} of {counted:,} samples cannot be read by {tokens.model}: correct them, or leave "
-        "them out with --allow-bad."
+        f"{bad:,} of {counted:,} samples cannot be read by {tokens.model}: correct them, or skip "
+        "them with --allow-bad."
     )
 
 
@@ -146,11 +146,13 @@ def _show_counts(path: Path, found: "Inspection") -> None:
     if found.shown > found.pictures:
         pictures.append(f"shown {found.shown:,} times")
     pictures += [
-        f"{found.about(what):,} {what}" for what in ("missing", "broken") if found.about(what)
+        f"{found.count_pictures(what):,} {what}"
+        for what in ("missing", "broken")
+        if found.count_pictures(what)
     ]
     rows = [
         ("data", str(path)),
-        ("form", found.form),
+        ("format", found.format),
         ("samples", f"{found.samples:,}" + (f", {bad:,} of them with a problem" if bad else "")),
         ("questions", f"{found.questions:,}"),
         ("pictures", ", ".join(pictures)),
@@ -295,15 +297,15 @@ def _object(
 ) -> dict[str, Any]:
     return {
         "path": str(path),
-        "form": found.form,
+        "format": found.format,
         "samples": found.samples,
         "bad": found.bad,
         "examples": len(found.examples),
         "questions": found.questions,
         "pictures": found.pictures,
         "pictures_shown": found.shown,
-        "pictures_missing": found.about("missing"),
-        "pictures_broken": found.about("broken"),
+        "pictures_missing": found.count_pictures("missing"),
+        "pictures_broken": found.count_pictures("broken"),
         "without_picture": found.without_picture,
         "classes": dict(found.classes.most_common()),
         "bad_classes": dict(found.bad_classes.most_common()),
