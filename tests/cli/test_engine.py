@@ -45,7 +45,7 @@ async def test_serve_runs_until_ctrl_c_and_is_the_only_one(mmchat: Run) -> None:
     serving.send_signal(signal.SIGINT)
     _, log = serving.communicate(timeout=60)
     assert serving.returncode == 0
-    assert "listens" in log and "Traceback" not in log
+    assert "is listening" in log and "Traceback" not in log
 
 
 def test_use_an_adapter(mmchat: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -308,7 +308,7 @@ async def test_a_backend_that_cannot_be_loaded_is_a_sentence(
 ) -> None:
     monkeypatch.setenv("MMCHAT_ENGINE_BACKEND", "no_such_module:create")
     client = new_client()
-    with pytest.raises(EngineError, match="install mmchat again"):
+    with pytest.raises(EngineError, match="reinstall mmchat"):
         await ask(client, "hello")
 
 
