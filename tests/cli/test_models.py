@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.cli.doctor import tell
+from mmchat.cli.doctor import print_report
 from mmchat.settings import paths
 from tests.cli.conftest import Run, sentence
 from tests.cli.folders import make_adapter, make_model, make_sparse_llama
@@ -39,7 +39,7 @@ def test_a_model_has_the_name_that_is_given_or_that_of_its_run(mmchat: Run, tmp_
     made = make_model(tmp_path / "other" / "model")
     assert mmchat("models", "add", str(made)).stdout.startswith("Added: model.")
     done = mmchat("models", "add", str(made), "--name", "mine")
-    assert done.stdout.startswith("Added: mine. Use it: mmchat ask --model mine")
+    assert done.stdout.startswith("Added: mine. To use it: mmchat ask --model mine")
     assert mmchat("models", "show", "mine", "--no-load").returncode == 0
     assert "--name" in sentence(mmchat("models", "add", str(made), "--name", "birds"))
     assert "no name for a model" in sentence(mmchat("models", "add", str(made), "--name", "a/b"))
@@ -114,9 +114,9 @@ def test_doctor_says_what_is_wrong_and_what_to_do(
     assert found["folders"]["data"]["writable"] and found["engine"] == {}
     assert "mine" in found["model"]["problem"]
     assert found["model"]["problem"] in found["advice"]
-    tell(found)
+    print_report(found)
     shown = capsys.readouterr().out
-    for part in ("cpu", "computes", "4-bit", "memory", "does not run", found["advice"][0]):
+    for part in ("cpu", "computes", "4-bit", "memory", "not running", found["advice"][0]):
         assert part in shown
 
 

@@ -131,7 +131,7 @@ def test_a_picture_that_is_only_named_is_told(mmchat: Run, picture: Path) -> Non
 
 def test_a_picture_on_the_web_is_not_fetched(mmchat: Run) -> None:
     done = mmchat("ask", "say https://example.org/a%20kite.jpg?")
-    assert "is not fetched" in done.stderr and "curl -sL https://example.org" in done.stderr
+    assert "not downloaded" in done.stderr and "curl -sL https://example.org" in done.stderr
     done = mmchat("ask", "say x", "-a", "https://example.org/kite.jpg")
     assert done.returncode == 1 and "curl -sL https://example.org/kite.jpg |" in done.stderr
 
