@@ -131,7 +131,7 @@ def evaluate(
     answering = adapter or (settings.model.adapter if not model else "")
     if against and against == (answering or NO_ADAPTER):
         raise click.UsageError(
-            "--against is the same adapter as --adapter: choose another one, or none."
+            "--against is the adapter that answers already: choose another one, or none."
         )
     progress = Progress()
 

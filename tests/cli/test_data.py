@@ -110,7 +110,7 @@ def test_copies_in_both_parts_of_the_datas_own_split(mmchat: Run, tmp_path: Path
     found = inspected(mmchat, "birds")
     assert found["own_split"] and (found["train"], found["held_out"]) == (9, 10)
     assert "held-out split has it too" in found["problems"][0]["why"] and found["bad"] == 0
-    assert "by the data itself" in mmchat("data", "inspect", "birds", **NO_MODEL).stdout
+    assert "the split in the data" in mmchat("data", "inspect", "birds", **NO_MODEL).stdout
 
 
 def test_pictures_elsewhere(mmchat: Run, tmp_path: Path) -> None:

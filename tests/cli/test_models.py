@@ -26,7 +26,7 @@ def test_add_list_show_remove(mmchat: Run, tmp_path: Path) -> None:
     assert shown["model_type"] == "llama" and shown["fits"] is True
     assert "safetensors" not in mmchat("models", "show", offers[0]["name"]).stderr
     done = mmchat("models", "remove", "mine", "--yes")
-    assert "stays on the disk" in done.stdout and (model / "config.json").is_file()
+    assert "is kept" in done.stdout and (model / "config.json").is_file()
     assert "no model mine" in sentence(mmchat("models", "show", "mine"))
 
 
@@ -74,6 +74,12 @@ def test_what_cannot_be_added_or_shown_is_one_sentence(mmchat: Run) -> None:
     assert "There is no folder" in sentence(mmchat("models", "add", "~nobody-here/models"))
     assert "neither a folder nor a hub id" in sentence(mmchat("models", "add", "nonsense"))
     assert "connect to the network" in sentence(mmchat("models", "add", "owner/name"))
+    for variable, value, expected in [
+        ("SSL_CERT_FILE", "/nowhere.pem", "certificates in SSL_CERT_FILE or SSL_CERT_DIR"),
+        ("ALL_PROXY", "gopher://127.0.0.1:1", "network settings in the environment"),
+    ]:
+        environment = {"HF_HUB_OFFLINE": "0", variable: value}
+        assert expected in sentence(mmchat("models", "add", "owner/name", **environment))
     assert "There is no model" in sentence(mmchat("models", "show", "nonsense"))
     assert "no model nonsense" in sentence(mmchat("models", "remove", "nonsense", "--yes"))
 

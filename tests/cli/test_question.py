@@ -119,7 +119,7 @@ def test_a_picture_that_is_only_named_is_told(mmchat: Run, picture: Path) -> Non
     ):
         done = mmchat("ask", text)
         assert done.returncode == 0
-        assert "is not seen by the model" in done.stderr
+        assert "model does not see a picture" in done.stderr
         assert (options if str(picture.parent) in text else "-a 'red kites.png'") in done.stderr
     for arguments in (
         ("say red kites.png", "-a", str(picture)),
