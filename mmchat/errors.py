@@ -1,28 +1,28 @@
-"""What can go wrong that a person can mend.
+"""Errors that a user can fix.
 
     MmchatError
     ├── SettingsError    settings.toml, an environment variable or a flag
     ├── ImageError       a picture that cannot be used
-    ├── HistoryError     the history file or something asked of it
+    ├── HistoryError     the history file or a request to it
     ├── ModelError       a model folder, its weights, its chat template, memory
-    │   ├── ModelNotFoundError   a name that no model on this machine has
-    │   └── TooLongError     a message that the model has no room for
+    │   ├── ModelNotFoundError   no model on this machine has the name
+    │   └── TooLongError         a message exceeds the model's context
     ├── AdapterError     an adapter folder
     ├── DataError        training or evaluation data
     ├── RecipeError      a training recipe
-    └── EngineError      the engine: not reachable, crashed, busy, refused a request
+    └── EngineError      the engine is unreachable, crashed, busy, or refused a request
 
-Each message is one sentence or two: what happened, to which file or option,
-and what to do. Everything else that is raised is a bug and shows a traceback.
+Each message is one or two sentences: what happened, to which file or option, and what to do. All
+other exceptions are bugs and show a traceback.
 """
 
 
 class MmchatError(Exception):
-    """The root of the family; the command line prints it and exits with 1."""
+    """The base class; the command line prints the message and exits with 1."""
 
 
 class SettingsError(MmchatError):
-    """A setting has a value that cannot be used."""
+    """A setting has an invalid value."""
 
 
 class ImageError(MmchatError):
@@ -30,7 +30,7 @@ class ImageError(MmchatError):
 
 
 class HistoryError(MmchatError):
-    """The history cannot be opened, or holds no such thing."""
+    """The history cannot be opened, or has no such item."""
 
 
 class ModelError(MmchatError):
@@ -46,7 +46,7 @@ class TooLongError(ModelError):
 
 
 class AdapterError(MmchatError):
-    """An adapter cannot be found, does not fit its base, or is not safe."""
+    """An adapter cannot be found, does not match its base, or is unsafe."""
 
 
 class DataError(MmchatError):

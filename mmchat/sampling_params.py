@@ -1,6 +1,6 @@
-"""How the tokens of an answer are chosen: the parameters, their defaults and their limits.
+"""The sampling parameters of an answer, their defaults and their limits.
 
-Settings, client, engine and command line share this one definition. Free of torch.
+Settings, client, engine and command line share this definition. Does not import torch.
 """
 
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from mmchat.errors import EngineError
 
 
 class SamplingError(EngineError, ValueError):
-    """A parameter is out of its range; `parameter` is its name.
+    """A parameter is out of range; `parameter` is its name.
 
-    A ValueError too, so that msgspec reports it as a validation error with the place in the input.
+    Also a ValueError, so that msgspec reports it as a validation error with its path.
     """
 
     def __init__(self, parameter: str, value: float, allowed: str) -> None:
@@ -22,7 +22,7 @@ class SamplingError(EngineError, ValueError):
 
 
 class Limit(NamedTuple):
-    """The values that a parameter may have, and how a message says it."""
+    """The valid range of a parameter, and its description for messages."""
 
     low: float
     high: float
@@ -31,7 +31,7 @@ class Limit(NamedTuple):
     high_included: bool = True
 
     def accepts(self, value: float) -> bool:
-        """Whether `value` is in range; NaN never is."""
+        """Whether `value` is in range; NaN is not."""
         above = value >= self.low if self.low_included else value > self.low
         below = value <= self.high if self.high_included else value < self.high
         return above and below
@@ -49,9 +49,9 @@ LIMITS = {
 
 
 class SamplingParams(msgspec.Struct, frozen=True):
-    """How an answer is drawn from the model's logits.
+    """How an answer is sampled from the model's logits.
 
-    Raises SamplingError if a parameter is out of its range.
+    Raises SamplingError if a parameter is out of range.
     """
 
     temperature: float = 0.0

@@ -1,8 +1,7 @@
-"""The one door through which foreign text reaches a screen.
+"""Cleans untrusted text before it is shown. Nothing else may bring such text to a screen.
 
-A model's output, a file's name or an imported message may hold terminal
-escapes: OSC 52 would write the clipboard, a bidi override would show a
-sentence that was never said.
+A model's output, a file name or an imported message may contain terminal escapes: OSC 52 would
+write the clipboard, a bidi override would fake a sentence.
 """
 
 import re
@@ -18,9 +17,8 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 def clean(text: str, keep_newlines: bool = True) -> str:
     """`text` without control characters and bidi overrides.
 
-    Tab and newline stay; with `keep_newlines=False` (titles, list rows) every
-    run of white space becomes one space. Lone surrogates, which no terminal
-    and no UTF-8 file can take, become U+FFFD.
+    Tabs and newlines are kept; with `keep_newlines=False` (titles, list rows) every run of white
+    space becomes one space. Lone surrogates, which UTF-8 cannot encode, become U+FFFD.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _SURROGATES.sub("\ufffd", _CONTROLS.sub("", text))
@@ -28,7 +26,7 @@ def clean(text: str, keep_newlines: bool = True) -> str:
 
 
 class Cleaner:
-    """`clean` for text that comes in pieces: `\\r\\n` may lie across two of them."""
+    """`clean` for text in pieces: `\\r\\n` may be split between two of them."""
 
     def __init__(self) -> None:
         self._held = ""

@@ -1,6 +1,6 @@
-"""What a person can set, and where mmchat keeps its files.
+"""The settings, and the folders of mmchat's files.
 
-Every setting has one name in three places, the weakest first: ``[section] key`` in settings.toml,
+Every setting has one name in three places, from lowest to highest priority: ``[section] key`` in settings.toml,
 ``MMCHAT_SECTION_KEY`` in the environment, a command-line flag.
 """
 
@@ -23,21 +23,16 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 ComputeDtype = Literal["auto", "bf16", "fp32"]
 
 NO_ADAPTER = "none"
-"""What a person types for no adapter; no adapter can have this name."""
+"""What users type for no adapter; no adapter can have this name."""
 
-# MMCHAT_ variables that are not settings: folders, a server's key, another backend for tests.
+# MMCHAT_ variables that are not settings: folders, an API key, a backend for tests.
 _OTHER_VARIABLES = frozenset(
     {"MMCHAT_HOME", "MMCHAT_RUNTIME", "MMCHAT_ENGINE_TOKEN", "MMCHAT_ENGINE_BACKEND"}
 )
 
 
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise SettingsError(f"The setting {name} is {value!r}, but has to be {wanted}.")
-
-
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of settings.toml; an unknown key is an error that names the nearest one."""
+    """A table of settings.toml; an unknown key is an error that suggests the nearest one."""
 
 
 class ModelSettings(_Section, frozen=True):
@@ -51,7 +46,7 @@ class ModelSettings(_Section, frozen=True):
     """`auto` is 4-bit if bitsandbytes works on the device."""
     device: Device = "auto"
     compute_dtype: ComputeDtype = "auto"
-    """What a 4-bit model computes in; `auto` is what the processor is fast at."""
+    """The dtype that a 4-bit model computes in; `auto` is what the processor is fast at."""
 
     def __post_init__(self) -> None:
         if self.adapter == NO_ADAPTER:
@@ -59,10 +54,10 @@ class ModelSettings(_Section, frozen=True):
 
 
 class GenerationSettings(SamplingParams, frozen=True, forbid_unknown_fields=True):
-    """How an answer is drawn from the model's logits, and what new conversations begin with."""
+    """The sampling parameters, and the system prompt of new conversations."""
 
     system: str = ""
-    """A system prompt for new conversations."""
+    """The system prompt of new conversations."""
 
     def __post_init__(self) -> None:
         try:
@@ -75,14 +70,17 @@ class EngineSettings(_Section, frozen=True):
     """The process that holds the model."""
 
     idle_seconds: float = 900.0
-    """The engine ends after this time without a request."""
+    """The engine stops after this time without a request."""
     transport: Literal["auto", "unix", "tcp"] = "auto"
-    """`auto` is a Unix socket if the system has them, else a loopback port with a token."""
+    """`auto` is a Unix socket if the system supports it, otherwise a loopback port with a token."""
     url: str = ""
     """Another OpenAI-compatible server (https://host/v1); empty means the local engine."""
 
     def __post_init__(self) -> None:
-        _require(self.idle_seconds > 0, "engine.idle_seconds", self.idle_seconds, "above 0")
+        if not self.idle_seconds > 0:
+            raise SettingsError(
+                f"The setting engine.idle_seconds is {self.idle_seconds!r}, but must be above 0."
+            )
 
 
 class AppSettings(_Section, frozen=True):
@@ -114,24 +112,24 @@ def setting_names() -> list[str]:
 
 
 def load_settings(overrides: Mapping[str, str] | None = None) -> Settings:
-    """The settings file, then the environment, then `overrides` (`{"model.name": "x"}`).
+    """Merges the settings file, the environment and `overrides` (`{"model.name": "x"}`).
 
-    Raises SettingsError if a key is unknown or a value cannot be used; the message names the
-    place that it came from.
+    Raises SettingsError if a key is unknown or a value is invalid; the message says where it came
+    from.
     """
     merged = Settings()
     file = paths().settings_file
     merged = _merge(merged, read_settings_file(file), str(file))
     merged = _merge(merged, _from_environment(), "the environment")
-    given: dict[str, dict[str, Any]] = {}
+    tables: dict[str, dict[str, Any]] = {}
     for name, value in (overrides or {}).items():
         section, _, key = name.partition(".")
-        given.setdefault(section, {})[key] = value
-    return _merge(merged, given, "the command line")
+        tables.setdefault(section, {})[key] = value
+    return _merge(merged, tables, "the command line")
 
 
 def read_settings_file(file: Path) -> dict[str, Any]:
-    """The tables of a settings.toml; empty if there is no such file.
+    """Reads a settings.toml; empty if the file does not exist.
 
     Raises SettingsError if the file cannot be read or is not TOML.
     """
@@ -170,7 +168,7 @@ def _merge(settings: Settings, tables: Mapping[str, Any], source: str) -> Settin
         if kind is None:
             raise SettingsError(_unknown(section, list(SECTIONS), source))
         if not isinstance(table, Mapping):
-            raise SettingsError(f"{source}: {section} has to be a table of settings.")
+            raise SettingsError(f"{source}: {section} must be a table of settings.")
         for key in table:
             if key not in kind.__struct_fields__:
                 raise SettingsError(_unknown(f"{section}.{key}", setting_names(), source))
@@ -178,19 +176,19 @@ def _merge(settings: Settings, tables: Mapping[str, Any], source: str) -> Settin
         try:
             changed[section] = msgspec.convert(whole, kind, strict=False)
         except msgspec.ValidationError as error:
-            raise SettingsError(f"{source}: a value of [{section}] is wrong: {error}.") from error
+            raise SettingsError(f"{source}: a value in [{section}] is invalid: {error}.") from error
     return msgspec.structs.replace(settings, **changed)
 
 
 def _unknown(name: str, known: list[str], source: str) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean {near[0]}?" if near else f"Known are: {', '.join(known)}."
+    hint = f"Did you mean {near[0]}?" if near else f"The settings are: {', '.join(known)}."
     return f"{source}: there is no setting {name}. {hint}"
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """One person's folders. `MMCHAT_HOME` puts all of them into one folder."""
+    """The user's folders. `MMCHAT_HOME` puts all of them into one folder."""
 
     data: Path
     config: Path
@@ -223,10 +221,10 @@ class Paths:
 
 
 def paths() -> Paths:
-    """The folders of this person's files; nothing is created.
+    """The folders of the user's files; creates nothing.
 
-    `MMCHAT_RUNTIME` is another runtime folder, for an engine beside the person's own. Raises
-    SettingsError if one of the two variables cannot be used.
+    `MMCHAT_RUNTIME` sets another runtime folder, for a second engine. Raises SettingsError if a
+    variable is invalid.
     """
     found = _home()
     runtime = _folder_variable("MMCHAT_RUNTIME")
@@ -234,7 +232,7 @@ def paths() -> Paths:
 
 
 def folder_environment() -> dict[str, str]:
-    """The variables that name our folders, as absolute paths.
+    """The folder variables as absolute paths.
 
     For a process with another working directory, where a relative path would mean another folder.
     """
@@ -250,12 +248,12 @@ def _folder_variable(name: str) -> Path | None:
         return Path(value).expanduser().absolute()
     except RuntimeError as error:
         raise SettingsError(
-            f"{name} is {value!r}, which names a home folder that does not exist."
+            f"{name} is {value!r}, but this user has no home folder: give an absolute path."
         ) from error
     except OSError as error:  # the working directory was removed
         raise SettingsError(
-            f"{name} is {value!r}, a relative path, and the current folder does not exist any "
-            "more: give an absolute path."
+            f"{name} is the relative path {value!r}, but the current folder does not exist any more: "
+            "give an absolute path."
         ) from error
 
 
@@ -273,9 +271,9 @@ def _home() -> Paths:
 
 
 def private_dir(path: Path) -> Path:
-    """Creates `path` for this person only (mode 0700, whatever the umask) and returns it.
+    """Creates the folder `path` with mode 0700, whatever the umask, and returns it.
 
-    Raises SettingsError if it cannot be created or written.
+    Raises SettingsError if it cannot be created or is not writable.
     """
     try:
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -300,14 +298,14 @@ def named_folder(name: str) -> Path | None:
     try:
         folder = Path(name).expanduser()
         return folder.absolute() if folder.is_dir() else None
-    except (OSError, RuntimeError, ValueError):  # too long, of an unknown person, with a NUL
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown user, a NUL
         return None
 
 
 def builtin_adapters() -> Path:
-    """The folder of what mmchat ships: a checkout's `adapters/`, else the wheel's copy.
+    """The folder of the built-in models and adapters: a checkout's `adapters/`, or the wheel's copy.
 
-    The checkout comes first, because an editable install can leave an outdated copy beside the
+    The checkout comes first, because an editable install can leave an outdated copy in the
     package.
     """
     package = Path(__file__).resolve().parent

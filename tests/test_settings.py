@@ -48,7 +48,7 @@ def test_every_setting_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("[generation]\ntop_p = 7\n", "generation.top_p is 7.0"),
         ("[generation]\ntemperature = inf\n", "temperature is inf"),
         ("[generation]\nmax_tokens = 'many'\n", "max_tokens"),
-        ("generation = 1\n", "has to be a table"),
+        ("generation = 1\n", "must be a table"),
         ("[model\n", "not valid TOML"),
     ],
 )

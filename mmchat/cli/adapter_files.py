@@ -1,4 +1,4 @@
-"""`mmchat adapters merge | export | import`: from an adapter to a model or a file, and back."""
+"""`mmchat adapters merge | export | import`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -12,15 +12,17 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.command()
 @click.argument("name")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="The new folder of the model."
+)
 @click.option("--name", "model_name", default="", help="The model's name; the folder's by default.")
 @_json
 def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
     """Merge an adapter into its base, for programs that cannot load adapters.
 
-    LoRA is merged into the base's original weights, never into 4-bit ones. The model is added to
-    yours (`mmchat models list`). The command prints how much its logits differ from those of the
-    base with the adapter, both loaded in the same form.
+    LoRA is merged into the base's original weights, never into 4-bit ones. The new model is added
+    to `mmchat models list`. The command prints how much its logits differ from those of the base
+    with the adapter, both loaded in the same way.
 
     \b
     Example:
@@ -61,7 +63,7 @@ def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
     ]
     say("\nThe logits of the merged model, compared with those of the base with the adapter:")
     say_table(rows, ("LOADED", "COMPUTES IN", "LARGEST |Δ|", "MEAN |Δ|", "SAME NEXT TOKEN"))
-    say(f'\nUse it: mmchat ask --model {model.name} "…"')
+    say(f'\nTo use it: mmchat ask --model {model.name} "…"')
 
 
 @click.command()
@@ -69,7 +71,7 @@ def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
 @click.argument("file", metavar="FILE.zip", type=click.Path(path_type=Path))
 @_json
 def export(name: str, file: Path, as_json: bool) -> None:
-    """Write an adapter to a zip file, with only its own files and always the same bytes.
+    """Write an adapter to a zip file, reproducibly and with only its own files.
 
     \b
     Example:
@@ -116,7 +118,7 @@ def import_(source: Path, name: str, base: str, as_json: bool) -> None:
     else:
         say(
             f"Imported: {done.card.name} ({done.folder}). "
-            f"Use it: mmchat adapters use {done.card.name}"
+            f"To use it: mmchat adapters use {done.card.name}"
         )
 
 

@@ -69,14 +69,14 @@ def list_(as_json: bool) -> None:
         )
         for one in found
     ]
-    say_table(rows, ("", "NAME", "BASE", "TRAINED", "WHERE FROM"))
+    say_table(rows, ("", "NAME", "BASE", "TRAINED", "ORIGIN"))
 
 
 @adapters.command()
 @click.argument("name")
 @_json
 def show(name: str, as_json: bool) -> None:
-    """Show an adapter: its base, whether that is here, what was trained, its metrics and files.
+    """Show an adapter: its base, whether it is installed, what was trained, its metrics and files.
 
     \b
     Example:
@@ -98,7 +98,10 @@ def show(name: str, as_json: bool) -> None:
         card = found.card
         rows += [
             ("base", f"{card.base.id} ({card.base.hash[:12]})"),
-            ("base here", f"yes, as {here[0]}" if here else "no: `mmchat models add` brings it"),
+            (
+                "base installed",
+                f"yes, as {here[0]}" if here else "no: add it with `mmchat models add`",
+            ),
             ("trained", ", ".join(card.trained)),
             ("lora", _lora(folder)),
             ("projector", card.projector),
@@ -128,7 +131,7 @@ def _format_metric(value: float | Metric) -> str:
 
 
 def _lora(folder: Path) -> str:
-    """`rank 16 on 35 layers, DoRA`; empty if there is no LoRA that can be read."""
+    """`rank 16 on 35 layers, DoRA`; empty if there is no readable LoRA."""
     from mmchat.adapters.lora_file import read_lora_file
 
     try:
@@ -157,16 +160,16 @@ def _readme(folder: Path) -> str:
     except OSError:
         return ""
     if len(text) > _README_SHOWN:
-        text = f"{text[:_README_SHOWN]} …\n(the whole text: {file})"
+        text = f"{text[:_README_SHOWN]} …\n(the full text: {file})"
     return text.strip()
 
 
 @adapters.command()
 @click.argument("name")
 def use(name: str) -> None:
-    """Answer with this adapter from now on, or with no adapter (`none`).
+    """Answer with this adapter from now on, or without one (`none`).
 
-    It is written to settings.toml. If the engine has the model loaded, it switches, too.
+    Saves the choice in settings.toml. If the engine has the model loaded, it switches, too.
 
     \b
     Examples:
@@ -176,9 +179,9 @@ def use(name: str) -> None:
     settings = load_settings()
     wanted = ""
     if name != NO_ADAPTER:
-        folder = _fitting(name, settings.model.name)
+        folder = _check_base(name, settings.model.name)
         wanted = str(folder) if name.startswith(("/", ".", "~")) else name
-    switched = asyncio.run(_tell_engine(settings, wanted))
+    switched = asyncio.run(_switch_engine(settings, wanted))
     from mmchat.cli.settings_file import set_value
 
     file = set_value("model", "adapter", wanted)
@@ -190,7 +193,7 @@ def use(name: str) -> None:
 @click.argument("old")
 @click.argument("new")
 def rename(old: str, new: str) -> None:
-    """Rename one of your adapters; settings.toml and the engine follow.
+    """Rename one of your adapters; updates settings.toml and the engine, too.
 
     \b
     Example:
@@ -198,15 +201,15 @@ def rename(old: str, new: str) -> None:
     """
     before = own_adapter(old)
     folder = rename_adapter(old, new)
-    followed = _follow(before, new)
-    say(f"Renamed: {before.name} is now {new} ({folder}{followed})")
+    changes = _update_users(before, new)
+    say(f"Renamed: {before.name} is now {new} ({folder}{changes})")
 
 
 @adapters.command()
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def remove(name: str, yes: bool) -> None:
-    """Remove one of your adapters with all its files, also from the settings.
+    """Remove one of your adapters with all its files, and from settings.toml.
 
     \b
     Example:
@@ -219,16 +222,16 @@ def remove(name: str, yes: bool) -> None:
         if not click.confirm(f"Remove {folder.name} and all its files ({folder})?", err=True):
             return
     remove_adapter(name)
-    followed = _follow(folder, "")
-    say(f"Removed: {folder.name} ({folder}{followed})")
+    changes = _update_users(folder, "")
+    say(f"Removed: {folder.name} ({folder}{changes})")
 
 
 for command in (merge, export, import_):
     adapters.add_command(command)
 
 
-def _follow(before: Path, now: str) -> str:
-    """Makes the settings and the engine use `now` if they use the adapter in the folder `before`.
+def _update_users(before: Path, now: str) -> str:
+    """Makes settings.toml and the engine use `now` if they use the adapter in the folder `before`.
 
     Returns what has changed, as the end of a sentence.
     """
@@ -238,14 +241,14 @@ def _follow(before: Path, now: str) -> str:
     changed = []
     if file_value("model", "adapter") in names:
         changed.append(f"{set_value('model', 'adapter', now)} was changed")
-    # An engine that cannot be asked is not important: the files are renamed or removed.
+    # The files are renamed or removed already, so an unreachable engine does not matter.
     with contextlib.suppress(MmchatError):
-        if asyncio.run(_tell_engine(load_settings(), now, names)):
+        if asyncio.run(_switch_engine(load_settings(), now, names)):
             changed.append("the engine has switched")
     return "".join(f"; {one}" for one in changed)
 
 
-def _fitting(name: str, model: str) -> Path:
+def _check_base(name: str, model: str) -> Path:
     """The adapter's folder. Raises AdapterError if it was not trained on the weights of `model`."""
     from mmchat.model.catalogue import resolve_model
     from mmchat.model_files import weights_hash
@@ -253,7 +256,7 @@ def _fitting(name: str, model: str) -> Path:
     return check_adapter(name, model, weights_hash(resolve_model(model)))
 
 
-async def _tell_engine(settings: Settings, adapter: str, instead: tuple[str, ...] = ()) -> bool:
+async def _switch_engine(settings: Settings, adapter: str, instead: tuple[str, ...] = ()) -> bool:
     """Switches the engine to `adapter`; returns whether it did.
 
     It switches if it has the settings' model loaded or, with `instead`, one of these adapters.

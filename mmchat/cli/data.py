@@ -1,4 +1,4 @@
-"""`mmchat data`: shows what data holds before anything is learned from it."""
+"""`mmchat data`: inspects data before training."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from mmchat.data.types import Problem
 
 MAX_LISTED = 20
-"""The most problems and classes that are listed for people; --json has all of them."""
+"""The most problems and classes that the text lists; --json has all of them."""
 _BAR_WIDTH = 40
 
 
 @click.group()
 def data() -> None:
-    """Look at data before training on it.
+    """Inspect data before training on it.
 
     \b
     Example:
@@ -45,9 +45,9 @@ def data() -> None:
     "--images",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Another folder that the data may name pictures in.",
+    help="Another folder for the pictures of the data.",
 )
-@click.option("--allow-bad", is_flag=True, help="Exit with status 0 although more than 1 % is bad.")
+@click.option("--allow-bad", is_flag=True, help="Exit with status 0 even if more than 1 % is bad.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(
     path: Path,
@@ -56,7 +56,7 @@ def inspect(
     allow_bad: bool,
     as_json: bool,
 ) -> None:
-    """Show what PATH holds: its form, pictures, classes, tokens, and every problem.
+    """Show the format, pictures, classes, tokens and problems of the data in PATH.
 
     Nothing is changed. The exit status is 1 if training would refuse the data.
 
@@ -71,7 +71,7 @@ def inspect(
 
     name = model or load_settings().model.name
     if model:
-        resolve_model(model)  # report a mistyped name before everything is read
+        resolve_model(model)  # report a mistyped name before reading the data
     progress = Progress()
     try:
         sources = read_sources(
@@ -100,14 +100,14 @@ def inspect(
 
 
 def _unreadable(tokens: "TokenCount | None") -> list["Problem"]:
-    """The samples that the model cannot read, as problems of the data."""
+    """The samples that the model cannot read, as problems."""
     from mmchat.data.types import Problem
 
     return [Problem(place, why, "broken") for place, why in tokens.problems] if tokens else []
 
 
 def _model_refusal(tokens: "TokenCount | None", allow_bad: bool) -> str:
-    """Why training refuses samples that the model cannot read; "" if it does not."""
+    """Why training would refuse samples that the model cannot read; "" if it would not."""
     from mmchat.data.reader import MAX_BAD_SHARE
 
     if tokens is None or allow_bad:
@@ -116,13 +116,13 @@ def _model_refusal(tokens: "TokenCount | None", allow_bad: bool) -> str:
     if bad <= MAX_BAD_SHARE * counted:
         return ""
     return (
-        f"{bad:,} of {counted:,} samples cannot be read by {tokens.model}: correct them, or leave "
-        "them out with --allow-bad."
+        f"{bad:,} of {counted:,} samples cannot be read by {tokens.model}: correct them, or skip "
+        "them with --allow-bad."
     )
 
 
 def _tokens(name: str, found: "Inspection", progress: Progress) -> tuple["TokenCount | None", str]:
-    """Returns the lengths of the samples, or None and why there are none."""
+    """Counts tokens; returns (None, reason) if that is impossible."""
     if not found.examples:
         return None, "there is no sample to count"
     from mmchat.cli.token_count import count_tokens
@@ -140,17 +140,19 @@ def _tokens(name: str, found: "Inspection", progress: Progress) -> tuple["TokenC
 
 
 def _show_counts(path: Path, found: "Inspection") -> None:
-    """What needs no model, for people."""
+    """Prints what needs no model."""
     bad = len(found.problems)
     pictures = [f"{found.pictures:,} different"]
     if found.shown > found.pictures:
         pictures.append(f"shown {found.shown:,} times")
     pictures += [
-        f"{found.about(what):,} {what}" for what in ("missing", "broken") if found.about(what)
+        f"{found.count_pictures(what):,} {what}"
+        for what in ("missing", "broken")
+        if found.count_pictures(what)
     ]
     rows = [
         ("data", str(path)),
-        ("form", found.form),
+        ("format", found.format),
         ("samples", f"{found.samples:,}" + (f", {bad:,} of them with a problem" if bad else "")),
         ("questions", f"{found.questions:,}"),
         ("pictures", ", ".join(pictures)),
@@ -194,14 +196,14 @@ def _show_classes(found: "Inspection") -> None:
 def _held_out(found: "Inspection") -> str:
     count = len(found.held_out)
     if found.own_split:
-        return f"{_count(count, 'sample', 'samples')}, by the data itself"
+        return f"{_count(count, 'sample', 'samples')}, the split in the data"
     if not count:
-        return "nothing: there are too few different pictures"
+        return "nothing, because there are too few different pictures"
     return f"{count:,} of {len(found.examples):,} samples would be held out, by their pictures"
 
 
 def _show_groups(title: str, groups: Sequence[Sequence[str]]) -> None:
-    """The first groups of files or samples that are the same."""
+    """Prints the first groups of equal files or samples."""
     if not groups:
         return
     say(f"\n{title}")
@@ -209,7 +211,7 @@ def _show_groups(title: str, groups: Sequence[Sequence[str]]) -> None:
         more = f" and {len(group) - 3:,} more" if len(group) > 3 else ""
         names = " = ".join(clean(name, keep_newlines=False) for name in group[:3])
         say(f"  {names}{more}")
-    _say_more(len(groups) - 3, "more like it", "more like these")
+    _say_more(len(groups) - 3, "more group", "more groups")
 
 
 def _show_tokens(tokens: "TokenCount | None", why: str) -> None:
@@ -247,7 +249,7 @@ def _show_tokens(tokens: "TokenCount | None", why: str) -> None:
 
 
 def _cut(tokens: "TokenCount") -> str:
-    room = f"training uses {tokens.limit:,} of the {tokens.context:,} tokens that the model takes"
+    room = f"training uses {tokens.limit:,} of the model's {tokens.context:,} tokens"
     if not tokens.cut and not tokens.too_long:
         return f"nothing: {room}"
     parts = []
@@ -261,7 +263,7 @@ def _cut(tokens: "TokenCount") -> str:
 
 
 def _bar(share: float) -> str:
-    """A bar of up to `_BAR_WIDTH` characters, in eighths."""
+    """A bar of up to `_BAR_WIDTH` characters, in steps of an eighth."""
     whole, part = divmod(round(share * _BAR_WIDTH * 8), 8)
     bar = "█" * whole + (" ▏▎▍▌▋▊▉"[part] if part else "")
     return bar or ("▏" if share > 0 else "")
@@ -295,15 +297,15 @@ def _object(
 ) -> dict[str, Any]:
     return {
         "path": str(path),
-        "form": found.form,
+        "format": found.format,
         "samples": found.samples,
         "bad": found.bad,
         "examples": len(found.examples),
         "questions": found.questions,
         "pictures": found.pictures,
         "pictures_shown": found.shown,
-        "pictures_missing": found.about("missing"),
-        "pictures_broken": found.about("broken"),
+        "pictures_missing": found.count_pictures("missing"),
+        "pictures_broken": found.count_pictures("broken"),
         "without_picture": found.without_picture,
         "classes": dict(found.classes.most_common()),
         "bad_classes": dict(found.bad_classes.most_common()),

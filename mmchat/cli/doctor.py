@@ -1,4 +1,4 @@
-"""`mmchat doctor`: the machine, what it is good at, what is wrong, what to do."""
+"""`mmchat doctor`: checks the machine and the installation, and gives advice."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 import mmchat
-from mmchat.cli.engine import as_object, current
+from mmchat.cli.engine import as_object, engine_status
 from mmchat.cli.inspect_model import load_parts, parts_table
 from mmchat.cli.models import fit_facts
 from mmchat.cli.output import Progress, say, say_json, say_table, size
@@ -37,10 +37,10 @@ _LITTLE_DISK = 2_000_000_000
 
 
 @click.command()
-@click.option("--no-load", is_flag=True, help="Do not load the model to look at its parts.")
+@click.option("--no-load", is_flag=True, help="Do not load the model to inspect its parts.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(no_load: bool, as_json: bool) -> None:
-    """What this machine is good at, what is wrong, and what to do.
+    """Check this machine and the installation, and say what to do.
 
     \b
     Example:
@@ -48,8 +48,8 @@ def doctor(no_load: bool, as_json: bool) -> None:
     """
     settings = load_settings()
     progress = Progress()
-    progress.show("Looking at the machine")
-    found = examine(settings)
+    progress.show("Checking the machine")
+    found = check_machine(settings)
     if no_load:
         model = found["model"]
         if model.get("fits") is False:
@@ -57,7 +57,7 @@ def doctor(no_load: bool, as_json: bool) -> None:
                 f"{model['name']} {model['reason']}: close other programs, or choose a smaller model."
             )
     else:
-        progress.show(f"Loading {settings.model.name} to look at its parts")
+        progress.show(f"Loading {settings.model.name} to inspect its parts")
         try:
             found["model"] |= load_parts(settings.model)
         except MmchatError as error:
@@ -67,11 +67,11 @@ def doctor(no_load: bool, as_json: bool) -> None:
     if as_json:
         say_json(found)
     else:
-        tell(found)
+        print_report(found)
 
 
-def examine(settings: Settings) -> dict[str, Any]:
-    """All that is known without loading the model; `advice` says in sentences what to do."""
+def check_machine(settings: Settings) -> dict[str, Any]:
+    """The report without loading the model; `advice` has one sentence for each problem."""
     advice: list[str] = []
     compute = _compute(settings, advice)
     machine, form = this_machine(settings.model), weight_format_of(settings.model.quantization)
@@ -115,11 +115,13 @@ def _cpu() -> dict[str, Any]:
 
 
 def _compute(settings: Settings, advice: list[str]) -> dict[str, Any]:
-    """The devices, and the dtype of the one that will be used; empty if torch does not work."""
+    """The devices, and the dtype of the selected one; empty if torch does not work."""
     try:
         import torch
     except (ImportError, OSError) as error:
-        advice.append(f"torch cannot be imported ({error}), so no model can be loaded: install it.")
+        advice.append(
+            f"torch cannot be imported ({error}), so no model can be loaded: reinstall it."
+        )
         return {}
     from mmchat.model.quantization import compute_dtype, works
 
@@ -134,7 +136,7 @@ def _compute(settings: Settings, advice: list[str]) -> dict[str, Any]:
     if used == "mps" or (used == "cuda" and rocm):
         kind = "ROCm" if rocm else "MPS"
         advice.append(
-            f"mmchat is tested on CPUs and NVIDIA GPUs. {kind} may work, but nobody tests it: set "
+            f"mmchat is tested on CPUs and NVIDIA GPUs. {kind} may work, but is not tested: set "
             "model.device to cpu if answers look wrong."
         )
     device = torch.device(used)
@@ -189,7 +191,7 @@ def _folders(advice: list[str]) -> dict[str, Any]:
 
 def _engine(settings: Settings, advice: list[str]) -> dict[str, Any]:
     try:
-        status = asyncio.run(current(settings))
+        status = asyncio.run(engine_status(settings))
     except MmchatError as error:
         advice.append(str(error))
         return {"problem": str(error)}
@@ -206,20 +208,20 @@ def _fitting_offers(machine: Machine, form: WeightFormat) -> list[str]:
 
 
 def _fit(name: str, machine: Machine, form: WeightFormat) -> dict[str, Any]:
-    """Whether the chosen model fits; empty if there is no such model, which loading it tells."""
+    """Whether the selected model fits; empty if it does not exist, which loading reports."""
     with contextlib.suppress(MmchatError):
         return fit_facts(chat_fit(read_dims(catalogue.resolve_model(name)), machine, form))
     return {}
 
 
-def tell(found: dict[str, Any]) -> None:
-    """Prints what `examine` found."""
+def print_report(found: dict[str, Any]) -> None:
+    """Prints the result of `check_machine` as text."""
     cpu, compute, memory, engine = (found[key] for key in ("cpu", "compute", "memory", "engine"))
     data = found["folders"]["data"]
     running = engine.get("problem") or (
-        f"runs, {engine['model'] or 'no model'} ({engine['state']}), {size(engine['memory_bytes'])}"
+        f"running, {engine['model'] or 'no model'} ({engine['state']}), {size(engine['memory_bytes'])}"
         if engine
-        else "does not run"
+        else "not running"
     )
     versions = found["libraries"]
     say_table(
@@ -227,7 +229,7 @@ def tell(found: dict[str, Any]) -> None:
             ("mmchat", f"{found['mmchat']} on Python {found['python']}, {found['system']}"),
             ("libraries", ", ".join(f"{k} {v or 'missing'}" for k, v in versions.items())),
             ("cpu", f"{cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads"),
-            ("it has", ", ".join(cpu["flags"]) or "nothing special"),
+            ("cpu features", ", ".join(cpu["flags"]) or "none of interest"),
             *_computing(compute),
             ("memory", f"{size(memory['available'])} free of {size(memory['total'])}"),
             ("files", f"{data['path']}, {size(data['free_bytes'])} free"),
@@ -235,7 +237,7 @@ def tell(found: dict[str, Any]) -> None:
             *_model_row(found["model"]),
             (
                 "models that fit",
-                ", ".join(name.split("/")[-1] for name in found["fits"]) or "none of the catalogue",
+                ", ".join(name.split("/")[-1] for name in found["fits"]) or "none in the catalogue",
             ),
         ]
     )
@@ -249,7 +251,7 @@ def tell(found: dict[str, Any]) -> None:
         say_table(parts_table(model))
     say()
     if not found["advice"]:
-        say("Nothing is wrong.")
+        say("No problems were found.")
     for sentence in found["advice"]:
         say(f"- {sentence}")
 
@@ -260,7 +262,7 @@ def _model_row(model: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _computing(compute: dict[str, Any]) -> list[tuple[str, str]]:
     if not compute:
-        return [("computes", "nothing: torch cannot be imported")]
+        return [("computes", "not at all: torch cannot be imported")]
     where = f"on {compute['device']}{' (untested)' if compute['untried'] else ''}"
     return [
         *(("gpu", f"{gpu['name']}, {size(gpu['memory_bytes'])}") for gpu in compute["gpus"]),

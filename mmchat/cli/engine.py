@@ -1,4 +1,4 @@
-"""`mmchat engine`: the process that runs the model."""
+"""`mmchat engine`: starts, stops and shows the process that runs the model."""
 
 import asyncio
 import contextlib
@@ -17,9 +17,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 
 @click.group()
 def engine() -> None:
-    """The process that runs the model.
+    """Start, stop and show the process that runs the model.
 
-    The app and `ask` start it when they need it, and it ends by itself when it is idle.
+    The app and `ask` start it when they need it, and it stops when it has been idle for a while.
 
     \b
     Example:
@@ -30,16 +30,16 @@ def engine() -> None:
 @engine.command()
 @_json
 def start(as_json: bool) -> None:
-    """Start the engine, if none runs, and load the model that the settings choose.
+    """Start the engine, if it is not running, and load the model of the settings.
 
     \b
     Example:
       mmchat engine start
     """
-    _show(asyncio.run(_started(load_settings())), as_json)
+    _show(asyncio.run(_start_and_load(load_settings())), as_json)
 
 
-async def _started(settings: Settings) -> EngineStatus | None:
+async def _start_and_load(settings: Settings) -> EngineStatus | None:
     client = EngineClient(settings)
     progress = Progress()
     try:
@@ -56,37 +56,37 @@ async def _started(settings: Settings) -> EngineStatus | None:
 
 @engine.command()
 def stop() -> None:
-    """Stop the engine; an answer that is being written keeps what it has.
+    """Stop the engine; an unfinished answer keeps its text so far.
 
     \b
     Example:
       mmchat engine stop
     """
 
-    async def stopped() -> bool:
+    async def stop_engine() -> bool:
         client = EngineClient(load_settings())
         try:
             return await client.stop()
         finally:
             await client.aclose()
 
-    say("The engine has stopped." if asyncio.run(stopped()) else "No engine runs.")
+    say("The engine has stopped." if asyncio.run(stop_engine()) else "No engine is running.")
 
 
 @engine.command()
 @_json
 def status(as_json: bool) -> None:
-    """Show what the engine has loaded; nothing is started.
+    """Show what the engine has loaded; does not start it.
 
     \b
     Example:
       mmchat engine status --json
     """
-    _show(asyncio.run(current(load_settings())), as_json)
+    _show(asyncio.run(engine_status(load_settings())), as_json)
 
 
-async def current(settings: Settings) -> EngineStatus | None:
-    """The status of the engine, if one runs."""
+async def engine_status(settings: Settings) -> EngineStatus | None:
+    """The status of the engine; None if it is not running."""
     client = EngineClient(settings)
     try:
         return await client.status()
@@ -99,20 +99,20 @@ async def current(settings: Settings) -> EngineStatus | None:
     "--port",
     type=click.IntRange(0, 65_535),
     metavar="P",
-    help="Listen on this TCP port too, for other clients; 0 is any free one.",
+    help="Listen on this TCP port, too, for other clients; 0 means any free port.",
 )
 @click.option(
     "--host",
     default="127.0.0.1",
     show_default=True,
     metavar="H",
-    help="The address to listen on; 0.0.0.0 is all networks.",
+    help="The address to listen on; 0.0.0.0 means all networks.",
 )
 @click.option(
     "--token-file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="F",
-    help="The file of the token that clients need. It is made if it does not exist.",
+    help="The file with the token that clients need; created if it does not exist.",
 )
 @click.pass_context
 def serve(context: click.Context, port: int | None, host: str, token_file: Path | None) -> None:
@@ -138,23 +138,23 @@ def serve(context: click.Context, port: int | None, host: str, token_file: Path 
         for name in ("host", "token_file"):
             if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--{name.replace('_', '-')} needs --port.")
-    ended = engine_main(arguments)
-    if ended == ALREADY_RUNNING:
-        raise EngineError("An engine runs already: end it with `mmchat engine stop` first.")
-    context.exit(ended)
+    exit_status = engine_main(arguments)
+    if exit_status == ALREADY_RUNNING:
+        raise EngineError("An engine is already running: stop it with `mmchat engine stop` first.")
+    context.exit(exit_status)
 
 
 def _show(found: EngineStatus | None, as_json: bool) -> None:
     if as_json:
         say_json(as_object(found))
     elif found is None:
-        say("No engine runs.")
+        say("No engine is running.")
     else:
         say_table(as_rows(found))
 
 
 def as_object(found: EngineStatus | None) -> dict[str, Any]:
-    """The status for `--json`; empty if no engine runs."""
+    """The status for `--json`; empty if no engine is running."""
     names = (
         "pid",
         "model",
@@ -170,9 +170,9 @@ def as_object(found: EngineStatus | None) -> dict[str, Any]:
 
 
 def as_rows(found: EngineStatus) -> list[tuple[str, str]]:
-    """The status for people."""
+    """The status as rows of a table."""
     state = {
-        "empty": "runs, no model loaded",
+        "empty": "running, no model loaded",
         "loading": f"loading: {found.stage} {found.fraction:.0%}",
         "ready": "ready",
         "failed": f"failed: {found.error}",
@@ -182,7 +182,10 @@ def as_rows(found: EngineStatus) -> list[tuple[str, str]]:
         rows += [
             ("model", found.model),
             ("adapter", found.adapter or "none"),
-            ("form", f"{found.quantization}, computes in {found.compute_dtype}, {found.device}"),
+            (
+                "loaded as",
+                f"{found.quantization}, computes in {found.compute_dtype}, {found.device}",
+            ),
             ("context", f"{found.context_length:,} tokens"),
         ]
     if found.pid:

@@ -1,4 +1,4 @@
-"""`mmchat evaluate`: how often a model answers right, asked through the engine."""
+"""`mmchat evaluate`: measures how often a model answers correctly, through the engine."""
 
 import json
 import sys
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     "--adapter",
     metavar="A",
     default="",
-    help="The adapter to answer with, a name or a folder; none is the model without an adapter.",
+    help="The adapter to answer with: a name, a folder, or none.",
 )
 @click.option(
     "--against",
     metavar="B",
     default="",
-    help="Ask the same questions with this adapter, or none, and compare.",
+    help="Compare with this adapter, or none, on the same questions.",
 )
 @click.option(
     "--blank",
     is_flag=True,
-    help="Ask with grey pictures too: what does the model know without looking?",
+    help="Ask with grey pictures, too, to see what the model knows without looking.",
 )
 @click.option(
     "--limit", type=click.IntRange(1), metavar="N", help="At most N questions of each type."
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     "--part",
     type=click.Choice(["auto", "held-out", "train", "all"]),
     default="auto",
-    help="Which part of DATA to ask; auto is the held-out part if there is one.",
+    help="The part of DATA to use; auto is the held-out part if there is one.",
 )
 @click.option(
     "--allow-bad", is_flag=True, help="Continue even if more than 1 % of the data cannot be used."
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     "--images",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="A second folder for the pictures that DATA names.",
+    help="Another folder for the pictures of DATA.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Write report.json, report.md, worst.html and confusion.png there.",
+    help="Write report.json, report.md, worst.html and confusion.png to this folder.",
 )
 def evaluate(
     data: Path,
@@ -101,12 +101,12 @@ def evaluate(
     html: Path | None,
     out: Path | None,
 ) -> None:
-    """Ask every question of DATA and count the right answers, by question type.
+    """Ask every question of DATA and count the correct answers, by question type.
 
     DATA is an evaluation folder, or data in any form that `mmchat data inspect` recognises. If the
-    data has a held-out part, only that part is asked; if the adapter was trained on the data, only
-    what its training held out. Answers are kept as they come: run the same command again, and it
-    asks only what is missing.
+    data has a held-out part, only that part is used; if the adapter was trained on the data, only
+    what its training held out. Answers are saved as they come: the same command again asks only
+    the missing questions.
 
     \b
     Examples:
@@ -131,7 +131,7 @@ def evaluate(
     answering = adapter or (settings.model.adapter if not model else "")
     if against and against == (answering or NO_ADAPTER):
         raise click.UsageError(
-            "--against is the adapter that answers anyway: name another one, or none."
+            "--against is the adapter that answers already: choose another one, or none."
         )
     progress = Progress()
 
@@ -251,13 +251,13 @@ def _to_dict(
 def _answers_dict(
     result: "EvaluationResult", others: "dict[str, EvaluationResult]"
 ) -> dict[str, Any]:
-    """Every answer, those of the comparisons too."""
-    results = {"answers": result, **{f"{name}_answers": one for name, one in others.items()}}
+    """All answers, including those of the comparisons."""
+    results = {"outcomes": result, **{f"{name}_outcomes": one for name, one in others.items()}}
     return {name: [answer.to_dict() for answer in one.answers] for name, one in results.items()}
 
 
 def _print_report(text: str, worst: "list[WrongAnswer]") -> None:
-    """The tables and the worst answers: drawn on a terminal, as plain text elsewhere."""
+    """Prints the tables and the worst answers: formatted on a terminal, plain text otherwise."""
     from mmchat.evaluation.worst_answers import worst_rows
 
     title = f"The {len(worst)} worst answers:" if len(worst) > 1 else "The wrong answer:"
@@ -296,7 +296,7 @@ def _write_folder(
         from mmchat.evaluation.report import draw_confusion
 
         _write(folder / "confusion.png", draw_confusion(metrics.classifications))
-    else:  # a picture of an earlier report would be taken for one of this report
+    else:  # the one of an earlier report would be misleading
         (folder / "confusion.png").unlink(missing_ok=True)
 
 

@@ -113,9 +113,9 @@ def _indented(text: str) -> str:
 @_limit
 @_json
 def search(words: Sequence[str], limit: int, as_json: bool) -> None:
-    """Find the messages that have all the words, the best first; with --json, one object per line.
+    """Find the messages with all the words, best first; with --json, one object per line.
 
-    The last word may be the beginning of one. Symbols count: C++ does not find C.
+    The last word may be incomplete. Symbols count: C++ does not find C.
 
     \b
     Examples:

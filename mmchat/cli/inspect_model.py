@@ -1,7 +1,7 @@
-"""The parts of a loaded model: which ones are 4-bit, and which are not.
+"""Describes the parts of a loaded model: which ones are 4-bit, and which are not.
 
-The model is loaded in a process of its own, `python -m mmchat.cli.inspect_model`, so that a model that
-takes too much memory or crashes ends only that process.
+The model is loaded in another process, `python -m mmchat.cli.inspect_model`, so that a model that
+crashes or takes too much memory ends only that process.
 """
 
 import json
@@ -33,12 +33,12 @@ def load_parts(model: ModelSettings) -> dict[str, Any]:
         return found
     if done.returncode == 1 and done.stdout.startswith("mmchat: "):
         raise ModelError(done.stdout.removeprefix("mmchat: ").strip())
-    said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    raise ModelError(f"Loading {model.name} ended unexpectedly ({said[-1]}).")
+    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    raise ModelError(f"Loading {model.name} ended unexpectedly ({lines[-1]}).")
 
 
 def parts_table(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """A row for each part, for people; the first row is the header."""
+    """A table row for each part; the first row is the header."""
     from mmchat.cli.output import size
 
     rows: list[tuple[str, ...]] = [("PART", "PARAMETERS", "LINEAR LAYERS", "4-BIT", "MEMORY")]

@@ -1,4 +1,4 @@
-"""`mmchat models`: what is built in, installed, or could be fetched."""
+"""`mmchat models`: lists, shows, adds and removes models."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group()
 def models() -> None:
-    """Models that answer.
+    """List, show, add and remove models.
 
     \b
     Example:
@@ -41,9 +41,9 @@ def models() -> None:
 @models.command("list")
 @_json
 def list_(as_json: bool) -> None:
-    """What is here, and what could be fetched; as JSON one a line.
+    """List the installed models and those to fetch; with --json, one object per line.
 
-    MEMORY is what a conversation about a picture needs, in the form that model.quantization chooses.
+    MEMORY is what a conversation about a picture needs, with the setting model.quantization.
 
     \b
     Example:
@@ -73,7 +73,7 @@ def list_(as_json: bool) -> None:
         )
         for model, fit in installed
     ]
-    header = ("", "HERE", "PARAMETERS", "ON DISK", "MEMORY", "FITS", "WHERE FROM")
+    header = ("", "INSTALLED", "PARAMETERS", "ON DISK", "MEMORY", "FITS", "ORIGIN")
     say_table(rows, header)
     say()
     fetchable = [
@@ -88,23 +88,27 @@ def list_(as_json: bool) -> None:
         )
         for offer, fit in offers
     ]
-    say_table(fetchable, ("", "TO FETCH", "PARAMETERS", "MEMORY", "FITS", "LICENCE", "GOOD AT"))
+    say_table(fetchable, ("", "AVAILABLE", "PARAMETERS", "MEMORY", "FITS", "LICENCE", "GOOD AT"))
     say(
         f"\nMEMORY: {_FORM_WORDS[form]}, for a conversation about a picture; "
         f"{gigabytes(machine.free)} are free here"
     )
-    say("Fetch one: mmchat models add NAME · use one: mmchat ask --model NAME, or F3 in the app")
+    say(
+        "To fetch one: mmchat models add NAME. To use one: mmchat ask --model NAME, or F3 in the app."
+    )
 
 
 @models.command()
 @click.argument("name", metavar="M")
-@click.option("--no-load", is_flag=True, help="Do not load it to look at its parts.")
+@click.option("--no-load", is_flag=True, help="Do not load it to inspect its parts.")
 @click.option(
-    "--fit", is_flag=True, help="How it fits here, to talk and to train; nothing is loaded."
+    "--fit",
+    is_flag=True,
+    help="Show whether it fits, for chat and for training; nothing is loaded.",
 )
 @_json
 def show(name: str, no_load: bool, fit: bool, as_json: bool) -> None:
-    """One model: where it is, whether it fits, and which of its parts are 4-bit.
+    """Show where a model is, whether it fits, and which of its parts are 4-bit.
 
     \b
     Examples:
@@ -128,7 +132,7 @@ def show(name: str, no_load: bool, fit: bool, as_json: bool) -> None:
             say_json(facts)
         else:
             say_table([(key.replace("_", " "), str(value)) for key, value in facts.items()])
-            say(f"\nFetch it: mmchat models add {name}")
+            say(f"\nTo fetch it: mmchat models add {name}")
         return
     folder = catalogue.resolve_model(name)
     model = next((model for model in here.values() if model.folder == folder), None)
@@ -174,21 +178,25 @@ def _show_fits(name: str, dims: ModelDims, machine: Machine, as_json: bool) -> N
     say()
     say_table([(fit.use, fit.sentence) for fit in fits])
     for what in dims.estimated:
-        say(f"Estimated, because it is not known: {what}.")
+        say(f"Estimated, because it is unknown: {what}.")
 
 
 def fit_facts(fit: MemoryFit | None) -> dict[str, Any]:
-    """Whether a model fits, as JSON has it."""
+    """Whether a model fits, for JSON."""
     if fit is None:
-        return {"fits": None, "reason": "what it needs cannot be estimated", "needed_bytes": None}
+        return {
+            "fits": None,
+            "reason": "the memory that it needs cannot be estimated",
+            "needed_bytes": None,
+        }
     return {"fits": fit.fits, "reason": fit.reason, "needed_bytes": fit.needed_bytes}
 
 
 def form_rows(loaded: dict[str, Any]) -> list[tuple[str, str]]:
-    """How a loaded model is held, for people."""
+    """The rows about a loaded model."""
     return [
         (
-            "form",
+            "loaded as",
             f"{loaded['quantization']}, computes in {loaded['compute_dtype']}, {loaded['device']}",
         ),
         ("memory", size(loaded["memory_bytes"])),
@@ -203,7 +211,7 @@ def _loaded(name: str) -> dict[str, Any]:
         chosen, name=name, adapter=chosen.adapter if name == chosen.name else ""
     )
     progress = Progress()
-    progress.show(f"Loading {name} to look at its parts")
+    progress.show(f"Loading {name} to inspect its parts")
     try:
         return load_parts(wanted)
     finally:
@@ -212,9 +220,11 @@ def _loaded(name: str) -> dict[str, Any]:
 
 @models.command()
 @click.argument("source", metavar="FOLDER-OR-HUB-ID")
-@click.option("--name", default="", help="What a folder's model is called; else like the folder.")
+@click.option(
+    "--name", default="", help="The name of a folder's model; by default, the folder's name."
+)
 def add(source: str, name: str) -> None:
-    """Add a model in a folder, or fetch one from the hub (OWNER/NAME[@REVISION]).
+    """Add the model in a folder, or fetch one from the hub (OWNER/NAME[@REVISION]).
 
     If a download is interrupted, the same command continues it.
 
@@ -229,7 +239,7 @@ def add(source: str, name: str) -> None:
     elif source.startswith((".", "~", os.sep)):
         raise ModelError(f"There is no folder {source}: check the path.")
     elif name:
-        raise click.UsageError("--name is for a folder; a fetched model keeps its hub id.")
+        raise click.UsageError("--name is only for folders: a fetched model keeps its hub id.")
     else:
         if not sys.stderr.isatty():
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -240,24 +250,24 @@ def add(source: str, name: str) -> None:
         note(
             f"{plan.hub_id}: {size(plan.bytes)} in {len(plan.files)} files, to {plan.folder}. "
             f"Licence: {licences.get(plan.hub_id, 'see its page')}. "
-            "Ctrl-C stops; the same command continues."
+            "Ctrl-C stops; the same command resumes."
         )
         added = hub.fetch(plan)
-    say(f'Added: {added.name}. Use it: mmchat ask --model {added.name} "…"')
+    say(f'Added: {added.name}. To use it: mmchat ask --model {added.name} "…"')
 
 
 def _name_of_run(folder: Path) -> str:
-    """The name of the run that made the model in `folder`; empty if no run did."""
+    """The name of the training run that wrote the model in `folder`; empty if none did."""
     folder = folder.resolve()
-    made_here = folder.name == "model" and (folder.parent / "recipe.toml").is_file()
-    return folder.parent.name if made_here else ""
+    is_output = folder.name == "model" and (folder.parent / "recipe.toml").is_file()
+    return folder.parent.name if is_output else ""
 
 
 @models.command()
 @click.argument("name", metavar="M")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def remove(name: str, yes: bool) -> None:
-    """Remove a fetched model's files, or forget a folder (its files stay).
+    """Remove a fetched model, or forget a folder (its files are kept).
 
     \b
     Example:
@@ -269,11 +279,11 @@ def remove(name: str, yes: bool) -> None:
         if not click.confirm(f"Remove {name}?", err=True):
             return
     folder = catalogue.remove_model(name)
-    say(f"Removed: {name} ({folder}{' stays on the disk' if folder.exists() else ''})")
+    say(f"Removed: {name} ({folder}{' is kept' if folder.exists() else ''})")
 
 
 def _installed_fit(folder: Path, machine: Machine, form: WeightFormat) -> MemoryFit | None:
-    """None for a model that is damaged or whose parts are not known."""
+    """None if the model is damaged or its parts are unknown."""
     with contextlib.suppress(ModelError):
         return chat_fit(read_dims(folder), machine, form)
     return None
@@ -282,7 +292,7 @@ def _installed_fit(folder: Path, machine: Machine, form: WeightFormat) -> Memory
 def _offers(
     without: set[str], machine: Machine, form: WeightFormat
 ) -> list[tuple[catalogue.Offer, dict[str, Any]]]:
-    """What could be fetched, and whether it fits."""
+    """The models of the catalogue, and whether they fit."""
     dims = catalogue.offered_dims()
     return [
         (offer, fit_facts(chat_fit(dims[offer.hub_id], machine, form)))

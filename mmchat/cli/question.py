@@ -1,4 +1,4 @@
-"""The text of a question: from the argument, from stdin, or from both."""
+"""Reads the text of a question from the argument, from stdin, or from both."""
 
 import codecs
 import os
@@ -17,16 +17,16 @@ from mmchat.cli.output import note
 from mmchat.images import PICTURE_SUFFIXES
 
 _MAX_TEXT = 10_000_000  # bytes from stdin
-_PATIENCE = 1.0
-"""Seconds until the first byte has to arrive on a pipe that is read beside TEXT."""
+_STDIN_TIMEOUT = 1.0
+"""Seconds to wait for the first byte on a pipe if TEXT is given, too."""
 _OTHER_SUFFIXES = {".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".ico", ".mpo"}
-"""Pictures that are not read: attached, they get the sentence that says what to do."""
+"""Unsupported picture formats; attaching them gives an error that says what to do."""
 _ENDING = re.compile(
     rf"(?:{'|'.join(re.escape(one) for one in sorted(PICTURE_SUFFIXES | _OTHER_SUFFIXES))})(?!\w)",
     re.IGNORECASE,
 )
 _SEARCHED = 10_000  # characters of a text that are searched for the names of pictures
-_WORDS_OF_A_NAME = 12  # a file's name may have blanks
+_MAX_NAME_WORDS = 12  # a file name may have spaces
 
 
 def looks_like_text(argument: str) -> bool:
@@ -35,15 +35,15 @@ def looks_like_text(argument: str) -> bool:
 
 
 def after_dashes(command: str, text: str) -> str:
-    """The sentence for a text that was taken for an option."""
+    """The sentence for a text that was parsed as an option."""
     return f"Text that begins with - goes last, after --: {command} -- {shlex.quote(text)}"
 
 
 def read_question(text: str | None, *, picture_on_stdin: bool) -> str:
-    """The text of the argument, of stdin, or both: what is piped in comes before `text`.
+    """The text of the argument, of stdin, or both: piped text comes before `text`.
 
-    The result is valid Unicode, without a byte order mark and white space around it. Raises
-    UsageError if it is empty, or if stdin does not hold UTF-8 text.
+    The result is valid Unicode, stripped, without a byte order mark. Raises UsageError if it is
+    empty, or if stdin is not UTF-8 text.
     """
     if text is None:
         if picture_on_stdin:
@@ -64,7 +64,7 @@ def read_question(text: str | None, *, picture_on_stdin: bool) -> str:
 
 
 def read_stdin(limit: int) -> bytes:
-    """At most `limit` bytes of stdin. Raises UsageError if it cannot be read."""
+    """Reads at most `limit` bytes of stdin. Raises UsageError if it cannot be read."""
     try:
         return sys.stdin.buffer.read(limit)
     except OSError as error:
@@ -72,22 +72,22 @@ def read_stdin(limit: int) -> bytes:
 
 
 def _piped_beside() -> bytes:
-    """What was piped in although TEXT is given; empty if nothing was."""
+    """What was piped in beside TEXT; empty if nothing was."""
     mode = os.fstat(0).st_mode
     if stat.S_ISREG(mode):
-        # A shell's loop reads the file line by line and calls us for each: the rest is not ours.
-        mine = os.lseek(0, 0, os.SEEK_CUR) == 0
+        # If a shell loop has read some lines of the file, the rest is not for us.
+        ours = os.lseek(0, 0, os.SEEK_CUR) == 0
     elif stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
-        # Whoever started us may have left the pipe open without ever writing to it.
-        mine = bool(select.select([0], [], [], _PATIENCE)[0])
-        if not mine:
+        # The caller may have left a pipe open without ever writing to it.
+        ours = bool(select.select([0], [], [], _STDIN_TIMEOUT)[0])
+        if not ours:
             note(
-                f"Nothing arrived on stdin within {_PATIENCE:.0f} second, so only TEXT is asked. "
-                "To wait for stdin, leave TEXT out and pipe everything in."
+                f"Nothing arrived on stdin within {_STDIN_TIMEOUT:.0f} second, so only TEXT is used. "
+                "To wait for stdin, omit TEXT and pipe everything in."
             )
     else:
-        mine = not sys.stdin.isatty()
-    return read_stdin(_MAX_TEXT + 1) if mine else b""
+        ours = not sys.stdin.isatty()
+    return read_stdin(_MAX_TEXT + 1) if ours else b""
 
 
 def _text_of(data: bytes) -> str:
@@ -95,19 +95,19 @@ def _text_of(data: bytes) -> str:
         raise click.UsageError(f"The text on stdin is over {_MAX_TEXT // 1_000_000} MB.")
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
         raise click.UsageError(
-            "What is on stdin is not UTF-8 text: convert it first (iconv -f UTF-16 -t UTF-8), or, "
-            'if it is a picture, use: mmchat ask "what is this?" -a -'
+            "Stdin is not UTF-8 text: convert it first (iconv -f UTF-16 -t UTF-8). If it is a "
+            'picture, use: mmchat ask "what is this?" -a -'
         )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("utf-8-sig", errors="replace")
-        note("The text on stdin is not valid UTF-8: what could not be read is replaced by \ufffd.")
+        note("The text on stdin is not valid UTF-8: invalid bytes were replaced by \ufffd.")
     return text.strip()
 
 
 def remark_on_pictures(text: str, attachments: Sequence[str]) -> None:
-    """Says which pictures `text` names that are not attached: names alone show the model nothing."""
+    """Notes which pictures `text` mentions that are not attached, because the model cannot see them."""
     files, addresses = [], []
     for name in dict.fromkeys(_named_pictures(text[:_SEARCHED])):
         if re.match(r"https?://", name, re.IGNORECASE):
@@ -116,26 +116,28 @@ def remark_on_pictures(text: str, attachments: Sequence[str]) -> None:
             files.append(name)
     if files:
         options = " ".join(f"-a {shlex.quote(name)}" for name in files[:5])
-        note(f"A picture that is only named is not seen by the model. To attach it, add: {options}")
+        note(
+            f"The model does not see a picture that is only mentioned. To attach it, add: {options}"
+        )
     if addresses:
         note(
-            "A picture on the web is not fetched. To ask about it: "
+            "Pictures on the web are not downloaded. To ask about this one: "
             f"curl -sL {shlex.quote(addresses[0])} | mmchat ask TEXT -a -"
         )
 
 
 def _named_pictures(text: str) -> Iterator[str]:
-    """The files on this machine, and the addresses, that end like a picture in `text`."""
+    """Yields the picture files and URLs in `text`."""
     for line in text.splitlines():
-        begun = 0
+        start = 0
         for ending in _ENDING.finditer(line):
-            words = list(re.finditer(r"\S+", line[begun : ending.end()]))
-            # The longest name first: it may have blanks in it.
-            for word in words[-_WORDS_OF_A_NAME:]:
-                name = _unquoted(line[begun + word.start() : ending.end()])
+            words = list(re.finditer(r"\S+", line[start : ending.end()]))
+            # The longest name first, because it may have spaces.
+            for word in words[-_MAX_NAME_WORDS:]:
+                name = _unquoted(line[start + word.start() : ending.end()])
                 if re.match(r"https?://\S+\Z", name, re.IGNORECASE) or _is_file(name):
                     yield name
-                    begun = ending.end()
+                    start = ending.end()
                     break
 
 

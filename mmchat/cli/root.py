@@ -1,7 +1,7 @@
-"""The root of all commands, and the one place where errors become an exit status.
+"""The root command, and the one place where errors become an exit status.
 
 0    done
-1    something that the person can fix: one sentence on stderr, `mmchat: …`
+1    something that the user can fix: one sentence on stderr, `mmchat: …`
 2    wrong usage
 130  interrupted
 """
@@ -80,7 +80,7 @@ def root(context: click.Context, new: bool, conversation: int | None) -> None:
     if context.invoked_subcommand is not None:
         if new or conversation is not None:
             raise click.UsageError(
-                "--new and --conversation are for the app, which opens without a command."
+                "--new and --conversation open the app, so they take no command."
             )
         return
     if new and conversation is not None:
@@ -104,8 +104,8 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "mmchat"
-        said = _text_as_option(error, arguments) or _sentence(error.format_message())
-        complain(f"{said} See: {path} --help")
+        sentence = _text_as_option(error, arguments) or _sentence(error.format_message())
+        complain(f"{sentence} See: {path} --help")
         return 2
     except click.ClickException as error:
         complain(error.format_message())
@@ -118,7 +118,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _text_as_option(error: click.UsageError, arguments: Sequence[str]) -> str:
-    """The sentence for a text that begins with `-` and was taken for an option; else empty."""
+    """The sentence for a text that begins with `-` and was parsed as an option; else empty."""
     if not isinstance(error, click.NoSuchOption) or error.ctx is None:
         return ""
     from mmchat.cli.question import after_dashes, looks_like_text

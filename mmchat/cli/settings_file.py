@@ -12,9 +12,9 @@ from mmchat.settings import load_settings, paths, private_dir, read_settings_fil
 
 
 def file_value(section: str, key: str) -> Any:
-    """The value of `[section] key` in settings.toml, even if a stronger setting overrides it.
+    """The value of `[section] key` in settings.toml, even if the environment overrides it.
 
-    None if it is not there. Raises SettingsError if the file is wrong.
+    None if it is not set. Raises SettingsError if the file is invalid.
     """
     load_settings()
     file = paths().settings_file
@@ -25,11 +25,11 @@ def file_value(section: str, key: str) -> Any:
 def set_value(section: str, key: str, value: Any) -> Path:
     """Writes `[section] key = value` into settings.toml and returns its path.
 
-    The other values stay, comments do not. Raises SettingsError if the file is wrong already, or
+    Other values are kept, but comments are lost. Raises SettingsError if the file is invalid or
     cannot be written.
     """
-    load_settings()  # a file that is wrong is for its owner to fix, not overwritten
-    file = paths().settings_file.resolve()  # a link stays a link
+    load_settings()  # never overwrite an invalid file
+    file = paths().settings_file.resolve()  # keep a link
     tables = read_settings_file(file)
     tables.setdefault(section, {})[key] = value
     private_dir(file.parent)

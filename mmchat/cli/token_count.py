@@ -1,4 +1,4 @@
-"""The number of tokens of examples, as training will encode them; loads no weights."""
+"""Counts the tokens of examples as training encodes them; loads no weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,28 +9,28 @@ from mmchat.errors import ImageError, ModelError
 
 MOST_COUNTED = 20_000
 MOST_DECODED = 500
-"""The most examples for a model whose processor has to decode each picture to count its tokens."""
+"""The limit for a model whose processor must decode each picture to count its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """The number of tokens of examples, before they are shortened."""
+    """The tokens of examples before they are shortened."""
 
     model: str
     context: int
-    """The most tokens that the model can take."""
+    """The model's context length."""
     limit: int
-    """The most tokens of an example in training, unless the recipe sets another limit."""
+    """The most tokens of a training example, unless the recipe sets another limit."""
     lengths: list[int]
     """The tokens of each example that was counted."""
     of_pictures: int
-    """The tokens of all their pictures."""
+    """The tokens of all pictures in them."""
     of: int
-    """The number of examples; if it is larger than that of `lengths`, evenly spread ones were counted."""
+    """The number of examples; if it exceeds that of `lengths`, an evenly spread part was counted."""
     cut: int
-    """How many of those counted lose their last exchanges."""
+    """How many of the counted examples lose their last exchanges."""
     too_long: int
-    """How many of those counted are left out, because their first exchange is too long."""
+    """How many of the counted examples are skipped, because their first exchange is too long."""
     problems: list[tuple[str, str]]
     """(place, why) of examples that the model cannot read."""
 
@@ -58,9 +58,9 @@ class TokenCount:
 
 
 def count_tokens(
-    name: str, examples: Sequence[Example], tell: Callable[[float], None] = lambda done: None
+    name: str, examples: Sequence[Example], progress: Callable[[float], None] = lambda done: None
 ) -> TokenCount:
-    """Counts the tokens of `examples` for the model `name`; calls `tell` with the share done.
+    """Counts the tokens of `examples` for the model `name`; calls `progress` with the share done.
 
     Raises ModelError if the model cannot be used.
     """
@@ -84,7 +84,7 @@ def count_tokens(
     problems: list[tuple[str, str]] = []
     of_pictures = 0
     for number, example in enumerate(some):
-        tell(number / len(some))
+        progress(number / len(some))
         try:
             encoded: Any = encoder.encode(example.turns)
         except (ImageError, ModelError) as error:

@@ -1,4 +1,4 @@
-"""The engine's client: finds or starts the engine, asks it, stops it. Does not import torch."""
+"""The engine's client: finds, starts, queries and stops the engine. Does not import torch."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""How the app, the command line and the evaluation ask the engine."""
+"""The client that the app, the command line and the evaluation use."""
 
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
@@ -13,18 +13,18 @@ from mmchat.turns import ImagePart, Turn
 
 
 class EngineClient:
-    """This person's engine, or the server at `engine.url`.
+    """The user's own engine, or the server at `engine.url`.
 
-    It can be used by several tasks of one event loop. What `load` and `use_adapter` choose is the
-    default of later calls; before that, it is what the settings choose.
+    Several tasks of one event loop can share it. What `load` and `use_adapter` choose is the
+    default for later calls; until then, the settings are.
 
         async with contextlib.aclosing(client.chat(turns, Options())) as events:
             async for event in events: ...
 
-    Closing the iterator cancels the answer, so close it (`aclosing`), or cancel the task.
+    Closing the iterator cancels the answer.
 
-    Every method raises EngineError with a sentence for the person, or ModelError, AdapterError or
-    ImageError if the engine says that the model, the adapter or a picture is the reason.
+    Every method raises EngineError, or ModelError, AdapterError or ImageError if the engine
+    reports that the model, the adapter or a picture is the cause.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -35,13 +35,13 @@ class EngineClient:
         self._local = LocalEngine(settings)
 
     async def status(self) -> EngineStatus | None:
-        """None if no engine runs; it is never started."""
+        """The engine's status; None if no engine is running. Never starts one."""
         if self._remote is not None:
             return await self._remote.status()
         return await self._local.status()
 
     async def start(self) -> EngineStatus:
-        """Finds or starts the engine; returns when it answers, before a model is loaded."""
+        """Finds or starts the engine; returns once it responds, before a model is loaded."""
         if self._remote is not None:
             return await self._remote.status()
         return await self._local.start()
@@ -49,9 +49,9 @@ class EngineClient:
     async def load(
         self, model: str = "", adapter: str = "", quantization: str = ""
     ) -> AsyncGenerator[Loading, None]:
-        """Loads a model; ends when it is ready. What is empty stays as chosen before.
+        """Loads a model; ends when it is ready. Empty arguments keep the last choice.
 
-        A remote server is only checked for an answer.
+        For a remote server, only checks that it responds.
         """
         adapter = self._adapter_for(model, adapter)
         model = wire.absolute_name(model) or self._model
@@ -67,12 +67,12 @@ class EngineClient:
         self._model, self._adapter, self._quantization = model, adapter, quantization
 
     async def use_adapter(self, name: str) -> EngineStatus:
-        """Switches the adapter of the loaded model; empty for no adapter."""
+        """Switches the adapter of the loaded model; an empty name means no adapter."""
         if self._remote is not None:
             if name:
                 raise EngineError(
-                    "The adapter of a remote server cannot be switched from here: choose a model of "
-                    "the server that has it, or unset engine.url."
+                    "The adapter of a remote server cannot be switched from here: choose a model on "
+                    "the server that includes it, or unset engine.url."
                 )
             return await self._remote.status()
         status = await self._local.use_adapter(wire.absolute_name(name))
@@ -87,9 +87,9 @@ class EngineClient:
         model: str = "",
         adapter: str = "",
     ) -> AsyncGenerator[Event, None]:
-        """One answer: `Waiting* Loading* Started Delta* Done`; starts and loads as needed.
+        """Streams an answer: `Waiting* Loading* Started Delta* Done`; starts and loads as needed.
 
-        It may raise after some Deltas; those stay part of the answer.
+        It may raise after some Deltas, which are the partial answer.
         """
         adapter = self._adapter_for(model, adapter)
         model = wire.absolute_name(model) or wire.absolute_name(self._model)
@@ -103,7 +103,7 @@ class EngineClient:
                 yield event
 
     async def stop(self) -> bool:
-        """Ends the local engine; False if none ran."""
+        """Stops the local engine; False if none was running."""
         return await self._local.stop()
 
     async def aclose(self) -> None:
@@ -113,7 +113,7 @@ class EngineClient:
             await self._remote.aclose()
 
     def _adapter_for(self, model: str, adapter: str) -> str:
-        """The chosen adapter belongs to the chosen model: another model starts without one."""
+        """The adapter to use: the chosen one belongs to the chosen model, others have none."""
         if adapter:
             return wire.absolute_name(adapter)
         same = model == "" or wire.absolute_name(model) == wire.absolute_name(self._model)

@@ -1,4 +1,4 @@
-"""Another OpenAI-compatible server (vLLM, SGLang, llama.cpp, Ollama, this engine elsewhere)."""
+"""The client for another OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, mmchat."""
 
 import contextlib
 import ipaddress
@@ -18,47 +18,50 @@ from mmchat.turns import ImagePart, Turn
 _TIMEOUT = httpx.Timeout(15.0, connect=10.0)
 _STREAM = httpx.Timeout(None, connect=10.0, write=60.0)
 _HINTS = {
-    401: "It needs a key: set MMCHAT_ENGINE_TOKEN.",
-    403: "It does not accept this key: check MMCHAT_ENGINE_TOKEN.",
+    401: "It needs an API key: set MMCHAT_ENGINE_TOKEN.",
+    403: "It does not accept the API key: check MMCHAT_ENGINE_TOKEN.",
     404: "Check engine.url (it usually ends in /v1) and model.name.",
     413: "The pictures are too large for it: attach smaller ones.",
-    429: "It is busy, or the limit of the key is reached: try again later.",
+    429: "It is busy, or the rate limit is reached: try again later.",
 }
 
 
 class RemoteServer:
-    """The server at `engine.url`; it cannot be started, loaded or stopped from here."""
+    """The server at `engine.url`, which cannot be started or stopped from here."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.engine.url.rstrip("/")
         if not self._url.startswith(("http://", "https://")):
             raise EngineError(
-                f"The setting engine.url is {settings.engine.url!r}, but has to begin with http:// "
-                "or https://."
+                f"The setting engine.url is {settings.engine.url!r}, but must begin with http:// or "
+                "https://."
             )
         self._settings = settings
         self._model = ""
-        token = os.environ.get("MMCHAT_ENGINE_TOKEN")
+        token = os.environ.get("MMCHAT_ENGINE_TOKEN", "").strip()
+        if not (token.isascii() and token.isprintable()):
+            raise EngineError("MMCHAT_ENGINE_TOKEN has characters that an API key cannot have.")
         headers = {"authorization": f"Bearer {token}"} if token else {}
         proxy = environment_proxy(self._url)
         self._proxy = without_password(proxy) if proxy else ""
         self._name = without_password(self._url)
         try:
-            # A transport of our own: httpx would send requests to this machine to the proxy, too.
+            # With its default transport, httpx would use the proxy even for this machine.
             transport = httpx.AsyncHTTPTransport(proxy=proxy)
-            self._http = httpx.AsyncClient(headers=headers, transport=transport)
-        except UnicodeEncodeError as error:
+        except OSError as error:  # also ssl.SSLError
             raise EngineError(
-                "MMCHAT_ENGINE_TOKEN has characters that a key cannot have."
+                f"The certificates in SSL_CERT_FILE or SSL_CERT_DIR cannot be loaded "
+                f"({error.strerror or error}): correct or unset these variables."
             ) from error
         except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise EngineError(
-                f"The proxy that the environment names cannot be used ({error}): correct or unset "
+                f"The proxy in the environment cannot be used ({error}): correct or unset "
                 "ALL_PROXY, HTTP_PROXY and HTTPS_PROXY, or add the server to NO_PROXY."
             ) from error
+        self._http = httpx.AsyncClient(headers=headers, transport=transport)
 
     async def status(self) -> EngineStatus:
-        """What is known about the server. Raises EngineError if it does not answer."""
+        """What is known about the server. Raises EngineError if it does not respond."""
         model = await self._model_name(self._settings.model.name)
         return EngineStatus("", 0, "ready", model=model, device=self._name, vision=True)
 
@@ -71,25 +74,25 @@ class RemoteServer:
             "messages": wire.messages(turns, by_reference=False),
             "stream": True,
             "stream_options": {"include_usage": True},
-            **wire.options(options, everything=False),
+            **wire.request_options(options, include_defaults=False),
         }
         begin = time.monotonic()
         try:
             async with self._http.stream(
                 "POST",
                 f"{self._url}/chat/completions",
-                content=wire.encoded(body),
+                content=wire.encode_json(body),
                 headers=wire.JSON,
                 timeout=_STREAM,
             ) as response:
                 if not response.is_success:
                     raise self._refusal(response.status_code, await response.aread())
-                answer = _answer(response, model, self._name, begin)
+                answer = _stream_answer(response, model, self._name, begin)
                 async with contextlib.aclosing(answer) as events:
                     async for event in events:
                         yield event
         except httpx.InvalidURL as error:
-            raise EngineError(f"The setting engine.url is not an address ({error}).") from error
+            raise EngineError(f"The setting engine.url is not a valid URL ({error}).") from error
         except httpx.RequestError as error:
             raise self._unreachable(error) from error
 
@@ -97,7 +100,7 @@ class RemoteServer:
         await self._http.aclose()
 
     async def _model_name(self, wanted: str) -> str:
-        """`wanted`, or the server's first model if the person has not chosen one."""
+        """`wanted`, or the server's first model if the user has not chosen one."""
         if wanted != ModelSettings().name:
             return wanted
         if not self._model:
@@ -109,7 +112,7 @@ class RemoteServer:
         try:
             reply = await self._http.get(f"{self._url}/models", timeout=_TIMEOUT)
         except httpx.InvalidURL as error:
-            raise EngineError(f"The setting engine.url is not an address ({error}).") from error
+            raise EngineError(f"The setting engine.url is not a valid URL ({error}).") from error
         except httpx.RequestError as error:
             raise self._unreachable(error) from error
         if not reply.is_success:
@@ -117,42 +120,41 @@ class RemoteServer:
         return wire.model_names(reply.content)
 
     def _refusal(self, status: int, body: bytes) -> MmchatError:
-        error = wire.error_object(body)
-        said = error.message
+        error = wire.read_error(body)
         through = f" through the proxy {self._proxy}" if self._proxy else ""
         parts = [
             f"The server {self._name} refused the request{through} ({status}).",
             _HINTS.get(status, ""),
         ]
-        if said:
-            parts.insert(1, f"It says: {said.rstrip('.')}.")
-        return error.raised(" ".join(part for part in parts if part))
+        if error.message:
+            parts.insert(1, f"It says: {error.message.rstrip('.')}.")
+        return error.exception(" ".join(part for part in parts if part))
 
     def _unreachable(self, error: httpx.RequestError) -> EngineError:
         why = str(error) or type(error).__name__
         if self._proxy:
             return EngineError(
                 f"The server {self._name} cannot be reached through the proxy {self._proxy}, or "
-                f"broke off ({why}): check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or add the "
+                f"the connection broke ({why}): check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, or add the "
                 "server to NO_PROXY."
             )
         return EngineError(
-            f"The server {self._name} cannot be reached or broke off ({why}): check engine.url "
-            "and whether the server runs."
+            f"The server {self._name} cannot be reached, or the connection broke ({why}): check "
+            "engine.url and whether the server is running."
         )
 
 
 def environment_proxy(url: str) -> str | None:
-    """The proxy that the environment names for `url`.
+    """The proxy that the environment sets for `url`.
 
-    None for a server on this machine, which no proxy can reach, and for what NO_PROXY excludes.
+    None for a server on this machine, which no proxy can reach, and for hosts in NO_PROXY.
     """
     try:
         server = httpx.URL(url)
     except httpx.InvalidURL:
-        return None  # the first request says what is wrong
-    found = urllib.request.getproxies()
-    proxy = found.get(server.scheme) or found.get("all")
+        return None  # the first request reports it
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(server.scheme) or proxies.get("all")
     host = server.host if server.port is None else f"{server.host}:{server.port}"
     if not proxy or is_this_machine(server.host) or urllib.request.proxy_bypass(host):
         return None
@@ -160,7 +162,7 @@ def environment_proxy(url: str) -> str | None:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether `host` names the loopback interface (or all interfaces, which means the same here)."""
+    """Whether `host` is a loopback address (or all interfaces, which means the same here)."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -171,13 +173,13 @@ def is_this_machine(host: str) -> bool:
 
 
 def without_password(url: str) -> str:
-    """`url` without `user:password@`, so that it can be shown and kept."""
+    """`url` without `user:password@`, so that it can be shown and stored."""
     scheme, separator, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
-async def _answer(
+async def _stream_answer(
     response: httpx.Response, model: str, url: str, begin: float
 ) -> AsyncGenerator[Event, None]:
     usage = wire.Usage()
@@ -185,11 +187,11 @@ async def _answer(
     first = 0.0
     pieces = 0
     yield Started(0, 0, 0, 0, 0)
-    async for data in wire.server_sent(wire.split_lines(response.aiter_bytes())):
+    async for data in wire.sse_data(wire.split_lines(response.aiter_bytes())):
         chunk = wire.read_chunk(data, wire.Chunk)
         if chunk.error is not None:
-            said = wire.error_sentence(chunk.error) or "it gave no reason"
-            raise EngineError(f"The server {url} failed while answering: {said}")
+            reason = wire.error_sentence(chunk.error) or "it gave no reason"
+            raise EngineError(f"The server {url} failed while answering: {reason}")
         usage = chunk.usage or usage
         model = chunk.model or model
         for choice in chunk.choices[:1]:
@@ -201,7 +203,8 @@ async def _answer(
                 finish = "length" if choice.finish_reason == "length" else "stop"
     if finish is None:
         raise EngineError(
-            f"The server {url} broke off in the middle of the answer; what was written is kept."
+            f"The server {url} closed the connection before the answer was complete. The text so "
+            "far is kept."
         )
     end = time.monotonic()
     first = first or end

@@ -1,7 +1,7 @@
-"""Starting and ending the engine's process.
+"""Starts and ends the engine's process.
 
-The process is detached: it has its own session, no terminal, and inherits no files. Its lock, not
-a process id, tells whether one runs.
+The process is detached: it has its own session, no terminal, and inherits no files. Whether an
+engine runs is known by its lock, not by a process id.
 """
 
 import asyncio
@@ -20,24 +20,24 @@ from mmchat.client.wire import absolute_name
 from mmchat.errors import EngineError
 from mmchat.settings import Settings, folder_environment, private_dir
 
-PATIENCE = 5.0
-"""Seconds that an engine has to end on request."""
-_PROGRESS = re.compile(r"\S+ \S+ (DEBUG|INFO) ")
+END_TIMEOUT = 5.0
+"""Seconds to wait for an engine to end."""
+_INFO_LINE = re.compile(r"\S+ \S+ (DEBUG|INFO) ")
 """The beginning of a log line that is not an error (`engine.process` sets the format)."""
 _children: list[subprocess.Popen[bytes]] = []
-"""Engines that this process has started; they are polled, so that none stays as a zombie."""
+"""Engines that this process has started; polled, so that none becomes a zombie."""
 
 
 @atexit.register
-def _let_go() -> None:
-    """The engine outlives us on purpose; Popen would warn about it."""
+def _detach_children() -> None:
+    """Prevents Popen's warning about running children: engines outlive us on purpose."""
     for child in _children:
         if child.poll() is None:
             child.returncode = 0
 
 
 def _log() -> BinaryIO:
-    """The engine's log, opened to append. Raises EngineError if it cannot be written."""
+    """Opens the engine's log for appending. Raises EngineError if it cannot be written."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     try:
         return os.fdopen(os.open(log_file(), flags, 0o600), "ab")
@@ -48,11 +48,11 @@ def _log() -> BinaryIO:
         ) from error
 
 
-class Spawned:
-    """An engine that was started, and may not answer yet."""
+class EngineProcess:
+    """An engine process that was started, and may not respond yet."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises EngineError if no process can be started."""
+        """Starts the process. Raises EngineError if that fails."""
         runtime = runtime_dir()
         private_dir(log_file().parent)
         with _log() as log:
@@ -83,34 +83,34 @@ class Spawned:
         return self._process.pid
 
     def exit_status(self) -> int | None:
-        """The exit status; None while it runs."""
+        """The exit status; None while the process runs."""
         return self._process.poll()
 
     def failure(self) -> EngineError:
-        """Why it ended before it answered: the signal that ended it, or the last line of its log."""
+        """Why it ended before it responded: the signal, or the last line of its log."""
         status = self._process.poll()
         if status is not None and status < 0:
             return EngineError(_ended_by_signal(-status))
         lines: list[str] = []
-        with contextlib.suppress(OSError), log_file().open("rb") as log:  # it may be removed by now
+        with contextlib.suppress(OSError), log_file().open("rb") as log:  # it may have been removed
             size = os.fstat(log.fileno()).st_size
             log.seek(max(self._log_start if self._log_start <= size else 0, size - 65_536))
             lines = log.read().decode(errors="replace").splitlines()
-        said = [line.strip() for line in lines if line.strip() and not _PROGRESS.match(line)]
-        last = said[-1] if said else f"it wrote nothing, exit status {status}"
+        errors = [line.strip() for line in lines if line.strip() and not _INFO_LINE.match(line)]
+        last = errors[-1] if errors else f"it printed nothing, exit status {status}"
         return EngineError(
             f"The engine could not start: {last.removeprefix('mmchat: ')} (its log: {log_file()})"
         )
 
 
 def _ended_by_signal(number: int) -> str:
-    ended = f"The engine was ended (signal {number}) while it started"
+    sentence = f"The engine was killed by signal {number} while it started"
     if number == signal.SIGKILL:
         return (
-            f"{ended}: if you did not do that, the system was short of memory, so close other "
+            f"{sentence}: if that was not you, the system ran out of memory, so close other "
             "programs and try again."
         )
-    return f"{ended} (its log: {log_file()})"
+    return f"{sentence} (its log: {log_file()})"
 
 
 def _flags(settings: Settings) -> list[str]:
@@ -126,25 +126,25 @@ def _flags(settings: Settings) -> list[str]:
 
 
 async def end_process(pid: int) -> None:
-    """Waits until the engine has ended; sends SIGTERM, then SIGKILL, after `PATIENCE` each.
+    """Waits until the engine has ended; sends SIGTERM, then SIGKILL, after `END_TIMEOUT` each.
 
     Raises EngineError if even that does not end it.
     """
-    for help_along in (None, signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
-        if help_along is not None and is_engine(pid):
+    for number in (None, signal.SIGTERM, signal.SIGKILL):
+        if number is not None and is_engine(pid):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, help_along)
-        if await engine_gone(PATIENCE):
+                os.kill(pid, number)
+        if await engine_gone(END_TIMEOUT):
             return
         endpoint = read_endpoint()
         if endpoint is not None and endpoint.pid != pid:
-            return  # another engine has taken its place
-    raise EngineError(f"The engine (process {pid}) does not end: kill it yourself.")
+            return  # another engine has started since
+    raise EngineError(f"The engine (process {pid}) does not end: kill it with `kill -9 {pid}`.")
 
 
-async def engine_gone(patience: float) -> bool:
-    """Whether no engine runs any more; waits up to `patience` seconds."""
-    deadline = time.monotonic() + patience
+async def engine_gone(seconds: float) -> bool:
+    """Waits up to `seconds` until no engine runs; returns whether that is so."""
+    deadline = time.monotonic() + seconds
     while engine_lives():
         if time.monotonic() > deadline:
             return False

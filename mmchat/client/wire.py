@@ -1,4 +1,4 @@
-"""The OpenAI chat-completions protocol as the client writes and reads it."""
+"""Encodes requests and decodes replies of OpenAI's chat-completions protocol."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ class Usage(Struct):
 
 
 class Chunk(Struct):
-    """What is read of a streamed chunk; servers send much more."""
+    """The used fields of a streamed chunk."""
 
     choices: list[_ChunkChoice] = []
     model: str | None = None
@@ -54,8 +54,8 @@ class EngineChunk(Chunk):
 _C = TypeVar("_C", bound=Chunk)
 
 
-def encoded(body: dict[str, Any]) -> bytes:
-    """A request's JSON; lone surrogates, which UTF-8 does not have, become U+FFFD."""
+def encode_json(body: dict[str, Any]) -> bytes:
+    """A request as JSON; lone surrogates, which UTF-8 cannot encode, become U+FFFD."""
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     try:
         return text.encode()
@@ -64,7 +64,7 @@ def encoded(body: dict[str, Any]) -> bytes:
 
 
 def checked_name(name: str) -> str:
-    """A model's or adapter's name. Raises EngineError if it is not UTF-8, as a file's name may be."""
+    """Returns `name`. Raises EngineError if it is not valid UTF-8, as a file name may be."""
     if _SURROGATES.search(name):
         shown = _SURROGATES.sub("\ufffd", name)
         raise EngineError(f"The name {shown} is not valid UTF-8: rename the folder.")
@@ -72,7 +72,7 @@ def checked_name(name: str) -> str:
 
 
 def absolute_name(name: str) -> str:
-    """A folder's absolute path, because the engine runs in another folder; any other name as it is.
+    """A folder's absolute path, because the engine runs in another folder; other names unchanged.
 
     Raises EngineError if the name is not valid UTF-8.
     """
@@ -84,7 +84,7 @@ def absolute_name(name: str) -> str:
 
 
 def messages(turns: Sequence[Turn[ImagePart]], by_reference: bool) -> list[dict[str, Any]]:
-    """OpenAI messages, with pictures by their sha256 or as data URLs.
+    """Turns as OpenAI messages, with pictures by sha256 or as data URLs.
 
     Raises EngineError if the bytes for a data URL are missing.
     """
@@ -112,63 +112,63 @@ def _data_url(part: ImagePart) -> str:
     return f"data:{part.mime or 'image/png'};base64,{base64.b64encode(part.data).decode('ascii')}"
 
 
-def options(chosen: Options, everything: bool) -> dict[str, Any]:
-    """The request's options.
+def request_options(options: Options, include_defaults: bool) -> dict[str, Any]:
+    """The sampling parameters of a request.
 
-    everything: False leaves out those that have their default, except the standard ones, because
-    some servers refuse names that they do not know.
+    Without `include_defaults`, only the standard parameters and those that differ from their
+    default are included, because some servers refuse unknown names.
     """
-    named = msgspec.structs.asdict(chosen)
-    named["stop"] = list(chosen.stop)
-    if everything:
-        return named
-    always = {"temperature", "max_tokens"}
-    default = msgspec.structs.asdict(Options())
-    default["stop"] = []
+    values = msgspec.structs.asdict(options) | {"stop": list(options.stop)}
+    if include_defaults:
+        return values
+    defaults = msgspec.structs.asdict(Options()) | {"stop": []}
     return {
-        name: value for name, value in named.items() if name in always or value != default[name]
+        name: value
+        for name, value in values.items()
+        if name in ("temperature", "max_tokens") or value != defaults[name]
     }
 
 
 def read_chunk(data: str, kind: type[_C]) -> _C:
-    """One event's data as a chunk. Raises EngineError if it is something else."""
+    """Decodes the data of one event. Raises EngineError if it is not a chunk."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
         raise EngineError(
-            f"The answer is not the chat-completions protocol ({error}): check engine.url."
+            f"The reply does not follow the chat-completions protocol ({error}): check engine.url."
         ) from error
 
 
-class ErrorObject(Struct):
+class ErrorReply(Struct):
     """The content of an error reply."""
 
     message: str
     missing: list[str]
-    """The sha256 of pictures that have to be uploaded first."""
+    """The sha256 of pictures to upload first."""
     code: str = ""
 
-    def raised(self, sentence: str) -> MmchatError:
-        """`sentence` as the error that the code stands for; EngineError for an unknown code."""
+    def exception(self, sentence: str) -> MmchatError:
+        """`sentence` as the exception for the code; EngineError for an unknown code."""
         return ERROR_CODES.get(self.code, EngineError)(sentence)
 
 
-def error_object(body: bytes) -> ErrorObject:
+def read_error(body: bytes) -> ErrorReply:
+    """Decodes an error reply, whatever its format."""
     try:
         parsed = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):
-        return ErrorObject(body.decode(errors="replace").strip()[:500], [])
-    return parsed_error(parsed)
+        return ErrorReply(body.decode(errors="replace").strip()[:500], [])
+    return parse_error(parsed)
 
 
-def parsed_error(parsed: Any) -> ErrorObject:
-    """An error reply, or a chunk with an `error`, in the different forms that servers send."""
+def parse_error(parsed: Any) -> ErrorReply:
+    """Reads an error reply, or a chunk with an `error`, in the formats of different servers."""
     inner = parsed.get("error") if isinstance(parsed, dict) else None
     if not isinstance(inner, dict):
-        return ErrorObject(error_sentence(parsed), [])
+        return ErrorReply(error_sentence(parsed), [])
     missing: Any = inner.get("x_mmchat")
     missing = missing.get("missing") if isinstance(missing, dict) else None
-    return ErrorObject(
+    return ErrorReply(
         error_sentence(parsed),
         [str(one) for one in missing] if isinstance(missing, list) else [],
         str(inner.get("code") or ""),
@@ -176,7 +176,7 @@ def parsed_error(parsed: Any) -> ErrorObject:
 
 
 def error_sentence(body: Any) -> str:
-    """The sentence in an error body, in the different forms that servers send."""
+    """The message in an error body, in the formats of different servers; "" if there is none."""
     if isinstance(body, dict):
         for name in ("error", "message", "detail"):
             if body.get(name):
@@ -184,11 +184,11 @@ def error_sentence(body: Any) -> str:
     return body.strip()[:500] if isinstance(body, str) else ""
 
 
-async def server_sent(lines: AsyncIterator[str]) -> AsyncIterator[str]:
-    """The data of each server-sent event, until `[DONE]`; comments and other fields are skipped.
+async def sse_data(lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Yields the data of each server-sent event until `[DONE]`; skips comments and other fields.
 
-    lines: split at line feeds only, because U+2028 and others are text. Raises EngineError for an
-    event that does not end.
+    `lines` must be split at line feeds only, because U+2028 and others are text. Raises
+    EngineError if an event does not end.
     """
     data: list[str] = []
     size = 0
@@ -209,7 +209,10 @@ async def server_sent(lines: AsyncIterator[str]) -> AsyncIterator[str]:
 
 
 async def split_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[str]:
-    """Lines of UTF-8, from pieces that may end within a character."""
+    """Yields the lines of UTF-8 text in pieces that may end inside a character.
+
+    Raises EngineError if a line does not end.
+    """
     rest = b""
     async for part in parts:
         rest += part
@@ -223,7 +226,7 @@ async def split_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[str]:
 
 
 def model_names(body: bytes) -> list[str]:
-    """The ids in a reply to `GET /models`; empty if it is something else."""
+    """The ids in a reply to `GET /models`; empty if the reply is invalid."""
     try:
         parsed = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):

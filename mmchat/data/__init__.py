@@ -1,6 +1,6 @@
-"""Data in any form that people have: detected, checked, split. Free of torch.
+"""Reads training and evaluation data: detects its format, checks and splits it. No torch.
 
-    data = read_data(Path("my-photos"))            # any form that docs/data.md lists
+    data = read_data(Path("my-photos"))            # any format in docs/data.md
     train, held_out = split(data.examples, 0.15, seed=0)
 
 Importing this package imports neither Pillow nor numpy nor Arrow.

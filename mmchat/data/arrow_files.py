@@ -1,15 +1,13 @@
-"""Samples in Arrow's two kinds of tables: parquet files and saved `datasets` folders.
+"""Samples in parquet files and saved `datasets` folders.
 
-Arrow is imported only when such data is read; it comes with `mmchat[datasets]`. Pictures in
-a table are not kept in memory: each is read again from its row when it is needed.
+pyarrow (`mmchat[datasets]`) is imported only when such data is read. Pictures in a table are
+not kept in memory: each is read again from its row when it is needed.
 """
 
 import bisect
-import hashlib
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate
@@ -17,21 +15,21 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from mmchat.data.fields import is_known, normalized_key
-from mmchat.data.pictures import embedded_bytes
+from mmchat.data.pictures import find_embedded
 from mmchat.data.records import Record
-from mmchat.data.sample_errors import SampleError, printable
+from mmchat.data.sample_errors import printable
 from mmchat.data.types import Problem
 from mmchat.errors import DataError
 
 Batch = Any
-"""A pyarrow.RecordBatch; not everybody has the library."""
+"""A pyarrow.RecordBatch. The library is optional."""
 _ROWS_AT_ONCE: Final = 16  # rows of pictures: a few dozen MB
 _MOST_JSON: Final = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class TablePictureSource:
-    """Reads a picture that stands in a row of a parquet or Arrow file."""
+    """Reads a picture in a row of a parquet or Arrow file."""
 
     file: Path
     row: int
@@ -40,25 +38,18 @@ class TablePictureSource:
     def __call__(self) -> bytes:
         try:
             with _LOCK:
-                batch, at = _opened(self.file, self.file.stat().st_mtime_ns).batch_with(self.row)
+                batch, at = _cached_file(self.file, self.file.stat().st_mtime_ns).batch_with(
+                    self.row
+                )
                 values = batch.slice(at, 1).to_pylist()
         except DataError:
             raise
-        except Exception as error:  # Arrow has many, and all mean the same here
+        except Exception as error:  # Arrow raises many types, which all mean the same here
             raise DataError(f"{self.file} cannot be read ({printable(error)}).") from error
-        waiting: list[object] = [values]
-        while waiting:
-            one = waiting.pop()
-            if isinstance(one, str):
-                with suppress(SampleError):
-                    one = embedded_bytes(one)
-            if isinstance(one, bytes) and hashlib.sha256(one).hexdigest() == self.sha256:
-                return one
-            if isinstance(one, list):
-                waiting += one
-            elif isinstance(one, dict):
-                waiting += one.values()
-        raise DataError(f"{self.file} changed while it was in use: start again.")
+        data = find_embedded(values, self.sha256)
+        if data is None:
+            raise DataError(f"{self.file} changed while it was in use: start again.")
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +60,17 @@ class Table:
     columns: list[str]
     """Their normalized names."""
     label_names: Mapping[str, Sequence[str]]
-    """By column, what the numbers of a label mean."""
+    """The class names of integer labels, by normalized column name."""
 
     def records(self) -> Iterator[Record | Problem]:
-        """The rows, in order; raises DataError if the file is damaged."""
+        """Yields the rows. Raises DataError if the file is damaged."""
         file, row = self.file.absolute(), 0
         try:
-            for batch in _reader(self.file).batches():
+            for batch in _open_file(self.file).batches():
                 for values in _values(batch):
                     place = f"{printable(self.file)}, row {row + 1}"
                     if values is None:
-                        yield Problem(place, "a text in it is not UTF-8")
+                        yield Problem(place, "it has text that is not UTF-8")
                     else:
                         source = partial(TablePictureSource, file, row)
                         yield Record(place, values, self.file.parent, source, self.label_names)
@@ -91,7 +82,7 @@ class Table:
 
 
 def _values(batch: Batch) -> Iterator[dict[str, Any] | None]:
-    """The rows of a batch; None for a row with broken text."""
+    """Yields the rows of a batch; None for a row with invalid UTF-8."""
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:
@@ -103,9 +94,9 @@ def _values(batch: Batch) -> Iterator[dict[str, Any] | None]:
 
 
 def open_table(file: Path) -> Table:
-    """A parquet file, or an Arrow file of a saved dataset; raises DataError."""
+    """Opens a parquet file, or an Arrow file of a saved dataset. Raises DataError."""
     try:
-        schema = _reader(file).schema
+        schema = _open_file(file).schema
         names = _label_names(schema.metadata or {})
     except (DataError, MemoryError):
         raise
@@ -115,16 +106,16 @@ def open_table(file: Path) -> Table:
 
 
 def saved_files(folder: Path) -> list[Path]:
-    """The Arrow files of a folder that `Dataset.save_to_disk` wrote, in order; raises DataError."""
+    """The Arrow files in a `Dataset.save_to_disk` folder, in order. Raises DataError."""
     state = _json(folder / "state.json")
     listed = state.get("_data_files")
     if not isinstance(listed, list) or state.get("_indices_files"):
         raise DataError(
-            f"{printable(folder)} is a saved dataset of an unknown form: save it again."
+            f"{printable(folder)} is a saved dataset in an unknown format: save it again."
         )
     found = []
-    for one in listed:
-        name = one.get("filename") if isinstance(one, dict) else None
+    for entry in listed:
+        name = entry.get("filename") if isinstance(entry, dict) else None
         if not isinstance(name, str) or Path(name).name != name:
             raise DataError(
                 f"{printable(folder / 'state.json')} names the file {printable(name)}: save it again."
@@ -134,7 +125,7 @@ def saved_files(folder: Path) -> list[Path]:
 
 
 def saved_splits(folder: Path) -> list[str]:
-    """The names in a folder that `DatasetDict.save_to_disk` wrote; raises DataError."""
+    """The split names in a `DatasetDict.save_to_disk` folder. Raises DataError."""
     splits = _json(folder / "dataset_dict.json").get("splits")
     names = [one for one in splits if isinstance(one, str)] if isinstance(splits, list) else []
     if not names or any(Path(name).name != name for name in names):
@@ -147,7 +138,7 @@ def saved_splits(folder: Path) -> list[str]:
 def _json(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > _MOST_JSON:
-            raise DataError(f"{printable(file)} is far too large for such a file: save it again.")
+            raise DataError(f"{printable(file)} is far too large: save the dataset again.")
         value = json.loads(file.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(
@@ -157,7 +148,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _label_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """By normalized column, the names of a `ClassLabel`, which `datasets` writes into the file."""
+    """The class names of each `ClassLabel` column, which `datasets` stores in the metadata."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return {
@@ -169,26 +160,26 @@ def _label_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
         return {}
 
 
-class _Reader(Protocol):
+class _TableFile(Protocol):
     schema: Any
 
     def batches(self) -> Iterator[Batch]:
-        """The known columns, from the first row to the last."""
+        """Yields the known columns of all rows, in order."""
 
     def batch_with(self, row: int) -> tuple[Batch, int]:
-        """Returns the batch that holds the row, and the row's place in it."""
+        """Returns the batch with the row, and the row's index in it."""
 
 
 class _Parquet:
-    """A parquet file. Rows are cheap in order; any other row costs reading its row group."""
+    """A parquet file. Rows in order are cheap; random access reads a row group."""
 
     def __init__(self, file: Path) -> None:
         import pyarrow.parquet as parquet
 
-        # Without a buffer whole columns of a row group are read, which may be gigabytes.
+        # Without a buffer, whole columns of a row group are read, maybe gigabytes.
         self._file = parquet.ParquetFile(str(file), buffer_size=1 << 20)
         self.schema = self._file.schema_arrow
-        self._columns = _wanted(self.schema.names)
+        self._columns = _known_columns(self.schema.names)
         groups = range(self._file.num_row_groups)
         self._rows = [self._file.metadata.row_group(group).num_rows for group in groups]
         self._ahead: Iterator[tuple[int, Batch]] = iter(())
@@ -208,7 +199,7 @@ class _Parquet:
         return self._at[1], row - self._at[0]
 
     def _from(self, row: int) -> Iterator[tuple[int, Batch]]:
-        """The batches with the numbers of their first rows, from the row group that holds `row`."""
+        """Yields (first row, batch), from the row group with `row` on."""
         first = 0
         for group, rows in enumerate(self._rows):
             if first + rows > row:
@@ -222,17 +213,17 @@ class _Parquet:
 
 
 class _Arrow:
-    """An Arrow stream that is mapped into memory: every row is cheap."""
+    """A memory-mapped Arrow stream: random access is cheap."""
 
     def __init__(self, file: Path) -> None:
         import pyarrow as pa
 
         reader = pa.ipc.open_stream(pa.memory_map(str(file)))
         self.schema = reader.schema
-        columns = _wanted(self.schema.names)
+        columns = _known_columns(self.schema.names)
         self._batches = []
         for batch in reader:
-            batch.validate(full=True)  # offsets of a foreign file may point anywhere
+            batch.validate(full=True)  # offsets in an untrusted file may point anywhere
             self._batches.append(batch.select(columns))
         self._ends = list(accumulate(batch.num_rows for batch in self._batches))
 
@@ -250,20 +241,20 @@ class _Arrow:
 _LOCK = threading.Lock()
 
 
-def _reader(file: Path) -> _Reader:
+def _open_file(file: Path) -> _TableFile:
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise DataError(
-            f"{printable(file)} is read with pyarrow, which is not installed: pip install 'mmchat[datasets]'."
+            f"Reading {printable(file)} needs pyarrow: pip install 'mmchat[datasets]'."
         ) from error
     return _Parquet(file) if file.suffix.lower() == ".parquet" else _Arrow(file)
 
 
 @lru_cache(maxsize=4)
-def _opened(file: Path, changed: int) -> _Reader:
-    return _reader(file)
+def _cached_file(file: Path, mtime_ns: int) -> _TableFile:
+    return _open_file(file)
 
 
-def _wanted(names: Sequence[str]) -> list[str]:
+def _known_columns(names: Sequence[str]) -> list[str]:
     return [name for name in names if is_known(name)]

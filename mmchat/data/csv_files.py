@@ -1,4 +1,4 @@
-"""Samples in CSV files, with the separators and encodings that spreadsheet programs write."""
+"""Samples in CSV files, with the separators and encodings of spreadsheet programs."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from mmchat.data.fields import form_of_columns, normalized_key
+from mmchat.data.fields import detect_table_format, normalized_key
 from mmchat.data.records import Record
 from mmchat.data.sample_errors import printable
 from mmchat.data.types import Problem
@@ -23,22 +23,22 @@ _SEPARATOR_LINE: Final = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)  # Ex
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """How a file is written."""
+    """How a file is encoded and separated."""
 
     encoding: str
     separator: str
     columns: list[str]
-    """As they are written."""
+    """Not normalized."""
     skipped: int
-    """Rows before the one with the columns."""
+    """The number of rows before the header."""
 
 
 def csv_records(file: Path) -> tuple[list[str], Iterator[Record | Problem]]:
-    """Returns the columns' normalized names, and the rows.
+    """Returns the normalized column names and an iterator over the rows.
 
-    Raises DataError if the file is not a table in UTF-8 or UTF-16, also during the iteration.
+    Both may raise DataError if the file is not a table in UTF-8 or UTF-16.
     """
-    # Python's limit is 131,072 characters, which a picture as base64 exceeds.
+    # Python's default limit is 131,072 characters, less than a picture in base64.
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
     layout = _layout(file)
     return [normalized_key(name) for name in layout.columns], _rows(file, layout)
@@ -55,13 +55,13 @@ def _layout(file: Path) -> _Layout:
         _Layout(encoding, separator, _row(file, encoding, separator, 0), 0)
         for separator in dict.fromkeys(usual + _SEPARATORS)
     ]
-    known = [one for one in found if form_of_columns(map(normalized_key, one.columns))]
-    # In a file without known columns, the separator that gives most columns is the likeliest.
-    return known[0] if known else max(found, key=lambda one: len(one.columns))
+    known = [layout for layout in found if detect_table_format(map(normalized_key, layout.columns))]
+    # Without known columns, the separator that gives the most columns is the likeliest.
+    return known[0] if known else max(found, key=lambda layout: len(layout.columns))
 
 
 def _encoding(file: Path) -> str:
-    """By the byte order mark; raises DataError for what cannot be a table in text."""
+    """Detects the encoding by the byte order mark. Raises DataError if it is not a text file."""
     with file.open("rb") as stream:
         begins = stream.read(4096)
     if begins[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
@@ -78,7 +78,7 @@ def _encoding(file: Path) -> str:
 
 
 def _row(file: Path, encoding: str, separator: str, number: int) -> list[str]:
-    """Row `number`, counted from 0; empty if the file is shorter."""
+    """Row `number`, from 0; empty if the file is shorter. Raises DataError."""
     with _opened(file, encoding) as stream:
         rows = csv.reader(stream, delimiter=separator)
         try:
@@ -88,34 +88,36 @@ def _row(file: Path, encoding: str, separator: str, number: int) -> list[str]:
         except UnicodeError as error:
             raise _wrong_encoding(file) from error
         except csv.Error as error:
-            raise DataError(f"{printable(file)} is not a table ({printable(error)}).") from error
+            raise DataError(
+                f"{printable(file)} is not a CSV table ({printable(error)})."
+            ) from error
     return []
 
 
 def _rows(file: Path, layout: _Layout) -> Iterator[Record | Problem]:
     with _opened(file, layout.encoding) as stream:
-        # Strict, because a quote that is never closed would swallow all rows after it.
+        # Strict, because an unclosed quote would swallow all later rows.
         rows = csv.reader(stream, delimiter=layout.separator, strict=True)
-        before = layout.skipped + 1
+        header_rows = layout.skipped + 1
         while True:
             place = f"{printable(file)}, line {rows.line_num + 1}"
             try:
                 cells = next(rows, None)
             except csv.Error as error:
-                before = 0
+                header_rows = 0
                 yield Problem(place, f"this is not a row of a table ({printable(error)})")
                 continue
             except UnicodeError as error:
                 raise _wrong_encoding(file) from error
             if cells is None:
                 return
-            if before:
-                before -= 1
+            if header_rows:
+                header_rows -= 1
                 continue
             while len(cells) > len(layout.columns) and not cells[-1]:
                 cells.pop()
             if len(cells) > len(layout.columns):
-                why = f"it has {len(cells)} cells, and there are {len(layout.columns)} columns"
+                why = f"it has {len(cells)} cells but there are {len(layout.columns)} columns"
                 yield Problem(place, why)
             elif any(cells):
                 row: dict[str, Any] = dict(zip(layout.columns, map(_cell, cells), strict=False))
@@ -133,7 +135,7 @@ def _wrong_encoding(file: Path) -> DataError:
 
 
 def _cell(text: str) -> object:
-    """A cell's value: `["a.png", "b.png"]` is a list, as `datasets` writes several file names."""
+    """Parses a cell: `["a.png", "b.png"]` is a list, as `datasets` writes several file names."""
     if text.startswith("[") and text.endswith("]") and len(text) < _LONGEST_LIST:
         try:
             value = json.loads(text)

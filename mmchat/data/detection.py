@@ -1,4 +1,4 @@
-"""Detects which form data has, by its names and first samples."""
+"""Detects the format of data, by file names and the first samples."""
 
 import os
 import re
@@ -8,9 +8,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Final, Literal
 
-from mmchat.data import arrow_files, csv_files, folder_forms, prepared
-from mmchat.data.fields import form_of, form_of_columns
-from mmchat.data.folders import SampleResult, results
+from mmchat.data import arrow_files, csv_files, folder_formats, prepared
+from mmchat.data.fields import detect_sample_format, detect_table_format
+from mmchat.data.folders import SampleResult, convert_records
 from mmchat.data.json_files import is_json_name, json_records
 from mmchat.data.picture_check import has_picture_suffix
 from mmchat.data.pictures import PictureResolver
@@ -20,7 +20,7 @@ from mmchat.data.types import Problem
 from mmchat.errors import DataError
 
 SplitName = Literal["", "train", "validation", "test"]
-"""Which split of the data it is, if the data itself is split."""
+"""Which split it is; "" if the data has no splits."""
 
 QUESTIONS: Final = "questions.jsonl"
 
@@ -32,7 +32,7 @@ _SPLITS: Final[dict[str, SplitName]] = {
 }
 _METADATA: Final = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _TABLES: Final = (".csv", ".tsv", ".parquet")
-_UNREAD: Final = {  # ending: what such a file is, and what to do
+_UNSUPPORTED: Final = {  # suffix: what such a file is, and what to do
     **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), "a spreadsheet: save it as CSV UTF-8"),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "an archive: unpack it"),
     **dict.fromkeys((".gz", ".bz2", ".xz", ".zst"), "a compressed file: unpack it"),
@@ -40,36 +40,38 @@ _UNREAD: Final = {  # ending: what such a file is, and what to do
     **dict.fromkeys((".arrow", ".feather"), "an Arrow file: save it as parquet"),
     **dict.fromkeys((".pkl", ".pickle"), "a pickle, which can run any code: save it as JSON"),
 }
-_LOOKED_AT: Final = 20  # samples that are looked at for the form
+_SAMPLES_TRIED: Final = 20  # to detect the format
 
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """Data of one form that has not been read yet."""
+    """Data in one format that has not been read yet."""
 
     split: SplitName
-    form: str
+    format: str
     results: Iterator[SampleResult]
     remarks: Sequence[str] = ()
-    """What looks wrong and may be meant, one sentence each."""
+    """What looks like a mistake but may be intended, one sentence each."""
 
 
 def detect(path: Path, pictures: PictureResolver) -> list[DataSource]:
-    """The sources at `path`, usually one. Raises DataError and OSError."""
+    """Detects the sources at `path`, usually one. Raises DataError and OSError."""
     if path.is_dir():
-        return _of_folder(path, pictures, splits=True)
+        return _detect_folder(path, pictures, splits=True)
     if has_picture_suffix(path.name):
-        raise DataError(f"{printable(path)} is a single picture: name the folder that it lies in.")
-    if what := _UNREAD.get(path.suffix.lower()):
+        raise DataError(f"{printable(path)} is a single picture: give its folder.")
+    if what := _UNSUPPORTED.get(path.suffix.lower()):
         raise DataError(f"{printable(path)} is {what}.")
-    source = _of_file(path, pictures)
+    source = _detect_file(path, pictures)
     if source is None:
-        raise DataError(f"{printable(path)} {_contents(path)}; what is read: {folder_forms.FORMS}.")
+        raise DataError(
+            f"{printable(path)} {_contents(path)}; these are read: {folder_formats.FORMATS}."
+        )
     return [source]
 
 
-def _of_file(file: Path, pictures: PictureResolver, split: SplitName = "") -> DataSource | None:
-    """None if the file has no known form."""
+def _detect_file(file: Path, pictures: PictureResolver, split: SplitName = "") -> DataSource | None:
+    """None if the file is not in a known format."""
     ending = file.suffix.lower()
     records: Iterator[Record | Problem]
     if ending in _TABLES:
@@ -78,24 +80,30 @@ def _of_file(file: Path, pictures: PictureResolver, split: SplitName = "") -> Da
             columns, records = table.columns, table.records()
         else:
             columns, records = csv_files.csv_records(file)
-        form = form_of_columns(columns)
-        name = f"parquet: {form}" if ending == ".parquet" else f"a table: {form}"
+        detected = detect_table_format(columns)
+        name = f"parquet: {detected}" if ending == ".parquet" else f"a table: {detected}"
     elif not is_json_name(file.name) and not _begins_as_json(file):
         return None
     else:
         layout, records = json_records(file)
-        first = list(islice(records, _LOOKED_AT))
-        forms = (form_of(one.value) for one in first if isinstance(one, Record))
-        form = next((one for one in forms if one), None)
-        if form is None and first and all(isinstance(one, Problem) for one in first):
-            form = "samples"  # reporting each broken one is more helpful than an unknown form
+        first = list(islice(records, _SAMPLES_TRIED))
+        formats = (detect_sample_format(one.value) for one in first if isinstance(one, Record))
+        detected = next((one for one in formats if one), None)
+        if detected is None and first and all(isinstance(one, Problem) for one in first):
+            detected = "samples"  # reporting each broken one helps more than an unknown format
         records = chain(first, records)
-        name = f"{form} {layout}"
-    if form is None:
+        name = f"{detected} {layout}"
+    if detected is None:
         return None
     if file.name in _METADATA:
-        name = f"imagefolder: {form}"
-    return DataSource(split, name, results(records, lambda record: examples_of(record, pictures)))
+        name = f"imagefolder: {detected}"
+    return DataSource(split, name, _convert(records, pictures))
+
+
+def _convert(
+    records: Iterator[Record | Problem], pictures: PictureResolver
+) -> Iterator[SampleResult]:
+    return convert_records(records, lambda record: examples_of(record, pictures))
 
 
 def _begins_as_json(file: Path) -> bool:
@@ -103,14 +111,14 @@ def _begins_as_json(file: Path) -> bool:
         return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{")
 
 
-def _of_folder(
+def _detect_folder(
     folder: Path, pictures: PictureResolver, *, splits: bool, split: SplitName = ""
 ) -> list[DataSource]:
-    """`splits`: the folder may hold one folder or file for each split."""
+    """`splits`: whether the folder may have one folder or file for each split."""
     if prepared.is_prepared(folder):
         return [DataSource(split, "mmchat's prepared data", prepared.prepared_samples(folder))]
     if (folder / QUESTIONS).is_file():
-        source = _of_file(folder / QUESTIONS, pictures, split)
+        source = _detect_file(folder / QUESTIONS, pictures, split)
         return [source] if source else _refuse_questions(folder)
     if (folder / "state.json").is_file():
         return [_saved(folder, pictures, split)]
@@ -119,31 +127,33 @@ def _of_folder(
         return [_saved(folder / name, pictures, _split_name(name)) for name in names]
     for name in _METADATA:
         if (folder / name).is_file():
-            source = _of_file(folder / name, pictures, split)
+            source = _detect_file(folder / name, pictures, split)
             if source is None:
                 raise DataError(
-                    f"{printable(folder / name)} {_contents(folder / name)}, and needs file_name and "
+                    f"{printable(folder / name)} {_contents(folder / name)}, but needs file_name and "
                     "text, question and answer, or label."
                 )
             return [source]
     files, below = _listed(folder)
-    if sources := _of_files(folder, files, pictures, split, splits=splits):
+    if sources := _detect_files(folder, files, pictures, split, splits=splits):
         return sources
     if splits:
         named = {name: split for name in below if (split := _split_name(name))}
-        # A train alone may be one of several classes: a vehicle.
+        # A folder "train" among others may be a class: the vehicle.
         if "train" in named.values() and (len(named) > 1 or len(below) == 1):
             found = [
-                _of_folder(folder / name, pictures, splits=False, split=one)
+                _detect_folder(folder / name, pictures, splits=False, split=one)
                 for name, one in named.items()
             ]
             return [source for sources in found for source in sources]
-    if "data" in below and (inner := _listed(folder / "data")[0]):  # as hubs lay it out
+    if "data" in below and (inner := _listed(folder / "data")[0]):  # the layout of hub datasets
         data_files = [name for name in inner if _is_data(name)]
-        if sources := _of_files(folder / "data", data_files, pictures, split, splits=splits):
+        if sources := _detect_files(folder / "data", data_files, pictures, split, splits=splits):
             return sources
-    form = folder_forms.form_of_tree(folder, pictures, _unread_files(folder, files), _split_name)
-    return [DataSource(split, form.name, form.results, form.remarks)]
+    detected = folder_formats.detect_folder_format(
+        folder, pictures, _unsupported_files(folder, files), _split_name
+    )
+    return [DataSource(split, detected.name, detected.results, detected.remarks)]
 
 
 def _listed(folder: Path) -> tuple[list[str], list[str]]:
@@ -158,7 +168,7 @@ def _is_data(name: str) -> bool:
     return is_json_name(name) or Path(name).suffix.lower() in _TABLES
 
 
-def _of_files(
+def _detect_files(
     folder: Path,
     names: Sequence[str],
     pictures: PictureResolver,
@@ -166,20 +176,18 @@ def _of_files(
     *,
     splits: bool,
 ) -> list[DataSource]:
-    """What the data files of a folder hold; empty if none of them is data."""
+    """The sources in the data files of a folder; empty if none is in a known format."""
     found: dict[str, DataSource] = {}
     own_splits = {name: _split_name(name) if splits else "" for name in names}
     for name in names:
-        source = _of_file(folder / name, pictures, own_splits[name] or split)
+        source = _detect_file(folder / name, pictures, own_splits[name] or split)
         if source is not None:
             found[name] = source
     shards = len({_unnumbered(name) for name in found}) <= 1
     own = [own_splits[name] for name in found]
     if len(found) > 1 and not shards and not ("train" in own and all(own)):
         listed = ", ".join(printable(name) for name in list(found)[:4])
-        raise DataError(
-            f"{printable(folder)} holds several data files ({listed}): name one of them."
-        )
+        raise DataError(f"{printable(folder)} has several data files ({listed}): give one of them.")
     return list(found.values())
 
 
@@ -189,7 +197,7 @@ def _unnumbered(name: str) -> str:
 
 
 def _split_name(name: str) -> SplitName:
-    """Which split a file or folder of this name is: `train`, `birds_val.json`."""
+    """The split that a file or folder name stands for: `train`, `birds_val.json`."""
     stem = name.lower()
     if is_json_name(stem) or Path(stem).suffix in _TABLES:
         stem = Path(stem).stem
@@ -202,45 +210,45 @@ def _split_name(name: str) -> SplitName:
 
 def _saved(folder: Path, pictures: PictureResolver, split: SplitName) -> DataSource:
     files = [arrow_files.open_table(file) for file in arrow_files.saved_files(folder)]
-    form = form_of_columns(files[0].columns) if files else None
-    if form is None:
+    detected = detect_table_format(files[0].columns) if files else None
+    if detected is None:
         columns = ", ".join(map(printable, files[0].columns[:12])) if files else "nothing"
         raise DataError(
-            f"{printable(folder)} has the columns {columns}, and needs image and text, question and "
+            f"{printable(folder)} has the columns {columns}, but needs image and text, question and "
             "answer, label, or messages."
         )
     records = chain.from_iterable(file.records() for file in files)
     return DataSource(
         split,
-        f"a saved datasets folder: {form}",
-        results(records, lambda record: examples_of(record, pictures)),
+        f"a saved datasets folder: {detected}",
+        _convert(records, pictures),
     )
 
 
-def _unread_files(folder: Path, data_files: Sequence[str]) -> str:
-    """Files in `folder` that could be its data and are not read, as part of a sentence."""
+def _unsupported_files(folder: Path, data_files: Sequence[str]) -> str:
+    """The part of a sentence about a file in `folder` that looks like data but is not supported."""
     if data_files:
         return f"{printable(folder / data_files[0])} {_contents(folder / data_files[0])}"
     for name in sorted(os.listdir(folder)):  # noqa: PTH208
-        if what := _UNREAD.get(Path(name).suffix.lower()):
+        if what := _UNSUPPORTED.get(Path(name).suffix.lower()):
             return f"{printable(folder / name)} is {what}"
     return ""
 
 
 def _contents(file: Path) -> str:
-    """What a file without a known form holds, as the middle of a sentence."""
+    """What a file in no known format contains, as part of a sentence."""
     ending = file.suffix.lower()
     if ending == ".parquet":
         names = arrow_files.open_table(file).columns
     elif ending in _TABLES:
         names = csv_files.csv_records(file)[0]
     elif not is_json_name(file.name) and not _begins_as_json(file):
-        return "has no known form"
+        return "is not in a known format"
     else:
         first = next(json_records(file)[1], None)
         value = first.value if isinstance(first, Record) else None
         if not isinstance(value, dict):
-            return "holds no samples that are JSON objects"
+            return "has no samples that are JSON objects"
         names = [str(key) for key in value]
     return f"has {', '.join(map(printable, names[:12])) or 'no columns'}"
 

@@ -1,4 +1,4 @@
-"""Hashes of examples: the same words and pictures have the same hash, wherever they lie."""
+"""Hashes of examples: equal texts and pictures have equal hashes, whatever their files."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from mmchat.data.types import Example
 
 
 def content(example: Example) -> bytes:
-    """Its turns, one JSON line each; place, kind and weight do not count."""
+    """What is hashed: one JSON line per turn; place, kind and weight do not count."""
     lines = []
     for turn in example.turns:
         parts = [["text", p] if isinstance(p, str) else ["picture", p.sha256] for p in turn.parts]
@@ -16,13 +16,13 @@ def content(example: Example) -> bytes:
     return b"".join(lines)
 
 
-def of_example(example: Example) -> str:
-    """64 hexadecimal digits."""
+def hash_example(example: Example) -> str:
+    """The sha256 of an example, 64 hexadecimal digits."""
     return hashlib.sha256(content(example)).hexdigest()
 
 
-def of_examples(examples: Iterable[Example]) -> str:
-    """Of all examples, in order; 64 hexadecimal digits."""
+def hash_examples(examples: Iterable[Example]) -> str:
+    """The sha256 of all examples in order, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(content(example) + b"\n")

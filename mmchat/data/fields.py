@@ -1,4 +1,4 @@
-"""The names that people give to the fields of a sample, and the form that these reveal."""
+"""The field names of the supported formats, and detecting a format by them."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,9 +12,9 @@ PICTURE_KEYS: Final = (
     *("image_url", "image_urls", "img_url"),
 )
 REFERENCE_PATH_KEYS: Final = ("path", "url", "file_name", "filename", "image", "image_url", "uri")
-"""In an object that stands for one picture: its name, or another such object."""
+"""Keys of an object for one picture, for its path or another such object."""
 REFERENCE_DATA_KEYS: Final = ("bytes", "base64", "b64", "b64_json", "data", "image_base64")
-"""The same for its bytes."""
+"""Keys of an object for one picture, for its bytes."""
 CHAT_KEYS: Final = ("messages", "conversations", "conversation", "texts")
 QUESTION_KEYS: Final = ("question", "query", "prompt", "instruction")
 CONTEXT_KEYS: Final = ("context", "passage", "hint")
@@ -45,12 +45,12 @@ Fields = Mapping[str, Any]
 
 
 def normalized_key(name: object) -> str:
-    """The form in which keys are compared: `File Name` is `file_name`."""
+    """Normalizes a key: `File Name` is `file_name`."""
     return re.sub(r"[\s./-]+", "_", str(name).strip().lower())
 
 
 def normalized(value: Mapping[Any, Any]) -> dict[str, Any]:
-    """`value` by normalized key, the first of each."""
+    """`value` by normalized key; the first of equal keys wins."""
     fields: dict[str, Any] = {}
     for key, one in value.items():
         fields.setdefault(normalized_key(key), one)
@@ -58,13 +58,13 @@ def normalized(value: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def is_known(name: object) -> bool:
-    """Whether a column of this name says something about a sample."""
+    """Whether a column of this name is used."""
     key = normalized_key(name)
     return key in KNOWN_KEYS or _names_picture(key)
 
 
 def numbered_pictures(fields: Fields) -> list[object]:
-    """The values of `image_1`, `image_2` and so on, by their numbers; empty ones are left out."""
+    """The non-empty values of `image_1`, `image_2` and so on, in order."""
     found = [
         (int(match[1]), value)
         for key, value in fields.items()
@@ -74,15 +74,15 @@ def numbered_pictures(fields: Fields) -> list[object]:
 
 
 def picture_id(fields: Fields) -> tuple[str, object] | None:
-    """The (key, value) that names a picture by a number or hash only, which is not a file."""
+    """The (key, value) of a picture id or hash, which is not a file; None if there is none."""
     for key, value in fields.items():
         if value not in (None, "") and _PICTURE_ID.fullmatch(key):
             return key, value
     return None
 
 
-def form_of(value: object) -> str | None:
-    """What a sample looks like, in words; None if nothing can be learned from it."""
+def detect_sample_format(value: object) -> str | None:
+    """The name of a sample's format; None if it is unknown."""
     if not isinstance(value, dict):
         return None
     fields = normalized(value)
@@ -91,7 +91,7 @@ def form_of(value: object) -> str | None:
         if not isinstance(chat, list) or not chat or not isinstance(chat[0], dict):
             continue
         if key == "texts":
-            return "The Cauldron's form" if "user" in chat[0] else None
+            return "The Cauldron" if "user" in chat[0] else None
         if "from" in chat[0]:
             return "ShareGPT" if "images" in fields else "LLaVA"
         if "role" not in chat[0]:
@@ -101,21 +101,21 @@ def form_of(value: object) -> str | None:
         if isinstance(fields.get("answer"), str) and "images" in fields:
             return "mmchat's evaluation questions"
         return "LLaMA-Factory" if "images" in fields else "OpenAI chat"
-    return form_of_columns(fields)
+    return detect_table_format(fields)
 
 
-def form_of_columns(columns: Iterable[str]) -> str | None:
-    """What a row with these normalized columns is, in words; None if it holds no answer."""
-    there = set(columns)
-    if there & set(CHAT_KEYS):
+def detect_table_format(columns: Iterable[str]) -> str | None:
+    """The name of the format of rows with these normalized columns; None if it is unknown."""
+    names = set(columns)
+    if names & set(CHAT_KEYS):
         return "conversations"
-    if there & set(QUESTION_KEYS) and there & set(ANSWER_KEYS + LABEL_KEYS):
+    if names & set(QUESTION_KEYS) and names & set(ANSWER_KEYS + LABEL_KEYS):
         return "questions with answers"
-    if not any(map(_names_picture, there)):
+    if not any(map(_names_picture, names)):
         return None
-    if there & set(CAPTION_KEYS):
+    if names & set(CAPTION_KEYS):
         return "pictures with captions"
-    return "pictures with labels" if there & set(LABEL_KEYS) else None
+    return "pictures with labels" if names & set(LABEL_KEYS) else None
 
 
 def _names_picture(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""Folders of pictures whose names, or the texts beside them, say what is to be learned."""
+"""Folders of pictures with a class per folder, or a text file beside each picture."""
 
 import os
 from collections import Counter
@@ -17,7 +17,7 @@ from mmchat.data.types import Example, Problem
 from mmchat.turns import Turn
 
 SampleResult = list[Example] | Problem
-"""What a sample became."""
+"""The examples of a sample, or why it is left out."""
 
 TEXT_SUFFIXES: Final = (".txt", ".caption")
 _BOX_SUFFIXES: Final = (".xml", ".json")
@@ -25,16 +25,16 @@ _MAX_TEXT: Final = 1_000_000  # bytes
 _SYSTEM_FOLDERS: Final = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN")
 
 
-def results(
-    records: Iterable[Record | Problem], make: Callable[[Record], list[Example]]
+def convert_records(
+    records: Iterable[Record | Problem], convert: Callable[[Record], list[Example]]
 ) -> Iterator[SampleResult]:
-    """What `make` makes of each record, or a problem if it raises SampleError."""
+    """Converts each record; a SampleError becomes a problem."""
     for record in records:
         if isinstance(record, Problem):
             yield record
             continue
         try:
-            yield make(record)
+            yield convert(record)
         except SampleError as error:
             yield Problem(record.place, str(error), error.about)
 
@@ -46,17 +46,17 @@ class PictureTree:
     folder: Path
     pictures: list[Path] = field(default_factory=list)
     texts: dict[Path, Path] = field(default_factory=dict)
-    """By picture, the text file of the same name beside it."""
+    """The text file with the same name as a picture, by picture."""
     boxes: Counter[str] = field(default_factory=Counter)
-    """By ending, the other files of a picture's name beside it, which usually hold boxes."""
+    """How many pictures have a file of the same name with this suffix: usually boxes."""
     links: list[Path] = field(default_factory=list)
-    """Folders that are links: they are not followed, because they may lead anywhere."""
+    """Symbolic links to folders: not followed, because they may lead anywhere."""
     others: dict[str, Counter[str]] = field(default_factory=dict)
-    """By top folder, the endings of the files that are not pictures."""
+    """The suffixes of the files that are not pictures, by top folder."""
 
     @property
     def classes(self) -> dict[str, list[Path]]:
-        """The pictures by the name of the top folder that they lie in or below."""
+        """The pictures by the name of the top folder they are in."""
         found: dict[str, list[Path]] = {}
         depth = len(self.folder.parts)
         for picture in self.pictures:
@@ -66,8 +66,8 @@ class PictureTree:
         return found
 
 
-def tree_of(folder: Path) -> PictureTree:
-    """Looks through `folder`; raises OSError."""
+def scan_pictures(folder: Path) -> PictureTree:
+    """Finds the pictures below `folder`. Raises OSError."""
     tree = PictureTree(folder)
     waiting = [folder]
     while waiting:
@@ -94,7 +94,7 @@ def tree_of(folder: Path) -> PictureTree:
 
 
 def _add_picture(tree: PictureTree, path: Path, files: dict[str, str]) -> None:
-    """`files`: those of its folder, by their names in lower case."""
+    """`files` maps the lower-case names in the picture's folder to the real ones."""
     tree.pictures.append(path)
     names = (path.stem.lower(), path.name.lower())  # a.txt beside a.png, and a.png.txt
     beside = (files.get(name + suffix) for suffix in TEXT_SUFFIXES for name in names)
@@ -105,7 +105,7 @@ def _add_picture(tree: PictureTree, path: Path, files: dict[str, str]) -> None:
 
 
 def captioned_samples(tree: PictureTree, pictures: PictureResolver) -> Iterator[SampleResult]:
-    """Each picture with the text of the same name beside it."""
+    """Yields each picture with the text of the file of the same name."""
     yield from _link_problems(tree)
     for path in tree.pictures:
         try:
@@ -121,7 +121,7 @@ def captioned_samples(tree: PictureTree, pictures: PictureResolver) -> Iterator[
 
 
 def class_samples(tree: PictureTree, pictures: PictureResolver) -> Iterator[SampleResult]:
-    """Each picture with the name of its folder."""
+    """Yields each picture with the name of its folder."""
     yield from _link_problems(tree)
     labels = class_labels(tree.classes)
     depth = len(tree.folder.parts)
@@ -130,7 +130,7 @@ def class_samples(tree: PictureTree, pictures: PictureResolver) -> Iterator[Samp
         label = labels[inner[0]] if len(inner) > 1 else ""
         try:
             if len(inner) == 1:
-                raise SampleError("it lies beside the folders of the classes, in none of them")
+                raise SampleError("it is in none of the class folders, but beside them")
             picture = pictures.from_path(path)
             messages = [
                 Turn("user", (picture, class_question(picture.sha256))),
@@ -144,16 +144,16 @@ def class_samples(tree: PictureTree, pictures: PictureResolver) -> Iterator[Samp
 def _link_problems(tree: PictureTree) -> Iterator[Problem]:
     for link in tree.links:
         yield Problem(
-            printable(link), "it is a link to a folder, which is not followed: copy it in"
+            printable(link), "it is a link to a folder, and links are not followed: copy the folder"
         )
 
 
 def _text_of(file: Path | None) -> str:
-    missing = "no text of the same name lies beside it"
+    missing = "it has no text file of the same name"
     if file is None:
         raise SampleError(missing)
     try:
-        # A link could bring in any of this person's files; reading a pipe would wait for ever.
+        # A link could expose any file of this user; reading a pipe would wait forever.
         if file.is_symlink() or not file.is_file():
             raise SampleError(missing)
         with file.open("rb") as stream:

@@ -1,8 +1,8 @@
-"""The person's own history as data: the answers that they corrected or rated as good.
+"""Training data from the user's own history: answers that they corrected or rated as good.
 
 Each answer is one example, with the context that the engine would get
-(`mmchat.history.turns`). Only this answer is learned: those before it were not approved,
-or are examples themselves.
+(`mmchat.history.turns`). Only this answer is trained on: earlier ones were not approved, or
+are examples themselves.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -12,17 +12,17 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from mmchat.data.digest import of_examples
+from mmchat.data.digest import hash_examples
 from mmchat.data.types import Dataset, Example, Picture, Problem
 from mmchat.errors import DataError, HistoryError
 from mmchat.history import History, StoredImage, TrainingExample
 from mmchat.history.turns import branch_turns
 from mmchat.turns import Turn
 
-FORM = "your own history"
+FORMAT = "your own history"
 RATINGS: tuple[Literal["good", "corrected"], ...] = ("good", "corrected")
 
-_CUT = {
+_INCOMPLETE = {
     "length": "it was cut at the token limit",
     "interrupted": "it was interrupted",
     "failed": "it failed",
@@ -38,21 +38,20 @@ def read_history(
     conversations: Collection[int] = (),
     tags: Collection[str] = (),
 ) -> Dataset:
-    """The examples of a history, by default the person's own; none if nothing was approved.
+    """Reads the examples of a history, by default the user's own; empty if nothing was approved.
 
     `since` and `until` limit the time of the rating or correction. Both are seconds since
-    the epoch (`until` is exclusive), or ISO 8601 dates with or without a time; a day without
-    a time is included (`until="2026-03-01"` includes that day). With `tags`, a conversation
-    needs one of them.
+    the epoch (`until` is exclusive), or ISO 8601 dates with or without a time;
+    `until="2026-03-01"` includes that day. With `tags`, a conversation needs one of them.
 
     Raises:
-        HistoryError: the history cannot be read, or holds no such conversation.
+        HistoryError: the history cannot be read, or has no such conversation.
         DataError: a rating or a date is invalid, or no conversation has one of `tags`.
     """
-    wanted = [rating for rating in RATINGS if rating in ratings]
-    if unknown := set(ratings) - set(wanted):
+    selected = [rating for rating in RATINGS if rating in ratings]
+    if unknown := set(ratings) - set(selected):
         raise DataError(
-            f"{min(unknown)} is not a rating to learn from: choose {' or '.join(RATINGS)}."
+            f"{min(unknown)} is not a rating to train on: choose {' or '.join(RATINGS)}."
         )
     first, last = _moment(since), _moment(until, whole_day=True)
     with ExitStack() as stack:
@@ -62,7 +61,7 @@ def read_history(
             history.conversation(conversation_id)
         _require_tags(history, tags)
         approved = history.training_examples(
-            ratings=wanted, since=first, until=last, conversations=conversations, tags=tags
+            ratings=selected, since=first, until=last, conversations=conversations, tags=tags
         )
         file = history.file
     examples: list[Example] = []
@@ -76,11 +75,11 @@ def read_history(
             continue
         turns = (*_turns(asked, file), Turn("assistant", (example.answer.text,)))
         examples.append(Example(turns, example.kind, place, only_last=True))
-    return Dataset(FORM, str(file), examples, problems, of_examples(examples))
+    return Dataset(FORMAT, str(file), examples, problems, hash_examples(examples))
 
 
 def _moment(date: float | str | None, whole_day: bool = False) -> float | None:
-    """`date` in seconds since the epoch; with `whole_day` the end of a day without a time."""
+    """`date` in seconds since the epoch; with `whole_day`, a date without a time is its end."""
     if not isinstance(date, str):
         return date
     try:
@@ -88,23 +87,23 @@ def _moment(date: float | str | None, whole_day: bool = False) -> float | None:
         without_time = len(date.strip()) <= len("2026-03-01")
         return (moment + timedelta(days=whole_day and without_time)).timestamp()
     except (ValueError, OverflowError) as error:
-        raise DataError(f"{date} is not a date: write one such as 2026-03-01.") from error
+        raise DataError(f"{date} is not a date: write it like 2026-03-01.") from error
 
 
 def _require_tags(history: History, tags: Collection[str]) -> None:
     for name in tags:
         if not history.conversations(limit=1, tag=name):
             known = ", ".join(list(history.tags())[:20])
-            there = f"the tags are {known}" if known else "no conversation has a tag yet (/tag)"
-            raise DataError(f"No conversation has the tag {name}: {there}.")
+            hint = f"the tags are {known}" if known else "no conversation has a tag yet (/tag)"
+            raise DataError(f"No conversation has the tag {name}: {hint}.")
 
 
 def _problem(example: TrainingExample, asked: Sequence[Turn[StoredImage]]) -> str:
-    """Why nothing can be learned from it; "" if something can."""
+    """Why the example cannot be used; "" if it can."""
     if not example.answer.text.strip():
         return "The answer is empty: correct it."
     if not example.whole:
-        why = _CUT[example.answer.state]
+        why = _INCOMPLETE[example.answer.state]
         return f"The answer is not complete, because {why}: correct it."
     if not asked or asked[-1].role != "user":
         return "There is no question before the answer."
@@ -131,8 +130,8 @@ class _HistoryPictureSource:
 
     def __call__(self) -> bytes:
         try:
-            if not self.file.is_file():  # opening it would create a new history there
-                raise HistoryError(f"The history {self.file} is gone.")
+            if not self.file.is_file():  # opening would create a new history
+                raise HistoryError(f"The history {self.file} does not exist any more.")
             with History.open(self.file) as history:
                 return history.image_data(self.sha256)
         except HistoryError as error:

@@ -1,4 +1,4 @@
-"""Splits examples into those to train on and held-out ones: no picture is ever on both sides."""
+"""Splits examples into training and held-out ones; no picture is on both sides."""
 
 import hashlib
 from collections import Counter
@@ -9,41 +9,41 @@ from mmchat.data import digest
 from mmchat.data.types import Example
 
 
-def keys(example: Example) -> set[str]:
-    """What binds it to other examples: its pictures, or its words if it has none."""
+def group_keys(example: Example) -> set[str]:
+    """What an example shares with its group: its pictures, or its text if it has none."""
     pictures = {picture.sha256 for picture in example.pictures}
-    return pictures or {f"text {digest.of_example(example)}"}
+    return pictures or {f"text {digest.hash_example(example)}"}
 
 
 def split(
     examples: Sequence[Example], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Returns (train, held-out) in the order of `examples`; about `share` of them are held out.
+    """Returns (train, held out), in the order of `examples`; about `share` is held out.
 
-    Examples that share a picture, directly or through others, are a group and stay on one
-    side, and so do equal examples without a picture. Which groups are held out depends on
-    their pictures and `seed`, never on the order of `examples`. With two groups or more,
-    each side gets one. Each kind (class) is held out in proportion. One with two groups or
-    more is on both sides, as long as that holds out no more than twice `share`; one with a
-    single group is learned.
+    Examples that share a picture, directly or through others, form a group and stay on one
+    side; so do equal examples without a picture. Which groups are held out depends on their
+    pictures and `seed`, not on the order of `examples`. If there are two groups or more, each
+    side gets at least one. Each kind (class) is held out in proportion. A kind with two groups
+    or more is on both sides, as long as no more than twice `share` is held out; a kind with
+    one group is trained on.
 
-    Raises ValueError if `share` is not at least 0 and below 1.
+    Raises ValueError unless 0 <= `share` < 1.
     """
     if not 0 <= share < 1:
-        raise ValueError(f"share is {share}, and must be at least 0 and below 1")
+        raise ValueError(f"share is {share}, but must be at least 0 and below 1")
     groups = _groups(examples, seed)
-    chosen = _chosen(groups, share) if share else []
-    held = {at for group in chosen for at in group.members}
+    chosen = _choose_groups(groups, share) if share else []
+    held = {index for group in chosen for index in group.members}
     return (
-        [example for at, example in enumerate(examples) if at not in held],
-        [example for at, example in enumerate(examples) if at in held],
+        [example for index, example in enumerate(examples) if index not in held],
+        [example for index, example in enumerate(examples) if index in held],
     )
 
 
 @dataclass(slots=True)
 class _Group:
     rank: str
-    """A hash of its content and the seed: groups are looked at in this order."""
+    """A hash of its content and the seed; groups are considered in this order."""
     members: list[int] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
 
@@ -61,7 +61,7 @@ def _groups(examples: Sequence[Example], seed: int) -> list[_Group]:
 
     firsts = []
     for example in examples:
-        first, *others = sorted(keys(example))
+        first, *others = sorted(group_keys(example))
         for other in others:
             parents[root(other)] = root(first)
         firsts.append(first)
@@ -81,35 +81,37 @@ def _groups(examples: Sequence[Example], seed: int) -> list[_Group]:
     return sorted(found.values(), key=lambda group: group.rank)
 
 
-def _chosen(groups: Sequence[_Group], share: float) -> list[_Group]:
-    """The groups that are held out."""
+def _choose_groups(groups: Sequence[_Group], share: float) -> list[_Group]:
+    """Chooses the groups to hold out."""
     if len(groups) < 2:
         return []
     examples = sum(len(group.members) for group in groups)
-    having = Counter(kind for group in groups for kind in group.kinds)
+    groups_of_kind = Counter(kind for group in groups for kind in group.kinds)
     single = sum(
-        count for group in groups for kind, count in group.kinds.items() if having[kind] == 1
+        count
+        for group in groups
+        for kind, count in group.kinds.items()
+        if groups_of_kind[kind] == 1
     )
     if 2 * single > examples:
-        # Most examples are of a kind of their own, so kinds say nothing.
+        # Most examples have a kind of their own, so ignore kinds.
         plain = [
             _Group(group.rank, group.members, Counter({"": len(group.members)})) for group in groups
         ]
-        taken = {group.rank for group in _by_kind(plain, Counter({"": len(groups)}), share)}
+        taken = {group.rank for group in _choose_by_kind(plain, Counter({"": len(groups)}), share)}
         return [group for group in groups if group.rank in taken]
-    return _by_kind(groups, having, share)
+    return _choose_by_kind(groups, groups_of_kind, share)
 
 
-def _by_kind(groups: Sequence[_Group], having: Counter[str], share: float) -> list[_Group]:
-    """Each kind's share, rounded, then one group of each kind without any.
-
-    `having` is the number of groups by kind.
-    """
-    whole: Counter[str] = Counter()
+def _choose_by_kind(
+    groups: Sequence[_Group], groups_of_kind: Counter[str], share: float
+) -> list[_Group]:
+    """Chooses the rounded share of each kind, then one group of each kind that has none yet."""
+    total: Counter[str] = Counter()
     for group in groups:
-        whole.update(group.kinds)
-    missing = {kind: share * count for kind, count in whole.items()}
-    left = Counter(having)
+        total.update(group.kinds)
+    missing = {kind: share * count for kind, count in total.items()}
+    left = Counter(groups_of_kind)
     chosen: list[_Group] = []
 
     def take(group: _Group) -> None:
@@ -118,28 +120,28 @@ def _by_kind(groups: Sequence[_Group], having: Counter[str], share: float) -> li
             missing[kind] -= count
             left[kind] -= 1
 
-    def spares(group: _Group) -> bool:
-        """Whether each of its kinds stays among the examples that are learned."""
+    def can_hold_out(group: _Group) -> bool:
+        """Whether every kind of the group stays in the training split."""
         return all(left[kind] > 1 for kind in group.kinds)
 
     for group in groups:
         nearer = sum(
             abs(missing[kind]) - abs(missing[kind] - count) for kind, count in group.kinds.items()
         )
-        if nearer > 0 and spares(group):
+        if nearer > 0 and can_hold_out(group):
             take(group)
     taken = {group.rank for group in chosen}
     held = sum(len(group.members) for group in chosen)
-    most = 2 * share * whole.total()
-    absent = {kind for kind, count in having.items() if count > 1 and left[kind] == count}
+    most = 2 * share * total.total()
+    absent = {kind for kind, count in groups_of_kind.items() if count > 1 and left[kind] == count}
     for group in groups:
         if group.rank in taken or absent.isdisjoint(group.kinds):
             continue
-        if held + len(group.members) <= most and spares(group):
+        if held + len(group.members) <= most and can_hold_out(group):
             take(group)
             held += len(group.members)
             absent -= set(group.kinds)
     if not chosen:
-        smallest = min(groups, key=lambda group: (not spares(group), len(group.members)))
+        smallest = min(groups, key=lambda group: (not can_hold_out(group), len(group.members)))
         take(smallest)
     return chosen

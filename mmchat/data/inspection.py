@@ -1,4 +1,4 @@
-"""What data is made of, counted."""
+"""Statistics of data, for `mmchat data inspect`."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,49 +14,49 @@ from mmchat.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The figures of data that was read."""
+    """The statistics of data that was read."""
 
-    form: str
+    format: str
     samples: int
-    """Good and bad ones in the data."""
+    """The number of samples, good and bad."""
     bad: int
-    """Those that cannot be used."""
+    """The number of samples that cannot be used."""
     examples: list[Example]
     problems: list[Problem]
-    """Of the bad ones, and of those that are in both splits of the data itself."""
+    """Those of bad samples, and of samples that are in both splits of the data."""
     refusal: str
     """Why training would refuse the data, without the list of problems; "" if it would not."""
     remarks: list[str]
-    """What looks wrong and may be meant, one sentence each."""
+    """What looks like a mistake but may be intended, one sentence each."""
     questions: int
     pictures: int
-    """Different ones, by their hash."""
+    """The number of different pictures."""
     shown: int
-    """How often pictures are shown."""
+    """How often pictures occur."""
     without_picture: int
-    """Examples."""
+    """The number of examples without a picture."""
     bad_classes: Counter[str]
-    """Problems by kind, if the data tells the kind."""
+    """Problems by kind, if the kind is known."""
     classes: Counter[str]
     """Examples by kind."""
     copies: list[list[str]]
-    """For each picture that several files hold, these files, sorted."""
+    """For each picture that is in several files, the sorted file names."""
     duplicates: list[list[str]]
-    """The places of examples with the same words and pictures."""
+    """The places of examples with the same text and pictures."""
     train: list[Example]
     held_out: list[Example]
     own_split: bool
-    """Whether the data itself says what is held out."""
+    """Whether the data has a held-out split."""
 
-    def about(self, what: str) -> int:
-        """How many samples name a picture that is `missing` or `broken`."""
-        return sum(problem.about == what for problem in self.problems)
+    def count_pictures(self, state: str) -> int:
+        """How many samples have a picture that is `missing` or `broken`."""
+        return sum(problem.about == state for problem in self.problems)
 
 
 def inspect(
     path: Path, sources: Sequence[LoadedSource], *, share: float, seed: int, allow_bad: bool
 ) -> Inspection:
-    """Counts what was read. `share` and `seed` are for `split`, if the data itself is not split."""
+    """Computes the statistics. `share` and `seed` are for `split`, if the data has no splits."""
     reason = refusal(path, sources, allow_bad=allow_bad, listed=0)
     examples = [example for source in sources for example in source.examples]
     problems = [problem for source in sources for problem in source.problems]
@@ -64,27 +64,27 @@ def inspect(
     held_out: list[Example] = []
     if examples:
         try:
-            learned, kept = train_and_held_out(path, sources)
+            train_split, held_out_split = train_and_held_out(path, sources)
         except DataError as error:
             reason = reason or str(error)
         else:
-            own = kept is not None
-            if kept is None:
+            own = held_out_split is not None
+            if held_out_split is None:
                 train, held_out = split(examples, share, seed)
             else:
-                train, held_out = list(learned.examples), list(kept.examples)
+                train, held_out = list(train_split.examples), list(held_out_split.examples)
                 known = set(problems)
-                problems += [one for one in learned.problems if one not in known]
+                problems += [one for one in train_split.problems if one not in known]
     files: dict[str, set[str]] = {}
     places: dict[str, list[str]] = {}
     for example in examples:
-        places.setdefault(digest.of_example(example), []).append(example.place)
+        places.setdefault(digest.hash_example(example), []).append(example.place)
         for picture in example.pictures:
-            # Rows of a table often show the same picture; two files with the same one are unusual.
-            where = str(picture.file) if picture.file else picture.name
-            files.setdefault(picture.sha256, set()).add(where)
+            # Rows of a table often have the same picture; two files with the same one are unusual.
+            name = str(picture.file) if picture.file else picture.name
+            files.setdefault(picture.sha256, set()).add(name)
     return Inspection(
-        form=", ".join(dict.fromkeys(source.form for source in sources)),
+        format=", ".join(dict.fromkeys(source.format for source in sources)),
         samples=sum(source.samples for source in sources),
         bad=sum(len(source.problems) for source in sources),
         examples=examples,
@@ -98,7 +98,7 @@ def inspect(
         bad_classes=Counter(problem.kind for problem in problems if problem.kind),
         classes=Counter(example.kind for example in examples if example.kind),
         copies=[sorted(names) for names in files.values() if len(names) > 1],
-        duplicates=[found for found in places.values() if len(found) > 1],
+        duplicates=[group for group in places.values() if len(group) > 1],
         train=train,
         held_out=held_out,
         own_split=own,

@@ -1,10 +1,9 @@
-"""Samples in JSON: one document, or one sample a line, whatever the file's name ends in.
+"""Samples in JSON files: one document, or one sample per line, whatever the suffix.
 
-Each sample is decoded on its own, so that a broken one costs only itself, and a picture
-inside a sample is found again by the sample's place in the file.
+Each sample is decoded on its own, so a broken one does not affect the others. A picture inside
+a sample is read again by the sample's byte offset.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from mmchat.data.pictures import SourceFactory, embedded_bytes
+from mmchat.data.pictures import SourceFactory, find_embedded
 from mmchat.data.records import Record
 from mmchat.data.sample_errors import SampleError, printable
 from mmchat.data.types import Problem
@@ -32,7 +31,7 @@ _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class JsonPictureSource:
-    """Reads a picture that stands as a data URL or base64 within a part of a JSON file."""
+    """Reads a picture that is a data URL or base64 in a byte range of a JSON file."""
 
     file: Path
     start: int
@@ -48,20 +47,16 @@ class JsonPictureSource:
             raise DataError(f"{self.file} cannot be read ({error.strerror}).") from error
         except SampleError:
             value = None
-        for text in _texts(value):
-            try:
-                data = embedded_bytes(text)
-            except SampleError:
-                continue
-            if data is not None and hashlib.sha256(data).hexdigest() == self.sha256:
-                return data
-        raise DataError(f"{self.file} changed while it was in use: start again.")
+        data = find_embedded(value, self.sha256)
+        if data is None:
+            raise DataError(f"{self.file} changed while it was in use: start again.")
+        return data
 
 
 def json_records(file: Path) -> tuple[Layout, Iterator[Record | Problem]]:
-    """Returns how the file is laid out, and its samples in order.
+    """Returns the file's layout and an iterator over its samples.
 
-    Raises DataError if the file cannot be read at all, also during the iteration.
+    Both may raise DataError if the file cannot be read.
     """
     with file.open("rb") as stream:
         begins = stream.read(65_536)
@@ -69,7 +64,7 @@ def json_records(file: Path) -> tuple[Layout, Iterator[Record | Problem]]:
         raise DataError(f"{printable(file)} is UTF-16 text: save it as UTF-8.")
     begins = begins.removeprefix(_BYTE_ORDER_MARK).lstrip()
     if not begins:
-        raise DataError(f"{printable(file)} is empty: there is no sample in it.")
+        raise DataError(f"{printable(file)} is empty.")
     if begins[:1] == b"[":
         return "JSON", _of_document(file)
     if begins[:1] != b"{":
@@ -80,7 +75,7 @@ def json_records(file: Path) -> tuple[Layout, Iterator[Record | Problem]]:
 
 
 def _has_lines(file: Path) -> bool:
-    """Whether a file that begins with an object has one object a line."""
+    """Whether a file that begins with an object has one object per line."""
     with file.open("rb") as stream:
         first = stream.readline(MAX_LINE).removeprefix(_BYTE_ORDER_MARK).strip()
         second = b""
@@ -88,8 +83,7 @@ def _has_lines(file: Path) -> bool:
             second = line.strip()
     if not second:
         return False
-    # In a document that is laid out over lines the first brace stands alone, or the first line
-    # ends within the object.
+    # The first line of an indented document ends inside the object.
     return first.endswith(b"}") and second.startswith(b"{")
 
 
@@ -113,8 +107,8 @@ def _of_lines(file: Path) -> Iterator[Record | Problem]:
 def _of_document(file: Path) -> Iterator[Record | Problem]:
     if file.stat().st_size > MAX_JSON:
         raise DataError(
-            f"{printable(file)} is over {MAX_JSON // 10**9} GB: save it with one sample a line "
-            "(.jsonl), which is read line by line."
+            f"{printable(file)} is over {MAX_JSON // 10**9} GB: save it with one sample per "
+            "line (.jsonl), which is read line by line."
         )
     data = file.read_bytes()
     body = data.removeprefix(_BYTE_ORDER_MARK)
@@ -134,7 +128,7 @@ def _of_document(file: Path) -> Iterator[Record | Problem]:
 
 
 def _values(file: Path, data: bytes) -> list[object]:
-    """The samples of a document that is not a plain list, or holds NaN; raises DataError."""
+    """The samples of a document that is not a plain list, or has NaN. Raises DataError."""
     try:
         value = json.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -147,7 +141,7 @@ def _values(file: Path, data: bytes) -> list[object]:
             f"({error.msg}): correct it."
         ) from error
     except RecursionError as error:
-        raise DataError(f"{printable(file)} is JSON nested too deeply to be data.") from error
+        raise DataError(f"{printable(file)} is nested too deeply.") from error
     except ValueError as error:  # a number of thousands of digits
         raise DataError(
             f"{printable(file)} cannot be read as JSON ({printable(error)})."
@@ -171,37 +165,24 @@ def _record(file: Path, place: str, text: bytes, start: int, length: int) -> Rec
 
 
 def _decoded(text: bytes) -> Any:
-    """The value of one sample; raises SampleError."""
+    """Decodes one sample. Raises SampleError."""
     try:
         return msgspec.json.decode(text)
     except UnicodeDecodeError as error:
         raise SampleError("this is not UTF-8 text") from error
     except RecursionError as error:
-        raise SampleError("this is JSON nested too deeply to be a sample") from error
+        raise SampleError("this is nested too deeply") from error
     except msgspec.DecodeError:
         pass
-    try:  # this parser takes NaN, and says where the JSON breaks
+    try:  # this parser accepts NaN and reports the column of an error
         return json.loads(text.decode())
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, " if b"\n" in text else ""
-        raise SampleError(f"broken JSON at {where}column {error.colno} ({error.msg})") from error
+        line = f"line {error.lineno}, " if b"\n" in text else ""
+        raise SampleError(f"broken JSON at {line}column {error.colno} ({error.msg})") from error
     except (ValueError, RecursionError) as error:
         raise SampleError(f"this cannot be read as JSON ({printable(error)})") from error
 
 
-def _texts(value: object) -> Iterator[str]:
-    """Every text in a value, at any depth."""
-    waiting = [value]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, str):
-            yield one
-        elif isinstance(one, list):
-            waiting += one
-        elif isinstance(one, dict):
-            waiting += one.values()
-
-
 def is_json_name(name: str) -> bool:
-    """Whether a file of this name holds JSON, by its ending."""
+    """Whether a file name has a JSON suffix."""
     return re.search(r"\.(json|jsonl|ndjson)$", name, re.IGNORECASE) is not None

@@ -1,4 +1,4 @@
-"""Checks a picture by its bytes, without decoding it unless it looks damaged."""
+"""Checks a picture's bytes, and decodes it only if it looks damaged."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ _ALL_SUFFIXES: Final = PICTURE_SUFFIXES | UNSUPPORTED_SUFFIXES
 
 @dataclass(frozen=True, slots=True)
 class CheckedPicture:
-    """What is known of a sound picture; `width` and `height` are upright."""
+    """The properties of a valid picture; width and height after EXIF orientation."""
 
     sha256: str
     mime: str
@@ -36,27 +36,27 @@ class CheckedPicture:
 
 
 def has_picture_suffix(name: str) -> bool:
-    """Whether a file's name ends like a picture's, in a format that is read or not."""
+    """Whether a file name has the suffix of a picture format, supported or not."""
     return os.path.splitext(name)[1].lower() in _ALL_SUFFIXES  # noqa: PTH122 - of 100,000 names
 
 
 def last_part(name: str) -> str:
-    """The file's name in a path, printable and of at most 120 characters."""
+    """The file name in a path, printable and at most 120 characters long."""
     last = printable(re.split(r"[/\\]", name)[-1])
     return last if len(last) <= 120 else "…" + last[-119:]
 
 
 def check_picture(data: bytes, name: str) -> CheckedPicture:
-    """Raises SampleError if the bytes are not a sound picture in a format that is read."""
+    """Checks a picture. Raises SampleError if it is damaged or its format is not supported."""
     try:
         if len(data) > MAX_BYTES:
             raise UnreadablePicture(f"is over {MAX_BYTES // 1_000_000} MB: make it smaller")
         header = read_header(data, named_as_picture=has_picture_suffix(name))
-        whole, turned = _inspect(header, data)
+        complete, turned = _inspect(header, data)
     except UnreadablePicture as refusal:
         raise SampleError(f"the picture {printable(name)} {refusal}", "broken") from None
-    if header.size is None or not whole:
-        # It looks damaged; only decoding it shows whether it is.
+    if header.size is None or not complete:
+        # It looks damaged; only decoding can tell.
         try:
             picture = parse_picture(data, last_part(name) or "picture")
         except ImageError as error:
@@ -68,7 +68,7 @@ def check_picture(data: bytes, name: str) -> CheckedPicture:
 
 
 def _inspect(header: Header, data: bytes) -> tuple[bool, bool]:
-    """Returns whether the file looks whole, and whether EXIF turns it on its side."""
+    """Returns whether the file looks complete, and whether EXIF swaps width and height."""
     if header.format == "PNG":
         return _inspect_png(data)
     turn = 1
@@ -84,7 +84,7 @@ def _inspect(header: Header, data: bytes) -> tuple[bool, bool]:
 
 
 def _inspect_png(data: bytes) -> tuple[bool, bool]:
-    """As `_inspect`, by the checksum of every chunk."""
+    """`_inspect` for PNG, by the checksum of every chunk."""
     view, position, turned = memoryview(data), 8, False
     while position + 12 <= len(data):
         length = int.from_bytes(view[position : position + 4])

@@ -1,15 +1,17 @@
-"""Pictures that data names: only the data's own files, each read, checked and hashed once.
+"""Finds the pictures that data refers to; each is read, checked and hashed once.
 
-A data file is foreign. It may name what lies in its folder (or in `--images DIR`), links
-resolved, and no other file on this machine. What it names on a network is never fetched.
+A data file is untrusted. It may refer to files in its folder (or in `--images DIR`), links
+resolved, and to no other file on this machine. URLs are never fetched.
 """
 
 import base64
+import hashlib
 import os
 import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -20,7 +22,7 @@ from mmchat.data.types import Picture
 from mmchat.images import MAX_BYTES
 
 SourceFactory = Callable[[str], Callable[[], bytes]]
-"""From a picture's sha256 to what reads its bytes again (`Picture.source`)."""
+"""Makes the callable that reads a picture's bytes again (`Picture.source`) from its sha256."""
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _DATA_URL: Final = re.compile(r"data:[^;,]*(;[^;,]*)*;base64", re.IGNORECASE)
@@ -36,15 +38,15 @@ _BASE64_OF_PICTURES: Final = (
     "SUkq",
     "TU0A",
 )
-_SHORTEST_BASE64: Final = 40  # characters: a GIF of one pixel has 56
+_SHORTEST_BASE64: Final = 40  # characters; a one-pixel GIF has 56
 _LONGEST_PATH: Final = 1024  # characters of one path without a dot
 
 
 class PictureResolver:
-    """Finds all pictures of one data set; a file that is named again is not read again."""
+    """Finds the pictures of one dataset; a file that occurs twice is read once."""
 
     def __init__(self, root: Path, images: Path | None = None) -> None:
-        """`root` is the data's folder; `images` is another one that it may name pictures in."""
+        """`root` is the data's folder, `images` another folder that it may refer to."""
         self.root = root
         self.images = images
         self._allowed = [os.path.realpath(folder) for folder in (root, images) if folder]
@@ -53,10 +55,10 @@ class PictureResolver:
         self._listings: dict[str, dict[str, list[str]]] = {}
 
     def resolve(self, name: str, base: Path, source: SourceFactory | None = None) -> Picture:
-        """The picture that data calls `name`: a path from `base`, a file or data URL, or base64.
+        """The picture `name`: a path relative to `base`, a file or data URL, or base64.
 
-        `source` is for pictures inside the data file itself; without it their bytes are kept
-        in memory. Raises SampleError.
+        `source` is for pictures inside the data file; without it, their bytes are kept in
+        memory. Raises SampleError.
         """
         data = embedded_bytes(name)
         if data is not None:
@@ -66,38 +68,38 @@ class PictureResolver:
         return self.from_file(name, base)
 
     def from_file(self, name: str, base: Path) -> Picture:
-        """The picture in a file: `name` is a path from `--images`, `base` or the data's folder.
+        """The picture in a file. Raises SampleError.
 
-        Raises SampleError.
+        `name` is relative to `--images`, `base` or the data's folder.
         """
         folders = list(dict.fromkeys(folder for folder in (self.images, base, self.root) if folder))
         try:
             inside = [real for folder in folders if (real := self._inside(folder, name))]
             found = next(filter(os.path.lexists, inside), "") or self._similar(name, folders)
         except (OSError, ValueError) as error:  # too long, a NUL
-            why = f"{printable(name)} cannot be the name of a picture"
+            why = f"{printable(name)} is not a valid file name"
             raise SampleError(why, "missing") from error
         if found:
             return self._from_real_file(found, name)
         if _WINDOWS_DRIVE.match(name):
             raise SampleError(
-                f"the picture {printable(name)} is on a Windows drive: write its path from the "
-                f"data's folder (or from --images), such as {last_part(name)}",
+                f"the picture {printable(name)} is on a Windows drive: write its path relative to "
+                f"the data's folder (or --images), such as {last_part(name)}",
                 "missing",
             )
         if not inside:
             raise self._outside(name)
-        raise SampleError(f"the picture {printable(name)} is not there", "missing")
+        raise SampleError(f"the picture {printable(name)} does not exist", "missing")
 
     def from_path(self, path: Path) -> Picture:
-        """The picture in a file that was found in the data's folder. Raises SampleError."""
+        """The picture in a file found in the data's folder. Raises SampleError."""
         real = os.path.realpath(path)
         if not self._is_allowed(real):
             raise self._outside(path.name)
         return self._from_real_file(real, path.name)
 
     def from_bytes(self, data: bytes, name: str, source: SourceFactory | None) -> Picture:
-        """A picture that lies in the data file itself. Raises SampleError."""
+        """A picture inside the data file. Raises SampleError."""
         known = check_picture(data, name or "picture")
         reader = source(known.sha256) if source else None
         return Picture(
@@ -132,13 +134,13 @@ class PictureResolver:
 
     def _outside(self, name: str) -> SampleError:
         return SampleError(
-            f"the picture {printable(name)} lies outside of {printable(self.root)}: copy it in, or "
-            "name its folder with --images",
+            f"the picture {printable(name)} is outside {printable(self.root)}: copy it there, or "
+            "give its folder with --images",
             "missing",
         )
 
     def _inside(self, folder: Path, name: str) -> str:
-        """The real path of `name` in `folder`; "" if it lies outside of what may be read."""
+        """The real path of `name` in `folder`; "" if it is outside the allowed folders."""
         real = os.path.realpath(folder / name)
         return real if self._is_allowed(real) else ""
 
@@ -146,9 +148,9 @@ class PictureResolver:
         return any(_is_inside(real, allowed) for allowed in self._allowed)
 
     def _similar(self, name: str, folders: Iterable[Path]) -> str:
-        """The file that `name` means on another system; "" if there is none.
+        """The file that another system calls `name`; "" if there is none.
 
-        Windows writes `images\\a.png`, a Mac decomposes `é`, and neither minds capitals.
+        Windows writes `images\\a.png`, macOS decomposes `é`, and both ignore case.
         """
         for folder in folders:
             path = os.path.normpath(folder.absolute() / name.strip().replace("\\", "/"))
@@ -160,7 +162,7 @@ class PictureResolver:
         return ""
 
     def _walk(self, folder: str, names: Iterable[str]) -> str:
-        """The path to `names` below `folder`, each spelled as it is on this disk; "" if none is."""
+        """The path of `names` below `folder`, spelled as on this disk; "" if there is none."""
         path = folder
         for name in names:
             below = os.path.join(path, name)  # noqa: PTH118 - as everywhere here
@@ -184,14 +186,14 @@ class PictureResolver:
         names = self._listings[real].get(_folded(name), [])
         composed = unicodedata.normalize("NFC", name)
         same = [one for one in names if unicodedata.normalize("NFC", one) == composed]
-        # Two names that differ in capitals only are two pictures: neither is guessed.
+        # If two names differ only in case, do not guess.
         return (same or names)[0] if len(same or names) == 1 else ""
 
 
 def embedded_bytes(text: str) -> bytes | None:
-    """The bytes of a picture that stands in `text` as a data URL or bare base64; None if none does.
+    """Decodes a picture in `text`, a data URL or bare base64; None if `text` is neither.
 
-    Raises SampleError if it does and cannot be decoded.
+    Raises SampleError if it cannot be decoded.
     """
     is_url = text[:5].lower() == "data:"
     body = text
@@ -216,6 +218,24 @@ def embedded_bytes(text: str) -> bytes | None:
         raise SampleError(f"{what} is not valid base64", "broken") from error
 
 
+def find_embedded(value: object, sha256: str) -> bytes | None:
+    """The picture with this hash in a nested value: bytes, data URL or base64; None if absent."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            with suppress(SampleError):
+                item = embedded_bytes(item)
+        if isinstance(item, bytes):
+            if hashlib.sha256(item).hexdigest() == sha256:
+                return item
+        elif isinstance(item, list):
+            pending += item
+        elif isinstance(item, dict):
+            pending += item.values()
+    return None
+
+
 def _begins_as_base64(text: str) -> bool:
     if len(text) < _SHORTEST_BASE64 or not _BASE64.fullmatch(
         "".join(text[:_SHORTEST_BASE64].split())
@@ -228,15 +248,15 @@ def _path_of_url(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise SampleError(f"{printable(url)} is not a picture's address", "missing") from error
+        raise SampleError(f"{printable(url)} is not a valid URL", "missing") from error
     if parts.scheme.lower() != "file":
         raise SampleError(
-            f"the picture {printable(url)} lies on a network, and nothing is fetched: save it beside "
-            "the data and name that file",
+            f"the picture {printable(url)} is on a network, and nothing is downloaded: save it beside "
+            "the data and use that file name",
             "missing",
         )
     if parts.netloc not in ("", "localhost"):
-        raise SampleError(f"the picture {printable(url)} lies on another machine", "missing")
+        raise SampleError(f"the picture {printable(url)} is on another machine", "missing")
     return unquote(parts.path)
 
 
@@ -249,18 +269,18 @@ def _folded(name: str) -> str:
 
 
 def _read(real: str, name: str) -> bytes:
-    """The contents of a regular file; raises SampleError."""
-    called = f"the picture {printable(name)}"
+    """The contents of a regular file. Raises SampleError."""
+    subject = f"the picture {printable(name)}"
     try:
         state = os.stat(real)  # noqa: PTH116 - `real` is not a Path
-        if not stat.S_ISREG(state.st_mode):  # reading a pipe would wait for ever
-            raise SampleError(f"{called} is not a file", "missing")
+        if not stat.S_ISREG(state.st_mode):  # reading a pipe would wait forever
+            raise SampleError(f"{subject} is not a file", "missing")
         with open(real, "rb") as file:  # noqa: PTH123
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise SampleError(f"{called} cannot be read ({error.strerror})", "broken") from error
+        raise SampleError(f"{subject} cannot be read ({error.strerror})", "broken") from error
     if len(data) > MAX_BYTES:
         raise SampleError(
-            f"{called} is over {MAX_BYTES // 1_000_000} MB: make it smaller", "broken"
+            f"{subject} is over {MAX_BYTES // 1_000_000} MB: make it smaller", "broken"
         )
     return data

@@ -1,9 +1,9 @@
-"""Where the pictures of a sample stand in its texts.
+"""Puts the pictures of a sample at the placeholders in its texts.
 
 `<image>` marks the place of the next picture. Other tools write other placeholders
-(`<|image_pad|>`, `<|image_1|>`, `<start_of_image>` …), and Qwen-VL writes the picture's path
-itself: `<img>a.png</img>`. All of them are placeholders only in what the person says, and
-only in samples that have pictures; everywhere else they are words.
+(`<|image_pad|>`, `<|image_1|>`, `<start_of_image>` …), and Qwen-VL writes the picture's path:
+`<img>a.png</img>`. They are placeholders only in user messages, and only in samples that have
+pictures; everywhere else they are text.
 """
 
 import re
@@ -18,7 +18,7 @@ from mmchat.data.types import Picture
 from mmchat.turns import Turn
 
 Resolve = Callable[[object], Picture]
-"""The picture that a reference in a sample names; raises SampleError."""
+"""Finds the picture for a reference in a sample. Raises SampleError."""
 
 _NUMBERED: Final = r"(?i:<\|?(?:image|img|picture)[ _-]?(?P<number>\d{1,3})\|?>)"
 _PATH: Final = (
@@ -37,7 +37,7 @@ _END: Final = (
     r"(?:<\|vision_end\|>|<\|end_of_image\|>|<\|image_end\|>|</img>|<im_end>"
     r"|<fake_token_around_image>|<\|media_end\|>)"
 )
-# What stands between a beginning and an end is one picture, however often it is repeated.
+# Placeholders between a begin and an end mark are one picture, however many there are.
 _ANY: Final = re.compile(rf"{_PATH}|{_BEGIN}{_ONE}++{_END}|{_NUMBERED}|{_ONE}")
 _PLAIN: Final = re.compile(rf"{_PATH}|<image>")
 _PICTURE_PARTS: Final = ("image", "image_url", "input_image")
@@ -54,9 +54,9 @@ def place_pictures(
 ) -> list[Turn[Picture]]:
     """The messages with `images` at their placeholders, or before the first question.
 
-    A part of the type image that does not name a picture is a placeholder, too. Texts are
-    searched for placeholders only with `marks`, and not if the sample itself states that it
-    has no picture (`text_only`). Raises SampleError.
+    An image part without a reference is a placeholder, too. Texts are searched for
+    placeholders only if `marks` is true, and not if the sample states that it has no picture
+    (`text_only`). Raises SampleError.
     """
     placeholders = None
     if marks and not text_only and not any(map(_has_picture_part, chat)):
@@ -70,25 +70,23 @@ def place_pictures(
     if images and not places.taken:
         _put_first(messages, images)
     elif len(places.taken) != len(images):
-        raise SampleError(
-            f"it names {len(images)} pictures and marks the places of {len(places.taken)}"
-        )
+        raise SampleError(f"it has {len(images)} pictures but placeholders for {len(places.taken)}")
     return messages
 
 
 class _Places:
-    """The pictures of a sample and which of them have their place."""
+    """The pictures of a sample, and which of them have been placed."""
 
     def __init__(self, images: Sequence[Picture]) -> None:
         self._images = images
         self.taken: set[int] = set()
 
     def take(self, number: int | None = None) -> Picture:
-        """Picture `number`, counted from 0, or the next one."""
+        """Returns picture `number`, from 0, or the next one. Raises SampleError."""
         number = len(self.taken) if number is None else number
         if not 0 <= number < len(self._images):
             raise SampleError(
-                f"it marks the places of more pictures than it names ({len(self._images)})",
+                f"it has placeholders for more pictures than it has ({len(self._images)})",
                 "missing",
             )
         self.taken.add(number)
@@ -97,40 +95,43 @@ class _Places:
 
 @dataclass(frozen=True, slots=True)
 class _Placeholders:
-    """What is a placeholder in the person's texts."""
+    """Which texts are placeholders in user messages."""
 
     pattern: re.Pattern[str]
     first: int
-    """The number of the first picture in placeholders with numbers: 0 or 1."""
+    """The number of the first picture in numbered placeholders: 0 or 1."""
 
 
 def _placeholders(chat: Sequence[Fields], count: int) -> _Placeholders | None:
-    """Those of a sample that names `count` pictures; None if all are words. Raises SampleError."""
+    """The placeholders of a sample with `count` pictures; None if all are text.
+
+    Raises SampleError.
+    """
     texts = [text for one in chat if role_of(one["role"]) == "user" for text in _texts(one)]
     matches = [match for text in texts for match in _ANY.finditer(text)]
     places = [match for match in matches if match["path"] is None]
     if not count and len(places) == len(matches):
-        if apart := _apart(texts):
+        if found := _standalone_placeholder(texts):
             raise SampleError(
-                "it marks the places of more pictures than it names (0): name them, or write "
-                f'"images": [] if {printable(apart)} is a word in it',
+                "it has placeholders for more pictures than it has (0): add them, or write "
+                f'"images": [] if {printable(found)} is meant as text',
                 "missing",
             )
         return None
     if count and not places:
         others = [text for one in chat if role_of(one["role"]) != "user" for text in _texts(one)]
-        if _apart(others):
-            raise SampleError("a picture stands in an answer, and only questions can show one")
+        if _standalone_placeholder(others):
+            raise SampleError("a picture is in an answer, but only questions can have one")
     numbers = {match["number"] for match in places}
     distinct = len(numbers) if None not in numbers else len(places)
     plain = sum(match["path"] is None for text in texts for match in _PLAIN.finditer(text))
-    # If `<image>` alone accounts for all pictures, the other placeholders are words.
+    # If `<image>` alone accounts for all pictures, the other placeholders are text.
     pattern = _PLAIN if plain == count != distinct else _ANY
     return _Placeholders(pattern, 0 if any(n and int(n) == 0 for n in numbers) else 1)
 
 
-def _apart(texts: Iterable[str]) -> str:
-    """A placeholder that begins or ends a text or fills a line, as tools put them; "" if none."""
+def _standalone_placeholder(texts: Iterable[str]) -> str:
+    """A placeholder that begins or ends a text or fills a line, as tools write it; "" if none."""
     for text in map(str.strip, texts):
         matches = list(_ANY.finditer(text))
         if not matches:
@@ -146,7 +147,7 @@ def _apart(texts: Iterable[str]) -> str:
 def _put_first(messages: list[Turn[Picture]], images: Sequence[Picture]) -> None:
     first = next((at for at, one in enumerate(messages) if one.role == "user"), None)
     if first is None:
-        raise SampleError("it has pictures and no question")
+        raise SampleError("it has pictures but no question")
     messages[first] = Turn("user", (*images, *messages[first].parts))
 
 
@@ -211,10 +212,10 @@ def _split(text: str, places: _Places, resolve: Resolve, placeholders: _Placehol
 
 
 def _without_line_ends(texts: list[str]) -> list[str]:
-    """The texts around placeholders, without the line ends that only set a placeholder apart.
+    """The texts around placeholders, without line ends that only separate a placeholder.
 
-    LLaVA puts placeholders on lines of their own at the beginning or the end of a text, and
-    nobody breaks a line before a picture in a chat.
+    LLaVA puts placeholders on lines of their own at the beginning or the end of a text, which
+    people do not do in a chat.
     """
     last = len(texts) - 1
     at = 0
@@ -227,9 +228,9 @@ def _without_line_ends(texts: list[str]) -> list[str]:
     while at > 0 and not texts[at].strip():
         texts[at] = ""
         at -= 1
-    bare = texts[at].rstrip()
-    if at < last and "\n" in texts[at][len(bare) :]:
-        texts[at] = bare
+    stripped = texts[at].rstrip()
+    if at < last and "\n" in texts[at][len(stripped) :]:
+        texts[at] = stripped
     return texts
 
 

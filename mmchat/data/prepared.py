@@ -1,7 +1,7 @@
-"""mmchat's own prepared folders: pictures as arrays in `images.npy`, dialogs in `samples.jsonl`.
+"""mmchat's own prepared folders: pixels in `images.npy`, dialogs in `samples.jsonl`.
 
-Such a picture has no file. It is read as an uncompressed BMP, whose bytes (and so its hash)
-are the same on every machine.
+These pictures have no files. Each is read as an uncompressed BMP, whose bytes (and so its
+hash) are the same on every machine.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mmchat.data.folders import SampleResult, results
+from mmchat.data.folders import SampleResult, convert_records
 from mmchat.data.json_files import json_records
 from mmchat.data.placeholders import place_pictures
 from mmchat.data.records import Record
@@ -34,7 +34,7 @@ _MIME: Final = "image/bmp"
 
 @dataclass(frozen=True, slots=True)
 class ArrayPictureSource:
-    """Makes the bytes of a picture from its pixels in an array file."""
+    """Encodes a picture from its pixels in an array file."""
 
     file: Path
     index: int
@@ -46,7 +46,7 @@ class ArrayPictureSource:
         except OSError as error:
             raise DataError(f"{self.file} cannot be read ({error.strerror}).") from error
         if self.index < len(images):
-            data = bmp(images[self.index])
+            data = encode_bmp(images[self.index])
             if hashlib.sha256(data).hexdigest() == self.sha256:
                 return data
         raise DataError(f"{self.file} changed while it was in use: start again.")
@@ -58,14 +58,14 @@ def is_prepared(folder: Path) -> bool:
 
 
 def prepared_samples(folder: Path) -> Iterator[SampleResult]:
-    """One example for each dialog; raises DataError if the arrays are damaged."""
+    """Yields one example per dialog. Raises DataError if the arrays are damaged."""
     pictures = _ArrayPictures(folder / IMAGES)
     _, records = json_records(folder / SAMPLES)
-    yield from results(records, lambda record: _examples(record, pictures))
+    yield from convert_records(records, lambda record: _examples(record, pictures))
 
 
-def bmp(pixels: "Images") -> bytes:
-    """A BMP file with 24 bits a pixel of uint8 RGB pixels (height, width, 3)."""
+def encode_bmp(pixels: "Images") -> bytes:
+    """Encodes uint8 RGB pixels (height, width, 3) as a BMP with 24 bits per pixel."""
     import numpy as np
 
     height, width, _ = pixels.shape
@@ -77,12 +77,12 @@ def bmp(pixels: "Images") -> bytes:
 
 
 class _ArrayPictures:
-    """The pictures of an array file, each made and hashed once."""
+    """The pictures of an array file, each encoded and hashed once."""
 
     def __init__(self, file: Path) -> None:
         self.file = file.absolute()
         self.images = _load(file)
-        self._made: dict[int, Picture] = {}
+        self._pictures: dict[int, Picture] = {}
 
     def __getitem__(self, index: object) -> Picture:
         count = len(self.images)
@@ -90,19 +90,19 @@ class _ArrayPictures:
             raise SampleError(
                 f"there is no picture {printable(index)} among the {count}", "missing"
             )
-        if index not in self._made:
+        if index not in self._pictures:
             pixels = self.images[index]
-            digest = hashlib.sha256(bmp(pixels)).hexdigest()
+            digest = hashlib.sha256(encode_bmp(pixels)).hexdigest()
             source = ArrayPictureSource(self.file, index, digest)
             height, width, _ = pixels.shape
-            self._made[index] = Picture(
+            self._pictures[index] = Picture(
                 digest, _MIME, width, height, f"picture {index}", source=source
             )
-        return self._made[index]
+        return self._pictures[index]
 
 
 @lru_cache(maxsize=4)
-def _mapped(file: Path, changed: int) -> "Images":
+def _mapped(file: Path, mtime_ns: int) -> "Images":
     return _load(file)
 
 
@@ -111,9 +111,9 @@ def _load(file: Path) -> "Images":
 
     try:
         array: Images = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # a false header fails in many ways
+    except Exception as error:  # a damaged header fails in many ways
         raise DataError(
-            f"{printable(file)} is damaged ({printable(error)}): make it again."
+            f"{printable(file)} is damaged ({printable(error)}): create it again."
         ) from error
     shape = array.shape
     if array.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
@@ -130,20 +130,20 @@ def _examples(record: Record, array: _ArrayPictures) -> list[Example]:
     images = value.get("images") if isinstance(value, dict) else None
     dialogs = value.get("dialogs") if isinstance(value, dict) else None
     if not isinstance(images, list) or not isinstance(dialogs, list) or not dialogs:
-        raise SampleError("this is not a sample with images and dialogs")
+        raise SampleError("it has no list of images and of dialogs")
     pictures = [array[index] for index in images]
     return [_example(dialog, pictures, record.place) for dialog in dialogs]
 
 
 def _example(dialog: Any, pictures: list[Picture], place: str) -> Example:
-    written = dialog.get("messages") if isinstance(dialog, dict) else None
-    if not isinstance(written, list) or not all(isinstance(one, dict) for one in written):
+    raw = dialog.get("messages") if isinstance(dialog, dict) else None
+    if not isinstance(raw, list) or not all(isinstance(one, dict) for one in raw):
         raise SampleError("a dialog has no list of messages")
     kind = dialog.get("type")
-    chat = [{"role": one.get("role"), "content": one.get("content")} for one in written]
+    chat = [{"role": one.get("role"), "content": one.get("content")} for one in raw]
     messages = place_pictures(chat, pictures, _no_reference, marks=False)
     return example_of(messages, kind if isinstance(kind, str) else "", place)
 
 
 def _no_reference(reference: object) -> Picture:
-    raise SampleError(f"a part of a message names the picture {printable(reference)} by itself")
+    raise SampleError(f"a part of a message refers to the picture {printable(reference)}")

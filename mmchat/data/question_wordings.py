@@ -1,7 +1,7 @@
-"""What is asked about pictures that come with a name or a caption and no question.
+"""Questions for pictures that come with a class or a caption but no question.
 
-There are several wordings, so that no single one has to be hit later. Which one is asked
-depends only on the picture, so it is the same in every run.
+There are several wordings, so that the model does not learn a single one. The wording depends
+only on the picture, so it is the same in every run.
 """
 
 import re
@@ -41,15 +41,15 @@ def caption_question(sha256: str) -> str:
 
 
 def class_label(name: str) -> str:
-    """A class's name as people write it: `red_kite` is a red kite."""
+    """A class name in plain words: `red_kite` becomes `red kite`."""
     return unicodedata.normalize("NFC", " ".join(name.replace("_", " ").split()))
 
 
 def class_labels(names: Iterable[str]) -> dict[str, str]:
-    """As `class_label`, for all classes of a folder; numbers before all of them are dropped.
+    """`class_label` for all classes of a folder; number prefixes that all of them have are dropped.
 
-    `001.Black_footed_Albatross` beside others of that kind is a black footed albatross,
-    while `1_euro` and `2_euro` need their numbers.
+    `001.Black_footed_Albatross` beside similar names becomes `Black footed Albatross`, while
+    `1_euro` and `2_euro` need their numbers.
     """
     labels = {name: class_label(name) for name in names}
     bare = {name: class_label(_NUMBERED.sub("", name, count=1)) for name in labels}

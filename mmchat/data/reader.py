@@ -1,4 +1,4 @@
-"""Reads data of any form: the form is detected, each sample checked, what is bad reported."""
+"""Reads data: detects its format, checks each sample and reports the bad ones."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mmchat.data import digest, remarks
 from mmchat.data.detection import DataSource, SplitName, detect
-from mmchat.data.folder_forms import CAPTIONED
-from mmchat.data.holdout import keys
+from mmchat.data.folder_formats import CAPTIONED
+from mmchat.data.holdout import group_keys
 from mmchat.data.pictures import PictureResolver
 from mmchat.data.sample_errors import printable
 from mmchat.data.types import Dataset, Example, Problem
@@ -17,20 +17,20 @@ MAX_BAD_SHARE = 0.01
 """The share of the samples that may be bad before reading stops."""
 
 Progress = Callable[[int], None]
-"""Called now and then with the number of samples that were read."""
+"""Called every few hundred samples with the number read so far."""
 _PROGRESS_EVERY = 200
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedSource:
-    """One source of the data as it was read, good and bad."""
+    """The samples of one source, good and bad."""
 
     split: SplitName
-    form: str
+    format: str
     examples: list[Example]
     problems: list[Problem]
     samples: int
-    """Good and bad ones."""
+    """The number of samples, good and bad."""
     remarks: list[str]
 
 
@@ -41,14 +41,14 @@ def read_data(
     images: Path | None = None,
     progress: Progress = lambda samples: None,
 ) -> Dataset:
-    """The examples in the file or folder at `path`, whatever form it has.
+    """Reads the examples in the file or folder at `path`, in any supported format.
 
-    If the data itself is split, all its splits are read. `images` is another folder that a
-    data file may name pictures in. A bad sample is left out and reported in `problems`.
+    If the data has splits, all of them are read. `images` is another folder that a data file
+    may name pictures in. A bad sample is left out and reported in `problems`.
 
     Raises:
-        DataError: the path does not exist, its form is not known, nothing in it can be
-            used, or more than 1 % of the samples are bad and `allow_bad` is false.
+        DataError: the path does not exist, its format is unknown, no sample is usable, or
+            more than 1 % of the samples are bad and `allow_bad` is false.
     """
     sources = read_sources(path, images=images, progress=progress)
     check(path, sources, allow_bad=allow_bad)
@@ -62,11 +62,11 @@ def read_splits(
     images: Path | None = None,
     progress: Progress = lambda samples: None,
 ) -> tuple[Dataset, Dataset | None]:
-    """Returns what is to be learned, and what the data itself holds out (None if it does not).
+    """Returns the training split, and the held-out split (None if the data has none).
 
-    The second is its validation split, or its test split if it has no other. If it has both,
-    the test split is in neither. An example whose picture is in both is left out of the
-    first and reported in its `problems`. Raises as `read_data`.
+    The held-out split is the validation split, or else the test split. If the data has both,
+    the test split is not used. An example whose picture is also in the held-out split is left
+    out of the training split and reported in its `problems`. Raises like `read_data`.
     """
     sources = read_sources(path, images=images, progress=progress)
     check(path, sources, allow_bad=allow_bad)
@@ -76,7 +76,7 @@ def read_splits(
 def read_sources(
     path: Path, *, images: Path | None = None, progress: Progress = lambda samples: None
 ) -> list[LoadedSource]:
-    """Everything as it is, however bad. Raises DataError if it cannot be read at all."""
+    """Reads all samples, however many are bad. Raises DataError if nothing can be read."""
     try:
         path = _existing(path)
         images = _existing(images) if images else None
@@ -86,14 +86,12 @@ def read_sources(
         count = _counter(progress)
         return [_load(source, count) for source in detect(path, pictures)]
     except OSError as error:
-        where = error.filename or path
-        raise DataError(
-            f"{printable(where)} cannot be read ({error.strerror or error})."
-        ) from error
+        file = error.filename or path
+        raise DataError(f"{printable(file)} cannot be read ({error.strerror or error}).") from error
 
 
 def _existing(path: Path) -> Path:
-    """`path` with `~` expanded. Raises DataError if it is not a file or folder, and OSError."""
+    """`path` with `~` expanded. Raises DataError if it is neither a file nor a folder; OSError."""
     try:
         path = path.expanduser()
         if path.is_dir() or path.is_file():
@@ -101,15 +99,15 @@ def _existing(path: Path) -> Path:
         exists = path.exists()
     except (RuntimeError, ValueError) as error:  # an unknown home; a NUL
         raise DataError(
-            f"{printable(path)} cannot be the name of a file ({printable(error)})."
+            f"{printable(path)} is not a valid file name ({printable(error)})."
         ) from error
     if exists:
         raise DataError(f"{printable(path)} is neither a file nor a folder.")
-    raise DataError(f"There is no {printable(path)}: name a file or folder of data.")
+    raise DataError(f"There is no {printable(path)}: give a file or folder of data.")
 
 
 def check(path: Path, sources: Sequence[LoadedSource], *, allow_bad: bool) -> None:
-    """Raises DataError if nothing can be used, or too much is bad."""
+    """Raises DataError if no sample is usable, or too many are bad."""
     if reason := refusal(path, sources, allow_bad=allow_bad):
         raise DataError(reason)
 
@@ -117,11 +115,11 @@ def check(path: Path, sources: Sequence[LoadedSource], *, allow_bad: bool) -> No
 def refusal(
     path: Path, sources: Sequence[LoadedSource], *, allow_bad: bool, listed: int = 3
 ) -> str:
-    """Why the data is not learned from, or "" if it is; with the first `listed` problems."""
+    """Why the data cannot be used, with the first `listed` problems; "" if it can."""
     samples = sum(source.samples for source in sources)
     problems = [problem for source in sources for problem in source.problems]
     if not samples:
-        return f"{printable(path)} holds no sample."
+        return f"{printable(path)} has no samples."
     first = "; ".join(f"{problem.place}: {problem.why}" for problem in problems[:listed])
     first = f" ({first})" if first else ""
     if len(problems) == samples:
@@ -130,10 +128,12 @@ def refusal(
         return f"None of the {samples:,} samples of {printable(path)} can be used{first}."
     if len(problems) > MAX_BAD_SHARE * samples and not allow_bad:
         examples = [example for source in sources for example in source.examples]
-        lost = "".join(f" {one}" for one in remarks.lost_classes(examples, problems) if listed)
+        lost = "".join(
+            f" {remark}" for remark in remarks.lost_classes(examples, problems) if listed
+        )
         return (
             f"{len(problems):,} of {samples:,} samples of {printable(path)} cannot be used{first}: "
-            f"correct them, or leave them out with --allow-bad.{lost}"
+            f"correct them, or skip them with --allow-bad.{lost}"
         )
     return ""
 
@@ -141,30 +141,30 @@ def refusal(
 def train_and_held_out(
     path: Path, sources: Sequence[LoadedSource]
 ) -> tuple[Dataset, Dataset | None]:
-    """As `read_splits`."""
-    there = {source.split for source in sources}
-    held: SplitName = "validation" if "validation" in there else "test"
-    if "train" not in there or held not in there:
+    """The result of `read_splits` for sources that were read. Raises DataError."""
+    splits = {source.split for source in sources}
+    held: SplitName = "validation" if "validation" in splits else "test"
+    if "train" not in splits or held not in splits:
         return _dataset(path, sources), None
     held_out = _dataset(path, [source for source in sources if source.split == held])
     train = _dataset(path, [source for source in sources if source.split in ("train", "")])
-    seen = {key for example in held_out.examples for key in keys(example)}
+    held_keys = {key for example in held_out.examples for key in group_keys(example)}
     examples, problems = [], list(train.problems)
     for example in train.examples:
-        if seen.isdisjoint(keys(example)):
+        if held_keys.isdisjoint(group_keys(example)):
             examples.append(example)
         else:
-            why = "the held-out part holds it too, so it is not learned"
+            why = "the held-out split has it too, so it is not used for training"
             problems.append(Problem(example.place, why))
     if not examples:
-        raise DataError(f"Everything to learn in {printable(path)} is in its held-out part too.")
-    whole = digest.of_examples(examples)
-    learned = Dataset(train.form, train.source, examples, problems, whole, train.remarks)
-    return learned, held_out
+        raise DataError(f"Every training sample of {printable(path)} is in its held-out split too.")
+    sha256 = digest.hash_examples(examples)
+    kept = Dataset(train.format, train.source, examples, problems, sha256, train.remarks)
+    return kept, held_out
 
 
 def remarks_on(sources: Iterable[LoadedSource]) -> list[str]:
-    """What looks wrong in the data and may be meant, one sentence each."""
+    """What looks like a mistake in the data but may be intended, one sentence each."""
     sources = list(sources)
     examples = [example for source in sources for example in source.examples]
     problems = [problem for source in sources for problem in source.problems]
@@ -178,9 +178,9 @@ def _dataset(path: Path, sources: Iterable[LoadedSource]) -> Dataset:
     sources = list(sources)
     examples = [example for source in sources for example in source.examples]
     problems = [problem for source in sources for problem in source.problems]
-    forms = list(dict.fromkeys(source.form for source in sources))
-    whole = digest.of_examples(examples)
-    return Dataset(", ".join(forms), str(path), examples, problems, whole, remarks_on(sources))
+    formats = list(dict.fromkeys(source.format for source in sources))
+    sha256 = digest.hash_examples(examples)
+    return Dataset(", ".join(formats), str(path), examples, problems, sha256, remarks_on(sources))
 
 
 def _load(source: DataSource, count: Iterator[None]) -> LoadedSource:
@@ -195,9 +195,9 @@ def _load(source: DataSource, count: Iterator[None]) -> LoadedSource:
             examples.extend(result)
         next(count)
     found = list(source.remarks)
-    if source.form == CAPTIONED:
+    if source.format == CAPTIONED:
         found += remarks.box_captions(examples)
-    return LoadedSource(source.split, source.form, examples, problems, samples, found)
+    return LoadedSource(source.split, source.format, examples, problems, samples, found)
 
 
 def _counter(progress: Progress) -> Iterator[None]:

@@ -1,18 +1,18 @@
-"""One sample of a file, in any of the forms that people keep them in, becomes examples.
+"""Turns one sample of a file into examples. The formats:
 
     LLaVA            image (one or several), conversations of {from, value}, `<image>` marks
-    ShareGPT         the same with images
+    ShareGPT         like LLaVA, with images
     LLaMA-Factory    images, messages of {role, content}, `<image>` marks
     Alpaca           instruction, input, output, system, history (`mmchat.data.rows`)
     OpenAI chat      messages whose content is parts: text, image_url (data URL, file)
-    TRL              images, messages whose parts {"type": "image"} take the next of them
+    TRL              images, messages whose {"type": "image"} parts take the next image
     Qwen-VL          conversations whose texts hold `<img>a.png</img>`
     MiniCPM-V        image as {"<image_00>": "a.png"}, conversations with those marks
     The Cauldron     images, texts of {user, assistant}
-    mmchat           images, messages without the wanted answer, answer (`questions.jsonl`)
-    rows             a column for the picture, and question + answer, text or caption, or label
+    mmchat           images, messages, and the reference in answer (`questions.jsonl`)
+    rows             a picture column, and question + answer, text or caption, or label
 
-Every value is foreign: nothing is assumed about its type.
+Every value is untrusted: nothing is assumed about its type.
 """
 
 import json
@@ -48,25 +48,25 @@ _MARK_KEY = re.compile(r"<\|?(?:image|img|picture)[ _-]?(\d{1,3})\|?>", re.IGNOR
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A sample as it stands in its file."""
+    """A sample as it is in its file."""
 
     place: str
     value: object
     base: Path
     """The folder that relative names start from."""
     source: SourceFactory | None = None
-    """Makes what reads a picture inside the sample again; None: its bytes are kept in memory."""
+    """Makes the callable that reads a picture inside the sample again; None keeps its bytes."""
     label_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By normalized column name, what the numbers of a label mean."""
+    """The class names of integer labels, by normalized column name."""
 
 
 def examples_of(record: Record, pictures: PictureResolver) -> list[Example]:
-    """The examples of a sample, usually one. Raises SampleError."""
+    """Returns the examples of a sample, usually one. Raises SampleError."""
     if not isinstance(record.value, dict):
-        raise SampleError(f"this is not a sample but {type_name(record.value)}")
+        raise SampleError(f"this is {type_name(record.value)}, not a sample")
     fields = normalized(record.value)
     if any(fields.get(key) for key in UNREAD_MEDIA_KEYS):
-        raise SampleError("it needs a video or a sound, and only pictures are read")
+        raise SampleError("it has video or audio, and only pictures are supported")
 
     def resolve(reference: object) -> Picture:
         return _picture(reference, record, pictures)
@@ -93,7 +93,7 @@ def examples_of(record: Record, pictures: PictureResolver) -> list[Example]:
 
 
 def _references(fields: Fields) -> list[object]:
-    """What names the sample's pictures, in order, under the first key that has any."""
+    """The references to the sample's pictures, in order, from the first key that has any."""
     for key in PICTURE_KEYS:
         value = fields.get(key)
         if isinstance(value, dict) and value and all(map(_MARK_KEY.fullmatch, map(str, value))):
@@ -116,7 +116,7 @@ def _mark_number(mark: str) -> int:
 
 
 def _picture(reference: object, record: Record, pictures: PictureResolver) -> Picture:
-    """The picture that a name, the bytes or an object around them stands for."""
+    """The picture for a name, its bytes, or an object that holds either."""
     name = ""
     for _ in range(3):  # {"image_url": {"url": …}}, Anthropic's {"source": {"data": …}}
         if not isinstance(reference, dict):
@@ -129,22 +129,22 @@ def _picture(reference: object, record: Record, pictures: PictureResolver) -> Pi
         return pictures.from_bytes(reference, name, record.source)
     if isinstance(reference, str):
         return pictures.resolve(reference, record.base, record.source)
-    raise SampleError(f"a picture is given as {type_name(reference)}, not as a name", "missing")
+    raise SampleError(f"a picture is {type_name(reference)}, not a file name", "missing")
 
 
 def _require_no_picture_id(fields: Fields) -> None:
-    """Raises SampleError if a sample without pictures names one only by a number."""
+    """Raises SampleError if a sample without pictures refers to one only by an id."""
     if found := picture_id(fields):
         key, value = found
         raise SampleError(
-            f"it names its picture only by {key} {printable(value)}, which is not a file: "
-            "write the file's name under image",
+            f"its picture is given only by {key} {printable(value)}, which is not a file: "
+            "put the file name under image",
             "missing",
         )
 
 
 def _chat(fields: Fields) -> list[Fields] | None:
-    """The messages as they are written, each with `role` and `content`; None if there are none."""
+    """The messages, unchecked, each with `role` and `content`; None if there are none."""
     written: object = None
     for key in CHAT_KEYS:
         if fields.get(key) is not None:
@@ -166,7 +166,7 @@ def _chat(fields: Fields) -> list[Fields] | None:
             found.append({"role": "assistant", "content": one["assistant"]})
             continue
         if one.get("tool_calls") or one.get("function_call"):
-            raise SampleError("an answer calls a tool, and calls of tools cannot be learned")
+            raise SampleError("an answer calls a tool, and tool calls are not supported")
         role = one["role"] if one.get("role") is not None else one.get("from")
         content = next(
             (one[k] for k in ("content", "value", "text") if one.get(k) is not None), None
@@ -179,7 +179,7 @@ def _chat(fields: Fields) -> list[Fields] | None:
 
 
 def _parsed(text: str) -> object:
-    """The list that a cell of a table holds as JSON."""
+    """The JSON list in a cell of a table; None if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -189,7 +189,7 @@ def _parsed(text: str) -> object:
 def _weighted(
     chat: Sequence[Fields], messages: Sequence[Turn[Picture]]
 ) -> tuple[Sequence[Turn[Picture]], bool]:
-    """OpenAI's `weight`: the messages up to the last answer that counts, and whether only it does."""
+    """Applies OpenAI's `weight`: the messages to keep, and whether only the last answer is trained."""
     counts = [
         (at, one.get("weight") != 0)
         for at, one in enumerate(chat)
@@ -199,10 +199,10 @@ def _weighted(
         return messages, False
     learned = [at for at, counted in counts if counted]
     if not learned:
-        raise SampleError("all of its answers have the weight 0: there is nothing to learn")
+        raise SampleError("all of its answers have weight 0, so there is nothing to learn")
     if len(learned) > 1:
         raise SampleError(
-            "some of its answers have the weight 0: make a sample of each of the others"
+            "several of its answers count and others have weight 0: write one sample for each that counts"
         )
     return messages[: learned[0] + 1], True
 

@@ -1,4 +1,4 @@
-"""What in data looks wrong and may be meant: one sentence each, and nothing is left out for it."""
+"""Remarks on data that looks wrong but may be intended; no sample is left out for them."""
 
 import re
 from collections import Counter
@@ -14,32 +14,32 @@ _BOXES: Final = re.compile(r"(\d+(\s+-?\d*\.?\d+(e-?\d+)?){4,}\s*)+", re.IGNOREC
 
 
 def box_captions(examples: Sequence[Example]) -> Iterator[str]:
-    """A remark if all captions are numbers as detectors' labels have them."""
+    """A remark if all captions are numbers, as in the labels of a detector."""
     if examples and all(_BOXES.fullmatch(one.turns[-1].text) for one in examples):
         yield (
-            "Every text beside a picture is numbers only, such as "
+            "Every text beside a picture consists of numbers, such as "
             f"{printable(examples[0].turns[-1].text.splitlines()[0][:60])}: these look like boxes for a "
-            "detector (YOLO), and would be learned as captions."
+            "detector (YOLO), but would be learned as captions."
         )
 
 
 def contradictions(examples: Iterable[Example]) -> list[list[Example]]:
-    """Examples that ask the same about the same pictures and have different answers, in groups.
+    """Groups of examples with the same question and pictures but different answers.
 
     Several captions of one picture do not count.
     """
     by_question: dict[object, dict[str, Example]] = {}
     for example in examples:
-        *asked, answer = example.turns
-        question = asked[-1].text if asked else ""
-        if len(asked) == 1 and example.pictures and question not in CAPTION:
+        *context, answer = example.turns
+        question = context[-1].text if context else ""
+        if len(context) == 1 and example.pictures and question not in CAPTION:
             pictures = tuple(picture.sha256 for picture in example.pictures)
             by_question.setdefault((pictures, question), {}).setdefault(answer.text, example)
     return [list(answers.values()) for answers in by_question.values() if len(answers) > 1]
 
 
 def contradiction_remarks(examples: Iterable[Example]) -> Iterator[str]:
-    """A remark if there are such examples."""
+    """A remark on the first of the `contradictions`, if there are any."""
     groups = contradictions(examples)
     if not groups:
         return
@@ -53,12 +53,12 @@ def contradiction_remarks(examples: Iterable[Example]) -> Iterator[str]:
 
 
 def lost_classes(examples: Iterable[Example], problems: Iterable[Problem]) -> Iterator[str]:
-    """Remarks on classes that have no picture that can be used."""
-    there = {example.kind for example in examples}
-    lost = Counter(one.kind for one in problems if one.kind and one.kind not in there)
+    """Remarks on classes without a usable picture."""
+    kinds = {example.kind for example in examples}
+    lost = Counter(one.kind for one in problems if one.kind and one.kind not in kinds)
     for kind, count in lost.most_common(5):
-        many = f"none of its {count:,} pictures" if count > 1 else "its only picture cannot"
-        yield f"The class {kind} is not learned: {many}{' can' if count > 1 else ''} be used."
+        why = f"none of its {count:,} pictures can" if count > 1 else "its only picture cannot"
+        yield f"The class {kind} is not learned: {why} be used."
 
 
 def _shortened(example: Example) -> str:

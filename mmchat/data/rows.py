@@ -1,4 +1,4 @@
-"""Rows of a table or an Alpaca file: a question with its answer, a caption, or a label."""
+"""Rows of a table or an Alpaca file: a question and answer, a caption, or a label."""
 
 import ast
 import re
@@ -31,7 +31,7 @@ _LETTERS: Final = ascii_uppercase
 def row_chats(
     fields: Fields, images: Sequence[Picture], label_names: Mapping[str, Sequence[str]]
 ) -> tuple[list[Chat], str]:
-    """The conversations of a row, and its label or "". Raises SampleError."""
+    """Returns the conversations of a row, and its label or "". Raises SampleError."""
     question = _text(fields, QUESTION_KEYS)
     label = _label(fields, label_names)
     before = [*system_messages(fields), *_history(fields)]
@@ -40,7 +40,7 @@ def row_chats(
         answers = [_answer(fields, choices) or label]
         question = _whole_question(fields, question, choices)
     elif not images:
-        raise SampleError("it names no picture and asks no question")
+        raise SampleError("it has neither a picture nor a question")
     elif captions := _captions(fields):
         answers, question = captions, caption_question(images[0].sha256)
     else:
@@ -53,18 +53,18 @@ def row_chats(
 
 
 def system_messages(fields: Fields) -> Chat:
-    """The system message that a sample has in a field of its own, if any. Raises SampleError."""
+    """The system message in a field of its own, if there is one. Raises SampleError."""
     for key in SYSTEM_KEYS:
         value = fields.get(key)
         if isinstance(value, str):
             return [{"role": "system", "content": value}]
-        if value is not None and value == value:  # NaN is how tables write an empty cell
+        if value is not None and value == value:  # tables use NaN for an empty cell
             raise SampleError(f"its {key} is {type_name(value)}, not text")
     return []
 
 
 def _history(fields: Fields) -> Chat:
-    """Alpaca's `history`, the exchanges before the question: pairs of a question and its answer."""
+    """Alpaca's `history`: the question-answer pairs before the question. Raises SampleError."""
     history = fields.get("history")
     if not history or history != history:
         return []
@@ -84,13 +84,13 @@ def _history(fields: Fields) -> Chat:
             or len(pair) != 2
             or not all(isinstance(t, str) for t in pair)
         ):
-            raise SampleError("its history is not a list of pairs of a question and an answer")
+            raise SampleError("its history is not a list of (question, answer) pairs")
         chat += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     return chat
 
 
 def _whole_question(fields: Fields, question: str, choices: Sequence[str]) -> str:
-    """The question with its context before it, and Alpaca's input and the choices after it."""
+    """The context, the question, Alpaca's input and the choices, as one text."""
     lines = [_text(fields, CONTEXT_KEYS), question, _as_text(fields.get("input"))]
     if not all(choice in question for choice in choices):
         lines += _lettered(choices)
@@ -98,7 +98,7 @@ def _whole_question(fields: Fields, question: str, choices: Sequence[str]) -> st
 
 
 def _choices(fields: Fields) -> list[str]:
-    """The texts that a multiple-choice question offers; empty if it offers none."""
+    """The choices of a multiple-choice question; empty if there are none. Raises SampleError."""
     for key in CHOICE_KEYS:
         value = fields.get(key)
         if isinstance(value, dict):  # {"text": […], "label": ["A", …]}
@@ -120,7 +120,7 @@ def _choices(fields: Fields) -> list[str]:
 
 
 def _parsed(text: str) -> object:
-    """A list that a cell holds as Python writes it; any other text is one thing to choose from."""
+    """Parses a cell with a Python list; any other text is a single choice."""
     with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
         if text.startswith("["):
             return ast.literal_eval(text)
@@ -128,14 +128,14 @@ def _parsed(text: str) -> object:
 
 
 def _lettered(choices: Sequence[str]) -> list[str]:
-    """`A. red`, `B. blue` …; a single text has its letters already."""
+    """Adds letters: `A. red`, `B. blue` …; a single text has them already."""
     if len(choices) < 2:
         return list(choices)
     return [f"{letter}. {text}" for letter, text in zip(_LETTERS, choices, strict=False)]
 
 
 def _answer(fields: Fields, choices: Sequence[str]) -> str:
-    """The answer; of several people's answers to one question, the most frequent one."""
+    """The answer; of several, the most frequent one."""
     for key in ANSWER_KEYS:
         value = fields.get(key)
         if isinstance(value, list):
@@ -149,11 +149,13 @@ def _answer(fields: Fields, choices: Sequence[str]) -> str:
 
 
 def _choice_letter(key: str, answer: str, choices: Sequence[str]) -> str:
-    """The letter of an answer that is given as the index of a choice; any other as it is."""
+    """The letter of an answer that is the index of a choice; any other answer unchanged."""
     if len(choices) < 2 or answer in choices or not re.fullmatch(r"\d{1,2}", answer):
         return answer
     if int(answer) >= len(choices):
-        raise SampleError(f"its {key} is {answer}, and its choices are numbered from 0")
+        raise SampleError(
+            f"its {key} is {answer}, but it has {len(choices)} choices, numbered from 0"
+        )
     return _LETTERS[int(answer)]
 
 
@@ -173,7 +175,7 @@ def _label(fields: Fields, label_names: Mapping[str, Sequence[str]]) -> str:
         names = label_names.get(key)
         if names and isinstance(value, int):
             if not 0 <= value < len(names):
-                raise SampleError(f"its {key} is {value}, and there are only {len(names)}")
+                raise SampleError(f"its {key} is {value}, but there are only {len(names)} classes")
             return class_label(str(names[value]))
         if text := _as_text(value):
             return class_label(text)
@@ -181,7 +183,7 @@ def _label(fields: Fields, label_names: Mapping[str, Sequence[str]]) -> str:
 
 
 def _text(fields: Fields, keys: Sequence[str]) -> str:
-    """The first of `keys` that holds text; "" if none does."""
+    """The first non-empty value of `keys` as text; "" if there is none."""
     return next((text for key in keys if (text := _as_text(fields.get(key)))), "")
 
 
@@ -190,5 +192,5 @@ def _as_text(value: object) -> str:
         return value.strip()
     if isinstance(value, bool):
         return "yes" if value else "no"
-    # NaN, which does not equal itself, is how tables write an empty cell.
+    # Tables use NaN, which does not equal itself, for an empty cell.
     return str(value) if isinstance(value, int | float) and value == value else ""

@@ -1,6 +1,6 @@
-"""Saves examples in a folder of their own, so that they outlive the data they came from.
+"""Saves examples in a folder, so that they do not depend on the data they came from.
 
-FOLDER/examples.jsonl     one `Example` a line, its pictures by sha256
+FOLDER/examples.jsonl     one `Example` per line, with its pictures by sha256
 FOLDER/pictures/SHA256    the original bytes
 """
 
@@ -17,7 +17,7 @@ from mmchat.turns import Role, Turn
 LINES, PICTURES = "examples.jsonl", "pictures"
 
 
-class _Shown(msgspec.Struct, frozen=True, tag="picture"):
+class _PictureRef(msgspec.Struct, frozen=True, tag="picture"):
     sha256: str
     mime: str
     width: int
@@ -31,7 +31,7 @@ class _Text(msgspec.Struct, frozen=True, tag="text"):
 
 class _Turn(msgspec.Struct, frozen=True):
     role: Role
-    parts: tuple[_Text | _Shown, ...]
+    parts: tuple[_Text | _PictureRef, ...]
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -45,7 +45,7 @@ class _Line(msgspec.Struct, frozen=True):
 class _Head(msgspec.Struct, frozen=True):
     """The first line."""
 
-    form: str
+    format: str
     source: str
     sha256: str
     problems: tuple[tuple[str, str], ...]
@@ -61,24 +61,26 @@ def save_snapshot(dataset: Dataset, folder: Path) -> None:
                 if not file.is_file():
                     _write(file, picture.data)
         problems = tuple((problem.place, problem.why) for problem in dataset.problems)
-        head = _Head(dataset.form, dataset.source, dataset.sha256, problems)
+        head = _Head(dataset.format, dataset.source, dataset.sha256, problems)
         lines = [msgspec.json.encode(head), *map(_encode, dataset.examples)]
         _write(folder / LINES, b"\n".join(lines) + b"\n")
     except OSError as error:
-        raise DataError(f"{folder} cannot be written ({error.strerror}): make room.") from error
+        raise DataError(
+            f"{folder} cannot be written ({error.strerror}): free some space."
+        ) from error
 
 
 def load_snapshot(folder: Path) -> Dataset:
-    """What `save_snapshot` wrote; raises DataError if it is damaged."""
+    """Reads what `save_snapshot` wrote. Raises DataError if it is damaged."""
     try:
         first, *lines = (folder / LINES).read_bytes().splitlines()
         head = msgspec.json.decode(first, type=_Head)
         decoder = msgspec.json.Decoder(_Line)
         examples = [_decode(decoder.decode(line), folder) for line in lines]
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder / LINES} is damaged ({error}): start the run again.") from error
+        raise DataError(f"{folder / LINES} is damaged ({error}): start a new run.") from error
     problems = [Problem(*problem) for problem in head.problems]
-    return Dataset(head.form, head.source, examples, problems, head.sha256)
+    return Dataset(head.format, head.source, examples, problems, head.sha256)
 
 
 def has_snapshot(folder: Path) -> bool:
@@ -89,7 +91,7 @@ def has_snapshot(folder: Path) -> bool:
 def _write(file: Path, data: bytes) -> None:
     temporary = file.with_name(f".{file.name}.partial")
     temporary.write_bytes(data)
-    os.chmod(temporary, 0o600)  # noqa: PTH101 - beside the write
+    os.chmod(temporary, 0o600)  # noqa: PTH101
     temporary.replace(file)
 
 
@@ -105,9 +107,9 @@ def _encode(example: Example) -> bytes:
     )
 
 
-def _parts(parts: Sequence[str | Picture]) -> tuple[_Text | _Shown, ...]:
+def _parts(parts: Sequence[str | Picture]) -> tuple[_Text | _PictureRef, ...]:
     return tuple(
-        _Text(p) if isinstance(p, str) else _Shown(p.sha256, p.mime, p.width, p.height, p.name)
+        _Text(p) if isinstance(p, str) else _PictureRef(p.sha256, p.mime, p.width, p.height, p.name)
         for p in parts
     )
 
@@ -119,10 +121,10 @@ def _decode(line: _Line, folder: Path) -> Example:
     return Example(turns, line.kind, line.place, line.weight, only_last=line.only_last)
 
 
-def _part(part: _Text | _Shown, folder: Path) -> str | Picture:
+def _part(part: _Text | _PictureRef, folder: Path) -> str | Picture:
     if isinstance(part, _Text):
         return part.text
-    # mmchat wrote this name, but the file may have been changed to name another one.
+    # mmchat wrote this name, but the file may have been changed since.
     if not (len(part.sha256) == 64 and all(c in "0123456789abcdef" for c in part.sha256)):
         raise ValueError(f"{part.sha256!r} is not a hash")
     file = folder / PICTURES / part.sha256

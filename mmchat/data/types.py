@@ -83,8 +83,8 @@ class Problem:
 class Dataset:
     """Everything that was read from one source."""
 
-    form: str
-    """The detected form, in words: "LLaVA JSON", "a folder per class" …"""
+    format: str
+    """The detected format, in words: "LLaVA JSON", "a folder per class" …"""
     source: str
     examples: Sequence[Example]
     problems: Sequence[Problem]

@@ -1,6 +1,6 @@
-"""The model behind the engine's service: load it, answer with it, report what is loaded.
+"""The model behind the engine's service: loads it, generates answers, reports its status.
 
-Everything here is synchronous and is called from one thread, the service's worker.
+Everything here is synchronous and called from one thread, the service's worker.
 """
 
 import gc
@@ -31,43 +31,44 @@ from mmchat.settings import Device, Quantization
 from mmchat.turns import ImagePart, Turn
 
 Progress = Callable[[str, float], None]
+"""Called with the stage of a load and a fraction, 0 to 1."""
 
 _NOTHING_LOADED = "No model is loaded: the next message loads one, or choose one with --model."
 
 
 class Backend(Protocol):
-    """What the service needs of a backend."""
+    """What the service needs from a backend."""
 
     def load(
         self, model: str, adapter: str, quantization: str, device: str, progress: Progress
     ) -> None:
-        """Replace the loaded model; `progress` is called with the stage and a fraction, 0 to 1.
+        """Replace the loaded model.
 
         Raises:
-            ModelError, AdapterError, EngineError: nothing that is half loaded is kept. The model
-                that was loaded before is kept if the fault was found before it was unloaded. The
-                same holds for an exception that `progress` raises to cancel the load.
+            ModelError, AdapterError, EngineError: nothing is left half loaded. The previous model
+                stays loaded if the error was found before it was unloaded. Exceptions that
+                `progress` raises to cancel the load have the same effect.
         """
 
     def is_current(self) -> bool:
         """Whether the files of the loaded model are unchanged since they were read."""
 
     def adapter_is_current(self) -> bool:
-        """Whether the files of the active adapter are; true if there is none."""
+        """Whether the files of the active adapter are unchanged; true if there is none."""
 
     def use_adapter(self, adapter: str) -> None:
-        """Switch to another adapter of the loaded base; "" is the base's own projector.
+        """Switch to another adapter of the loaded base; "" means no adapter.
 
-        If it is the active one, its files are read again if they have changed.
+        The files of the active adapter are read again if they have changed.
 
         Raises:
-            AdapterError: `status` says which adapter is active then.
+            AdapterError: `status` then says which adapter is active.
         """
 
     def generate(
         self, turns: Sequence[Turn[ImagePart]], options: Options, cancelled: Callable[[], bool]
     ) -> Iterator[Started | Delta | Done]:
-        """Answer the last turn; `cancelled` is asked at every picture, prefill chunk and token.
+        """Answer the last turn; `cancelled` is checked at every picture, prefill chunk and token.
 
         If it is true before the prompt is built, Done is the only event.
         """
@@ -77,14 +78,14 @@ class Backend(Protocol):
 
 
 def create_backend() -> Backend:
-    """The real backend. It uses one thread for each physical core, unless OMP_NUM_THREADS is set."""
+    """Creates the real backend, with one thread per physical core unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(_physical_cores())
     return TorchBackend()
 
 
 class TorchBackend:
-    """One model, of any kind that `mmchat.model.loading` loads."""
+    """One model, of any kind that `mmchat.model.loading` can load."""
 
     def __init__(self) -> None:
         self._loaded: LoadedModel | None = None
@@ -97,12 +98,12 @@ class TorchBackend:
         self, model: str, adapter: str, quantization: str, device: str, progress: Progress
     ) -> None:
         progress("reading", 0.0)
-        resolve_model(model)  # a wrong name costs nothing
-        # The plan compares the model with the free memory, so what can be freed is freed first:
-        # the last conversation, and the tensors of a load that was cancelled.
+        resolve_model(model)  # reject a wrong name first
+        # Free what can be freed before the plan measures the free memory: the last conversation,
+        # and the tensors of a cancelled load.
         self._prefix.clear()
         _release()
-        # A fault that is found here leaves the loaded model as it is.
+        # An error here leaves the loaded model as it is.
         plan = plan_load(
             model,
             quantization=cast(Quantization, quantization),
@@ -124,10 +125,10 @@ class TorchBackend:
             self._loaded, self._adapter = loaded, active
             self._runner = self._runner_for(loaded, active)
             return
-        _release()  # after the except block: the traceback kept alive what was loaded so far
+        _release()  # after the except block, whose traceback kept the tensors alive
         raise EngineError(
-            f"The memory ran out while {model} was loaded: close other programs, load it with "
-            "--quantization 4bit, or choose a smaller model."
+            f"Out of memory while loading {model}: close other programs, use --quantization 4bit, or "
+            "choose a smaller model."
         )
 
     def is_current(self) -> bool:
@@ -146,19 +147,19 @@ class TorchBackend:
     ) -> Iterator[Started | Delta | Done]:
         if self._loaded is None or self._adapter is None or self._runner is None:
             raise EngineError(_NOTHING_LOADED)
-        held = (self._loaded, self._adapter, self._runner)
+        loaded = (self._loaded, self._adapter, self._runner)
         try:
-            yield from self._answer(*held, turns, options, cancelled)
+            yield from self._answer(*loaded, turns, options, cancelled)
             return
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         self._vision.clear()
         self._prefix.clear()
-        _release()  # after the except block: the traceback kept alive the answer's tensors
+        _release()  # after the except block, whose traceback kept the tensors alive
         raise EngineError(
-            "The memory was not enough for this answer: begin a new conversation, attach fewer "
-            "pictures, or load a smaller model."
+            "Out of memory while answering: begin a new conversation, attach fewer pictures, or load "
+            "a smaller model."
         )
 
     def status(self) -> BackendStatus:
@@ -195,8 +196,8 @@ class TorchBackend:
             return
         weights = (loaded.weights_hash, active.digest)
         if options.seed is not None:
-            # The same seed must give the same answer, and a prompt that is read in other pieces is
-            # only equal up to rounding.
+            # The same seed must give the same answer, but a prompt that is read in other chunks
+            # gives slightly different logits.
             self._prefix.clear()
         state = self._prefix.resume(runner, prompt, weights)
         started = Started(
@@ -241,7 +242,7 @@ class TorchBackend:
             image_ms=image_ms,
             prefill_ms=prefill_ms,
             decode_ms=seconds * 1000,
-            # The first token needs no step: its logits came with the prefill.
+            # The first token needs no step: the prefill computed its logits.
             tokens_per_second=(tokens - 1) / seconds if tokens > 1 else 0.0,
             model=loaded.name,
             adapter=active.name,

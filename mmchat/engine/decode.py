@@ -1,8 +1,8 @@
-"""The decode loop: one token at a time, and it can be stopped after each.
+"""The decode loop: generates one token at a time, and can be stopped after each.
 
-The loop uses a model through `CausalRunner`. The state of a conversation (keys and
-values, positions) is in a `ConversationState`, never on the module. The runners
-here call the modules of transformers as `generate()` does.
+The loop uses a model through `CausalRunner`. The state of a conversation (keys and values,
+positions) is in a `ConversationState`, never on the module. The runners here call the modules
+of transformers as `generate()` does.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from mmchat.engine.sampling import Sampler
 from mmchat.engine.vision_cache import VisionCache
 
 PREFILL_CHUNK = 256
-"""Tokens of one forward pass of the prefill. A cancellation waits for one chunk at most."""
+"""Tokens per forward pass of the prefill. A cancellation waits for one chunk at most."""
 
 
 class Span(Protocol):
@@ -50,7 +50,7 @@ class Prompt(Protocol):
 
     @property
     def model_inputs(self) -> Mapping[str, Tensor]:
-        """Pixel values and what else the first forward pass needs; empty without pictures."""
+        """Pixel values and other inputs of the first forward pass; empty without pictures."""
 
     @property
     def images(self) -> Sequence[Span]: ...
@@ -62,7 +62,7 @@ class Prompt(Protocol):
 
 @dataclass(frozen=True)
 class Prefilled:
-    """The prompt was read: `logits` (vocab,) float32 of its last position."""
+    """The result of a prefill: `logits` (vocab,) float32 of the last position."""
 
     logits: Tensor
     image_ms: float
@@ -75,7 +75,7 @@ class CausalRunner(Protocol):
         """The state of a new conversation."""
 
     def reusable(self, state: ConversationState, prompt: Prompt) -> int:
-        """How many tokens of `prompt` need not be read again once `state` is truncated to them.
+        """How many tokens of `prompt` need not be read again if `state` is truncated to them.
 
         At least one token is always left to read.
         """
@@ -85,19 +85,19 @@ class CausalRunner(Protocol):
     ) -> Prefilled | None:
         """Read `prompt` from `state.length` on; None if it was cancelled.
 
-        `state` must be new or truncated to what `reusable` says. After a cancellation it holds the
-        tokens that its keys name. If it has no keys, it cannot be used again.
+        `state` must be new or truncated to `reusable` tokens. After a cancellation it holds the
+        tokens in its keys. If it has no keys, it cannot be used again.
         """
 
     def step(self, state: ConversationState, token: int) -> Tensor:
-        """Read one token; logits (vocab,) float32 of what comes after it."""
+        """Read one token; logits (vocab,) float32 for the next one."""
 
 
 class TransformersRunner:
     """Any causal LM or image-text-to-text model of transformers, through its own forward.
 
-    Text is read in chunks. The pictures of a prompt are read with all of its tokens in one forward
-    pass, because every family has its own arguments for them. A cancellation stops it at the next block.
+    Text is read in chunks. A prompt with pictures is read in one forward pass, because every
+    family has its own arguments for them. A cancellation stops it at the next block.
     """
 
     def __init__(
@@ -109,15 +109,15 @@ class TransformersRunner:
         parameters = inspect.signature(model.forward).parameters
         self._extra: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in parameters:
-            # As a tensor: torch copies the whole head for the strided view that 1 would give.
+            # A tensor, because torch would copy the whole head for the strided view that 1 gives.
             self._extra["logits_to_keep"] = torch.tensor([-1], device=model.device)
-        # Mamba has another name for the same object.
+        # Mamba has another name for the cache.
         self._cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
         self._token_types = next(
             (name for name in ("mm_token_type_ids", "token_type_ids") if name in parameters), None
         )
         base = getattr(model, "model", None)
-        # Qwen-VL's family (M-RoPE): a text position and three of time, row and column.
+        # Qwen-VL (M-RoPE): a text position, and three for time, row and column.
         self._mrope: Any = getattr(base, "get_rope_index", None)
         self._tower = next(
             (
@@ -133,8 +133,8 @@ class TransformersRunner:
 
     def reusable(self, state: ConversationState, prompt: Prompt) -> int:
         length = common_prefix(state.keys, prompt.keys)
-        # A processor prepares all pictures of a conversation together. So they are read together,
-        # and those that were read must be the same ones.
+        # A processor prepares all pictures of a conversation together, so they are read together,
+        # and the pictures that were read must be the same.
         if prompt.images and (
             _unread_pictures(prompt, length) or pictures_in(state.keys) != pictures_in(prompt.keys)
         ):
@@ -155,7 +155,7 @@ class TransformersRunner:
             if self._token_types is not None:
                 inputs.setdefault(self._token_types, self._mark_images(ids))
             if self._mrope is not None:
-                # Kept in the state: the module would remember only the conversation it saw last.
+                # Kept in the state, because the module only remembers the last conversation.
                 axes, delta = self._mrope(ids, **inputs)
                 state.position_shift = int(delta)
         if not _unread_pictures(prompt, state.length):
@@ -193,7 +193,7 @@ class TransformersRunner:
         name = "input_ids" if embeddings is None else "inputs_embeds"
         whole = prompt.input_ids.to(self.model.device) if embeddings is None else embeddings
         in_chunks = state.is_attention_only
-        # Some recurrent models (Jamba, RecurrentGemma) start anew with every forward of several tokens.
+        # Some recurrent models (Jamba, RecurrentGemma) reset with every forward pass of several tokens.
         size = self._chunk if in_chunks else whole.shape[1]
         logits = None
         for start in range(state.length, whole.shape[1], size):
@@ -240,7 +240,7 @@ class TransformersRunner:
 
 
 class VisualPrefixRunner(TransformersRunner):
-    """The visual-prefix model: features from the cache, spliced in, everything read in chunks."""
+    """The visual-prefix model: cached features are spliced in, and everything is read in chunks."""
 
     def __init__(
         self,
@@ -251,7 +251,7 @@ class VisualPrefixRunner(TransformersRunner):
         chunk: int = PREFILL_CHUNK,
         compute_dtype: torch.dtype | None = None,
     ) -> None:
-        """`vision_hash` names the weights that encode a picture now: an adapter may change them."""
+        """`vision_hash` returns the hash of the current vision weights: an adapter may change them."""
         super().__init__(model, chunk=chunk, compute_dtype=compute_dtype)
         self._vision_hash = vision_hash
         self._vision = vision
@@ -290,14 +290,14 @@ class VisualPrefixRunner(TransformersRunner):
 
 
 def _unread_pictures(prompt: Prompt, length: int) -> bool:
-    """Whether `prompt` has pictures behind its first `length` tokens."""
+    """Whether `prompt` has pictures after its first `length` tokens."""
     return any(span.start + span.length > length for span in prompt.images)
 
 
 class Decoding:
-    """One answer: iterate over it for its text, then ask how it ended.
+    """Generates one answer: iterate over it for the text, then see `finish_reason`.
 
-    `tokens` are all that were drawn, including the one that ended the answer.
+    `tokens` are all that were sampled, including the one that ended the answer.
     """
 
     def __init__(

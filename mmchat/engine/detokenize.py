@@ -1,8 +1,7 @@
-"""From tokens to text, one token at a time.
+"""Decodes tokens to text, one token at a time.
 
-A character may be spread over several tokens, and a stop string over several
-pieces of text. Both are held back until they are complete, so that text that was
-given out never changes.
+A character may be spread over several tokens, and a stop string over several pieces of text.
+Both are held back until they are complete, so that emitted text never changes.
 """
 
 import codecs
@@ -12,23 +11,23 @@ from typing import Any, Protocol
 
 _REPLACEMENT = "\ufffd"
 _MAX_HELD_TOKENS = 8
-"""UTF-8 spreads one character over at most 4 bytes, so over at most 4 tokens."""
+"""A UTF-8 character has at most 4 bytes, so at most 4 tokens."""
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 class Detokenizer(Protocol):
-    """The text of a growing sequence of tokens; special tokens have none."""
+    """Decodes a growing sequence of tokens; special tokens have no text."""
 
     def push(self, token: int) -> str:
-        """The text that is final after `token`: often a word, sometimes nothing."""
+        """Returns the text that became final with `token`, which may be empty."""
 
     def finish(self) -> str:
-        """The text that is still held back; an incomplete character becomes U+FFFD."""
+        """Returns the text that was held back; an incomplete character becomes U+FFFD."""
 
 
 def detokenizer_for(tokenizer: Any) -> Detokenizer:
-    """The exact byte decoder for a byte-level BPE, else the window decoder."""
+    """Returns the byte decoder for a byte-level BPE, otherwise the window decoder."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and type(backend.decoder).__name__ == "ByteLevel":
         return ByteLevelDetokenizer(tokenizer)
@@ -36,16 +35,16 @@ def detokenizer_for(tokenizer: Any) -> Detokenizer:
 
 
 def special_tokens(tokenizer: Any) -> frozenset[int]:
-    """Ids without text: the named ones, and every added token that is marked as special."""
+    """Ids without text: the named special tokens, and added tokens marked as special."""
     added = tokenizer.added_tokens_decoder.items()
     return frozenset([*tokenizer.all_special_ids, *(id_ for id_, token in added if token.special)])
 
 
 class ByteLevelDetokenizer:
-    """For byte-level BPE (GPT-2's alphabet of bytes as letters): tokens to bytes, bytes to UTF-8.
+    """For byte-level BPE (GPT-2's byte alphabet): tokens to bytes, bytes to UTF-8.
 
-    Takes constant time for each token. The text equals `tokenizer.decode` of the
-    whole for every sequence of tokens, also if it is not valid UTF-8.
+    Takes constant time per token. The text equals `tokenizer.decode` of the whole sequence, even
+    if it is not valid UTF-8.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -64,21 +63,20 @@ class ByteLevelDetokenizer:
 
 
 class WindowDetokenizer:
-    """For every other tokenizer: decodes the last few tokens with and without the new one.
+    """For all other tokenizers: decodes the last few tokens with and without the new one.
 
-    Tokens whose text was given out stay in the window as context, because decoders
-    treat the first token of a text differently (sentencepiece drops its space).
-    The text equals `tokenizer.decode` of the whole if its byte tokens are valid
-    UTF-8. If they are not, the decoder would change characters that were already
-    given out; those stay.
+    Tokens whose text was emitted stay in the window as context, because decoders treat the first
+    token of a text differently (sentencepiece drops its space). The text equals
+    `tokenizer.decode` of the whole sequence if its byte tokens are valid UTF-8. If they are not,
+    the decoder would change characters that were already emitted; those stay.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._special = special_tokens(tokenizer)
         self._window: list[int] = []
-        self._given = 0  # tokens of the window whose text was given out
-        self._given_text = ""
+        self._emitted = 0  # tokens of the window whose text was emitted
+        self._emitted_text = ""
         self._bytes = codecs.getincrementaldecoder("utf-8")()
 
     def push(self, token: int) -> str:
@@ -86,13 +84,13 @@ class WindowDetokenizer:
             return ""
         self._window.append(token)
         text = self._decode(self._window)
-        held = len(self._window) - self._given
+        held = len(self._window) - self._emitted
         if text.endswith(_REPLACEMENT) and held < _MAX_HELD_TOKENS and not self._is_whole(token):
             return ""
-        return self._give_out(text)
+        return self._emit(text)
 
     def finish(self) -> str:
-        return self._give_out(self._decode(self._window))
+        return self._emit(self._decode(self._window))
 
     def _is_whole(self, token: int) -> bool:
         """Whether a byte token (`<0xEF>`) ends a character (maybe U+FFFD itself) or cannot begin one."""
@@ -106,18 +104,18 @@ class WindowDetokenizer:
             self._bytes.reset()
             return True
 
-    def _give_out(self, text: str) -> str:
-        new_tokens = self._window[self._given :]
-        if text.startswith(self._given_text):
-            new = text[len(self._given_text) :]
+    def _emit(self, text: str) -> str:
+        new_tokens = self._window[self._emitted :]
+        if text.startswith(self._emitted_text):
+            new = text[len(self._emitted_text) :]
         else:
             new = self._decode(new_tokens)
         if new:
             # The new tokens are the context of the next ones.
             self._window = new_tokens
-            self._given_text = self._decode(new_tokens)
+            self._emitted_text = self._decode(new_tokens)
             self._bytes.reset()
-        self._given = len(self._window)
+        self._emitted = len(self._window)
         return new
 
     def _decode(self, tokens: Sequence[int]) -> str:
@@ -126,11 +124,10 @@ class WindowDetokenizer:
 
 
 class StopStrings:
-    """Passes text on up to the first stop string, which is never given out.
+    """Passes text through up to the first stop string, which is never emitted.
 
-    The stop string that is complete first ends the text; if two end at the same
-    character, the longer one does. The result does not depend on how the text was
-    cut into pieces.
+    The stop string that is complete first ends the text; if two end at the same character, the
+    longer one wins. The result does not depend on how the text was split into pieces.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -139,7 +136,7 @@ class StopStrings:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """The part of the text that is certainly before a stop string; sets `stopped`."""
+        """Returns the text that cannot be part of a stop string; sets `stopped`."""
         if not self._stops:
             return text
         if self.stopped:
@@ -160,12 +157,12 @@ class StopStrings:
         return passed
 
     def finish(self) -> str:
-        """The text that was held back and is not the beginning of a stop string after all."""
+        """Returns the text that was held back, because no stop string followed."""
         held, self._held = self._held, ""
         return held
 
     def _undecided(self) -> int:
-        """Length of the longest end of the held text that could begin a stop string."""
+        """Length of the longest suffix of the held text that could begin a stop string."""
         longest = min(len(self._held), max(map(len, self._stops)) - 1)
         for length in range(longest, 0, -1):
             end = self._held[-length:]
@@ -182,7 +179,7 @@ def _piece_bytes(piece: str) -> bytes:
 
 
 def _byte_letters() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 bytes are themselves, the others are letters from U+0100 on."""
+    """GPT-2's byte alphabet: printable Latin-1 as is, the other bytes from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     letters, following = {}, 0x100
     for byte in range(256):

@@ -1,4 +1,4 @@
-"""Hooks around one forward pass of a model: stop it early, measure a part of it."""
+"""Hooks for one forward pass of a model: to stop it early, or to time a part of it."""
 
 import contextlib
 import time
@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 
-class ForwardCancelled(Exception):  # noqa: N818 - nothing went wrong
-    """The forward pass was stopped early because its result is not needed any more."""
+class ForwardCancelled(Exception):  # noqa: N818 - not an error
+    """The forward pass was stopped because its result is not needed any more."""
 
 
 @contextlib.contextmanager
 def cancellable(model: nn.Module, cancelled: Callable[[], bool]) -> Iterator[None]:
-    """Raises ForwardCancelled from a forward pass of `model`, before its next block, once `cancelled`.
+    """Stops a forward pass of `model` with ForwardCancelled before the next block once `cancelled`.
 
-    The blocks are the members of its module lists: layers of the text model, of the
-    vision tower, of a perceiver. A forward pass that completes computes the same numbers.
+    The blocks are the members of its module lists: layers of the text model, the vision tower or a
+    perceiver. A forward pass that completes computes the same numbers as without hooks.
     """
 
     def check(*_: object) -> None:
@@ -35,7 +35,7 @@ def cancellable(model: nn.Module, cancelled: Callable[[], bool]) -> Iterator[Non
 
 
 class ForwardTimer:
-    """Milliseconds that the forward passes of `module` took; 0 if there is no module."""
+    """Measures the milliseconds of the forward passes of `module`; 0 if it is None."""
 
     def __init__(self, module: nn.Module | None) -> None:
         self.ms = 0.0
@@ -63,7 +63,7 @@ class ForwardTimer:
 
 
 def synchronized_time() -> float:
-    """Seconds of a clock, after the GPU has finished everything that was queued on it."""
+    """A clock in seconds, read after the GPU has finished its queue."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

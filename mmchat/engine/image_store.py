@@ -1,4 +1,4 @@
-"""Pictures that were uploaded once, so that later requests need not send their bytes again."""
+"""Uploaded pictures, so that later requests need not send their bytes again."""
 
 import hashlib
 
@@ -26,6 +26,6 @@ class ImageStore:
         return True
 
     def get(self, sha256: str) -> ImagePart | None:
-        """The picture, or None; it counts as used now."""
+        """The picture, or None; marks it as used."""
         image: ImagePart | None = self._images.get(sha256)
         return image

@@ -1,4 +1,4 @@
-"""The keys and values of a conversation, and the tokens that they belong to."""
+"""The keys and values of a conversation, and their tokens."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,37 +12,37 @@ CacheKey = tuple[int, str | None]
 """A token id and, if the token is part of a picture, the picture's sha256."""
 
 # The caches of attention layers. All others (Mamba, short convolutions, linear attention) hold a
-# recurrent state. It cannot be truncated, and with some families several new tokens at once start anew.
+# recurrent state, which cannot be truncated; in some families, several new tokens at once reset it.
 _ATTENTION_LAYERS = {
     DynamicLayer,
     DynamicSlidingWindowLayer,
-    # For layers that share the keys and values of another one; older transformers have none for them.
+    # For layers that share another layer's keys and values; missing in older transformers.
     getattr(cache_utils, "DummyLayer", DynamicLayer),
 }
 
 
 @dataclass
 class ConversationState:
-    """What the model keeps of the tokens that it has read; `keys` names these tokens."""
+    """What the model has stored of the tokens in `keys`, which it has read."""
 
     cache: DynamicCache
     keys: list[CacheKey] = field(default_factory=list)
     position_shift: int = 0
-    """Next position minus number of tokens: pictures take fewer positions than tokens in M-RoPE."""
+    """Next position minus number of tokens: in M-RoPE, pictures take fewer positions than tokens."""
 
     @property
     def length(self) -> int:
-        """Tokens that were read."""
+        """The number of tokens that were read."""
         return len(self.keys)
 
     @property
     def is_attention_only(self) -> bool:
-        """Whether the state is only keys and values, so that a later prompt can go on from it."""
+        """Whether the state is only keys and values, so that a later prompt can reuse it."""
         return all(type(layer) in _ATTENTION_LAYERS for layer in self.cache.layers)
 
     @property
     def nbytes(self) -> int:
-        """Memory of the keys and values. A slice keeps the whole tensor alive, and counts as that."""
+        """Bytes of the keys and values. A slice keeps its whole tensor alive and counts fully."""
         tensors = [
             tensor
             for layer in self.cache.layers
@@ -52,18 +52,18 @@ class ConversationState:
         return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     def truncate(self, length: int) -> bool:
-        """Forget all but the first `length` tokens; False, and no change, if that is impossible.
+        """Drop all but the first `length` tokens; False, and no change, if that is impossible.
 
-        It is impossible if a sliding window has moved on, or if the state is more than keys and values.
+        It is impossible if a sliding window has moved, or if the state is more than keys and values.
         """
         surplus = self.length - length
         if surplus <= 0:
             return surplus == 0
-        moved_on = any(
+        window_moved = any(
             isinstance(layer, DynamicSlidingWindowLayer) and self.length >= layer.sliding_window
             for layer in self.cache.layers
         )
-        if moved_on or not self.is_attention_only:
+        if window_moved or not self.is_attention_only:
             return False
         self.cache.crop(-surplus)
         del self.keys[length:]
@@ -71,11 +71,11 @@ class ConversationState:
 
 
 def common_prefix(read: Sequence[CacheKey], prompt: Sequence[CacheKey]) -> int:
-    """How many tokens at the beginning of `prompt` are in `read` too.
+    """The number of tokens that `prompt` and `read` have in common at the beginning.
 
-    The last token of the prompt does not count, because it must be read for its logits. Nor does a
-    part of a picture: some models cut a picture into fewer tokens if there are more pictures, and in
-    some the tokens of a picture attend to later ones of the same picture.
+    The last token of the prompt does not count, because it must be read for its logits. Neither
+    does a part of a picture: some models use fewer tokens per picture if there are more pictures,
+    and in some, the tokens of a picture attend to later ones of the same picture.
     """
     longest = min(len(read), len(prompt) - 1)
     length = next((i for i in range(longest) if read[i] != prompt[i]), longest)
@@ -90,7 +90,7 @@ def pictures_in(keys: Sequence[CacheKey]) -> list[str]:
 
 
 def _is_inside_picture(keys: Sequence[CacheKey], place: int) -> bool:
-    """Whether `keys[place]` and the token before it are of the same picture."""
+    """Whether `keys[place]` and the token before it belong to the same picture."""
     if place == len(keys):
         return False
     sha256 = keys[place][1]

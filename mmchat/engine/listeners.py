@@ -1,7 +1,7 @@
 """The sockets that the engine listens on, and the token that TCP clients need.
 
-The private Unix socket is for this person's own programs: only they can open it. A TCP address
-(`mmchat engine serve --port`) is for other clients, and every request needs the token.
+Only the user's own programs can open the private Unix socket. A TCP address (`mmchat engine
+serve --port`) is for other clients, and every request needs the token.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _BACKLOG = 128
 
 @dataclass(frozen=True)
 class TcpListener:
-    """An address for other clients."""
+    """A listening TCP socket for other clients."""
 
     socket: socket.socket
     host: str
@@ -50,14 +50,14 @@ class TcpListener:
 
 @contextlib.contextmanager
 def private_listener(settings: Settings) -> Iterator[tuple[socket.socket, Endpoint]]:
-    """The private socket, bound and listening; its file is removed afterwards."""
+    """Opens the private socket, bound and listening; removes its file afterwards."""
     if settings.engine.transport == "tcp":
         with socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG) as listener:
             port = listener.getsockname()[1]
             yield listener, Endpoint("tcp", os.getpid(), "", port, secrets.token_urlsafe(32))
         return
     path = socket_path()
-    path.unlink(missing_ok=True)  # this process has the lock, so no living engine uses it
+    path.unlink(missing_ok=True)  # this process has the lock, so no other engine uses it
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         before = os.umask(0o177)
         try:
@@ -73,7 +73,7 @@ def private_listener(settings: Settings) -> Iterator[tuple[socket.socket, Endpoi
 
 @contextlib.contextmanager
 def tcp_listener(host: str, port: int, token_file: Path | None) -> Iterator[TcpListener]:
-    """A TCP address for other clients, bound and listening; port 0 is any free one.
+    """Opens a TCP socket for other clients, bound and listening; port 0 means any free one.
 
     Raises:
         EngineError: the address cannot be used, or the token file cannot be read or written.
@@ -94,7 +94,7 @@ def tcp_listener(host: str, port: int, token_file: Path | None) -> Iterator[TcpL
 
 
 def read_or_create_token(file: Path) -> str:
-    """The token in `file`; a file that does not exist is created, readable by this person only.
+    """Reads the token in `file`; creates a missing file that only its owner can read.
 
     Raises:
         EngineError: the file cannot be read or written, or has no usable token.
@@ -121,7 +121,7 @@ def read_or_create_token(file: Path) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is a name or an address of this machine that no other can reach."""
+    """Whether `host` is a name or address that only this machine can reach."""
     if host == "localhost":
         return True
     try:
@@ -131,10 +131,10 @@ def is_loopback(host: str) -> bool:
 
 
 class TokenAuth:
-    """Middleware that only lets requests with the token through.
+    """Middleware that rejects requests without the token.
 
-    If the service listens on a loopback address, the Host header must name one too. A web page
-    cannot reach the service then by a name that it resolves to 127.0.0.1 (DNS rebinding).
+    If the service listens on a loopback address, the Host header must be one, too. So a web page
+    cannot reach the service through a name that resolves to 127.0.0.1 (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, token: str, local: bool = True) -> None:
@@ -157,7 +157,9 @@ class TokenAuth:
     def _refusal(self, headers: Headers) -> RequestError | None:
         if self._local and not is_loopback(_host_name(headers.get("host", ""))):
             return RequestError(
-                "The Host header must name this machine, as localhost does.", 403, "wrong_host"
+                "The Host header must be a name of this machine, such as localhost.",
+                403,
+                "wrong_host",
             )
         given = headers.get("authorization", "").encode("latin-1")
         if not hmac.compare_digest(given, self._authorization):

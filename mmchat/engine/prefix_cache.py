@@ -1,4 +1,4 @@
-"""Keeps the last conversation's keys and values, so that its next answer does not read it again."""
+"""Keeps the keys and values of the last conversation for its next answer."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from mmchat.engine.decode import CausalRunner, Prompt
 from mmchat.engine.kv_cache import ConversationState
 
 MIN_REUSED = 16
-"""Tokens. Different conversations share fewer, through the chat template; those are cheap to read."""
+"""Tokens. Different conversations share fewer, from the chat template, which are cheap to read."""
 MAX_KEPT_BYTES = 2 * 1024**3
-"""Of keys and values. LLaVA-1.5-7B needs as much for its whole context of 4,096 tokens."""
+"""Of keys and values. LLaVA-1.5-7B needs this much for its whole context of 4,096 tokens."""
 
 
 class PrefixCache:
     """Keeps the state of one conversation between two answers, up to `limit` bytes.
 
-    There is only one state at a time: it is taken out for an answer, and kept again after it.
+    There is only one state at a time: it is taken out for an answer and put back after it.
     """
 
     def __init__(self, limit: int = MAX_KEPT_BYTES) -> None:
@@ -26,9 +26,9 @@ class PrefixCache:
     def resume(
         self, runner: CausalRunner, prompt: Prompt, weights: tuple[str, ...]
     ) -> ConversationState:
-        """The kept state, truncated to what `prompt` shares with it, or a new one.
+        """Returns the kept state, truncated to what `prompt` shares with it, or a new one.
 
-        `weights` are the hashes of model and adapter: a state of other weights is never used.
+        `weights` are the hashes of model and adapter: a state from other weights is never used.
         """
         state, self._state = self._state, None
         if state is not None and weights == self._weights:
@@ -42,8 +42,9 @@ class PrefixCache:
     def keeping(self, state: ConversationState, weights: tuple[str, ...]) -> Iterator[None]:
         """Keeps `state` after the block.
 
-        If the block fails, the state is dropped: some layers may have read a token that others have
-        not. A generator that is closed inside the block has not failed; it waits between two tokens.
+        If the block raises, the state is dropped, because some layers may have read a token that
+        others have not. A generator that is closed inside the block is between two tokens, so its
+        state is kept.
         """
         try:
             yield

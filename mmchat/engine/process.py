@@ -1,7 +1,7 @@
-"""The engine's process: one for each person, found by its lock, and ended when it is idle.
+"""The engine's process: one per user, guarded by a lock, and ended when it is idle.
 
 Start: lock (if another engine has it, exit `ALREADY_RUNNING`), log, sockets, endpoint file, service.
-End: requests, service, endpoint file, sockets. The system frees the lock.
+End: requests, service, endpoint file, sockets. The system releases the lock.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from mmchat.engine.listeners import TcpListener
 
 MAX_LOG = 1_000_000
-"""Bytes after which engine.log becomes engine.log.1."""
+"""The size in bytes at which engine.log is rotated to engine.log.1."""
 
 log = logging.getLogger(__name__)
 
 
 class TcpAddress(NamedTuple):
-    """Where other clients reach the engine, and the file of the token that they need."""
+    """The address for other clients, and the file of the token that they need."""
 
     host: str
     port: int
@@ -50,13 +50,13 @@ class TcpAddress(NamedTuple):
 def serve(
     settings: Settings, backend: str, foreground: bool = False, tcp: TcpAddress | None = None
 ) -> int:
-    """Runs the engine until it is told to end; returns the exit status.
+    """Runs the engine until it is stopped; returns the exit status.
 
-    In the foreground it logs to the terminal, and does not end when it is idle.
+    In the foreground it logs to the terminal and does not end when it is idle.
     """
     lock = EngineLock()
     deadline = time.monotonic() + 0.2
-    while not lock.take():  # a program that checks whether an engine lives has it for an instant
+    while not lock.take():  # a program that checks for a running engine holds it briefly
         if time.monotonic() > deadline:
             return ALREADY_RUNNING
         time.sleep(0.01)
@@ -69,19 +69,21 @@ def serve(
     )
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     faulthandler.enable()
-    # Keeps a signal that comes before uvicorn listens for it. Uvicorn raises its own again when it is
-    # done; the engine has cleaned up by then.
-    early: list[int] = []
+    # Records signals that arrive before uvicorn handles them. Uvicorn raises a signal again when it
+    # has shut down; the engine has cleaned up by then.
+    early_signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: early.append(number))
+        signal.signal(number, lambda number, _: early_signals.append(number))
     from mmchat.engine.listeners import private_listener, tcp_listener
 
     with contextlib.ExitStack() as stack:
         listener, endpoint = stack.enter_context(private_listener(settings))
         public = stack.enter_context(tcp_listener(*tcp)) if tcp is not None else None
-        ended = asyncio.run(_run(settings, backend, listener, endpoint, public, foreground, early))
+        ended = asyncio.run(
+            _run(settings, backend, listener, endpoint, public, foreground, early_signals)
+        )
     logging.shutdown()
-    if not ended:  # the model's thread is in a long native call that nothing can end
+    if not ended:  # the model's thread is in a native call that cannot be interrupted
         os._exit(0)
     return 0
 
@@ -93,11 +95,11 @@ async def _run(
     endpoint: Endpoint,
     public: "TcpListener | None",
     foreground: bool,
-    early: Sequence[int],
+    early_signals: Sequence[int],
 ) -> bool:
-    """Serves until told to end; returns whether the model's thread has ended too.
+    """Serves until it is stopped; returns whether the model's thread has ended too.
 
-    `early` holds the signals that came before the service had its own handlers.
+    `early_signals` are those that arrived before the service had its own handlers.
     """
     import uvicorn
 
@@ -116,7 +118,7 @@ async def _run(
 
     class PrivateServer(uvicorn.Server):
         async def main_loop(self) -> None:
-            self.should_exit = self.should_exit or bool(early)  # from now on no signal is missed
+            self.should_exit = self.should_exit or bool(early_signals)  # uvicorn handles later ones
             await super().main_loop()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -129,7 +131,7 @@ async def _run(
     class PublicServer(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Any:
-            yield  # the private server handles them, and ends this one
+            yield  # the private server handles them and stops this one
 
     def stop() -> None:
         worker.stop_accepting()
@@ -156,21 +158,21 @@ async def _run(
         guarded = TokenAuth(app, public.token, public.is_local)
         servers.append(PublicServer(_config(guarded)))
         serving.append(servers[1].serve(sockets=[public.socket]))
-        log.info("listens on %s (API key: the content of %s)", public.url, public.token_file)
+        log.info("listening on %s (API key: the content of %s)", public.url, public.token_file)
         if not public.is_local:
             log.warning(
-                "other machines can connect, and the connection is not encrypted: use it only in a "
+                "other machines can connect, and the connection is not encrypted: use it only on a "
                 "network that you trust"
             )
     write_endpoint(endpoint)
-    log.info("engine %d listens (%s)", endpoint.pid, endpoint.transport)
-    patience = math.inf if foreground else settings.engine.idle_seconds
-    watcher = asyncio.create_task(_watch(worker, patience, stop, foreground))
+    log.info("engine %d is listening (%s)", endpoint.pid, endpoint.transport)
+    idle_seconds = math.inf if foreground else settings.engine.idle_seconds
+    watcher = asyncio.create_task(_stop_when_idle(worker, idle_seconds, stop, foreground))
     try:
         await asyncio.gather(*serving)
     finally:
         watcher.cancel()
-    log.info("engine %d ends", endpoint.pid)
+    log.info("engine %d has stopped", endpoint.pid)
     return await asyncio.to_thread(worker.join, 2.0)
 
 
@@ -190,13 +192,13 @@ def _config(app: Any) -> Any:
     )
 
 
-async def _watch(
+async def _stop_when_idle(
     worker: Any, idle_seconds: float, stop: Callable[[], None], foreground: bool
 ) -> None:
-    """Ends the engine when there was no request for `idle_seconds`, and keeps its log small."""
+    """Stops the engine after `idle_seconds` without a request; rotates its log meanwhile."""
     while worker.idle_s < idle_seconds:
         await asyncio.sleep(min(1.0, max(0.02, idle_seconds / 10)))
-        # A full disk or a log that somebody removed must not keep the engine alive for ever.
+        # A full disk or a removed log must not keep the engine alive forever.
         with contextlib.suppress(OSError):
             if not foreground and log_file().stat().st_size > MAX_LOG:
                 _redirect_output(log_file())
@@ -211,12 +213,12 @@ def _create_backend(path: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise EngineError(
             f"The engine cannot load its backend {path} ({error}): "
-            "install mmchat again, with all its dependencies."
+            "reinstall mmchat with all its dependencies."
         ) from error
 
 
 def _redirect_output(file: Path) -> None:
-    """Sends standard output and error to the log, those of native libraries too."""
+    """Redirects standard output and error to the log, including those of native libraries."""
     if file.exists() and file.stat().st_size > MAX_LOG:
         file.replace(file.with_suffix(".log.1"))
     handle = open_log(file)
@@ -228,5 +230,5 @@ def _redirect_output(file: Path) -> None:
 
 
 def open_log(file: Path) -> int:
-    """A file descriptor that appends to the log, which only this person can read."""
+    """Opens the log, which only its owner can read, for appending; returns a file descriptor."""
     return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

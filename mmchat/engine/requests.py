@@ -11,7 +11,7 @@ from msgspec import Struct
 from starlette.requests import Request
 
 from mmchat.client.protocol import Options
-from mmchat.client.wire import REFERENCE, encoded
+from mmchat.client.wire import REFERENCE, encode_json
 from mmchat.engine.image_store import ImageStore
 from mmchat.engine.request_fields import RequestError, used_fields
 from mmchat.engine.worker import ModelChoice
@@ -141,7 +141,7 @@ def _decoded(body: bytes) -> Any:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         reason = str(error).removeprefix("JSON is malformed: ")
     try:  # msgspec refuses lone surrogates, which Python accepts
-        return msgspec.json.decode(encoded(json.loads(body)))
+        return msgspec.json.decode(encode_json(json.loads(body)))
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise RequestError(
             f"The request is not valid JSON: {_lowered(reason)}.", code="invalid_json"

@@ -1,7 +1,7 @@
-"""Replies as OpenAI's chat-completions JSON and server-sent events.
+"""Encodes responses as OpenAI's chat-completions JSON and server-sent events.
 
-What that protocol has no field for is in one more field, `x_mmchat`, of an
-ordinary chunk with an empty delta. Other clients ignore it.
+What the protocol has no field for is in the field `x_mmchat` of an ordinary chunk with an empty
+delta, which other clients ignore.
 """
 
 import time
@@ -32,7 +32,7 @@ _STATUS: dict[type[MmchatError], int] = {
     ImageError: 400,
     EndingError: 503,
     EngineError: 500,
-    # The request is right, and the model or the adapter cannot answer it.
+    # The request is valid, but the model or the adapter cannot answer it.
     ModelError: 422,
     AdapterError: 422,
 }
@@ -45,12 +45,12 @@ _PARAMS: dict[type[MmchatError], str] = {
 
 
 def sse(data: Any) -> bytes:
-    """One server-sent event; the JSON of msgspec has no line breaks."""
+    """One server-sent event; msgspec's JSON has no line breaks."""
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
 def status_code(error: MmchatError) -> int:
-    return error.status if isinstance(error, RequestError) else _STATUS[_kind(error)]
+    return error.status if isinstance(error, RequestError) else _STATUS[_error_class(error)]
 
 
 def error_body(error: MmchatError) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def error_body(error: MmchatError) -> dict[str, Any]:
         if error.missing:
             body["x_mmchat"] = {"missing": error.missing}
     else:
-        kind = _kind(error)
+        kind = _error_class(error)
         body |= {"param": _PARAMS.get(kind), "code": _CODES[kind]}
     return {"error": body}
 
@@ -75,18 +75,18 @@ def json_response(data: object, status: int = 200) -> Response:
 
 def error_response(error: MmchatError) -> Response:
     response = json_response(error_body(error), status_code(error))
-    if response.status_code in (401, 403, 413):  # the rest of such a body is not read
+    if response.status_code in (401, 403, 413):  # the rest of the request is not read
         response.headers["connection"] = "close"
     return response
 
 
-def _kind(error: MmchatError) -> type[MmchatError]:
-    """The class of `error` that has a code."""
+def _error_class(error: MmchatError) -> type[MmchatError]:
+    """The class of `error`, or its base class, that has a code."""
     return next((kind for kind in type(error).__mro__ if kind in _CODES), EngineError)
 
 
 class Completion:
-    """One answer as chunks, or as a whole."""
+    """Encodes one answer, as chunks or as one response."""
 
     def __init__(self, model: str) -> None:
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
@@ -95,8 +95,7 @@ class Completion:
         self._text: list[str] = []
         self._done: Done | None = None
 
-    def opening(self) -> bytes:
-        """The first chunk."""
+    def first_chunk(self) -> bytes:
         return sse(self._chunk({"role": "assistant", "content": ""}))
 
     def chunk(self, event: Event) -> bytes:
@@ -107,20 +106,20 @@ class Completion:
             return sse(self._chunk({}, _finish_reason(event), event))
         return sse(self._chunk({}, None, event))
 
-    def usage(self, done: Done) -> bytes:
-        """The chunk that `stream_options.include_usage` asks for."""
+    def usage_chunk(self, done: Done) -> bytes:
+        """The chunk for `stream_options.include_usage`."""
         return sse({**self._chunk({}), "choices": [], "usage": _usage(done)})
 
     def add(self, event: Event) -> None:
-        """Collects an event for `whole`."""
+        """Collects an event for `response`."""
         if isinstance(event, Delta):
             self._text.append(event.text)
         elif isinstance(event, Done):
             self._done = event
             self._model = event.model or self._model
 
-    def whole(self) -> dict[str, Any]:
-        """The reply to a request without `stream`."""
+    def response(self) -> dict[str, Any]:
+        """The response to a request without `stream`."""
         done = self._done or Done("cancelled")
         return {
             "id": self._id,

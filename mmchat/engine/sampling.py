@@ -1,13 +1,12 @@
-"""From the logits of one position to the next token.
+"""Samples the next token from the logits of one position.
 
-All functions are pure and take one row of float32 logits `(vocab,)`. A removed
-token gets -inf. They are applied in the order of transformers' `generate`, so
-that the same numbers mean the same there:
+All functions are pure and take float32 logits `(vocab,)`. A removed token gets -inf. The order
+is that of transformers' `generate`, so that the parameters mean the same:
 
     repetition penalty → temperature → top-k → top-p → min-p → softmax → draw
 
-Temperature 0 is greedy: the penalty, then the highest logit, nothing else. So is
-a temperature so small that float32 could not hold the quotients.
+Temperature 0 is greedy: only the penalty applies, then the highest logit wins. So is a
+temperature so small that the quotients would overflow float32.
 """
 
 import math
@@ -22,14 +21,14 @@ from mmchat.sampling_params import SamplingParams
 GREEDY = SamplingParams()
 
 _REMOVED = -math.inf
-_COLDEST = 1e-5
+_MIN_TEMPERATURE = 1e-5
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Make the tokens of `seen` (`(vocab,)` bool) less likely if `penalty` > 1 (CTRL, 1909.05858).
 
-    Positive logits are divided and negative ones are multiplied, once for each
-    token, however often it occurred.
+    Positive logits are divided and negative ones multiplied, once per token, however often it
+    occurred.
     """
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
@@ -49,7 +48,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the smallest set of likeliest tokens whose probability reaches `p` (nucleus, 1904.09751)."""
     ascending, order = torch.sort(logits)
-    # Summed from the small end, where float32 is exact enough. The likeliest always stays.
+    # Summed from the smallest, where float32 is precise enough. The likeliest always stays.
     removed = ascending.softmax(-1).cumsum(-1) <= 1 - p
     removed[-1] = False
     return logits.masked_fill(torch.zeros_like(removed).scatter(0, order, removed), _REMOVED)
@@ -62,33 +61,32 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 
 
 def greedy(logits: Tensor) -> int:
-    """The token of the highest logit, the first of equals.
+    """The token with the highest logit; the first one of a tie.
 
     Raises:
         EngineError: the highest logit is NaN or infinite.
     """
     token = int(logits.argmax())
-    # argmax takes NaN as the highest, so checking the winner is enough.
+    # argmax treats NaN as the highest, so checking the winner is enough.
     if not math.isfinite(float(logits[token])):
         raise EngineError(
-            "The model gave no valid probabilities: its numbers overflowed or its weights are damaged. "
-            "Load it without its adapter if it has one, with --quantization fp32, or fetch it again."
+            "The model's logits are not finite: its numbers overflowed or its weights are damaged. "
+            "Load it without an adapter, with --quantization fp32, or download it again."
         )
     return token
 
 
 class Sampler:
-    """Draws the tokens of one answer.
+    """Samples the tokens of one answer.
 
-    Drawing is done on the CPU in float32 with a generator of its own. So the same
-    seed and the same logits give the same tokens on every device, whatever else
-    the process draws.
+    Sampling runs on the CPU in float32 with its own generator, so that the same seed and logits
+    give the same tokens on every device.
     """
 
     def __init__(self, params: SamplingParams = GREEDY, prompt: Iterable[int] = ()) -> None:
         """`prompt` holds the token ids of the prompt, for the repetition penalty."""
         self._params = params
-        self._temperature = params.temperature if params.temperature >= _COLDEST else 0.0
+        self._temperature = params.temperature if params.temperature >= _MIN_TEMPERATURE else 0.0
         self._generator = torch.Generator()
         if params.seed is None:
             self._generator.seed()
@@ -98,7 +96,7 @@ class Sampler:
         self._seen: Tensor | None = None
 
     def next(self, logits: Tensor) -> int:
-        """The next token id for float32 `logits` `(vocab,)`; remembered for the penalty.
+        """Samples the next token id from float32 `logits` `(vocab,)`; remembers it for the penalty.
 
         Raises:
             EngineError: the highest logit is NaN or infinite.
@@ -126,7 +124,7 @@ class Sampler:
     def _seen_tokens(self, logits: Tensor) -> Tensor:
         if self._seen is None:
             self._seen = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-            # A picture's placeholder id may be beyond the vocabulary that has logits.
+            # A picture's placeholder id may be outside the vocabulary of the logits.
             known = [token for token in self._prompt if token < logits.shape[-1]]
             self._seen[torch.tensor(known, dtype=torch.long, device=logits.device)] = True
         return self._seen

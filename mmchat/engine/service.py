@@ -1,13 +1,13 @@
-"""The engine's HTTP service: OpenAI's chat completions, and what mmchat adds to it.
+"""The engine's HTTP service: OpenAI's chat completions, and mmchat's extensions.
 
-POST /v1/chat/completions       an answer, streamed or whole
+POST /v1/chat/completions       an answer, streamed or not
 GET  /v1/models, /v1/models/ID  the models on this machine
 GET  /health
 GET  /x_mmchat/status           EngineStatus
 POST /x_mmchat/load             loads a model; progress as server-sent events
 POST /x_mmchat/adapter          switches the adapter of the loaded model
-PUT  /x_mmchat/images/SHA256    a picture's bytes, which later requests refer to
-POST /x_mmchat/stop
+PUT  /x_mmchat/images/SHA256    uploads a picture that later requests refer to
+POST /x_mmchat/stop             stops the engine
 """
 
 import asyncio
@@ -49,7 +49,7 @@ from mmchat.model.catalogue import list_installed
 
 
 class Service:
-    """The routes, over one worker."""
+    """The routes of the service, for one worker."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Service:
         log_file: str,
         url: str = "",
     ) -> None:
-        """`url` is the address for other clients, if there is one."""
+        """`stop` ends the engine; `url` is the address for other clients, if there is one."""
         self._worker = worker
         self._defaults = defaults
         self._stop = stop
@@ -95,12 +95,12 @@ class Service:
 
     async def model(self, request: Request) -> Response:
         models, name = await self._models(), request.path_params["model"]
-        # As everywhere, the last part of a name is enough if only one model has it.
+        # The last part of a name is enough if only one model has it.
         short = [one for one in models if one.split("/")[-1].lower() == name.lower()]
         found = name if name in models else short[0] if len(short) == 1 else None
         if found is None:
             raise RequestError(
-                f"There is no model {name}: GET /v1/models lists those that are here.",
+                f"There is no model {name}: GET /v1/models lists the installed ones.",
                 404,
                 "model_not_found",
                 "model",
@@ -108,7 +108,7 @@ class Service:
         return json_response(models[found])
 
     async def _models(self) -> dict[str, dict[str, Any]]:
-        """OpenAI's model objects by id, the one that answers by default first."""
+        """OpenAI's model objects by id, the default model first."""
         default = self._worker.backend_status.model or self._worker.default_model
         created = {default: 0}
         for model in await asyncio.to_thread(list_installed):
@@ -121,22 +121,22 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         self._worker.touch()
-        asked = await read_chat(request)
-        options = options_of(asked, self._defaults)
-        turns = await turns_of(asked, self._images)
-        job = self._worker.chat(model_choice(asked), turns, options)
-        completion = Completion(asked.model or self._worker.backend_status.model)
-        if asked.stream:
-            return _JobResponse(self._worker, job, self._streamed(job, completion, asked))
-        return _JobResponse(self._worker, job, self._whole(job, completion), "application/json")
+        chat = await read_chat(request)
+        options = options_of(chat, self._defaults)
+        turns = await turns_of(chat, self._images)
+        job = self._worker.chat(model_choice(chat), turns, options)
+        completion = Completion(chat.model or self._worker.backend_status.model)
+        if chat.stream:
+            return _JobResponse(self._worker, job, self._stream(job, completion, chat))
+        return _JobResponse(self._worker, job, self._complete(job, completion), "application/json")
 
-    async def _streamed(
-        self, job: Job, completion: Completion, asked: ChatRequest
+    async def _stream(
+        self, job: Job, completion: Completion, chat: ChatRequest
     ) -> AsyncGenerator[bytes, None]:
-        # A client of OpenAI's protocol expects the status of an error, so nothing is sent before
-        # the first token. mmchat's own clients show how far the load is.
-        hold = asked.x_mmchat is None
-        held = [completion.opening()]
+        # Other clients expect an HTTP status for an error, so nothing is sent to them before the
+        # first token. mmchat's own clients show the progress of the load.
+        hold = chat.x_mmchat is None
+        held = [completion.first_chunk()]
         if not hold:
             yield held.pop()
         while (event := await job.events.get()) is not None:
@@ -146,29 +146,29 @@ class Service:
                 yield sse(error_body(event))
                 break
             held.append(completion.chunk(event))
-            if isinstance(event, Done) and asked.include_usage:
-                held.append(completion.usage(event))
+            if isinstance(event, Done) and chat.include_usage:
+                held.append(completion.usage_chunk(event))
             hold = hold and not isinstance(event, Delta | Done)
             if not hold:
                 yield b"".join(held)
                 held.clear()
         yield b"".join([*held, END])
 
-    async def _whole(self, job: Job, completion: Completion) -> AsyncGenerator[bytes, None]:
+    async def _complete(self, job: Job, completion: Completion) -> AsyncGenerator[bytes, None]:
         while (event := await job.events.get()) is not None:
             if isinstance(event, MmchatError):
                 raise event
             completion.add(event)
-        yield msgspec.json.encode(completion.whole())
+        yield msgspec.json.encode(completion.response())
 
     async def load(self, request: Request) -> Response:
         self._worker.touch()
-        asked = await read_json(request, LoadRequest)
-        choice = ModelChoice(asked.model, asked.adapter, asked.quantization, asked.device)
+        load = await read_json(request, LoadRequest)
+        choice = ModelChoice(load.model, load.adapter, load.quantization, load.device)
         job = self._worker.load(choice)
-        return _JobResponse(self._worker, job, self._progress(job))
+        return _JobResponse(self._worker, job, self._stream_progress(job))
 
-    async def _progress(self, job: Job) -> AsyncGenerator[bytes, None]:
+    async def _stream_progress(self, job: Job) -> AsyncGenerator[bytes, None]:
         yield b": loading\n\n"
         while (event := await job.events.get()) is not None:
             if isinstance(event, MmchatError):
@@ -179,11 +179,11 @@ class Service:
 
     async def adapter(self, request: Request) -> Response:
         self._worker.touch()
-        asked = await read_json(request, AdapterRequest)
-        job = self._worker.load(ModelChoice(adapter=asked.adapter))
-        return _JobResponse(self._worker, job, self._switched(job), "application/json")
+        body = await read_json(request, AdapterRequest)
+        job = self._worker.load(ModelChoice(adapter=body.adapter))
+        return _JobResponse(self._worker, job, self._switch_adapter(job), "application/json")
 
-    async def _switched(self, job: Job) -> AsyncGenerator[bytes, None]:
+    async def _switch_adapter(self, job: Job) -> AsyncGenerator[bytes, None]:
         while (event := await job.events.get()) is not None:
             if isinstance(event, MmchatError):
                 raise event
@@ -194,37 +194,39 @@ class Service:
         sha256 = request.path_params["sha256"]
         if not SHA256.fullmatch(sha256):
             raise RequestError(
-                "The address of a picture ends in its sha256, 64 hexadecimal digits."
+                "The path of a picture must end in its sha256, 64 hexadecimal digits."
             )
         data = await read_body(request, MAX_BYTES)
         mime = request.headers.get("content-type", "")
         if not self._images.put(sha256, data, mime):
-            raise RequestError("The bytes are not those that the sha256 names: send them again.")
+            raise RequestError(
+                "The sha256 of the bytes is not the one in the path: send them again."
+            )
         return Response(status_code=204)
 
     async def show_status(self, request: Request) -> Response:
         return json_response(self.status())
 
     def status(self) -> EngineStatus:
-        held, loading = self._worker.backend_status, self._worker.loading
+        loaded, loading = self._worker.backend_status, self._worker.loading
         return EngineStatus(
             version=mmchat.__version__,
             pid=os.getpid(),
             state=self._worker.state,
-            model=loading.model if loading is not None else held.model,
-            adapter=held.adapter,
-            device=held.device,
-            quantization=held.quantization,
-            compute_dtype=held.compute_dtype,
-            memory_bytes=_memory(held.device, held.memory_bytes),
+            model=loading.model if loading is not None else loaded.model,
+            adapter=loaded.adapter,
+            device=loaded.device,
+            quantization=loaded.quantization,
+            compute_dtype=loaded.compute_dtype,
+            memory_bytes=_memory(loaded.device, loaded.memory_bytes),
             idle_s=round(self._worker.idle_s, 3),
             fraction=loading.fraction if loading is not None else 0.0,
             stage=loading.stage if loading is not None else "",
             error=self._worker.error,
-            context_length=held.context_length,
-            vision=held.vision,
-            weights_hash=held.weights_hash,
-            adapter_hash=held.adapter_hash,
+            context_length=loaded.context_length,
+            vision=loaded.vision,
+            weights_hash=loaded.weights_hash,
+            adapter_hash=loaded.adapter_hash,
             waiting=self._worker.waiting,
             log_file=self._log_file,
             url=self._url,
@@ -235,14 +237,15 @@ class Service:
         return json_response({"stopping": True, "pid": os.getpid()})
 
     async def _on_internal_error(self, request: Request, error: Exception) -> Response:
-        """Starlette raises `error` again after this, so that the log has the traceback."""
+        """The response; Starlette then raises `error` again, so that the log has the traceback."""
         return error_response(internal_error(error, self._log_file))
 
 
 class _JobResponse(Response):
-    """A response that cancels its job if the client leaves.
+    """A response that cancels its job if the client disconnects.
 
-    If `events` raises an MmchatError before the first bytes, the reply has the status of that error.
+    If `events` raises an MmchatError before the first bytes, the response has the status of that
+    error.
     """
 
     def __init__(
@@ -274,12 +277,12 @@ class _JobResponse(Response):
             self._worker.cancel(self._job)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        started = False
         try:
             async with contextlib.aclosing(self._events) as events:
                 async for part in events:
-                    if not begun:
-                        begun = True
+                    if not started:
+                        started = True
                         await send(
                             {
                                 "type": "http.response.start",
@@ -289,18 +292,19 @@ class _JobResponse(Response):
                         )
                     await send({"type": "http.response.body", "body": part, "more_body": True})
         except MmchatError as error:
-            if begun:
+            if started:
                 raise
             await error_response(error)(scope, receive, send)
         else:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _memory(device: str, held: int) -> int:
+def _memory(device: str, model_bytes: int) -> int:
+    """Bytes that the process uses, on a GPU too."""
     import psutil
 
     resident = int(psutil.Process().memory_info().rss)
-    return resident + held if device.startswith("cuda") else resident
+    return resident + model_bytes if device.startswith("cuda") else resident
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -310,15 +314,15 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    asked = f"{request.method} {request.url.path}"
+    route = f"{request.method} {request.url.path}"
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         refusal = RequestError(
-            f"{asked} is not possible: use {allowed}.", 405, "method_not_supported"
+            f"{route} is not supported: use {allowed}.", 405, "method_not_supported"
         )
     else:
         refusal = RequestError(
-            f"{asked} is unknown: the engine has /v1/chat/completions and /v1/models.",
+            f"There is no {route}: the engine has /v1/chat/completions and /v1/models.",
             error.status_code,
             "unknown_url",
         )
@@ -328,4 +332,4 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    return Response(status_code=400)  # the client left while it was sending
+    return Response(status_code=400)  # the client disconnected while sending

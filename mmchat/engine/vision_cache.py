@@ -1,4 +1,4 @@
-"""Features of the pictures that were seen last."""
+"""A cache of picture features."""
 
 import contextlib
 
@@ -9,9 +9,9 @@ from torch import Tensor
 class VisionCache:
     """Features of pictures, up to `limit` bytes; the least recently used are dropped first.
 
-    A key is (sha256 of the picture's bytes, hash of the weights that encoded it).
-    The features are those before projection. So a switch of adapters only encodes
-    a picture again if one of the adapters changes the vision tower.
+    A key is (sha256 of the picture's bytes, hash of the weights that encoded it). The features are
+    those before projection, so switching adapters only encodes a picture again if an adapter
+    changes the vision tower.
     """
 
     def __init__(self, limit: int = 256 * 1024 * 1024) -> None:

@@ -1,7 +1,7 @@
 """The queue of requests, and the one thread that runs the model.
 
-The queue is only touched on the event loop. Methods below "On the worker's thread" run on that
-thread, and reach the loop through `call_soon_threadsafe`.
+The queue is used on the event loop only. Methods below "On the worker's thread" run on that
+thread, and call the loop through `call_soon_threadsafe`.
 """
 
 import asyncio
@@ -45,9 +45,9 @@ class ModelChoice(msgspec.Struct, frozen=True):
 
 
 class Job:
-    """A request that is answered by the model's thread.
+    """A request for the model's thread.
 
-    `events` yields what happens, an MmchatError if it fails, and None at the end.
+    `events` receives its events, an MmchatError if it fails, and None at the end.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Job:
     ) -> None:
         self.work = work
         self.wanted = wanted
-        """The model that the request names; "" is whichever is loaded."""
+        """The model in the request; "" means the loaded one."""
         self.model = wanted or default
         self.loading_announced = False
-        """Whether a first Loading event was sent, because the backend is still being imported."""
+        """Whether a first Loading event was sent while the backend was still being imported."""
         self.events: asyncio.Queue[Event | MmchatError | None] = asyncio.Queue()
         self.cancelled = threading.Event()
         self._loop = loop
@@ -73,19 +73,19 @@ class Job:
 
 
 class LoadCancelled(BaseException):
-    """A load was cancelled: its client is gone, and the next request wants another model.
+    """A load was cancelled: its client disconnected, and the next request needs another model.
 
-    Not an Exception, so that the libraries it passes through do not handle it as an error.
+    Not an Exception, so that no library on the way handles it as an error.
     """
 
 
 class Worker:
-    """Answers requests one at a time, in order."""
+    """Processes requests one at a time, in order."""
 
     def __init__(
         self, create_backend: Callable[[], "Backend"], default: ModelChoice, log_file: str
     ) -> None:
-        """`default` is loaded for a request that names no model."""
+        """`default` is loaded for a request without a model."""
         self._create_backend = create_backend
         self._default = default
         self._log_file = log_file
@@ -94,10 +94,10 @@ class Worker:
         self._queue: deque[Job] = deque()
         self._running: Job | None = None
         self._next_model = ""
-        """The model that the next request names. The worker's thread reads it: one assignment."""
+        """The model in the next request. Read by the worker's thread, so it is assigned atomically."""
         self.ending = False
         self._last_end = time.monotonic()
-        # Only written by the worker's thread, each by one assignment, and read by both.
+        # Written by the worker's thread only, atomically, and read by both threads.
         self._backend: Backend | None = None
         self._loaded: ModelChoice | None = None
         self.backend_status = BackendStatus()
@@ -126,21 +126,21 @@ class Worker:
 
     @property
     def idle_s(self) -> float:
-        """Seconds since the last request ended; 0 while one is being answered."""
+        """Seconds since the last request ended; 0 while one is running."""
         return 0.0 if self._running is not None else time.monotonic() - self._last_end
 
     def touch(self) -> None:
-        """Restarts `idle_s`, for a request that does not need the model."""
+        """Resets `idle_s`, for a request that does not need the model."""
         self._last_end = time.monotonic()
 
     def chat(
         self, choice: ModelChoice, turns: tuple[Turn[ImagePart], ...], options: Options
     ) -> Job:
-        """Asks for an answer: Waiting* Loading* Started Delta* Done."""
+        """Queues an answer. Events: Waiting* Loading* Started Delta* Done."""
         return self._submit(lambda job: self._chat(job, choice, turns, options), choice)
 
     def load(self, choice: ModelChoice) -> Job:
-        """Asks for a load: Waiting* Loading*."""
+        """Queues a load. Events: Waiting* Loading*."""
         return self._submit(lambda job: self._load(job, choice), choice)
 
     def cancel(self, job: Job) -> None:
@@ -152,7 +152,7 @@ class Worker:
             self._queue_changed()
 
     def stop_accepting(self) -> None:
-        """Refuses new requests from now on; their clients may start another engine."""
+        """Refuses requests from now on; clients may start another engine."""
         self.ending = True
 
     def close(self) -> None:
@@ -206,7 +206,7 @@ class Worker:
 
     def _serve(self) -> None:
         try:
-            self._get_backend()  # its imports take seconds, so they begin before the first request
+            self._get_backend()  # its imports take seconds, so start them before the first request
         except Exception as error:
             self.error = str(self._as_mmchat_error(error))
         while (job := self._inbox.get()) is not None:
@@ -256,17 +256,17 @@ class Worker:
             self.backend_status = backend.status()
 
     def _load(self, job: Job, choice: ModelChoice) -> None:
-        """Makes sure that what `choice` says is loaded."""
+        """Loads the model and adapter of `choice`, unless they are loaded."""
         backend = self._get_backend()
         loaded = self._loaded
         if loaded is not None and self._is_loaded(choice, loaded) and backend.is_current():
             active = loaded.adapter or ""
             wanted = active if choice.adapter is None else choice.adapter
-            # An adapter whose files have changed since, by training, is read again without its base.
+            # An adapter whose files have changed (by training) is read again; its base is not.
             if wanted != active or not backend.adapter_is_current():
                 self._use_adapter(backend, loaded, wanted)
             return
-        # What the request leaves out is kept. But an adapter belongs to its model.
+        # What the request omits stays as it is, but an adapter belongs to its model.
         before = loaded or self._default
         same_model = choice.model is None or choice.model == before.model
         adapter = choice.adapter
@@ -284,12 +284,12 @@ class Worker:
         )
 
     def _is_loaded(self, choice: ModelChoice, loaded: ModelChoice) -> bool:
-        """Whether the loaded model is the one of `choice`, adapter aside; `auto` accepts any form."""
-        held = self.backend_status
+        """Whether the model of `choice` is loaded, with any adapter; `auto` matches everything."""
+        status = self.backend_status
         return (
             choice.model in (None, loaded.model)
-            and choice.quantization in (None, "auto", loaded.quantization, held.quantization)
-            and choice.device in (None, "auto", loaded.device, held.device)
+            and choice.quantization in (None, "auto", loaded.quantization, status.quantization)
+            and choice.device in (None, "auto", loaded.device, status.device)
         )
 
     def _load_model(self, job: Job, backend: "Backend", wanted: ModelChoice) -> None:
@@ -301,7 +301,7 @@ class Worker:
             if job.cancelled.is_set() and self._next_model not in ("", model):
                 raise LoadCancelled
 
-        held = self.backend_status
+        before = self.backend_status
         self.error = ""
         self.loading = Loading(model, "Starting", 0.0)
         if not job.loading_announced:
@@ -315,10 +315,10 @@ class Worker:
                 progress,
             )
         except LoadCancelled:
-            self._after_failed_load(backend, held)
+            self._update_after_failed_load(backend, before)
             raise
         except Exception as error:
-            self._after_failed_load(backend, held)
+            self._update_after_failed_load(backend, before)
             shown = self._as_mmchat_error(error)
             self.error = str(shown)
             raise shown from error
@@ -328,10 +328,10 @@ class Worker:
         finally:
             self.loading = None
 
-    def _after_failed_load(self, backend: "Backend", held: BackendStatus) -> None:
-        """Notes what is loaded now: what was `held` before, or nothing."""
+    def _update_after_failed_load(self, backend: "Backend", before: BackendStatus) -> None:
+        """Updates the status: either the model from `before` is still loaded, or none is."""
         self.backend_status = backend.status()
-        if self.backend_status.model == "" or self.backend_status.model != held.model:
+        if self.backend_status.model == "" or self.backend_status.model != before.model:
             self._loaded = None
             self.backend_status = BackendStatus()
 
@@ -340,7 +340,7 @@ class Worker:
             backend.use_adapter(adapter)
         finally:
             self.backend_status = backend.status()
-            # An adapter that could not be attached may have replaced the one before it.
+            # If attaching failed, the previous adapter may be gone, too.
             self._loaded = msgspec.structs.replace(loaded, adapter=self.backend_status.adapter)
 
 

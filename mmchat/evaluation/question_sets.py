@@ -86,7 +86,7 @@ def _read_part(
                 f"held out{' by all of them' if len(trained) > 1 else ''}: choose other data, or ask "
                 "everything with --part all."
             )
-        rest = Dataset(train.form, train.source, examples, train.problems, train.sha256)
+        rest = Dataset(train.format, train.source, examples, train.problems, train.sha256)
         return rest, f"what the training of {names} held out"
     if part == "held-out":
         raise DataError(f"{data} has no held-out part: omit --part.")
@@ -144,7 +144,7 @@ def dataset_questions(dataset: Dataset, part: str = "") -> QuestionSet:
             f"{dataset.source} has no question with an answer{why}: "
             "`mmchat data inspect` shows what was recognised."
         )
-    about: dict[str, str | int] = {"form": dataset.form}
+    about: dict[str, str | int] = {"form": dataset.format}
     return QuestionSet(
         dataset.source,
         tuple(questions.values()),

@@ -46,6 +46,8 @@ def result_markdown(result: EvaluationResult) -> str:
     rows = [_type_row(one) for one in result.types]
     rows.append(["mean over types", "", percent(result.mean_exact_match), "", "", ""])
     rows.append(["all questions", str(overall.n), *share_and_interval(overall), "", ""])
+    if not result.knows_refusals:
+        header, rows = header[:-1], [row[:-1] for row in rows]
     lines = [*_table(header, rows), ""]
     if any(one.above_most_frequent for one in result.types):
         lines.append(f"\\* exact match is above it by more than {100 * MARGIN:.0f} points.")
@@ -60,7 +62,7 @@ def result_markdown(result: EvaluationResult) -> str:
             lines.append(f"{_cell(one.name)}: {', '.join(scores)}.")
     if result.correctly_declined.n:
         lines.append(f"Correctly declined: {_with_n(result.correctly_declined)}.")
-    if result.wrongly_declined.n:
+    if result.knows_refusals and result.wrongly_declined.n:
         lines.append(f"Wrongly declined: {_with_n(result.wrongly_declined)}.")
     lines += ["", _setup_line(result.setup)]
     return clean("\n".join(lines))

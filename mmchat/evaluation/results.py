@@ -112,6 +112,8 @@ class EvaluationResult:
     reused: int
     """How many answers come from an earlier run."""
     answers_file: str
+    knows_refusals: bool
+    """Whether the grader can tell that an answer declines the question."""
 
     @property
     def exact_match(self) -> Proportion:
@@ -172,13 +174,14 @@ def make_result(
 
     errors: why a question could not be answered, by its id; its answer is then empty.
     """
+    knows_refusals = grader is not None
     grader, errors = grader or TextGrader(), errors or {}
     answers = tuple(grade(q, answer, grader, errors.get(q.id, "")) for q, answer in pairs)
     by_type: dict[str, list[tuple[Question, GradedAnswer]]] = {}
     for (question, _), answer in zip(pairs, answers, strict=True):
         by_type.setdefault(question.type, []).append((question, answer))
     types = tuple(_type_metrics(name, graded) for name, graded in by_type.items())
-    return EvaluationResult(setup, types, answers, reused, answers_file)
+    return EvaluationResult(setup, types, answers, reused, answers_file, knows_refusals)
 
 
 def _type_metrics(name: str, graded: Sequence[tuple[Question, GradedAnswer]]) -> TypeMetrics:

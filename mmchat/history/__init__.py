@@ -1,8 +1,7 @@
-"""Conversations, their pictures and how each answer was made, in one SQLite file.
+"""Conversations, their pictures and the origin of each answer, in one SQLite file.
 
-Start with `History.open()`; everything it returns is one of the frozen types below. SQL stays
-inside this package, and so does every sqlite3 error: what a person can fix is raised as
-`mmchat.errors.HistoryError`.
+Start with `History.open()`; it returns the frozen types below. SQL and sqlite3 errors stay inside
+this package: what a user can fix is raised as `mmchat.errors.HistoryError`.
 """
 
 from mmchat.history.answer import Answer
@@ -13,10 +12,10 @@ from mmchat.history.types import (
     Conversation,
     Hit,
     Message,
+    MessageState,
     Origin,
     Rating,
     Role,
-    State,
     StoredImage,
     TrainingExample,
 )
@@ -28,11 +27,11 @@ __all__ = [
     "History",
     "Hit",
     "Message",
+    "MessageState",
     "MissingError",
     "Origin",
     "Rating",
     "Role",
-    "State",
     "StoredImage",
     "TrainingExample",
 ]

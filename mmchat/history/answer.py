@@ -1,4 +1,4 @@
-"""An answer while it is being written, and what happens to one whose writer died."""
+"""Writes a streaming answer, and ends the answers of writers that died."""
 
 import json
 import sqlite3
@@ -10,41 +10,41 @@ from mmchat.history import rows
 from mmchat.history.database import Database
 from mmchat.history.errors import MissingError
 from mmchat.history.text import UNSPACED, storable
-from mmchat.history.types import Message, Origin, State
+from mmchat.history.types import Message, MessageState, Origin
 
 
 class Answer:
-    """A message that grows: `append`, then once `finish`, `fail` or `interrupt`.
+    """A streaming message: call `append`, then once `finish`, `fail` or `interrupt`.
 
-    Each `append` is one row and one commit: once it has returned, killing the process does not
-    lose it. Rewriting the message each time would cost fifty times as much, and would index every
-    word of it for the search again and again.
+    Each `append` is one row and one commit, so that killing the process does not lose it.
+    Rewriting the message each time would cost fifty times as much, and would index all of its
+    words again.
 
-    As a context manager it fails, with the error's sentence, if an exception leaves the block,
-    and is stopped if the block does not end it.
+    As a context manager it calls `fail` with the message of an exception that leaves the block,
+    and finishes as stopped if the block did not end it.
     """
 
     def __init__(
         self,
         database: Database,
-        begun: Message,
+        message: Message,
         is_gone: Callable[[str], bool],
         on_end: Callable[["Answer"], None],
     ) -> None:
-        self.id = begun.id
-        """The message's id; `History.message` reads it at any time."""
-        self.begun = begun
-        """The message as it was stored, still empty."""
+        self.id = message.id
+        """The message's id, for `History.message`."""
+        self.begun = message
+        """The message as it was first stored, still empty."""
         self._database = database
         self._is_gone = is_gone
         self._on_end = on_end
         self._chunks = 0
 
     def append(self, text: str) -> None:
-        """Adds `text` to the end; empty text does nothing.
+        """Adds `text` at the end; does nothing if it is empty.
 
         Raises:
-            HistoryError: the disk is full; what was appended before stays.
+            HistoryError: the disk is full; earlier chunks are kept.
             MissingError: the answer was finished, or deleted by another window.
         """
         if not text:
@@ -57,7 +57,7 @@ class Answer:
                 (self._chunks, storable(text), self.id),
             ).rowcount
             if inserted != 1:
-                raise _is_over(self.id)
+                raise _cannot_grow(self.id)
         self._chunks += 1
 
     def finish(
@@ -65,26 +65,26 @@ class Answer:
         state: Literal["complete", "stopped", "length"] = "complete",
         origin: Origin | None = None,
     ) -> Message:
-        """Folds the chunks into the message, in one transaction; `origin` brings the figures.
+        """Joins the chunks into the message, in one transaction; `origin` holds the statistics.
 
         Raises:
-            HistoryError: as `append`; it can be tried again.
-            MissingError: as `append`.
+            HistoryError: like `append`; it can be tried again.
+            MissingError: like `append`.
         """
         return self._end(state, "", origin)
 
     def fail(self, sentence: str, origin: Origin | None = None) -> Message:
-        """Ends the answer as failed; keeps what was written, with `sentence` beside it."""
+        """Ends the answer as failed; keeps the text so far, and `sentence` as its error."""
         return self._end("failed", sentence, origin)
 
     def interrupt(self) -> Message:
-        """Ends the answer as interrupted: the program closes before it is complete."""
+        """Ends the answer as interrupted, because the program closes."""
         return self._end("interrupted", "", None)
 
-    def _end(self, state: State, error: str, origin: Origin | None) -> Message:
+    def _end(self, state: MessageState, error: str, origin: Origin | None) -> Message:
         with self._database.write(closing=True) as connection:
-            if not fold(connection, self.id, state, error):
-                raise _is_over(self.id)
+            if not join_chunks(connection, self.id, state, error):
+                raise _cannot_grow(self.id)
             if origin is not None:
                 put_origin(connection, self.id, origin)
             message = rows.message(connection, self.id, self._is_gone)
@@ -101,10 +101,10 @@ class Answer:
         traceback: TracebackType | None,
     ) -> None:
         with self._database.read() as connection:
-            streams = connection.execute(
+            streaming = connection.execute(
                 "SELECT 1 FROM message WHERE id = ? AND state = 'streaming'", (self.id,)
             ).fetchone()
-        if not streams:
+        if not streaming:
             return
         if isinstance(error, Exception):
             self.fail(str(error))
@@ -112,8 +112,10 @@ class Answer:
             self.finish("stopped")
 
 
-def fold(connection: sqlite3.Connection, message_id: int, state: State, error: str = "") -> bool:
-    """Makes the chunks the message's text, and `state` its state; False if it does not stream."""
+def join_chunks(
+    connection: sqlite3.Connection, message_id: int, state: MessageState, error: str = ""
+) -> bool:
+    """Moves the chunks into the message and sets its state; False if it is not streaming."""
     text = rows.chunks(connection, message_id)
     changed = connection.execute(
         "UPDATE message SET text = ?, unspaced = ?, state = ?, error = ?, writer = NULL"
@@ -124,15 +126,15 @@ def fold(connection: sqlite3.Connection, message_id: int, state: State, error: s
     return changed == 1
 
 
-def fold_abandoned(connection: sqlite3.Connection, is_gone: Callable[[str], bool]) -> int:
-    """Marks the answers of writers that died as interrupted; returns how many."""
+def interrupt_abandoned(connection: sqlite3.Connection, is_gone: Callable[[str], bool]) -> int:
+    """Ends the answers of writers that died as interrupted; returns how many."""
     select = "SELECT id, writer FROM message WHERE state = 'streaming'"
     abandoned = [row["id"] for row in connection.execute(select) if is_gone(row["writer"])]
-    return sum(fold(connection, message_id, "interrupted") for message_id in abandoned)
+    return sum(join_chunks(connection, message_id, "interrupted") for message_id in abandoned)
 
 
 def put_origin(connection: sqlite3.Connection, message_id: int, origin: Origin) -> None:
-    """Stores how the message was made, in place of what was known before."""
+    """Stores the message's origin, or replaces it."""
     values = [
         json.dumps(value) if isinstance(value, dict) else value
         for value in (getattr(origin, column) for column in rows.ORIGIN_COLUMNS)
@@ -145,8 +147,8 @@ def put_origin(connection: sqlite3.Connection, message_id: int, origin: Origin) 
     )
 
 
-def _is_over(message_id: int) -> MissingError:
+def _cannot_grow(message_id: int) -> MissingError:
     return MissingError(
-        f"Answer {message_id} cannot grow any more: it was finished, or its conversation was "
+        f"Answer {message_id} cannot be continued: it is complete, or its conversation was "
         "deleted in another window. Ask again."
     )

@@ -1,8 +1,8 @@
-"""Two connections to the file, which only its owner can read: one to read, one to write.
+"""Two connections to the database file: one to read, one to write. Only its owner can read it.
 
-There are two exceptions, each with one connection for both. A file that cannot be written (on a
-read-only disk, in another user's folder) is opened only for reading. On a full disk, where SQLite
-has no room for the index of its log (-shm), this process opens the file exclusively.
+In two cases, there is one connection for both. A file that cannot be written (on a read-only disk,
+in another user's folder) is opened for reading only. On a full disk, where SQLite has no space for
+the index of its log (-shm), this process opens the file exclusively.
 """
 
 import contextlib
@@ -25,25 +25,25 @@ from mmchat.history.errors import (
 )
 from mmchat.history.lock import exclusive
 
-BUSY_SECONDS = 10.0  # to wait for another program that writes
-RESERVE = 256_000  # bytes of the disk that are left free for `Database.write(closing=True)`
-_LITTLE = 4_000_000  # bytes: on a disk with less, the log is folded into the file before each write
+BUSY_SECONDS = 10.0  # to wait for another writer
+RESERVE = 256_000  # bytes on the disk that are reserved for `Database.write(closing=True)`
+_LOW_SPACE = 4_000_000  # bytes: with less on the disk, the log is checkpointed before each write
 _SMALLEST = 512  # bytes: a SQLite file has at least one page
 
 
 class Database:
     """A connection to read and one to write, each used by one thread at a time.
 
-    With write-ahead logging a reader never waits for a writer: while one thread waits for another
-    program that holds the file, everything in it can still be read.
+    With write-ahead logging, readers never wait for a writer: while one thread waits for another
+    program that locks the file, others can still read.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, *, alone: bool) -> None:
-        """Writes with `connection` and, unless it has to be `alone`, opens another one to read."""
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, single: bool) -> None:
+        """Writes through `connection`, and also reads through it if `single`."""
         self.path = path
         self._writer = _Connection(path, connection)
-        self._reader = _Connection(path, None, instead=self._writer)
-        if not alone:
+        self._reader = _Connection(path, None, fallback=self._writer)
+        if not single:
             try:
                 self._reader.connection = _connect(path)
             except BaseException:
@@ -52,51 +52,51 @@ class Database:
 
     @classmethod
     def open(cls, path: Path) -> "Database":
-        """Opens the history at `path`, after creating it or bringing it up to date.
+        """Opens the history at `path`; creates or migrates it if needed.
 
         Raises:
             HistoryError: the file cannot be used, or a newer mmchat wrote it.
         """
         with translate_errors(path):
-            found = _current(path)
-            if found is None:
+            opened = _open_current(path)
+            if opened is None:
                 if path.exists() and is_read_only(path):
                     raise HistoryError(
-                        f"{path} was written by an older mmchat and has to be brought up to date, "
-                        "but cannot be written: copy it to a folder that you can write to."
+                        f"{path} was written by an older mmchat and must be migrated, but cannot be "
+                        "written: copy it to a folder that you can write to."
                     )
                 with exclusive(path.with_name(path.name + ".lock")):
-                    found = _current(path) or (_prepared(path), False)
-            connection, alone = found
-            return cls(path, connection, alone=alone)
+                    opened = _open_current(path) or (_create_or_migrate(path), False)
+            connection, single = opened
+            return cls(path, connection, single=single)
 
     def close(self) -> None:
         self._reader.close()
-        self._writer.close()  # last, because it folds the log into the file
+        self._writer.close()  # last, because it checkpoints the log
 
     def shrink(self) -> None:
-        """Gives the space of what was deleted back to the disk."""
+        """Returns the space of deleted rows to the disk."""
         self._writer.run(_SHRINK)
 
     def read(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-        """A transaction in which every statement sees the same state."""
+        """A read transaction, in which every statement sees the same state."""
         return self._reader.transaction("BEGIN")
 
     def write(
         self, *, closing: bool = False
     ) -> contextlib.AbstractContextManager[sqlite3.Connection]:
-        """A transaction that is committed when the block ends, or rolled back on an error.
+        """A write transaction, committed when the block ends and rolled back on an error.
 
-        It starts as a writer: a deferred transaction that reads first fails, instead of waiting,
-        if there is another writer.
+        It takes the write lock at once: a deferred transaction that reads first would fail,
+        instead of waiting, if there is another writer.
 
-        closing: it deletes or ends something, and may use the last room on the disk (`RESERVE`).
+        closing: whether it deletes or ends something, so that it may use the `RESERVE`.
 
-        Raises DiskFullError at once if there is less room than that.
+        Raises DiskFullError if there is less space than that.
         """
-        if free_space(self.path) < _LITTLE:
-            # The content of the log needs room in the file, which must not be missing once the log
-            # has filled the disk. Folding it in also frees the room of the log.
+        if free_space(self.path) < _LOW_SPACE:
+            # The content of the log will need space in the file, so it must not fill the disk first.
+            # A checkpoint also frees the space of the log.
             with contextlib.suppress(HistoryError):
                 self._writer.run("PRAGMA wal_checkpoint(TRUNCATE)")
             if not closing and free_space(self.path) < RESERVE:
@@ -105,22 +105,21 @@ class Database:
 
     @contextlib.contextmanager
     def write_in_place(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that needs no room on the disk, to delete something when it is full.
+        """A transaction that needs no space on the disk, to delete something when it is full.
 
-        It overwrites pages in the file itself and keeps their old content in memory. A crash in
-        these milliseconds could damage the file, so nothing else uses it. At its end it shrinks
-        the file.
+        It overwrites pages in the file and keeps their old content in memory. A crash in these
+        milliseconds could damage the file, so nothing else uses it. Shrinks the file at the end.
 
-        Raises DiskFullError if another process has the file open, or if there is no room to fold
-        the log into the file.
+        Raises DiskFullError if another process has the file open, or if there is no space to
+        checkpoint the log.
         """
-        with self._reader._turn, self._writer._turn, translate_errors(self.path):
+        with self._reader._lock, self._writer._lock, translate_errors(self.path):
             self.close()
             try:
-                with contextlib.closing(_connect(self.path, alone=True)) as connection:
-                    Path(f"{self.path}-shm").unlink(missing_ok=True)  # frees some room
+                with contextlib.closing(_connect(self.path, exclusive_mode=True)) as connection:
+                    Path(f"{self.path}-shm").unlink(missing_ok=True)  # frees some space
                     connection.execute("PRAGMA journal_mode = MEMORY")
-                    schema.set_merging(connection, on=False)  # because it needs room
+                    schema.set_merging(connection, on=False)  # because it needs space
                     try:
                         with _transaction(connection, "BEGIN IMMEDIATE"):
                             yield connection
@@ -136,46 +135,46 @@ class Database:
                     ) from error
                 if is_full(error, self.path):
                     raise DiskFullError(
-                        f"The disk of {self.path} is so full that nothing can be deleted: free "
-                        "some space and try again."
+                        f"The disk of {self.path} is so full that nothing can be deleted: free some "
+                        "space and try again."
                     ) from error
                 raise
             finally:
-                self._writer.connection, alone = _open(self.path)
-                self._reader.connection = None if alone else _connect(self.path)
+                self._writer.connection, single = _open(self.path)
+                self._reader.connection = None if single else _connect(self.path)
 
 
 class _Connection:
-    """A connection with a lock: threads take turns."""
+    """A connection with a lock, so that one thread at a time uses it."""
 
     def __init__(
         self,
         path: Path,
         connection: sqlite3.Connection | None,
-        instead: "_Connection | None" = None,
+        fallback: "_Connection | None" = None,
     ) -> None:
-        """`instead` is used while there is no `connection`."""
+        """`fallback` is used while there is no `connection`."""
         self.connection = connection
-        self._turn = threading.RLock()
+        self._lock = threading.RLock()
         self._path = path
-        self._instead = instead
+        self._fallback = fallback
 
     def close(self) -> None:
-        with self._turn, translate_errors(self._path):
+        with self._lock, translate_errors(self._path):
             if self.connection is not None:
                 self.connection.close()
 
     def run(self, script: str) -> None:
-        with self._turn, translate_errors(self._path):
+        with self._lock, translate_errors(self._path):
             assert self.connection is not None
             self.connection.executescript(script)
 
     @contextlib.contextmanager
     def transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        with self._turn:
+        with self._lock:
             if self.connection is None:
-                assert self._instead is not None
-                with self._instead.transaction(begin) as connection:
+                assert self._fallback is not None
+                with self._fallback.transaction(begin) as connection:
                     yield connection
             else:
                 with (
@@ -185,7 +184,7 @@ class _Connection:
                     yield connection
 
 
-# `execute` would take one step of it, which frees one page.
+# Needs `executescript`: `execute` takes one step, which frees one page.
 _SHRINK = "PRAGMA incremental_vacuum"
 
 
@@ -196,13 +195,16 @@ def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[sqlite3
         yield connection
         connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:  # an error such as a full disk may have ended it
+        if connection.in_transaction:  # some errors, such as a full disk, end it
             connection.execute("ROLLBACK")
         raise
 
 
-def _current(path: Path) -> tuple[sqlite3.Connection, bool] | None:
-    """A connection to an up-to-date file, and whether it has to be the only one; else None."""
+def _open_current(path: Path) -> tuple[sqlite3.Connection, bool] | None:
+    """A connection to an up-to-date file, and whether it must be the only one.
+
+    None if the file does not exist or must be migrated. Raises HistoryError.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -211,54 +213,53 @@ def _current(path: Path) -> tuple[sqlite3.Connection, bool] | None:
         raise HistoryError(f"{path} is not a file: move it away to start a history there.")
     if status.st_size == 0:
         return None
-    if status.st_size < _SMALLEST:  # SQLite would take it for an empty database
+    if status.st_size < _SMALLEST:  # SQLite would treat it as an empty database
         raise damaged(path)
     _make_private(path)
-    connection, alone = _open(path)
+    connection, single = _open(path)
     try:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         ours = connection.execute("PRAGMA application_id").fetchone()[0] == schema.APPLICATION_ID
         if not ours:
             raise HistoryError(
-                f"{path} is a database of another program: move it away to start a history there."
+                f"{path} is another program's database: move it away to start a history there."
             )
         if version > schema.VERSION:
             raise HistoryError(
-                f"{path} was written by a newer mmchat (version {version} of its tables, this "
-                f"program knows {schema.VERSION}): upgrade mmchat."
+                f"{path} was written by a newer mmchat (schema version {version}, this program "
+                f"supports {schema.VERSION}): upgrade mmchat."
             )
     except BaseException:
         connection.close()
         raise
     if version == schema.VERSION:
-        return connection, alone
+        return connection, single
     connection.close()
     return None
 
 
-def _prepared(path: Path) -> sqlite3.Connection:
+def _create_or_migrate(path: Path) -> sqlite3.Connection:
     """Creates the file, or migrates the existing one; the caller holds the lock file.
 
-    A new file is created under another name and renamed when it is complete: no other process
-    ever sees one without tables, or is there at the change to write-ahead logging, which is made
-    once.
+    A new file is created under another name and renamed when it is complete, so that no other
+    process sees it without tables or before write-ahead logging is on.
     """
     if not path.exists() or path.stat().st_size == 0:
-        fresh = path.with_name(path.name + ".new")
-        for leftover in (fresh, Path(f"{fresh}-wal"), Path(f"{fresh}-shm")):
+        new = path.with_name(path.name + ".new")
+        for leftover in (new, Path(f"{new}-wal"), Path(f"{new}-shm")):
             leftover.unlink(missing_ok=True)
-        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        os.fchmod(fd, 0o600)  # -wal and -shm take their mode from it
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        os.fchmod(fd, 0o600)  # -wal and -shm get the same mode
         os.close(fd)
-        connection = _connect(fresh)
+        connection = _connect(new)
         try:
-            # Before the first table: with it, deleted pictures give their space back.
+            # Before the first table, so that the space of deleted pictures can be freed.
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
             connection.execute("PRAGMA journal_mode = WAL")
             schema.migrate(connection)
         finally:
             connection.close()
-        fresh.rename(path)
+        new.rename(path)
         return _connect(path)
     connection = _connect(path)
     try:
@@ -270,74 +271,75 @@ def _prepared(path: Path) -> sqlite3.Connection:
 
 
 def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
-    """A connection to an existing file, and whether it has to be the only one."""
+    """A connection to an existing file, and whether it must be the only one."""
     if is_read_only(path):
-        return _connect_to_read(path), True
+        return _connect_read_only(path), True
     try:
         return _connect(path), False
     except sqlite3.Error as error:
         if not is_full(error, path):
             raise
-        return _connect(path, alone=True), True
+        return _connect(path, exclusive_mode=True), True
 
 
 def is_read_only(path: Path) -> bool:
-    """Whether the file, or the folder that has to hold its log, cannot be written."""
+    """Whether the file, or the folder for its log, cannot be written."""
     return not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK | os.X_OK)
 
 
-def _connect(path: Path, *, alone: bool = False) -> sqlite3.Connection:
-    """Opens an existing file (it never creates one, whose mode would depend on the umask).
+def _connect(path: Path, *, exclusive_mode: bool = False) -> sqlite3.Connection:
+    """Opens an existing file (never creates one, because its mode would depend on the umask).
 
-    alone: no other process can open the file until this connection is closed, and the index of
-    the log is in memory, not on the disk. Fails with SQLITE_BUSY if another process has the file
+    exclusive_mode: no other process can open the file until this connection is closed, and the
+    index of the log is kept in memory. Fails with SQLITE_BUSY if another process has the file
     open.
     """
-    connection = _connection(f"{path.absolute().as_uri()}?mode=rw", 1.0 if alone else BUSY_SECONDS)
+    timeout = 1.0 if exclusive_mode else BUSY_SECONDS
+    connection = _sqlite_connection(f"{path.absolute().as_uri()}?mode=rw", timeout)
     try:
-        if alone:
+        if exclusive_mode:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA foreign_keys = ON")
-        # When a commit returns, the operating system has the data, so a killed process loses
-        # nothing. NORMAL does not wait for the disk, which matters only for a power cut (store.py).
+        # After a commit the operating system has the data, so a killed process loses nothing.
+        # NORMAL does not wait for the disk, which matters only in a power cut (store.py).
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA journal_size_limit = 67108864")
         connection.execute("PRAGMA cache_size = -16000")
-        connection.execute("PRAGMA user_version").fetchone()  # the first look at the file itself
+        connection.execute("PRAGMA user_version").fetchone()  # the first access to the file
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _connect_to_read(path: Path) -> sqlite3.Connection:
+def _connect_read_only(path: Path) -> sqlite3.Connection:
     """Opens a file that cannot be written.
 
-    The ordinary way, with locks, works only if another process that can write has the file open.
-    If none has, the file does not change, and it is read without locks, together with a log that
-    was left behind.
+    Normal access with locks works only if another process that can write has the file open. If
+    none has, the file does not change, so it is read without locks, with a leftover log if there
+    is one.
     """
     uri = f"{path.absolute().as_uri()}?mode=ro"
     log = Path(f"{path}-wal")
-    ways = ["", "&vfs=unix-none" if log.exists() and log.stat().st_size else "&immutable=1"]
-    for way in ways:
-        connection = _connection(uri + way, BUSY_SECONDS)
+    modes = ["", "&vfs=unix-none" if log.exists() and log.stat().st_size else "&immutable=1"]
+    for mode in modes:
+        connection = _sqlite_connection(uri + mode, BUSY_SECONDS)
         try:
-            if way == "&vfs=unix-none":  # keeps the log's index in memory
+            if mode == "&vfs=unix-none":  # keep the log's index in memory
                 connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA user_version").fetchone()
             return connection
         except BaseException as error:
             connection.close()
             code = error.sqlite_errorcode & 0xFF if isinstance(error, sqlite3.Error) else 0
-            if way or code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            if mode or code not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
                 raise
-    raise AssertionError("the second way returns or raises")
+    raise AssertionError("the second mode returns or raises")
 
 
-def _connection(uri: str, seconds: float) -> sqlite3.Connection:
+def _sqlite_connection(uri: str, timeout: float) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        uri, uri=True, timeout=seconds, isolation_level=None, check_same_thread=False
+        uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False
     )
     connection.row_factory = sqlite3.Row
     return connection
@@ -345,6 +347,6 @@ def _connection(uri: str, seconds: float) -> sqlite3.Connection:
 
 def _make_private(path: Path) -> None:
     for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-        with contextlib.suppress(OSError):  # not there, another user's, on a read-only disk
+        with contextlib.suppress(OSError):  # missing, another user's, or on a read-only disk
             if stat.S_IMODE(file.stat().st_mode) & 0o077:
                 file.chmod(0o600)

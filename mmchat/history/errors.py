@@ -1,4 +1,4 @@
-"""Errors of SQLite and of the file system, as sentences that a person can act on."""
+"""Translates errors of SQLite and the file system into sentences for users."""
 
 import contextlib
 import errno
@@ -16,11 +16,11 @@ from mmchat.history import schema
 
 
 class MissingError(HistoryError):
-    """What was asked for does not exist, or not any more: another window may have deleted it."""
+    """There is no such row, maybe because another window deleted it."""
 
 
 class DiskFullError(HistoryError):
-    """There is no room on the disk; what was there before stays."""
+    """The disk is full; existing data is kept."""
 
 
 _DAMAGED = (
@@ -28,7 +28,7 @@ _DAMAGED = (
     "backup in its place, or start again without it."
 )
 _FULL = (
-    "The disk is full: {path} could not grow, and what was there stays. Free some space, or "
+    "The disk is full: {path} could not grow. Nothing that was saved is lost. Free some space, or "
     "delete conversations, and try again."
 )
 _UNWRITABLE = (
@@ -43,26 +43,26 @@ _SENTENCES = {
     sqlite3.SQLITE_CANTOPEN: "The history file {path} cannot be opened: make the file and its "
     "folder readable and writable for you, or set MMCHAT_HOME to a folder that is.",
     sqlite3.SQLITE_BUSY: "The history file {path} is locked by another program: end that program "
-    "(a backup or a database browser, perhaps) and try again.",
+    "(maybe a backup or a database browser) and try again.",
     sqlite3.SQLITE_LOCKED: "The history file {path} is locked by another program: end that "
     "program and try again.",
-    sqlite3.SQLITE_TOOBIG: "That is too large for the history ({path}): it takes up to 1 GB in "
-    "one piece. Make it smaller.",
-    sqlite3.SQLITE_IOERR: "The disk reported an error on {path} ({name}), and what was there "
-    "stays: check the disk and try again.",
+    sqlite3.SQLITE_TOOBIG: "That is too large for the history ({path}): the limit is 1 GB. Make it "
+    "smaller.",
+    sqlite3.SQLITE_IOERR: "The disk reported an error on {path} ({name}). Nothing that was "
+    "saved is lost: check the disk and try again.",
 }
 
 
-_OF_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+_DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 
 class DamagedError(Exception):
-    """Rows contradict each other; becomes a HistoryError in `translate_errors`."""
+    """Rows are inconsistent; `translate_errors` turns it into a HistoryError."""
 
 
 @contextlib.contextmanager
 def translate_errors(path: Path) -> Iterator[None]:
-    """Turns errors that a person can act on into HistoryError; others are bugs and pass."""
+    """Turns errors that a user can fix into HistoryError; others are bugs and pass through."""
     try:
         yield
     except sqlite3.Error as error:
@@ -86,8 +86,8 @@ def translate_errors(path: Path) -> Iterator[None]:
         msgspec.ValidationError,
     ) as error:
         raise damaged(path) from error
-    except OverflowError as error:  # a number past 64 bits, which only a person can have typed
-        raise HistoryError("There is nothing with that number in the history.") from error
+    except OverflowError as error:  # a number over 64 bits, which a user typed
+        raise HistoryError("There is nothing with this number in the history.") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(path) from error
@@ -99,7 +99,7 @@ def translate_errors(path: Path) -> Iterator[None]:
 
 
 def _is_damaged(path: Path) -> bool:
-    """Whether the file is the reason of an error that could also be a mistake in our statements."""
+    """Whether a damaged file caused an error that could also be a bug in our SQL."""
     uri = f"{path.absolute().as_uri()}?mode=rw"
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
@@ -113,7 +113,7 @@ def _is_damaged(path: Path) -> bool:
         return True
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", None)  # a text that is not valid UTF-8 has none
-        return code is None or code & 0xFF in _OF_DAMAGE
+        return code is None or code & 0xFF in _DAMAGE_CODES
 
 
 def damaged(path: Path) -> HistoryError:
@@ -125,7 +125,7 @@ def disk_full(path: Path) -> DiskFullError:
 
 
 def is_full(error: sqlite3.Error, path: Path) -> bool:
-    """Whether a full disk is the reason: for its log and index SQLite reports other errors."""
+    """Whether a full disk caused the error: for its log and index, SQLite reports other errors."""
     code = getattr(error, "sqlite_errorcode", 0)
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
         return True
@@ -133,10 +133,10 @@ def is_full(error: sqlite3.Error, path: Path) -> bool:
 
 
 def free_space(path: Path) -> int:
-    """Bytes that the disk of `path` has left for us; 0 if it takes no more files."""
+    """Free bytes on the disk of `path`; 0 if no file can be created."""
     try:
         disk = os.statvfs(path.parent)
     except OSError:
-        return sys.maxsize  # whoever writes gets the error that says why
-    takes_files = disk.f_files == 0 or disk.f_favail > 0
-    return disk.f_bavail * disk.f_frsize if takes_files else 0
+        return sys.maxsize  # a later write reports the error
+    can_create = disk.f_files == 0 or disk.f_favail > 0
+    return disk.f_bavail * disk.f_frsize if can_create else 0

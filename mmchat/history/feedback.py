@@ -1,4 +1,4 @@
-"""What the person thinks: ratings, corrections and tags, and what can be learned from them."""
+"""Ratings, corrections and tags, and the training examples from them."""
 
 import sqlite3
 import time
@@ -21,13 +21,13 @@ _JOINERS = str.maketrans("", "", "\u200c\u200d")  # parts of words and of emoji
 
 
 class Feedback:
-    """The part of `History` that keeps them; its methods raise the same errors."""
+    """The part of `History` for feedback; its methods raise the same errors."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def rate(self, message_id: int, rating: Rating | None) -> Message:
-        """Stores what the person thinks of an answer; None removes it.
+        """Stores the rating of an answer; None removes it.
 
         Raises:
             HistoryError: it is not an answer, or is still being written.
@@ -37,10 +37,10 @@ class Feedback:
             return self._read(connection, message_id)
 
     def correct(self, message_id: int, text: str) -> Message:
-        """Stores `text` as what an answer should have been: a sibling of the answer, and the head.
+        """Stores `text` as the correction of an answer: a sibling of the answer, and the new head.
 
-        The answer stays as it was. If `text` is the same as the answer, nothing is stored, and
-        the answer is returned.
+        The answer itself is not changed. If `text` equals the answer, nothing is stored, and the
+        answer is returned.
 
         Raises:
             HistoryError: it is not an answer, or is still being written, or `text` is empty.
@@ -52,12 +52,12 @@ class Feedback:
     def ratings(self, conversation_id: int) -> dict[int, Rating]:
         """The ratings in a conversation, by message id."""
         with self._database.read() as connection:
-            rated = connection.execute(
+            ratings = connection.execute(
                 "SELECT m.id, r.rating FROM message m JOIN rating r ON r.message_id = m.id"
                 " WHERE m.conversation_id = ?",
                 (conversation_id,),
             )
-            return dict(map(tuple, rated))
+            return dict(map(tuple, ratings))
 
     def tag(self, conversation_id: int, name: str) -> Conversation:
         """Adds a tag to a conversation: one word, stored in lower case.
@@ -108,11 +108,11 @@ class Feedback:
         conversations: Collection[int] = (),
         tags: Collection[str] = (),
     ) -> list[TrainingExample]:
-        """The answers that can be learned from, in the order of their conversations (training_examples.py).
+        """The answers to train on, in the order of their conversations (training_examples.py).
 
-        since, until: when an answer was rated or corrected, whichever came last; `until` itself is
-        not included. conversations, tags: only from these conversations, and from those that have
-        one of these tags; all if empty.
+        since, until: the range of the time of the rating or correction, whichever is later; `until`
+        is exclusive. conversations, tags: only these conversations, and only those with one of
+        these tags; all if empty.
 
         Raises:
             HistoryError: a tag is not valid.
@@ -150,9 +150,9 @@ def _rate(connection: sqlite3.Connection, message: Message, rating: Rating | Non
 
 
 def _correct(connection: sqlite3.Connection, message: Message, text: str) -> int:
-    """Adds the person's answer beside `message`, as the head; returns its id.
+    """Adds the correction of `message` as the head; returns its id.
 
-    If nothing changes, the id is that of `message`. Raises HistoryError if it is not an answer or
+    If nothing changes, returns the id of `message`. Raises HistoryError if it is not an answer or
     is still being written, or if `text` is empty.
     """
     _require_answer(message)
@@ -185,13 +185,18 @@ def _require_answer(message: Message) -> None:
 
 
 def tag_name(name: str) -> str:
-    """A tag as it is stored: one word in lower case, without a # before it.
+    """Normalizes a tag: one word in lower case, without a leading #.
 
-    Raises HistoryError for anything else.
+    Raises HistoryError if it is not a tag.
     """
     word = unicodedata.normalize("NFC", clean(name, keep_newlines=False).lstrip("# ").lower())
-    seen = word.translate(_JOINERS)
-    if not seen or len(word) > _TAG_LENGTH or not seen.isprintable() or set(word) & set(" ,;"):
+    visible = word.translate(_JOINERS)
+    if (
+        not visible
+        or len(word) > _TAG_LENGTH
+        or not visible.isprintable()
+        or set(word) & set(" ,;")
+    ):
         raise HistoryError(
             f"“{clean(name[:60], keep_newlines=False)}” is not a tag. A tag is one word of up to "
             f"{_TAG_LENGTH} letters, such as birds or red-kites."
@@ -201,7 +206,7 @@ def tag_name(name: str) -> str:
 
 def tags(connection: sqlite3.Connection) -> dict[str, int]:
     """The number of conversations with each tag, the most used first."""
-    rows = connection.execute(
+    counts = connection.execute(
         "SELECT name, count(*) FROM tag GROUP BY name ORDER BY count(*) DESC, name"
     )
-    return msgspec.convert(dict(map(tuple, rows)), dict[str, int])
+    return msgspec.convert(dict(map(tuple, counts)), dict[str, int])

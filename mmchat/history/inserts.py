@@ -1,4 +1,4 @@
-"""Adds rows, within the caller's transaction."""
+"""Inserts rows within the caller's transaction."""
 
 import enum
 import sqlite3
@@ -8,7 +8,7 @@ from typing import Literal
 from mmchat.history import rows
 from mmchat.history.errors import MissingError
 from mmchat.history.text import UNSPACED, storable, title_of
-from mmchat.history.types import Role, State
+from mmchat.history.types import MessageState, Role
 
 
 class _Head(enum.Enum):
@@ -35,12 +35,12 @@ def add_message(
     conversation_id: int,
     parent: Parent,
     role: Role,
-    state: State = "complete",
+    state: MessageState = "complete",
     text: str = "",
     error: str = "",
     writer: str | None = None,
 ) -> int:
-    """Adds a message; it becomes the head, and a person's first text becomes the title."""
+    """Adds a message; it becomes the head, and the first user text becomes the title."""
     conversation = rows.conversation(connection, conversation_id)
     parent_id = conversation.head_id if parent is HEAD else parent
     if parent_id is not None and parent_id != conversation.head_id:

@@ -1,4 +1,4 @@
-"""Pictures in the file: their bytes are stored once, by sha256; each message has its own name."""
+"""Stores pictures: the bytes once, by sha256, and a name for each message."""
 
 import sqlite3
 import time
@@ -12,7 +12,7 @@ _UNSENT_SECONDS = 24 * 3600.0
 
 
 def put(connection: sqlite3.Connection, image: StoredImage, data: bytes) -> None:
-    """Stores `data`; if it is there already, only its name and time change."""
+    """Stores `data`; if it exists already, updates its name and time."""
     connection.execute(
         """
         INSERT INTO image (sha256, mime, width, height, size, name, added, data)
@@ -41,7 +41,7 @@ def data(connection: sqlite3.Connection, sha256: str) -> bytes:
 
 
 def attach(connection: sqlite3.Connection, message_id: int, hashes: Sequence[str]) -> None:
-    """Attaches pictures to a message, in order, under the names they have now."""
+    """Attaches pictures to a message, in order, under their current names."""
     for position, sha256 in enumerate(hashes):
         attached = connection.execute(
             "INSERT INTO message_image (message_id, position, sha256, name)"
@@ -52,11 +52,11 @@ def attach(connection: sqlite3.Connection, message_id: int, hashes: Sequence[str
             raise _missing(sha256)
 
 
-def collect(connection: sqlite3.Connection, last_uses: dict[str, float]) -> None:
-    """Removes pictures that no message has: those of `last_uses`, and old ones never sent.
+def collect_unused(connection: sqlite3.Connection, last_uses: dict[str, float]) -> None:
+    """Removes unused pictures: those in `last_uses`, and old ones that were never sent.
 
     A picture that was added again after its last use is about to be sent from another window, and
-    stays.
+    is kept.
     """
     unused = "NOT EXISTS (SELECT 1 FROM message_image a WHERE a.sha256 = image.sha256)"
     connection.executemany(
@@ -79,5 +79,5 @@ def last_uses(connection: sqlite3.Connection, conversation_id: int) -> dict[str,
 
 def _missing(sha256: str) -> HistoryError:
     return HistoryError(
-        f"The history holds no picture {storable(sha256)[:12]}: attach it again from its file."
+        f"The history has no picture {storable(sha256)[:12]}: attach it again from its file."
     )

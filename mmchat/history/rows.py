@@ -1,6 +1,6 @@
-"""From rows to the types that the history returns; reads only.
+"""Reads rows and converts them to the types that the history returns.
 
-The types are checked, because a damaged file can hold anything.
+The types are checked, because a damaged file can contain anything.
 """
 
 import json
@@ -52,7 +52,7 @@ m.id IN (
 def conversations(
     connection: sqlite3.Connection, rest: str, values: Iterable[object]
 ) -> list[Conversation]:
-    """The conversations (alias `c`) that `rest`, a WHERE or ORDER BY, chooses."""
+    """The conversations (alias `c`) for the SQL in `rest`, a WHERE or ORDER BY."""
     found = connection.execute(_CONVERSATIONS + rest, tuple(values))
     return [
         msgspec.convert({**dict(row), "tags": _from_json(row["tags"])}, Conversation)
@@ -75,10 +75,10 @@ def messages(
     values: Iterable[object],
     is_gone: Callable[[str], bool],
 ) -> list[Message]:
-    """The messages (alias `m`) that `where` chooses, parents before children.
+    """The messages (alias `m`) for the condition `where`, parents before children.
 
-    An answer that streams has the text of its chunks; if its writer `is_gone`, it is interrupted,
-    whether or not the file says so yet.
+    A streaming answer has the text of its chunks; if its writer `is_gone`, it is interrupted, even
+    if the file does not say so yet.
     """
     rows = connection.execute(f"{_MESSAGES} WHERE {where} ORDER BY m.id", tuple(values)).fetchall()
     pictures = _pictures(connection, [row["id"] for row in rows])
@@ -111,7 +111,7 @@ def message(
 
 
 def chunks(connection: sqlite3.Connection, message_id: int) -> str:
-    """What a streaming answer holds so far."""
+    """The text of a streaming answer so far."""
     select = "SELECT text FROM chunk WHERE message_id = ? ORDER BY number"
     return "".join(row["text"] for row in connection.execute(select, (message_id,)))
 

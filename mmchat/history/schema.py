@@ -1,8 +1,8 @@
-"""The tables, version by version.
+"""The tables, as migrations.
 
-A step never changes once it is released, because people's files have gone through it. Each step
-holds all of its SQL and uses nothing of the program that could change later. It sets
-`user_version`, which tells at one read whether a file is current.
+A migration never changes once it is released, because existing files have gone through it. It
+contains all of its SQL, so that later changes of the program do not affect it. It sets
+`user_version`, which shows whether a file is current.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from sqlite_utils import Database
 
 VERSION = 2
-APPLICATION_ID = 0x6D6D6368  # "mmch": tells our files from other programs' databases
+APPLICATION_ID = 0x6D6D6368  # "mmch": identifies our files
 
 # Ids are never reused (AUTOINCREMENT): a window that still shows a deleted conversation must not
-# write into a new one. `parent_id` does not cascade: a chain of 1,000 messages would exceed
-# SQLite's limit of nested triggers.
+# write into a new one. `parent_id` does not cascade, because a chain of 1,000 messages would
+# exceed SQLite's limit on nested triggers.
 _FIRST = (
     """
     CREATE TABLE conversation (
@@ -31,8 +31,8 @@ _FIRST = (
     """,
     "CREATE INDEX conversation_updated ON conversation(updated)",
     "CREATE INDEX conversation_head ON conversation(head_id)",
-    # `writer` names the process that streams it (lock.py); `unspaced` means that the text has
-    # scripts without spaces, and is in the trigram index, too.
+    # `writer` identifies the process that streams it (lock.py); `unspaced` means that the text has
+    # scripts without spaces and is also in the trigram index.
     """
     CREATE TABLE message (
       id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -78,7 +78,7 @@ _FIRST = (
       tokens_per_second REAL
     ) STRICT
     """,
-    # The bytes come last, so that reading the other columns does not read them.
+    # The bytes are last, so that reading the other columns does not read them.
     """
     CREATE TABLE image (
       sha256 TEXT PRIMARY KEY,
@@ -91,7 +91,7 @@ _FIRST = (
       data BLOB NOT NULL
     ) STRICT
     """,
-    # Each message has its own name: the same picture may be attached under two names.
+    # A name per message: the same picture may be attached under two names.
     """
     CREATE TABLE message_image (
       message_id INTEGER NOT NULL REFERENCES message(id) ON DELETE CASCADE,
@@ -113,9 +113,9 @@ _FIRST = (
     CREATE VIRTUAL TABLE message_trigrams USING fts5(
       text, content='message_of_parts', content_rowid='id', tokenize='trigram')
     """,
-    # Words of one or two characters have no trigram: for them, these texts are read.
+    # Words of one or two characters have no trigram, so these texts are read instead.
     "CREATE INDEX message_unspaced ON message(id) WHERE unspaced",
-    # A message enters the search once, when its text is final.
+    # A message is indexed once, when its text is final.
     """
     CREATE TRIGGER words_insert AFTER INSERT ON message WHEN new.state <> 'streaming' BEGIN
       INSERT INTO message_words(rowid, text) VALUES (new.id, new.text);
@@ -154,7 +154,7 @@ _FIRST = (
     "PRAGMA user_version = 1",
 )
 
-# Few messages have one, so they have their own tables, and the other rows stay as they were.
+# Few messages have these, so they are in tables of their own.
 _SECOND = (
     """
     CREATE TABLE rating (
@@ -163,7 +163,7 @@ _SECOND = (
       rated REAL NOT NULL
     ) STRICT
     """,
-    # An answer that the person wrote, and the message that it replaces.
+    # An answer that the user wrote, and the message that it corrects.
     """
     CREATE TABLE correction (
       message_id INTEGER PRIMARY KEY REFERENCES message(id) ON DELETE CASCADE,
@@ -197,13 +197,13 @@ def _second(db: "Database") -> None:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Brings an empty or older database to `VERSION`: all steps, or none.
+    """Migrates an empty or older database to `VERSION`, completely or not at all.
 
-    The caller holds the lock file. sqlite-utils would begin each step with a deferred
-    transaction, which fails at once if another program writes in between; inside our transaction
-    its steps are savepoints.
+    The caller holds the lock file. sqlite-utils would begin each migration with a deferred
+    transaction, which fails if another program writes in between; inside our transaction, they
+    are savepoints.
     """
-    # sqlite-utils takes 0.1 to 0.5 s to import, which only a new or old file needs.
+    # sqlite-utils takes 0.1 to 0.5 s to import, and only a new or old file needs it.
     from sqlite_utils import Database
     from sqlite_utils.migrations import Migrations
 
@@ -223,9 +223,9 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 
 def is_whole(connection: sqlite3.Connection) -> bool:
-    """Whether a file of this version has its tables, indexes and triggers as they were created.
+    """Whether a file of this version has all tables, indexes and triggers, unchanged.
 
-    True for another version.
+    True for any other version.
     """
     if connection.execute("PRAGMA user_version").fetchone()[0] != VERSION:
         return True
@@ -236,7 +236,7 @@ def is_whole(connection: sqlite3.Connection) -> bool:
 
 
 def set_merging(connection: sqlite3.Connection, *, on: bool) -> None:
-    """Whether changes to the indexes of words merge their segments (the default), or only add."""
+    """Sets whether changes to the word indexes merge segments (the default) or only add some."""
     for table in _INDEXES:
         for option, value in (("automerge", 4 if on else 0), ("crisismerge", 16 if on else 1_999)):
             insert = f"INSERT INTO {table}({table}, rank) VALUES (?, ?)"
@@ -244,14 +244,14 @@ def set_merging(connection: sqlite3.Connection, *, on: bool) -> None:
 
 
 def check_indexes(connection: sqlite3.Connection) -> None:
-    """Raises sqlite3.Error if an index of words does not match the messages. Starts a transaction."""
+    """Raises sqlite3.Error if a word index does not match the messages. Starts a transaction."""
     for table in _INDEXES:
         connection.execute(f"INSERT INTO {table}({table}) VALUES ('integrity-check')")
 
 
 def _definitions(connection: sqlite3.Connection) -> dict[str, str]:
     found = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
-    # The tables of FTS5 itself (NAME_data and so on) differ between its versions.
+    # FTS5's own tables (NAME_data and so on) differ between its versions.
     return {
         name: " ".join(sql.split())
         for name, sql in found

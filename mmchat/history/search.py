@@ -1,16 +1,16 @@
-"""From what a person typed to the messages that have it.
+"""Searches the messages.
 
-A message has to have all words of the query: whole, without regard to case and accents, the last
-one as a beginning. Symbols count (`C++`), punctuation does not (query.py). If the query has a
-script without spaces, each of its words is looked for as a part of the text (case does not
-matter, accents do), in the messages that have such a script.
+A message must have all words of the query: whole words, ignoring case and accents; the last word
+may be incomplete. Symbols count (`C++`), punctuation does not (query.py). If the query has a
+script without spaces, each of its words is searched as a substring (ignoring case, but not
+accents) in the messages with such a script.
 
-Common words are in most messages, and ranking all of those takes seconds in a large history: only
-the newest 2,000 that match are ranked (bm25), and only those that are shown get a snippet. No
-index has symbols: they are searched in the newest 10,000 messages that have the query's words or,
-if it has no words, in the newest 100,000 messages.
+Common words are in most messages, and ranking all of them takes seconds in a large history. So
+only the newest 2,000 matches are ranked (bm25), and only the results get a snippet. Symbols are
+not indexed: they are searched in the newest 10,000 messages with the query's words or, if it has
+no words, in the newest 100,000 messages.
 
-A title that a person gave is not in any message: conversations with a matching title come first,
+A title that the user gave is not in any message. Conversations with a matching title come first,
 unless one of their messages was found.
 """
 
@@ -21,40 +21,40 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from mmchat.history.errors import DamagedError
-from mmchat.history.query import Word, all_of, quoted, words_of
-from mmchat.history.text import composed, folded
-from mmchat.history.titles import of_titles
+from mmchat.history.query import Word, match_all, parse_query, quote
+from mmchat.history.text import composed, fold_text
+from mmchat.history.titles import search_titles
 from mmchat.history.types import Hit
 
-_RANKED = 2_000
-_READ = 10_000  # messages that have the words, read to see whether they have the symbols
-_READ_OF_ALL = 100_000  # messages, if there are only symbols to look for
-_AROUND = 120  # characters of a snippet on each side of the first mark
+_MAX_RANKED = 2_000
+_MAX_READ = 10_000  # messages with the words, which are read to search for the symbols
+_MAX_READ_SYMBOLS_ONLY = 100_000
+_CONTEXT = 120  # characters of a snippet on each side of the first mark
 
 _Marks = tuple[tuple[int, int], ...]
 
 
 def search(connection: sqlite3.Connection, query: str, limit: int) -> list[Hit]:
-    """The best `limit` messages for any string; none if it has no word."""
-    words = words_of(query)
+    """The best `limit` messages for any query; empty if it has no word."""
+    words = parse_query(query)
     if not words or limit < 1:
         return []
     if any(word.unspaced for word in words):
-        hits = _by_parts(connection, words, limit)
+        hits = _search_substrings(connection, words, limit)
     elif any(word.symbols for word in words):
-        hits = _by_symbols(connection, words, limit)
+        hits = _search_symbols(connection, words, limit)
     else:
-        hits = _by_words(connection, words, limit)
+        hits = _search_words(connection, words, limit)
     known = {hit.conversation_id for hit in hits}
-    titled = of_titles(connection, words, known, max(1, limit // 2))
+    titled = search_titles(connection, words, known, max(1, limit // 2))
     return [*titled, *hits][:limit]
 
 
-def _by_words(connection: sqlite3.Connection, words: Sequence[Word], limit: int) -> list[Hit]:
-    match = all_of(words)
+def _search_words(connection: sqlite3.Connection, words: Sequence[Word], limit: int) -> list[Hit]:
+    match = match_all(words)
     if not match:
         return []
-    # Marks that no text can contain, by accident or on purpose.
+    # Marks that no text contains, by accident or on purpose.
     start, end = f"<{secrets.token_hex(8)}>", f"<{secrets.token_hex(8)}>"
     hits = []
     for message_id in _best(connection, "message_words", match, "", (), limit):
@@ -63,27 +63,27 @@ def _by_words(connection: sqlite3.Connection, words: Sequence[Word], limit: int)
             " WHERE message_words MATCH ? AND rowid = ?",
             (start, end, match, message_id),
         ).fetchone()
-        hits.append(_hit(connection, message_id, *_unmarked(marked, start, end)))
+        hits.append(_hit(connection, message_id, *_remove_marks(marked, start, end)))
     return hits
 
 
-def _by_symbols(connection: sqlite3.Connection, words: Sequence[Word], limit: int) -> list[Hit]:
-    """Finds the words in the index, and the symbols by reading the texts."""
+def _search_symbols(connection: sqlite3.Connection, words: Sequence[Word], limit: int) -> list[Hit]:
+    """Searches the words in the index, and the symbols by reading the texts."""
     patterns = [re.compile(word.pattern()) for word in words]
     symbols = sorted({word.symbols for word in words} - {""})
     where = " AND ".join(["instr(m.text, ?)"] * len(symbols))
-    match = all_of(words)
+    match = match_all(words)
     if match:
         spelled = [re.compile(word.pattern()) for word in words if word.indexed and word.symbols]
         if spelled:
             where += " AND has_all(m.text)"
             connection.create_function(
-                "has_all", 1, lambda text: all(one.search(folded(text)) for one in spelled)
+                "has_all", 1, lambda text: all(one.search(fold_text(text)) for one in spelled)
             )
         oldest = connection.execute(
             "SELECT rowid FROM message_words WHERE message_words MATCH ?"
             " ORDER BY rowid DESC LIMIT 1 OFFSET ?",
-            (match, _READ),
+            (match, _MAX_READ),
         ).fetchone()
         where += " AND m.id > ?"
         values = [*symbols, oldest[0] if oldest else 0]
@@ -91,7 +91,7 @@ def _by_symbols(connection: sqlite3.Connection, words: Sequence[Word], limit: in
     else:
         found = _newest(
             connection,
-            f"m.id > (SELECT max(id) FROM message) - {_READ_OF_ALL} AND {where}",
+            f"m.id > (SELECT max(id) FROM message) - {_MAX_READ_SYMBOLS_ONLY} AND {where}",
             symbols,
             limit,
         )
@@ -99,15 +99,17 @@ def _by_symbols(connection: sqlite3.Connection, words: Sequence[Word], limit: in
     hits = []
     for message_id in found:
         text = composed(_text(connection, message_id))
-        hits.append(_hit(connection, message_id, *_around(text, folded(text), places)))
+        hits.append(_hit(connection, message_id, *_snippet(text, fold_text(text), places)))
     return hits
 
 
-def _by_parts(connection: sqlite3.Connection, words: Sequence[Word], limit: int) -> list[Hit]:
-    """Finds words of three or more characters in the trigram index, shorter ones by reading.
+def _search_substrings(
+    connection: sqlite3.Connection, words: Sequence[Word], limit: int
+) -> list[Hit]:
+    """Searches words of three or more characters in the trigram index, shorter ones by reading.
 
-    If every word is shorter, the texts are read from the newest on until there are enough hits:
-    quick for a common word, and for a rare one a pass over all messages with such a script.
+    If all words are shorter, the texts are read from the newest on until there are enough hits:
+    fast for a common word, but a scan of all messages with such a script for a rare one.
     """
     parts = [word.text for word in words]
     long = [part for part in parts if len(part) >= 3]
@@ -119,7 +121,7 @@ def _by_parts(connection: sqlite3.Connection, words: Sequence[Word], limit: int)
             values += sorted(spellings)
     where = " AND ".join(conditions)
     if long:
-        match = " AND ".join(map(quoted, long))
+        match = " AND ".join(map(quote, long))
         found = _best(connection, "message_trigrams", match, where, values, limit)
     else:
         found = _newest(connection, where, values, limit)
@@ -127,7 +129,7 @@ def _by_parts(connection: sqlite3.Connection, words: Sequence[Word], limit: int)
     hits = []
     for message_id in found:
         text = _text(connection, message_id)
-        hits.append(_hit(connection, message_id, *_around(text, text, places)))
+        hits.append(_hit(connection, message_id, *_snippet(text, text, places)))
     return hits
 
 
@@ -139,14 +141,14 @@ def _best(
     values: Iterable[object],
     limit: int,
 ) -> list[int]:
-    """The ids of the best among the newest messages that match and meet `where` (alias `m`)."""
+    """The ids of the best of the newest messages that match and meet `where` (alias `m`)."""
     source = f"FROM {table} f WHERE {table} MATCH ?"
     if where:
         source = (
             f"FROM {table} f JOIN message m ON m.id = f.rowid WHERE {table} MATCH ? AND {where}"
         )
     newest = connection.execute(
-        f"SELECT f.rowid {source} ORDER BY f.rowid DESC LIMIT ?", (match, *values, _RANKED)
+        f"SELECT f.rowid {source} ORDER BY f.rowid DESC LIMIT ?", (match, *values, _MAX_RANKED)
     ).fetchall()
     if not newest:
         return []
@@ -176,14 +178,14 @@ def _text(connection: sqlite3.Connection, message_id: int) -> str:
     return text
 
 
-def _around(text: str, searched: str, places: re.Pattern[str]) -> tuple[str, _Marks]:
-    """The text around the first of the `places`, and the positions of all places in it.
+def _snippet(text: str, searched: str, places: re.Pattern[str]) -> tuple[str, _Marks]:
+    """The text around the first match of `places`, and the positions of all matches in it.
 
-    searched: `text` in the form that `places` match, with the same length.
+    searched: `text` as it is matched, with the same length.
     """
     first = places.search(searched)
     middle = first.start() if first else 0
-    low, high = max(0, middle - _AROUND // 4), min(middle + _AROUND, len(text))
+    low, high = max(0, middle - _CONTEXT // 4), min(middle + _CONTEXT, len(text))
     before = "…" if low else ""
     line = before + text[low:high] + ("…" if high < len(text) else "")
     shift = len(before) - low
@@ -194,8 +196,8 @@ def _around(text: str, searched: str, places: re.Pattern[str]) -> tuple[str, _Ma
     return line, marks
 
 
-def _unmarked(marked: str, start: str, end: str) -> tuple[str, _Marks]:
-    """The text around the first mark, and the positions of the marks in it."""
+def _remove_marks(marked: str, start: str, end: str) -> tuple[str, _Marks]:
+    """Removes the marks: the text around the first one, and their positions in it."""
     text, *pieces = marked.split(start)
     places: list[tuple[int, int]] = []
     for piece in pieces:
@@ -203,13 +205,13 @@ def _unmarked(marked: str, start: str, end: str) -> tuple[str, _Marks]:
         places.append((len(text), len(text) + len(inside)))
         text += inside + after
     # A word may be megabytes long.
-    low = max(0, places[0][0] - _AROUND) if places else 0
-    line = text[low : low + 2 * _AROUND]
+    low = max(0, places[0][0] - _CONTEXT) if places else 0
+    line = text[low : low + 2 * _CONTEXT]
     return line, tuple((begin - low, stop - low) for begin, stop in places)
 
 
 def _hit(connection: sqlite3.Connection, message_id: int, line: str, marks: _Marks) -> Hit:
-    # Character by character, so that the marks stay right.
+    # Character by character, so that the positions stay correct.
     line = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in line).rstrip()
     row = connection.execute(
         "SELECT m.conversation_id, c.title, m.role, m.created FROM message m"

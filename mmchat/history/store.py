@@ -1,17 +1,15 @@
-"""The history: what is kept, and what survives which crash.
+"""The history, and its guarantees:
 
 - When a method returns, its change is committed. Killing the process (`kill -9`, out of memory)
-  loses nothing that was acknowledged; an answer that was streaming is read as interrupted, with
-  every chunk whose `append` returned.
-- A power cut or a crash of the operating system may lose the last moments (`synchronous=NORMAL`
-  with write-ahead logging), but never the file: it opens in an earlier state. To keep those
-  moments, too, every answer would stutter while each chunk waits for the disk.
-- On a full disk a method raises; everything before it stays and can be read, and deleting works.
-- Several windows and processes may read and write at the same time. One that dies is noticed by
-  its lock file (lock.py), so an answer that another window is still writing is never taken for an
-  abandoned one.
+  loses nothing that was acknowledged; a streaming answer is read as interrupted, with every chunk
+  whose `append` returned.
+- A power cut or an operating system crash may lose the last changes (`synchronous=NORMAL` with
+  write-ahead logging), but never the file. Otherwise every chunk would have to wait for the disk.
+- On a full disk a method raises; existing data is kept and can be read, and deleting works.
+- Several windows and processes may read and write at the same time. One that dies is detected by
+  its lock file (lock.py), so the answer of a living one is never treated as abandoned.
 
-Only the owner can read the file. Deleting something gives its space back to the disk.
+Only the owner can read the file. Deleting something frees its space on the disk.
 """
 
 import contextlib
@@ -25,33 +23,41 @@ from typing import Any
 
 from mmchat.errors import HistoryError
 from mmchat.history import inserts, lock, pictures, rows
-from mmchat.history.answer import Answer, fold_abandoned, put_origin
+from mmchat.history.answer import Answer, interrupt_abandoned, put_origin
 from mmchat.history.database import Database
 from mmchat.history.errors import DiskFullError, MissingError, translate_errors
 from mmchat.history.feedback import Feedback, tag_name
-from mmchat.history.figures import figures
 from mmchat.history.inserts import HEAD, Parent
 from mmchat.history.search import search
+from mmchat.history.stats import read_stats
 from mmchat.history.text import storable
-from mmchat.history.types import Conversation, Hit, Message, Origin, Role, State, StoredImage
+from mmchat.history.types import (
+    Conversation,
+    Hit,
+    Message,
+    MessageState,
+    Origin,
+    Role,
+    StoredImage,
+)
 
 
 class History(Feedback):
-    """All conversations and pictures; each window opens it once, and closes it at the end.
+    """All conversations and pictures; each window opens it once and closes it at the end.
 
-    Any thread may call any method; they take turns. Methods raise HistoryError for what a person
-    can fix: no such conversation, a full disk, a damaged or locked file.
+    It is thread-safe. Methods raise HistoryError for what a user can fix: no such conversation, a
+    full disk, a damaged or locked file.
     """
 
     def __init__(self, database: Database) -> None:
-        """For `open`, which prepares the file."""
+        """Use `open`, which prepares the file."""
         super().__init__(database)
         self._writer: lock.WriterLock | None = None
         self._answers: set[Answer] = set()
 
     @classmethod
     def open(cls, path: Path | None = None) -> "History":
-        """Opens the history at `path`, by default the person's own; creates it if there is none.
+        """Opens the history at `path`, by default the user's own; creates it if there is none.
 
         Raises:
             HistoryError: the file cannot be used, or a newer mmchat wrote it.
@@ -63,25 +69,25 @@ class History(Feedback):
         if not os.path.exists(path):  # noqa: PTH110 - False also for a folder that cannot be entered
             private_dir(path.parent)
         history = cls(Database.open(path))
-        # This may fail on a full disk or a read-only file; an abandoned answer is read as
-        # interrupted without it, too.
+        # This may fail on a full disk or a read-only file, but abandoned answers are read as
+        # interrupted anyway.
         with contextlib.suppress(HistoryError):
-            history._clear_abandoned()
+            history._interrupt_abandoned()
         return history
 
     @property
     def file(self) -> Path:
-        """The history's file."""
+        """The database file."""
         return self._database.path
 
     def close(self) -> None:
-        """Ends what still streams as interrupted, and closes the file."""
+        """Ends streaming answers as interrupted, and closes the file."""
         for answer in tuple(self._answers):
             try:
                 answer.interrupt()
             except MissingError:  # deleted by another window
                 continue
-            except HistoryError:  # no room, or locked: they are read as interrupted anyway
+            except HistoryError:  # full disk or locked: they are read as interrupted anyway
                 break
         if self._writer is not None:
             self._writer.release()
@@ -110,9 +116,9 @@ class History(Feedback):
     def conversations(
         self, limit: int = 200, before: float | None = None, tag: str | None = None
     ) -> list[Conversation]:
-        """The newest `limit` conversations, with a `tag` those that have it.
+        """The newest `limit` conversations, or those with the `tag`.
 
-        before: the `updated` of the last one, to get those that follow it.
+        before: the `updated` of the last conversation of the previous page.
         """
         where = "c.updated < ?"
         values: list[object] = [float("inf") if before is None else before]
@@ -131,7 +137,7 @@ class History(Feedback):
             return rows.conversation(connection, conversation_id)
 
     def latest(self) -> Conversation | None:
-        """The conversation that was used last; None if there is none."""
+        """The most recently used conversation; None if there is none."""
         return next(iter(self.conversations(limit=1)), None)
 
     def rename(self, conversation_id: int, title: str) -> Conversation:
@@ -141,27 +147,27 @@ class History(Feedback):
         return self._change(conversation_id, "system", text)
 
     def delete(self, conversation_id: int) -> None:
-        """Removes a conversation, its messages and the pictures that no other one has."""
+        """Deletes a conversation, its messages and the pictures that only it uses."""
         try:
             with self._database.write(closing=True) as connection:
                 _delete(connection, conversation_id)
-        except DiskFullError:  # the log of a deletion needs room, too
+        except DiskFullError:  # the log of a deletion needs space, too
             with self._database.write_in_place() as connection:
                 _delete(connection, conversation_id)
             return
-        # It is deleted; a file that is busy now gives its space back another time.
+        # It is deleted; if the file is busy, the space is freed another time.
         with contextlib.suppress(HistoryError):
             try:
                 self._database.shrink()
             except DiskFullError:
                 with self._database.write_in_place():
-                    pass  # it shrinks the file at its end
+                    pass  # this shrinks the file
 
     def set_head(self, conversation_id: int, message_id: int) -> Conversation:
-        """Shows the branch through `message_id`, down to the newest message under it."""
+        """Switches to the branch with `message_id`, down to the newest message under it."""
         with self._database.write() as connection:
             inserts.require_message(connection, conversation_id, message_id)
-            # A child is always newer than its parent, so the newest has no child.
+            # A child is newer than its parent, so the newest has no child.
             connection.execute(
                 """
                 UPDATE conversation SET head_id = (
@@ -180,14 +186,14 @@ class History(Feedback):
     def add_image(
         self, data: bytes, *, mime: str, width: int, height: int, name: str
     ) -> StoredImage:
-        """Stores a picture's bytes, once however often they are added; messages use its sha256."""
+        """Stores a picture's bytes, only once; messages refer to its sha256."""
         image = StoredImage(hashlib.sha256(data).hexdigest(), mime, width, height, len(data), name)
         with self._database.write() as connection:
             pictures.put(connection, image, data)
         return image
 
     def image_data(self, sha256: str) -> bytes:
-        """The bytes exactly as they were added."""
+        """The original bytes of a picture."""
         with self._database.read() as connection:
             return pictures.data(connection, sha256)
 
@@ -201,19 +207,19 @@ class History(Feedback):
         *,
         parent_id: Parent = HEAD,
         images: Sequence[str] = (),
-        state: State = "complete",
+        state: MessageState = "complete",
         error: str = "",
         origin: Origin | None = None,
     ) -> Message:
         """Adds a complete message; it becomes the head.
 
-        parent_id: if it has an answer already, this one becomes a sibling; None adds a sibling of
-        the conversation's first message. images: sha256 sums of `add_image`, in order.
+        parent_id: if it has a child already, the message becomes a sibling; None adds a sibling of
+        the conversation's first message. images: sha256 hashes from `add_image`, in order.
 
-        The person's first text becomes the title of a conversation that has none.
+        The first user text becomes the title of a conversation without one.
         """
         if state == "streaming":
-            raise ValueError("an answer that streams is begun with begin_answer")
+            raise ValueError("use begin_answer for a streaming answer")
         with self._database.write() as connection:
             message_id = inserts.add_message(
                 connection, conversation_id, parent_id, role, state, text, error
@@ -226,10 +232,10 @@ class History(Feedback):
     def begin_answer(
         self, conversation_id: int, *, parent_id: Parent = HEAD, origin: Origin
     ) -> Answer:
-        """Begins an answer that grows; it becomes the head. Every reader sees it grow."""
+        """Begins a streaming answer; it becomes the head. All readers see its chunks."""
         with translate_errors(self._database.path), self._database.write() as connection:
-            begun = self._begin(connection, conversation_id, parent_id, origin)
-        return self._answer(begun)
+            begun = self._insert_answer(connection, conversation_id, parent_id, origin)
+        return self._track(begun)
 
     def say(
         self,
@@ -241,40 +247,40 @@ class History(Feedback):
         origin: Origin,
         system: str = "",
     ) -> tuple[Message, Answer]:
-        """Stores a person's message with its pictures and begins its answer, in one transaction.
+        """Stores a user message with its pictures and begins its answer, in one transaction.
 
-        Without a `conversation_id` it begins a conversation with the system prompt `system`.
+        Without a `conversation_id`, begins a conversation with the system prompt `system`.
         """
         with translate_errors(self._database.path), self._database.write() as connection:
             if conversation_id is None:
                 conversation_id = inserts.add_conversation(connection, "", system)
-            # The pictures first: one that is newer than its last message counts as not sent yet.
+            # The pictures first, because one that is newer than its last message counts as unsent.
             for image, data in images:
                 pictures.put(connection, image, data)
-            said = inserts.add_message(connection, conversation_id, parent_id, "user", text=text)
-            pictures.attach(connection, said, [image.sha256 for image, _ in images])
-            begun = self._begin(connection, conversation_id, said, origin)
-            message = self._read(connection, said)
-        return message, self._answer(begun)
+            user_id = inserts.add_message(connection, conversation_id, parent_id, "user", text=text)
+            pictures.attach(connection, user_id, [image.sha256 for image, _ in images])
+            begun = self._insert_answer(connection, conversation_id, user_id, origin)
+            message = self._read(connection, user_id)
+        return message, self._track(begun)
 
     def message(self, message_id: int) -> Message:
         with self._database.read() as connection:
             return self._read(connection, message_id)
 
     def branch(self, conversation_id: int) -> list[Message]:
-        """The conversation as it is shown, from its first message to its head."""
+        """The current branch, from the first message to the head."""
         with self._database.read() as connection:
             head_id = rows.conversation(connection, conversation_id).head_id
             return rows.messages(connection, rows.BRANCH, (head_id,), self._is_gone)
 
     def path_to(self, message_id: int) -> list[Message]:
-        """From the first message to this one, whichever branch is shown."""
+        """The messages from the first one to this one, in any branch."""
         with self._database.read() as connection:
             self._read(connection, message_id)
             return rows.messages(connection, rows.BRANCH, (message_id,), self._is_gone)
 
     def siblings(self, message_id: int) -> list[Message]:
-        """The messages with the same parent, including this one, the oldest first."""
+        """The messages with the same parent, including this one, oldest first."""
         with self._database.read() as connection:
             one = self._read(connection, message_id)
             return rows.messages(
@@ -284,21 +290,21 @@ class History(Feedback):
                 self._is_gone,
             )
 
-    # The whole
+    # The whole history
 
     def search(self, query: str, limit: int = 20) -> list[Hit]:
-        """The messages that have the words of `query`, the best first (search.py)."""
+        """The messages with the words of `query`, best first (search.py)."""
         with self._database.read() as connection:
             return search(connection, query, limit)
 
     def stats(self) -> dict[str, Any]:
-        """Counts and sizes (bytes): what `history stats` prints."""
+        """Counts and sizes in bytes, as `history stats` prints them."""
         with self._database.read() as connection:
-            return figures(connection, self._database.path)
+            return read_stats(connection, self._database.path)
 
     # Within a transaction
 
-    def _begin(
+    def _insert_answer(
         self,
         connection: sqlite3.Connection,
         conversation_id: int,
@@ -318,8 +324,8 @@ class History(Feedback):
         put_origin(connection, message_id, origin)
         return self._read(connection, message_id)
 
-    def _answer(self, begun: Message) -> Answer:
-        """The answer that `_begin` began, after the commit."""
+    def _track(self, begun: Message) -> Answer:
+        """The writer for an answer that was inserted and committed; `close` ends it."""
         answer = Answer(self._database, begun, self._is_gone, self._answers.discard)
         self._answers.add(answer)
         return answer
@@ -332,15 +338,15 @@ class History(Feedback):
             )
             return rows.conversation(connection, conversation_id)
 
-    def _clear_abandoned(self) -> None:
-        """Gives the answers of writers that died their final state."""
+    def _interrupt_abandoned(self) -> None:
+        """Ends the answers of writers that died, and removes their lock files."""
         with self._database.read() as connection:
-            streams = connection.execute(
+            streaming = connection.execute(
                 "SELECT 1 FROM message WHERE state = 'streaming'"
             ).fetchone()
-        if streams:
+        if streaming:
             with self._database.write() as connection:
-                fold_abandoned(connection, self._is_gone)
+                interrupt_abandoned(connection, self._is_gone)
         lock.sweep_writers(self._database.path)
 
 
@@ -350,4 +356,4 @@ def _delete(connection: sqlite3.Connection, conversation_id: int) -> None:
     connection.execute("UPDATE conversation SET head_id = NULL WHERE id = ?", (conversation_id,))
     connection.execute("DELETE FROM message WHERE conversation_id = ?", (conversation_id,))
     connection.execute("DELETE FROM conversation WHERE id = ?", (conversation_id,))
-    pictures.collect(connection, uses)
+    pictures.collect_unused(connection, uses)

@@ -1,4 +1,4 @@
-"""What happens to a text on its way into the file, and into a comparison."""
+"""Normalizes text for storage and for comparison."""
 
 import functools
 import re
@@ -6,8 +6,8 @@ import unicodedata
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
-# Scripts that are written without spaces, where a word can only be found as a part of a longer
-# run, and Hangul, where endings are written onto the word.
+# Scripts that are written without spaces, where a word can only be found as a substring, and
+# Hangul, where endings are attached to the word.
 UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3100-\u31bf"
     "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f"
@@ -23,8 +23,8 @@ def storable(text: str) -> str:
 
 
 def title_of(text: str) -> str:
-    """One line of up to 60 characters, cut between words if that keeps most of it."""
-    # Ten times the length is enough to cut from, however long the text is.
+    """A title of up to 60 characters in one line, cut between words if that keeps most of it."""
+    # Ten times the length is enough, however long the text is.
     line = " ".join(text[: 10 * _TITLE_LENGTH].split())
     if len(line) <= _TITLE_LENGTH:
         return line
@@ -34,12 +34,12 @@ def title_of(text: str) -> str:
 
 
 def composed(text: str) -> str:
-    """`text` with each accent in its letter, where Unicode has such a letter."""
+    """`text` in NFC: with composed accents."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
-def folded(text: str) -> str:
-    """Without case and accents, character by character: as long as the `composed` text."""
+def fold_text(text: str) -> str:
+    """`text` without case and accents, with the same length as the `composed` text."""
     return text.lower() if text.isascii() else "".join(map(_base, composed(text)))
 
 

@@ -1,14 +1,13 @@
-"""What can be learned from a history: the answers that the person approved, with their context.
+"""Selects the training examples in a history: the answers that the user approved, with context.
 
-Of an answer and its corrections, only the person's last word counts: the newest correction that
-they did not rate as bad or, if there is none, the answer itself if it was rated as good. The
-others are never learned from, and wherever one of them is in the context of a later answer, the
-last word takes its place.
+Of an answer and its corrections, only the final version counts: the newest correction that was
+not rated as bad or, if there is none, the answer itself if it was rated as good. The others are
+never trained on, and in the context of a later answer, the final version replaces them.
 
-An answer that was rated as bad and never corrected is left out of the context, too. If the
-message after it has a picture, the conversation starts there. Otherwise that message probably
-refers to what came before ("no, look at the tail"), so only the bad answer is left out, and the
-two questions become one turn, as they do when an empty answer is left out (turns.py).
+An answer that was rated as bad and never corrected is removed from the context, too. If the
+message after it has a picture, the context starts there. Otherwise that message probably refers
+to what came before ("no, look at the tail"), so only the bad answer is removed, and the two
+questions become one turn, as with an empty answer (turns.py).
 """
 
 import sqlite3
@@ -29,9 +28,9 @@ def training_examples(
     conversations: Collection[int],
     tags: Collection[str],
 ) -> list[TrainingExample]:
-    """The examples that `ratings` names (`good`, `corrected`), in the order of the conversations."""
+    """The examples with one of `ratings` (`good`, `corrected`), in the order of conversations."""
     found: list[TrainingExample] = []
-    for conversation in _with_opinions(connection):
+    for conversation in _conversations_with_feedback(connection):
         if conversations and conversation.id not in conversations:
             continue
         if tags and not set(tags) & set(conversation.tags):
@@ -39,14 +38,14 @@ def training_examples(
         messages = rows.messages(connection, _OF_CONVERSATION, (conversation.id,), is_gone)
         found += (
             example
-            for example in of_conversation(conversation, messages)
+            for example in find_examples(conversation, messages)
             if _kinds(example.answer) & set(ratings) and since <= example.when < until
         )
     return found
 
 
-def _with_opinions(connection: sqlite3.Connection) -> list[Conversation]:
-    """The conversations that hold a rating or a correction, the oldest first."""
+def _conversations_with_feedback(connection: sqlite3.Connection) -> list[Conversation]:
+    """The conversations with a rating or a correction, oldest first."""
     return rows.conversations(
         connection,
         "WHERE c.id IN (SELECT m.conversation_id FROM message m WHERE m.id IN"
@@ -55,20 +54,20 @@ def _with_opinions(connection: sqlite3.Connection) -> list[Conversation]:
     )
 
 
-def of_conversation(
+def find_examples(
     conversation: Conversation, messages: Sequence[Message]
 ) -> Iterator[TrainingExample]:
-    """The examples among all `messages` of a conversation, parents before children."""
+    """Yields the examples of a conversation. `messages` are all of its messages, in order of id."""
     by_id = {message.id: message for message in messages}
-    last_words = _last_words(messages)
+    final_versions = _final_versions(messages)
     for message in messages:
         if message.role != "assistant" or message.rating == "bad":
             continue
-        if last_words.get(message.id, message) is not message or not _kinds(message):
+        if final_versions.get(message.id, message) is not message or not _kinds(message):
             continue
         written = message.created if message.corrects is not None else None
         when = max(moment for moment in (written, message.rated) if moment is not None)
-        context = _context(_path(message, by_id), last_words)
+        context = _context(_path(message, by_id), final_versions)
         yield TrainingExample(
             "good" if message.corrects is None else "corrected",
             when,
@@ -82,14 +81,14 @@ def _kinds(message: Message) -> set[str]:
     return kinds | ({"good"} if message.rating == "good" else set())
 
 
-def _last_words(messages: Sequence[Message]) -> dict[int, Message]:
-    """For every answer that was corrected, and every correction: which of them counts.
+def _final_versions(messages: Sequence[Message]) -> dict[int, Message]:
+    """The final version of every corrected answer and every correction, by message id.
 
-    If all corrections are bad, it is the answer itself, also for the corrections.
+    If all corrections are bad, it is the answer itself.
     """
     root: dict[int, int] = {}
     last: dict[int, Message] = {message.id: message for message in messages}
-    for message in messages:  # a correction is newer than what it corrects
+    for message in messages:  # a correction comes after what it corrects
         if message.corrects is not None:
             root[message.id] = root.get(message.corrects, message.corrects)
             if message.rating != "bad":
@@ -99,7 +98,7 @@ def _last_words(messages: Sequence[Message]) -> dict[int, Message]:
 
 
 def _path(message: Message, by_id: dict[int, Message]) -> list[Message]:
-    """What came before `message`, from the first message on."""
+    """The messages before `message`, from the first one on."""
     path: list[Message] = []
     at = message.parent_id
     while at is not None:
@@ -108,9 +107,9 @@ def _path(message: Message, by_id: dict[int, Message]) -> list[Message]:
     return path[::-1]
 
 
-def _context(path: Sequence[Message], last_words: dict[int, Message]) -> list[Message]:
-    """`path` with the last words in place of others, and without bad answers."""
-    context = [last_words.get(message.id, message) for message in path]
+def _context(path: Sequence[Message], final_versions: dict[int, Message]) -> list[Message]:
+    """`path` with final versions, and without bad answers."""
+    context = [final_versions.get(message.id, message) for message in path]
     for place in range(len(context) - 1, -1, -1):
         if context[place].rating == "bad":
             following = context[place + 1 : place + 2]

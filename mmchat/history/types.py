@@ -1,14 +1,14 @@
-"""What the history returns: frozen values, never rows.
+"""The types that the history returns.
 
-Times are seconds since the Unix epoch, sizes are bytes, durations are milliseconds. Texts are as
-they were written: clean them before you show them (`mmchat.sanitize.clean`).
+Times are seconds since the Unix epoch, sizes are bytes, durations are milliseconds. Texts are
+unchanged: clean them before showing them (`mmchat.sanitize.clean`).
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["user", "assistant"]
-State = Literal["complete", "streaming", "stopped", "interrupted", "failed", "length"]
+MessageState = Literal["complete", "streaming", "stopped", "interrupted", "failed", "length"]
 Rating = Literal["good", "bad"]
 
 
@@ -23,11 +23,11 @@ class Conversation:
     system: str
     """The system prompt; empty if there is none."""
     head_id: int | None
-    """The last message of the branch that is shown; None in an empty conversation."""
+    """The last message of the current branch; None in an empty conversation."""
     messages: int
     """The number of messages in all branches."""
     last_text: str
-    """The beginning (200 characters) of the head's text."""
+    """The first 200 characters of the head's text."""
     tags: tuple[str, ...] = ()
     """In alphabetical order."""
 
@@ -42,12 +42,12 @@ class StoredImage:
     height: int
     size: int
     name: str
-    """The file's name when it was attached, to be shown."""
+    """The file name when it was attached, for display."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """How an answer was made: enough to make it again, and how long it took."""
+    """How an answer was generated: enough to reproduce it, and the timings."""
 
     model: str
     adapter: str = ""
@@ -75,40 +75,40 @@ class Message:
     parent_id: int | None
     role: Role
     text: str
-    """While it streams: what has been written so far."""
+    """While it streams: the text so far."""
     images: tuple[StoredImage, ...]
     created: float
-    state: State
+    state: MessageState
     error: str
-    """The sentence that was shown when it failed; empty otherwise."""
+    """The error message if it failed; empty otherwise."""
     origin: Origin | None
     sibling: int
     """Its number among its siblings, from 1 for the oldest."""
     siblings: int
     """The number of messages with the same parent, including this one."""
     rating: Rating | None = None
-    """What the person thinks of an answer."""
+    """The user's rating of an answer."""
     rated: float | None = None
     """When the rating was given."""
     corrects: int | None = None
-    """The message that it replaces, if it is an answer that the person wrote."""
+    """The message that it corrects, if the user wrote this answer."""
 
     @property
     def by_person(self) -> bool:
-        """Whether the person wrote it: their own message, or their correction of an answer."""
+        """Whether the user wrote it: their own message, or a correction of an answer."""
         return self.role == "user" or self.corrects is not None
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingExample:
-    """An answer that the person approved, and the conversation that led to it (training_examples.py)."""
+    """An answer that the user approved, with its context (training_examples.py)."""
 
     kind: Literal["corrected", "good"]
     when: float
-    """When the person wrote it or rated it, whichever came last."""
+    """When the user wrote or rated it, whichever is later."""
     conversation: Conversation
     messages: tuple[Message, ...]
-    """What is learned from, the answer last; not always a branch as it is shown."""
+    """The context and, last, the answer; not always an existing branch."""
 
     @property
     def answer(self) -> Message:
@@ -116,7 +116,7 @@ class TrainingExample:
 
     @property
     def whole(self) -> bool:
-        """Whether the answer is complete, and was not cut off by an accident."""
+        """Whether the answer is complete, or was stopped on purpose."""
         return self.answer.state in ("complete", "stopped") and bool(self.answer.text.strip())
 
 
@@ -129,7 +129,7 @@ class Hit:
     title: str
     role: Role
     snippet: str
-    """One line around the first place found, free of control characters."""
+    """One line around the first match, without control characters."""
     marks: tuple[tuple[int, int], ...]
-    """Where the words are in `snippet`: (start, end), as for slices."""
+    """The matches in `snippet` as (start, end), like slices."""
     created: float

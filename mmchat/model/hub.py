@@ -6,6 +6,7 @@ fetch(plan)                                                   # resumes where it
 
 import json
 import shutil
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,6 +155,18 @@ def _hub_errors(hub_id: str, revision: str) -> Iterator[None]:
             "(and unset HF_HUB_OFFLINE), then run the same command, which continues where it stopped."
         ) from error
     except OSError as error:
+        if error.filename is None and isinstance(
+            error, ssl.SSLError | FileNotFoundError | IsADirectoryError | PermissionError
+        ):
+            raise ModelError(
+                "The certificates in SSL_CERT_FILE or SSL_CERT_DIR cannot be loaded "
+                f"({error.strerror or error}): correct or unset these variables."
+            ) from error
         raise ModelError(
             f"The files of {hub_id} cannot be written ({error.strerror or error}): check the disk."
+        ) from error
+    except (ImportError, ValueError) as error:  # an invalid proxy or address
+        raise ModelError(
+            f"{hub_id} cannot be fetched with the network settings in the environment ({error}): "
+            "correct or unset HF_ENDPOINT, HTTP_PROXY, HTTPS_PROXY and ALL_PROXY."
         ) from error

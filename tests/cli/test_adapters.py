@@ -46,7 +46,7 @@ def test_show_tells_base_figures_files_and_card(mmchat: Run, birds: Path, tmp_pa
         "240",
         "projector, vision_tower",
         f"base ({card.base.hash[:12]})",
-        "no: `mmchat models add` brings it",
+        "no: add it with `mmchat models add`",
         "projector.safetensors",
         "kites.",
     ):

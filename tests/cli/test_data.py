@@ -37,7 +37,7 @@ def inspected(mmchat: Run, *arguments: str, status: int = 0) -> dict[str, Any]:
 
 def test_what_a_folder_holds(mmchat: Run, birds: Path) -> None:
     found = inspected(mmchat, str(birds))
-    assert (found["form"], found["samples"], found["bad"]) == ("a folder per class", 120, 0)
+    assert (found["format"], found["samples"], found["bad"]) == ("a folder per class", 120, 0)
     assert (found["questions"], found["pictures"], found["pictures_shown"]) == (120, 119, 120)
     assert found["classes"] == {"barn owl": 40, "owl": 40, "red kite": 40}
     assert found["copies"] == [[str(birds / "owl" / "00.png"), str(birds / "owl" / "01.png")]]
@@ -89,14 +89,14 @@ def test_problems_are_told_with_file_and_line(mmchat: Run, tmp_path: Path) -> No
     ]
     assert found["problems"][0]["about"] == "missing" and len(found["problems"]) == 34
     done = mmchat("data", "inspect", "data", **NO_MODEL)
-    assert "data/d.jsonl, line 2: the picture gone.png is not there" in done.stdout
+    assert "data/d.jsonl, line 2: the picture gone.png does not exist" in done.stdout
     assert "line 21" in done.stdout and "line 22" not in done.stdout
     assert "and 14 more (--json has all)" in done.stdout
     assert (
         "34 of 35 samples of data cannot be used" in sentence(done) and "--allow-bad" in done.stderr
     )
     assert "line 2" not in done.stderr  # each problem is listed once
-    assert done.stdout.count("the picture gone.png is not there") == 1
+    assert done.stdout.count("the picture gone.png does not exist") == 1
     assert mmchat("data", "inspect", "data", "--allow-bad", **NO_MODEL).returncode == 0
     assert inspected(mmchat, "data", "--allow-bad")["bad"] == 34
 
@@ -109,8 +109,8 @@ def test_copies_in_both_parts_of_the_datas_own_split(mmchat: Run, tmp_path: Path
     (folder / "test" / "a" / "0.png").write_bytes((folder / "train" / "a" / "0.png").read_bytes())
     found = inspected(mmchat, "birds")
     assert found["own_split"] and (found["train"], found["held_out"]) == (9, 10)
-    assert "held-out part holds it too" in found["problems"][0]["why"] and found["bad"] == 0
-    assert "by the data itself" in mmchat("data", "inspect", "birds", **NO_MODEL).stdout
+    assert "held-out split has it too" in found["problems"][0]["why"] and found["bad"] == 0
+    assert "the split in the data" in mmchat("data", "inspect", "birds", **NO_MODEL).stdout
 
 
 def test_pictures_elsewhere(mmchat: Run, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_pictures_elsewhere(mmchat: Run, tmp_path: Path) -> None:
         tmp_path / "data" / "d.jsonl", [{"image": "a.png", "conversations": llava("?", "x")}]
     )
     assert inspected(mmchat, "data", "--images", "coco")["pictures"] == 1
-    assert "a.png is not there" in inspected(mmchat, "data", status=1)["problems"][0]["why"]
+    assert "a.png does not exist" in inspected(mmchat, "data", status=1)["problems"][0]["why"]
 
 
 def test_what_looks_wrong_is_remarked_on(mmchat: Run, birds: Path) -> None:
@@ -136,7 +136,7 @@ def test_what_looks_wrong_is_remarked_on(mmchat: Run, birds: Path) -> None:
         "the picture IMG_0.HEIC has the format HEIC, which is not read: save it as PNG or JPEG"
     )
     assert found["remarks"] == [
-        "birds/films holds no pictures (1 .mov), so it is not a class.",
+        "birds/films has no pictures (1 .mov), so it is not a class.",
         "The class wren is not learned: its only picture cannot be used.",
         (
             "One picture has two different answers to the same question, and all are learned: "
@@ -146,7 +146,7 @@ def test_what_looks_wrong_is_remarked_on(mmchat: Run, birds: Path) -> None:
     done = mmchat("data", "inspect", "birds", **NO_MODEL)
     assert all(remark in done.stdout for remark in found["remarks"])
     assert sentence(done) == (
-        "4 of 124 samples of birds cannot be used: correct them, or leave them out with --allow-bad."
+        "4 of 124 samples of birds cannot be used: correct them, or skip them with --allow-bad."
     )
     rows = [line.split() for line in done.stdout.splitlines()]
     assert ["SAMPLES", "HELD", "OUT", "BAD", "KIND"] in rows and ["0", "0", "1", "wren"] in rows
@@ -180,8 +180,8 @@ def test_a_picture_that_the_model_cannot_read_is_a_problem(mmchat: Run, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere"], "There is no nowhere: name a file or folder of data."),
-        (["empty"], "empty is empty; what is read: LLaVA"),
+        (["nowhere"], "There is no nowhere: give a file or folder of data."),
+        (["empty"], "empty is empty; these are read: LLaVA"),
         (["empty", "--model", "nonsense"], "There is no model nonsense"),
         (["empty", "--images", "nowhere"], "There is no nowhere"),
         (["broken.json"], "broken.json is broken JSON in line 1, column 3"),

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("scripted_engine")
 
 
 def test_start_status_stop(mmchat: Run) -> None:
-    assert mmchat("engine", "status").stdout == "No engine runs.\n"
+    assert mmchat("engine", "status").stdout == "No engine is running.\n"
     assert json.loads(mmchat("engine", "status", "--json").stdout) == {}
     started = json.loads(mmchat("engine", "start", "--json").stdout)
     assert started["model"] == "scenes" and started["state"] == "ready"
@@ -29,7 +29,7 @@ def test_start_status_stop(mmchat: Run) -> None:
     assert "scenes" in mmchat("engine", "status").stdout
     assert mmchat("engine", "stop").stdout == "The engine has stopped.\n"
     assert not engine_lives()
-    assert mmchat("engine", "stop").stdout == "No engine runs.\n"
+    assert mmchat("engine", "stop").stdout == "No engine is running.\n"
 
 
 def test_start_says_why_a_model_cannot_be_loaded(mmchat: Run) -> None:
@@ -41,11 +41,11 @@ async def test_serve_runs_until_ctrl_c_and_is_the_only_one(mmchat: Run) -> None:
     await until(lambda: json.loads(mmchat("engine", "status", "--json").stdout))
     found = json.loads(mmchat("engine", "status", "--json").stdout)
     assert found["pid"] == serving.pid
-    assert "runs already" in sentence(mmchat("engine", "serve"))
+    assert "already running" in sentence(mmchat("engine", "serve"))
     serving.send_signal(signal.SIGINT)
     _, log = serving.communicate(timeout=60)
     assert serving.returncode == 0
-    assert "listens" in log and "Traceback" not in log
+    assert "is listening" in log and "Traceback" not in log
 
 
 def test_use_an_adapter(mmchat: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.cli.doctor import tell
+from mmchat.cli.doctor import print_report
 from mmchat.settings import paths
 from tests.cli.conftest import Run, sentence
 from tests.cli.folders import make_adapter, make_model, make_sparse_llama
@@ -26,7 +26,7 @@ def test_add_list_show_remove(mmchat: Run, tmp_path: Path) -> None:
     assert shown["model_type"] == "llama" and shown["fits"] is True
     assert "safetensors" not in mmchat("models", "show", offers[0]["name"]).stderr
     done = mmchat("models", "remove", "mine", "--yes")
-    assert "stays on the disk" in done.stdout and (model / "config.json").is_file()
+    assert "is kept" in done.stdout and (model / "config.json").is_file()
     assert "no model mine" in sentence(mmchat("models", "show", "mine"))
 
 
@@ -39,7 +39,7 @@ def test_a_model_has_the_name_that_is_given_or_that_of_its_run(mmchat: Run, tmp_
     made = make_model(tmp_path / "other" / "model")
     assert mmchat("models", "add", str(made)).stdout.startswith("Added: model.")
     done = mmchat("models", "add", str(made), "--name", "mine")
-    assert done.stdout.startswith("Added: mine. Use it: mmchat ask --model mine")
+    assert done.stdout.startswith("Added: mine. To use it: mmchat ask --model mine")
     assert mmchat("models", "show", "mine", "--no-load").returncode == 0
     assert "--name" in sentence(mmchat("models", "add", str(made), "--name", "birds"))
     assert "not a valid name for a model" in sentence(
@@ -76,6 +76,12 @@ def test_what_cannot_be_added_or_shown_is_one_sentence(mmchat: Run) -> None:
     assert "There is no folder" in sentence(mmchat("models", "add", "~nobody-here/models"))
     assert "neither a folder nor a hub id" in sentence(mmchat("models", "add", "nonsense"))
     assert "connect to the network" in sentence(mmchat("models", "add", "owner/name"))
+    for variable, value, expected in [
+        ("SSL_CERT_FILE", "/nowhere.pem", "certificates in SSL_CERT_FILE or SSL_CERT_DIR"),
+        ("ALL_PROXY", "gopher://127.0.0.1:1", "network settings in the environment"),
+    ]:
+        environment = {"HF_HUB_OFFLINE": "0", variable: value}
+        assert expected in sentence(mmchat("models", "add", "owner/name", **environment))
     assert "There is no model" in sentence(mmchat("models", "show", "nonsense"))
     assert "no model nonsense" in sentence(mmchat("models", "remove", "nonsense", "--yes"))
 
@@ -116,9 +122,9 @@ def test_doctor_says_what_is_wrong_and_what_to_do(
     assert found["folders"]["data"]["writable"] and found["engine"] == {}
     assert "mine" in found["model"]["problem"]
     assert found["model"]["problem"] in found["advice"]
-    tell(found)
+    print_report(found)
     shown = capsys.readouterr().out
-    for part in ("cpu", "computes", "4-bit", "memory", "does not run", found["advice"][0]):
+    for part in ("cpu", "computes", "4-bit", "memory", "not running", found["advice"][0]):
         assert part in shown
 
 

@@ -119,7 +119,7 @@ def test_a_picture_that_is_only_named_is_told(mmchat: Run, picture: Path) -> Non
     ):
         done = mmchat("ask", text)
         assert done.returncode == 0
-        assert "is not seen by the model" in done.stderr
+        assert "model does not see a picture" in done.stderr
         assert (options if str(picture.parent) in text else "-a 'red kites.png'") in done.stderr
     for arguments in (
         ("say red kites.png", "-a", str(picture)),
@@ -131,7 +131,7 @@ def test_a_picture_that_is_only_named_is_told(mmchat: Run, picture: Path) -> Non
 
 def test_a_picture_on_the_web_is_not_fetched(mmchat: Run) -> None:
     done = mmchat("ask", "say https://example.org/a%20kite.jpg?")
-    assert "is not fetched" in done.stderr and "curl -sL https://example.org" in done.stderr
+    assert "not downloaded" in done.stderr and "curl -sL https://example.org" in done.stderr
     done = mmchat("ask", "say x", "-a", "https://example.org/kite.jpg")
     assert done.returncode == 1 and "curl -sL https://example.org/kite.jpg |" in done.stderr
 

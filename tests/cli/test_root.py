@@ -71,7 +71,7 @@ def test_python_m_is_the_same_command() -> None:
         (["ask"], "empty"),
         (["ask", "  "], "empty"),
         (["--new", "--conversation", "1"], "not both"),
-        (["--new", "history", "list"], "are for the app"),
+        (["--new", "history", "list"], "open the app"),
         (["history", "show", "first"], "first"),
         (["history", "list", "--limit", "0"], "--limit"),
         (["history", "delete", "one"], "one"),

@@ -12,7 +12,7 @@ import pytest
 
 from mmchat.client import Delta, Done, EngineClient, Event, Options, Waiting
 from mmchat.client.endpoint import engine_lives, log_file
-from mmchat.client.spawn import Spawned
+from mmchat.client.spawn import EngineProcess
 from mmchat.errors import EngineError
 from mmchat.settings import load_settings
 from mmchat.turns import ImagePart
@@ -46,7 +46,7 @@ async def test_kill_9_in_mid_answer_keeps_the_words_and_the_next_message_works(
     client = new_client()
     pid = int(await ask(client, "pid"))
     seen: list[Event] = []
-    with pytest.raises(EngineError, match="the next message starts it again"):
+    with pytest.raises(EngineError, match="the next message starts the engine again"):
         async with contextlib.aclosing(client.chat(user("gate never"), Options())) as events:
             async for event in events:
                 seen.append(event)
@@ -101,24 +101,24 @@ async def test_why_it_could_not_start_is_told_without_a_log(
 ) -> None:
     settings = load_settings()
     monkeypatch.setenv("MMCHAT_GENERATION_TOP_P", "7")  # for the engine
-    process = Spawned(settings)
+    process = EngineProcess(settings)
     await until(lambda: process.exit_status() is not None)
     assert "top_p" in str(process.failure())
     log_file().unlink()
-    assert "it wrote nothing" in str(process.failure())
+    assert "it printed nothing" in str(process.failure())
 
 
 async def test_an_engine_that_is_killed_while_it_starts_is_told() -> None:
-    for number, said in ((signal.SIGKILL, "short of memory"), (signal.SIGSEGV, str(log_file()))):
-        process = Spawned(load_settings())
+    for number, said in ((signal.SIGKILL, "ran out of memory"), (signal.SIGSEGV, str(log_file()))):
+        process = EngineProcess(load_settings())
         os.kill(process.pid, number)
         await until(lambda process=process: process.exit_status() is not None)
         sentence = str(process.failure())
-        assert f"was ended (signal {number:d})" in sentence and said in sentence
+        assert f"was killed by signal {number:d} " in sentence and said in sentence
 
 
 async def test_progress_in_the_log_is_not_taken_for_the_reason() -> None:
-    process = Spawned(load_settings())
+    process = EngineProcess(load_settings())
     os.kill(process.pid, signal.SIGKILL)
     await until(lambda: process.exit_status() is not None)
     with log_file().open("a", encoding="utf-8") as log:
@@ -161,7 +161,7 @@ async def test_relative_folders_reach_the_engine(
 def test_a_log_that_cannot_be_written_is_told() -> None:
     log_file().mkdir(parents=True)
     with pytest.raises(EngineError, match=r"log .* cannot be written"):
-        Spawned(load_settings())
+        EngineProcess(load_settings())
 
 
 async def test_words_that_are_no_utf_8_arrive_mended(new_client: Clients) -> None:
@@ -178,7 +178,7 @@ async def test_words_that_are_no_utf_8_arrive_mended(new_client: Clients) -> Non
 async def test_a_new_engine_gets_the_pictures_again(new_client: Clients) -> None:
     client = new_client()
     picture = ImagePart("0" * 64, "image/png", b"not what the sum says")
-    with pytest.raises(EngineError, match="not those that the sha256 names"):
+    with pytest.raises(EngineError, match="not the one in the path"):
         await ask(client, "echo-images", picture)
     data = b"any bytes"
     picture = ImagePart(hashlib.sha256(data).hexdigest(), "image/png", data)

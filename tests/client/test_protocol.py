@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmchat.client import Options, wire
-from mmchat.client.wire import error_object, messages, options, server_sent, split_lines
+from mmchat.client.wire import messages, read_error, request_options, split_lines, sse_data
 from mmchat.errors import EngineError
 from mmchat.turns import ImagePart, Turn, place_pictures
 
@@ -47,7 +47,7 @@ async def lines_of(*pieces: bytes) -> list[str]:
         for piece in pieces:
             yield piece
 
-    return [data async for data in server_sent(split_lines(source()))]
+    return [data async for data in sse_data(split_lines(source()))]
 
 
 async def test_server_sent_events_of_all_tempers() -> None:
@@ -92,8 +92,11 @@ def test_stock_servers_get_stock_messages_and_only_what_was_chosen() -> None:
             ],
         },
     ]
-    assert options(Options(), everything=False) == {"temperature": 0.0, "max_tokens": 512}
-    assert options(Options(top_k=4, stop=("x",)), everything=False) == {
+    assert request_options(Options(), include_defaults=False) == {
+        "temperature": 0.0,
+        "max_tokens": 512,
+    }
+    assert request_options(Options(top_k=4, stop=("x",)), include_defaults=False) == {
         "temperature": 0.0,
         "max_tokens": 512,
         "top_k": 4,
@@ -104,7 +107,7 @@ def test_stock_servers_get_stock_messages_and_only_what_was_chosen() -> None:
 def test_a_request_is_utf_8_whatever_was_typed() -> None:
     """A shell hands on bytes that are no UTF-8 as lone surrogates."""
     body = {"model": "é", "messages": messages([Turn("system", ("a\udcff😀",))], by_reference=True)}
-    assert json.loads(wire.encoded(body)) == {
+    assert json.loads(wire.encode_json(body)) == {
         "model": "é",
         "messages": [{"role": "system", "content": "a\ufffd😀"}],
     }
@@ -112,6 +115,6 @@ def test_a_request_is_utf_8_whatever_was_typed() -> None:
 
 def test_errors_of_several_servers_are_read() -> None:
     for body in (b'{"error":{"message":"no"}}', b'{"error":"no"}', b'{"detail":"no"}', b" no\n"):
-        assert error_object(body).message == "no"
-    assert error_object(b"[]").message == ""
-    assert error_object(b'{"error":{"x_mmchat":{"missing":["a"]}}}').missing == ["a"]
+        assert read_error(body).message == "no"
+    assert read_error(b"[]").message == ""
+    assert read_error(b'{"error":{"x_mmchat":{"missing":["a"]}}}').missing == ["a"]

@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -118,15 +119,15 @@ async def test_words_that_are_no_utf_8_arrive_mended(
 @pytest.mark.parametrize(
     ("status", "body", "sentence"),
     [
-        (401, '{"error": {"message": "bad key"}}', "bad key. It needs a key"),
+        (401, '{"error": {"message": "bad key"}}', "bad key. It needs an API key"),
         (404, "not here", "Check engine.url"),
         (413, "", "too large"),
         (429, '{"detail": "slow down"}', "slow down. It is busy"),
         (500, "<html>", "500"),
         (302, "", "302"),
-        (200, chunk("half"), "broke off in the middle"),
-        (200, "data: nonsense\n\n", "not the chat-completions protocol"),
-        (200, '<html lang="en">hello</html>', "broke off"),
+        (200, chunk("half"), "closed the connection before"),
+        (200, "data: nonsense\n\n", "not follow the chat-completions protocol"),
+        (200, '<html lang="en">hello</html>', "closed the connection before"),
         (200, chunk("half") + 'data: {"error": {"message": "out of memory"}}\n\n', "out of memory"),
     ],
 )
@@ -143,8 +144,8 @@ async def test_a_server_that_is_not_there(
 ) -> None:
     for url, sentence in [
         ("http://127.0.0.1:1/v1", "cannot be reached"),
-        ("http://host:port/v1", "is not an address"),
-        ("localhost:80", "has to begin with"),
+        ("http://host:port/v1", "is not a valid URL"),
+        ("localhost:80", "must begin with"),
     ]:
         with pytest.raises(EngineError, match=sentence):
             await ask(new_client(engine__url=url), "hello")
@@ -160,15 +161,35 @@ async def test_a_body_that_is_not_what_its_head_says(
         reply(self)
 
     monkeypatch.setattr(server, "end_headers", claim)
-    with pytest.raises(EngineError, match="cannot be reached or broke off"):
+    with pytest.raises(EngineError, match="cannot be reached, or the connection broke"):
         await ask(new_client(), "hello")
 
 
 def test_a_proxy_of_an_unknown_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMCHAT_ENGINE_URL", "http://server.invalid/v1")
     monkeypatch.setenv("ALL_PROXY", "gopher://127.0.0.1:1")
-    with pytest.raises(EngineError, match="proxy that the environment names"):
+    with pytest.raises(EngineError, match="proxy in the environment"):
         EngineClient(load_settings())
+
+
+@pytest.mark.parametrize("named", ["missing.pem", "not-pem.txt", ""])
+def test_certificates_that_cannot_be_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, named: str
+) -> None:
+    (tmp_path / "not-pem.txt").write_text("no certificate")
+    monkeypatch.setenv("MMCHAT_ENGINE_URL", "https://server.invalid/v1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / named))
+    with pytest.raises(EngineError, match="SSL_CERT_FILE or SSL_CERT_DIR cannot be loaded"):
+        EngineClient(load_settings())
+
+
+@pytest.mark.parametrize("token", ["a\nb", "schlüssel"])
+def test_a_key_that_no_header_can_hold(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("MMCHAT_ENGINE_URL", "http://server.invalid/v1")
+    monkeypatch.setenv("MMCHAT_ENGINE_TOKEN", token)
+    with pytest.raises(EngineError, match="characters that an API key cannot have") as caught:
+        EngineClient(load_settings())
+    assert token not in str(caught.value)
 
 
 PROXIES = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]

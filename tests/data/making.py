@@ -1,4 +1,4 @@
-"""Small data of every form, made by the tests themselves."""
+"""Small data of every format, made by the tests themselves."""
 
 import base64
 import json

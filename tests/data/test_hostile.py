@@ -51,13 +51,13 @@ def test_nothing_outside_of_the_data_is_read(folder: Path, secret: Path) -> None
     names = ["../private/secret.png", str(secret), secret.as_uri(), "link.png", "away/secret.png"]
     names += ["a.png/../../private/secret.png", "file://localhost" + str(secret)]
     for name in names:
-        assert "lies outside of" in problem_of(folder, name), name
-        assert "lies outside of" in problem_of(folder, {"path": name}), name
+        assert "is outside" in problem_of(folder, name), name
+        assert "is outside" in problem_of(folder, {"path": name}), name
     assert "on another machine" in problem_of(folder, "file://host/a.png")
     for name in ("HTTP://host/a.png", "ftp://host/a.png", "s3://bucket/a.png"):
-        assert "nothing is fetched" in problem_of(folder, name)
+        assert "nothing is downloaded" in problem_of(folder, name)
     sibling = write_pictures(folder.with_name("data-more"), ["x.png"])
-    assert "lies outside of" in problem_of(folder, str(sibling / "x.png"))
+    assert "is outside" in problem_of(folder, str(sibling / "x.png"))
 
 
 def test_names_that_are_none(folder: Path) -> None:
@@ -87,7 +87,7 @@ def test_links_in_folders_of_pictures(tmp_path: Path, secret: Path) -> None:
     problems = {
         problem.place: problem.why for problem in read_data(folder, allow_bad=True).problems
     }
-    assert "lies outside of" in problems.pop(str(folder / "owl" / "link.png"))
+    assert "is outside" in problems.pop(str(folder / "owl" / "link.png"))
     assert all("link to a folder" in why for why in problems.values()) and len(problems) == 2
 
 
@@ -128,7 +128,7 @@ def test_a_huge_line_is_passed_over(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert [example.turns[1].text for example in data.examples] == ["b", "d"]
     assert data.problems[0].place.endswith("line 2") and "the line is over" in data.problems[0].why
     monkeypatch.setattr(json_files, "MAX_JSON", 10_000)
-    with pytest.raises(DataError, match=r"save it with one sample a line"):
+    with pytest.raises(DataError, match=r"save it with one sample per line"):
         read_data(write_json(folder / "d.json", values))
 
 
@@ -174,7 +174,7 @@ def test_binary_files_that_are_none(tmp_path: Path, name: str) -> None:
 
 
 def test_a_damaged_parquet_file_is_a_sentence(tmp_path: Path) -> None:
-    from tests.data.test_folder_forms import parquet
+    from tests.data.test_folder_formats import parquet
 
     rows = [{"image": picture(n), "caption": "x" * 50} for n in range(50)]
     whole = parquet(tmp_path / "d.parquet", rows).read_bytes()

@@ -19,7 +19,7 @@ from tests.data.making import (
     write_lines,
     write_pictures,
 )
-from tests.data.test_folder_forms import parquet
+from tests.data.test_folder_formats import parquet
 
 
 @pytest.fixture
@@ -65,12 +65,12 @@ def test_the_placeholders_of_other_tools(folder: Path, mark: str) -> None:
     assert one(folder, asked) == [ASKED, ANSWERED]
     row = {"image": "a.png", "question": f"{mark}what is it?", "answer": "a kite"}
     assert one(folder, row) == [ASKED, ANSWERED]
-    assert "marks the places of more pictures than it names (0)" in problem(
+    assert "placeholders for more pictures than it has (0)" in problem(
         folder, {"messages": chat(f"{mark}\nwhat is it?", "a kite")}
     )
     if not any(map(str.isdigit, mark)):
         twice = {"image": "a.png", "conversations": llava(f"{mark}{mark}?", "x")}
-        assert "more pictures than it names (1)" in problem(folder, twice)
+        assert "more pictures than it has (1)" in problem(folder, twice)
     # In an answer, and where the data says that there is no picture, it is a word.
     words = {"images": [], "messages": chat(f"{mark} means?", f"{mark} is one of ours: {mark}")}
     assert one(folder, words) == [
@@ -93,10 +93,10 @@ def test_numbered_placeholders_say_which_picture(folder: Path) -> None:
             *("user", "is ", "<b.png>", " like ", "<a.png>", ", or ", "<b.png>", " larger?"),
         )
     value = {"images": ["a.png", "images/b.png"], "conversations": llava("<image_1> and?", "no")}
-    assert "names 2 pictures and marks the places of 1" in problem(folder, value)
+    assert "has 2 pictures but placeholders for 1" in problem(folder, value)
     value = {"images": ["a.png"], "conversations": llava("<image_3> and?", "no")}
     assert one(folder, {**value, "conversations": llava("<image_00> a", "b", "c <image_00>?", "d")})
-    assert "more pictures than it names (1)" in problem(folder, value)
+    assert "more pictures than it has (1)" in problem(folder, value)
     keyed = {"<image_01>": "images/b.png", "<image_00>": "a.png"}
     value = {"image": keyed, "conversations": llava("<image_00> or <image_01>?", "no")}
     assert one(folder, value)[0] == ("user", "<a.png>", "or ", "<b.png>", "?")
@@ -109,9 +109,9 @@ def test_qwens_paths_in_the_text(folder: Path) -> None:
     assert one(folder, {"conversations": turns})[0] == (
         *("user", "Picture 1: ", "<a.png>", "\nPicture 2: ", "<b.png>", "\nWhich is larger?"),
     )
-    assert "c.png is not there" in problem(folder, {"messages": chat("<img>c.png</img>?", "x")})
+    assert "c.png does not exist" in problem(folder, {"messages": chat("<img>c.png</img>?", "x")})
     why = problem(folder, {"messages": chat("<img>/etc/passwd</img>?", "x")})
-    assert "lies outside of" in why
+    assert "is outside" in why
     words = chat("<img src='x'> needs no end, <img> neither, </img> is wrong", "<img>a.png</img>")
     assert one(folder, {"messages": words})[0][1] == words[0]["content"]
 
@@ -175,8 +175,12 @@ def test_alpacas_system_and_history(folder: Path) -> None:
         "history": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}],
     }
     assert [turn[1] for turn in one(folder, swift)] == ["a?", "b", "b?", "c"]
-    assert "its history is not a list of pairs" in problem(folder, {**value, "history": ["a", "b"]})
-    assert "its history is not a list of pairs" in problem(folder, {**value, "history": "a"})
+    assert "its history is not a list of (question, answer) pairs" in problem(
+        folder, {**value, "history": ["a", "b"]}
+    )
+    assert "its history is not a list of (question, answer) pairs" in problem(
+        folder, {**value, "history": "a"}
+    )
     assert "its system is a list, not text" in problem(folder, {**value, "system": ["a"]})
     for empty in (None, [], ""):
         assert len(one(folder, {**value, "history": empty})) == 2
@@ -198,7 +202,7 @@ def test_the_choices_of_a_question_are_asked(folder: Path) -> None:
     assert one(folder, value) == [asked, ("assistant", "B")]
     for answer, learned in (("B", "B"), ("an owl", "an owl"), ("0", "A")):
         assert one(folder, {**value, "answer": answer}) == [asked, ("assistant", learned)]
-    assert "its choices are numbered from 0" in problem(folder, {**value, "answer": 2})
+    assert "it has 2 choices, numbered from 0" in problem(folder, {**value, "answer": 2})
     listed = {**value, "choices": {"text": ["a kite", "an owl"], "label": ["A", "B"]}}
     assert one(folder, listed)[0] == asked
     assert one(folder, {**value, "choices": "['a kite', 'an owl']"})[0] == asked
@@ -221,7 +225,7 @@ def test_the_choices_of_a_question_are_asked(folder: Path) -> None:
 )
 def test_a_number_that_names_a_picture_is_told(folder: Path, key: str) -> None:
     value = {key: 0, "question": "What colour?", "answers": [{"answer": "red"}] * 3}
-    assert f"it names its picture only by {key.lower()} 0, which is not a file" in problem(
+    assert f"its picture is given only by {key.lower()} 0, which is not a file" in problem(
         folder, value
     )
     assert "only by" in problem(folder, {key: 7, "messages": chat("what?", "a kite")})
@@ -257,4 +261,4 @@ def test_keys_as_people_write_them(folder: Path) -> None:
 
 def test_calls_of_tools_are_told(folder: Path) -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
-    assert "calls of tools cannot be learned" in problem(folder, {"messages": [*chat("a"), call]})
+    assert "tool calls are not supported" in problem(folder, {"messages": [*chat("a"), call]})

@@ -19,7 +19,7 @@ from tests.data.making import (
     write_lines,
     write_pictures,
 )
-from tests.data.test_folder_forms import parquet
+from tests.data.test_folder_formats import parquet
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_base64_that_is_no_picture_is_told_by_its_kind(folder: Path) -> None:
     heic = base64.b64encode(b"\0\0\0\x18ftypheic" + bytes(900)).decode()
     assert "has the format HEIC" in problem(folder, {"image": heic, "messages": chat("a", "b")})
     cut = base64.b64encode(picture(1)).decode()[:-15] + "!"
-    assert "is not there" in problem(folder, {"image": cut, "messages": chat("a", "b")})
+    assert "does not exist" in problem(folder, {"image": cut, "messages": chat("a", "b")})
 
 
 def test_paths_as_windows_writes_them(folder: Path) -> None:
@@ -88,10 +88,10 @@ def test_paths_as_windows_writes_them(folder: Path) -> None:
         "file:///C:/data/b.png",
     ):
         why = problem(folder, {**value, "image": name})
-        assert "is on a Windows drive: write its path from the data's folder" in why
+        assert "is on a Windows drive: write its path relative to the data's folder" in why
         assert why.endswith("such as b.png")
-    assert "is not there" in problem(folder, {**value, "image": "images\\c.png"})
-    assert "is not there" in problem(folder, {**value, "image": "..\\data\\c.png"})
+    assert "does not exist" in problem(folder, {**value, "image": "images\\c.png"})
+    assert "does not exist" in problem(folder, {**value, "image": "..\\data\\c.png"})
 
 
 def test_names_that_a_mac_has_decomposed(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_capitals_that_windows_does_not_mind(folder: Path) -> None:
     if (folder / "img_1.JPG").exists():
         return  # a file system that does not mind capitals either
     (folder / "img_1.JPG").write_bytes(picture(6))
-    assert "is not there" in problem(
+    assert "does not exist" in problem(
         folder, {"image": "img_1.jpg", "conversations": llava("?", "x")}
     )
     assert one(folder, {"image": " a.png ", "conversations": llava("what is it?", "a kite")})[1]

@@ -27,8 +27,8 @@ def test_folders_inside_of_classes_are_told_with_the_folder_to_name(tmp_path: Pa
         data.remarks, ("birds", "mammals"), ("kite and wren", "cat and dog"), strict=True
     ):
         assert remark == (
-            f"The folders {inner} in {folder}/{kind} are learned as one class, {kind}: name "
-            f"{folder}/{kind} to learn them as classes."
+            f"The folders {inner} in {folder}/{kind} are learned as one class, {kind}: give "
+            f"{folder}/{kind} to use them as classes."
         )
     assert not read_data(folder / "birds").remarks
     assert read_splits(folder)[0].remarks == data.remarks
@@ -37,7 +37,7 @@ def test_folders_inside_of_classes_are_told_with_the_folder_to_name(tmp_path: Pa
 def test_classes_that_lie_deeper_are_told_with_their_folder(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "photos", [f"all/birds/{k}/1.png" for k in ("kite", "wren")])
     assert refused(folder) == (
-        f"{folder} holds 2 pictures, all below {folder}/all/birds: name that folder to learn its "
+        f"{folder} has 2 pictures, all below {folder}/all/birds: give that folder to use its "
         "folders (kite and wren) as classes."
     )
     assert len(read_data(folder / "all" / "birds").examples) == 2
@@ -86,7 +86,7 @@ def test_folders_without_pictures_are_told(tmp_path: Path) -> None:
     for name in ("1.mov", "2.MOV", "notes"):
         (folder / "films" / name).write_bytes(b"x")
     assert list(read_data(folder).remarks) == [
-        f"{folder}/films holds no pictures (2 .mov and 1 without an ending), so it is not a class."
+        f"{folder}/films has no pictures (2 .mov and 1 without a suffix), so it is not a class."
     ]
     for name in ("@eaDir", "__MACOSX", ".thumbnails", "$RECYCLE.BIN"):
         (folder / name).mkdir()
@@ -123,7 +123,7 @@ def test_labels_of_detectors_are_no_captions(tmp_path: Path, text: str) -> None:
     for file in folder.glob("*.png"):
         file.with_suffix(".txt").write_text(text)
     (remark,) = read_data(folder).remarks
-    assert "numbers only" in remark and "boxes for a detector (YOLO)" in remark
+    assert "consists of numbers" in remark and "boxes for a detector (YOLO)" in remark
     (folder / "0.txt").write_text("A kite.")
     assert not read_data(folder).remarks
     for file in folder.glob("*.txt"):
@@ -134,11 +134,11 @@ def test_labels_of_detectors_are_no_captions(tmp_path: Path, text: str) -> None:
 def test_boxes_in_other_files_are_told(tmp_path: Path) -> None:
     voc = write_pictures(tmp_path / "voc", ["1.png", "2.png"])
     (voc / "1.xml").write_text("<annotation/>")
-    assert "The .xml files beside them seem to hold boxes for a detector" in refused(voc)
+    assert "The .xml files beside them look like boxes for a detector" in refused(voc)
     yolo = write_pictures(tmp_path / "yolo", ["images/1.png", "images/2.png"])
     (yolo / "labels").mkdir()
     (yolo / "labels" / "1.txt").write_text("0 0.5 0.5 0.2 0.2")
-    assert "The files in labels seem to hold boxes for a detector" in refused(yolo)
+    assert "The files in labels look like boxes for a detector" in refused(yolo)
 
 
 def test_texts_are_found_whatever_their_ending_looks_like(tmp_path: Path) -> None:

@@ -62,26 +62,26 @@ def test_what_nobody_asked_and_nobody_answered_is_left_out(folder: Path) -> None
             {"image": "a.png", "conversations": llava("<image><image>", "x")},
             r"more pictures than .*\(1\)",
         ),
-        ({"conversations": llava("<image>", "x")}, r"more pictures than it names \(0\)"),
+        ({"conversations": llava("<image>", "x")}, r"more pictures than it has \(0\)"),
         (
             {"images": ["a.png", "b.png"], "messages": chat("<image>", "x")},
-            "names 2 .* places of 1",
+            "has 2 .* placeholders for 1",
         ),
-        ({"image": "a.png", "conversations": llava("a", "<image>")}, "only questions can show"),
-        ({"image": "c.png", "conversations": llava("a", "b")}, "the picture c.png is not there"),
-        ({"image": 7, "conversations": llava("a", "b")}, "a picture is given as a number"),
+        ({"image": "a.png", "conversations": llava("a", "<image>")}, "only questions can have"),
+        ({"image": "c.png", "conversations": llava("a", "b")}, "the picture c.png does not exist"),
+        ({"image": 7, "conversations": llava("a", "b")}, "a picture is a number, not"),
         ({"images": ["a.png", None], "messages": chat("a", "b")}, "images holds an empty name"),
-        ({"video": "v.mp4", "conversations": llava("a", "b")}, "only pictures are read"),
+        ({"video": "v.mp4", "conversations": llava("a", "b")}, "only pictures are supported"),
         ({"image": "a.png"}, "an answer is empty"),
         ({"question": "a?", "answer": ""}, "an answer is empty"),
-        ({"caption": "nothing to see"}, "names no picture"),
+        ({"caption": "nothing to see"}, "neither a picture nor a question"),
         (
             {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
             "type input_audio",
         ),
         ({"messages": [{"role": "user", "content": [3]}]}, "a part of a message is a number"),
-        ("text", "this is not a sample but text"),
-        (None, "this is not a sample but null"),
+        ("text", "this is text, not a sample"),
+        (None, "this is null, not a sample"),
         (
             {"messages": [{"role": "user", "content": "\ud83d"}, *chat("", "b")[1:]]},
             "half a character",
@@ -106,7 +106,7 @@ def test_a_weight_that_varies_is_told(folder: Path) -> None:
     messages[3]["weight"] = 0
     file = write_lines(folder / "d.jsonl", [{"messages": messages}, {"messages": chat("a", "b")}])
     (problem,) = read_data(file, allow_bad=True).problems
-    assert "weight 0: make a sample of each" in problem.why
+    assert "weight 0: write one sample for each" in problem.why
     for one_message in messages:
         one_message["weight"] = 0
     file = write_lines(folder / "d.jsonl", [{"messages": messages}, {"messages": chat("a", "b")}])
@@ -166,8 +166,8 @@ def test_broken_json_says_line_and_column(folder: Path) -> None:
         (b"\xff\xfe[\0]\0", "is UTF-16 text: save it as UTF-8"),
         (b'[{"a": "\xff"}', r"is not UTF-8 text \(byte 8\): save it as UTF-8"),
         (b"hello", "is not JSON"),
-        (b'[{"name": "x", "size": 3}]', "has name, size; what is read: LLaVA"),
-        (b"[1, 2]", "holds no samples that are JSON objects"),
+        (b'[{"name": "x", "size": 3}]', "has name, size; these are read: LLaVA"),
+        (b"[1, 2]", "has no samples that are JSON objects"),
     ],
 )
 def test_a_file_that_is_no_data_is_one_sentence(folder: Path, content: bytes, why: str) -> None:
@@ -181,16 +181,16 @@ def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(DataError):
             read_data(tmp_path / name)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="is empty; what is read"):
+    with pytest.raises(DataError, match="is empty; these are read"):
         read_data(tmp_path / "empty")
     write_pictures(tmp_path / "photos", ["a.png", "b.png"])
-    with pytest.raises(DataError, match="holds 2 pictures, and nothing that says what they show"):
+    with pytest.raises(DataError, match="has 2 pictures, and nothing that says what they show"):
         read_data(tmp_path / "photos")
-    with pytest.raises(DataError, match="is a single picture: name the folder"):
+    with pytest.raises(DataError, match="is a single picture: give its folder"):
         read_data(tmp_path / "photos" / "a.png")
     (tmp_path / "a.zip").write_bytes(b"PK\3\4")
     with pytest.raises(DataError, match=r"a\.zip is an archive: unpack it\.$"):
         read_data(tmp_path / "a.zip")
     (tmp_path / "a.bin").write_bytes(b"\1\2")
-    with pytest.raises(DataError, match="has no known form; what is read: LLaVA"):
+    with pytest.raises(DataError, match="is not in a known format; these are read: LLaVA"):
         read_data(tmp_path / "a.bin")

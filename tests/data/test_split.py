@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmchat.data import Example, Picture, split
-from mmchat.data.holdout import keys
+from mmchat.data.holdout import group_keys
 from mmchat.turns import Turn
 
 
@@ -39,7 +39,7 @@ def groups(data: list[Example]) -> list[list[Example]]:
     """The groups, found in another way: merging until nothing changes."""
     found: list[tuple[set[str], list[Example]]] = []
     for one in data:
-        bound, members = set(keys(one)), [one]
+        bound, members = set(group_keys(one)), [one]
         for group in [group for group in found if group[0] & bound]:
             bound |= group[0]
             members += group[1]

@@ -48,7 +48,7 @@ def test_tables_as_spreadsheets_write_them(folder: Path, text: str, encoding: st
         ),
         ("file_name,text\na.png,x\n".encode("utf-32"), "is UTF-32 text: save it as UTF-8"),
         (b"PK\3\4" + bytes(50), "is an Excel or OpenDocument workbook, not text"),
-        (b"name;breed\na.png;x\n", "has name, breed, and needs file_name"),
+        (b"name;breed\na.png;x\n", "has name, breed, but needs file_name"),
     ],
 )
 def test_tables_that_cannot_be_read_say_what_to_do(folder: Path, data: bytes, why: str) -> None:

@@ -165,7 +165,7 @@ async def test_a_hanging_engine_is_ended(
     new_client: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmchat.client.local._TIMEOUT", httpx.Timeout(0.2))
-    monkeypatch.setattr("mmchat.client.spawn.PATIENCE", 0.2)
+    monkeypatch.setattr("mmchat.client.spawn.END_TIMEOUT", 0.2)
     client = new_client()
     pid = (await client.start()).pid
     os.kill(pid, signal.SIGSTOP)
@@ -178,11 +178,15 @@ async def test_an_engine_that_hangs_is_told_and_not_waited_for(
 ) -> None:
     client = new_client()
     pid = int(await ask(client, "pid"))
-    for name, value in [("_TIMEOUT", httpx.Timeout(0.2)), ("_BEGIN", 0.2), ("START_PATIENCE", 0.5)]:
+    for name, value in [
+        ("_TIMEOUT", httpx.Timeout(0.2)),
+        ("_RESPONSE_TIMEOUT", 0.2),
+        ("START_TIMEOUT", 0.5),
+    ]:
         monkeypatch.setattr(f"mmchat.client.local.{name}", value)
     os.kill(pid, signal.SIGSTOP)
     try:
-        with pytest.raises(EngineError, match="does not answer: end it with"):
+        with pytest.raises(EngineError, match="does not respond: stop it with"):
             await ask(client, "say hello")
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -304,7 +308,7 @@ async def test_a_backend_that_cannot_be_loaded_is_a_sentence(
 ) -> None:
     monkeypatch.setenv("MMCHAT_ENGINE_BACKEND", "no_such_module:create")
     client = new_client()
-    with pytest.raises(EngineError, match="install mmchat again"):
+    with pytest.raises(EngineError, match="reinstall mmchat"):
         await ask(client, "hello")
 
 

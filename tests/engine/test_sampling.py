@@ -174,9 +174,9 @@ def test_greedy_takes_the_first_of_equals() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_broken_logits_are_one_sentence(bad: float, temperature: float) -> None:
-    with pytest.raises(EngineError, match="no valid probabilities"):
+    with pytest.raises(EngineError, match="logits are not finite"):
         Sampler(SamplingParams(temperature=temperature)).next(torch.tensor([0.0, bad, 1.0]))
-    with pytest.raises(EngineError, match="no valid probabilities"):
+    with pytest.raises(EngineError, match="logits are not finite"):
         Sampler(SamplingParams(temperature=temperature)).next(torch.full((3,), -math.inf))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmchat.data import read_data, split
-from mmchat.data.digest import of_examples
+from mmchat.data.digest import hash_examples
 from mmchat.errors import DataError
 from mmchat.evaluation.question_sets import load_questions
 from mmchat.evaluation.report import result_markdown
@@ -33,7 +33,7 @@ def adapter(name: str, data: Path, seed: int = SEED) -> str:
     folder.mkdir(parents=True)
     card = f'name = "{name}"\n[base]\nid = "m"\nhash = "h"\n'
     (folder / "adapter.toml").write_text(card)
-    sha256 = of_examples(read_data(data).examples)
+    sha256 = hash_examples(read_data(data).examples)
     recipe = f'seed = {seed}\n[data]\nsha256 = "{sha256}"\nheld_out = {SHARE}\n[[stages]]\n'
     (folder / "recipe.toml").write_text(recipe)
     return name

@@ -22,7 +22,12 @@ from mmchat.evaluation.classification import (
 from mmchat.evaluation.compare import compare
 from mmchat.evaluation.graders import find_grader
 from mmchat.evaluation.questions import Message, Question
-from mmchat.evaluation.report import comparison_markdown, draw_confusion, metrics_markdown
+from mmchat.evaluation.report import (
+    comparison_markdown,
+    draw_confusion,
+    metrics_markdown,
+    result_markdown,
+)
 from mmchat.evaluation.results import (
     EvaluationResult,
     EvaluationSetup,
@@ -256,7 +261,10 @@ def test_refusals_count_by_the_reference_whatever_the_type() -> None:
     found = evaluated([*pairs, ("red", "blue")], grader="scenes")
     assert found.correctly_declined == Proportion(1, 2)
     assert found.wrongly_declined == Proportion(1, 3)
-    assert evaluated(pairs).wrongly_declined == Proportion(0, 4)  # nothing is known of refusals
+    unknown = evaluated(pairs)  # without a grader that knows refusals
+    assert unknown.wrongly_declined == Proportion(0, 4)
+    assert "declined" in result_markdown(found)
+    assert "declined" not in result_markdown(unknown)
 
 
 def test_a_comparison_by_hand() -> None:

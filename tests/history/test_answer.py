@@ -50,7 +50,7 @@ def test_an_answer_ends_once(history: History) -> None:
     answer.append("x")
     answer.finish("stopped")
     for again in (lambda: answer.append("y"), answer.finish, lambda: answer.fail("z")):
-        with pytest.raises(HistoryError, match="cannot grow any more"):
+        with pytest.raises(HistoryError, match="cannot be continued"):
             again()
     assert history.message(answer.id).text == "x"
 

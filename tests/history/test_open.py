@@ -167,8 +167,8 @@ def fifo(path: Path) -> None:
     ("make", "sentence"),
     [
         (corrupt, "is damaged: move it away"),
-        (newer, f"newer mmchat .version {schema.VERSION + 1}.*upgrade mmchat"),
-        (of_another_program, "another program: move it away"),
+        (newer, f"newer mmchat .schema version {schema.VERSION + 1}.*upgrade mmchat"),
+        (of_another_program, "another program.s database: move it away"),
         (no_database, "is not a database: move it away"),
         (folder, "is not a file: move it away"),
         (fifo, "is not a file: move it away"),

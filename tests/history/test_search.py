@@ -217,8 +217,8 @@ def test_symbols_in_titles(history: History) -> None:
 def test_only_so_many_messages_are_read_for_symbols(
     history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmchat.history.search._READ", 10)
-    monkeypatch.setattr("mmchat.history.search._READ_OF_ALL", 10)
+    monkeypatch.setattr("mmchat.history.search._MAX_READ", 10)
+    monkeypatch.setattr("mmchat.history.search._MAX_READ_SYMBOLS_ONLY", 10)
     conversation = history.new_conversation("-").id
     for text in ("old C++ ∞", *["c"] * 9):
         history.add_message(conversation, "user", text)

@@ -39,9 +39,9 @@ def test_a_conversation_is_there_tomorrow(path: Path) -> None:
 
 def test_a_number_that_no_history_can_hold_is_told(history: History) -> None:
     for number in (2**63, -(2**70)):
-        with pytest.raises(HistoryError, match="nothing with that number"):
+        with pytest.raises(HistoryError, match="nothing with this number"):
             history.conversation(number)
-        with pytest.raises(HistoryError, match="nothing with that number"):
+        with pytest.raises(HistoryError, match="nothing with this number"):
             history.message(number)
     assert history.conversations() == []
 
@@ -311,7 +311,7 @@ def test_reading_waits_for_nobody_who_writes(history: History, path: Path) -> No
     writer = threading.Thread(target=rename)
     writer.start()
     waits.wait()
-    turn = history._database._writer._turn
+    turn = history._database._writer._lock
     while turn.acquire(blocking=False):  # until the writer has it
         turn.release()
 

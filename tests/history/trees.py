@@ -4,13 +4,20 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from mmchat.history import History, Message, State
+from mmchat.history import History, Message, MessageState
 
 Step = tuple[str, int, int]
 """What is done, to which of the messages there are (modulo their number), and a choice within it."""
 
 KINDS = ("ask", "show", "answer", "answer", "good", "good", "bad", "correct", "correct", "again")
-STATES: tuple[State, ...] = ("complete", "complete", "complete", "stopped", "length", "failed")
+STATES: tuple[MessageState, ...] = (
+    "complete",
+    "complete",
+    "complete",
+    "stopped",
+    "length",
+    "failed",
+)
 steps = st.lists(
     st.tuples(st.sampled_from(KINDS), st.integers(0, 99), st.integers(0, 9)), max_size=40
 )

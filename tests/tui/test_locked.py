@@ -34,7 +34,7 @@ def locked(home: Path) -> Iterator[None]:
 
 def waits(app: ChatApp) -> bool:
     """Whether a thread of the app waits for the file."""
-    turn = app.history._database._writer._turn
+    turn = app.history._database._writer._lock
     if not turn.acquire(blocking=False):
         return True
     turn.release()

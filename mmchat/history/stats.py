@@ -1,4 +1,4 @@
-"""Counts and sizes."""
+"""Statistics of the history."""
 
 import sqlite3
 from pathlib import Path
@@ -9,8 +9,8 @@ import msgspec
 from mmchat.history import feedback
 
 
-def figures(connection: sqlite3.Connection, path: Path) -> dict[str, Any]:
-    """Counts and sizes (bytes): what `history stats` prints."""
+def read_stats(connection: sqlite3.Connection, path: Path) -> dict[str, Any]:
+    """Counts and sizes in bytes, as `history stats` prints them."""
     row = connection.execute(
         """
         SELECT (SELECT count(*) FROM conversation) AS conversations,

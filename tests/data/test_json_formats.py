@@ -1,4 +1,4 @@
-"""JSON in every form that people keep conversations in, each as a real file."""
+"""JSON in every format that people keep conversations in, each as a real file."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def test_llava(folder: Path) -> None:
         {"id": "1", "image": "a.png", "conversations": llava("<image>\nwhat is it?", "a kite")}
     ]
     data = read_data(write_json(folder / "llava.json", value))
-    assert data.form == "LLaVA JSON"
+    assert data.format == "LLaVA JSON"
     assert only(data) == [ASKED, ANSWERED]
     (shown,) = data.examples[0].pictures
     assert shown.sha256 == hashlib.sha256(picture(0)).hexdigest()
@@ -49,7 +49,7 @@ def test_llava_with_several_pictures_and_lines(folder: Path) -> None:
         "conversations": llava("is <image> like\n<image>", "no", "sure?", "yes"),
     }
     data = read_data(write_lines(folder / "llava.jsonl", [value]))
-    assert data.form == "LLaVA JSON Lines"
+    assert data.format == "LLaVA JSON Lines"
     assert only(data) == [
         ("user", "is ", "<a.png>", " like", "<b.png>"),
         ("assistant", "no"),
@@ -67,14 +67,14 @@ def test_sharegpt(folder: Path) -> None:
         }
     ]
     data = read_data(write_json(folder / "s.json", value))
-    assert data.form == "ShareGPT JSON"
+    assert data.format == "ShareGPT JSON"
     assert only(data) == [("system", "Be short."), ASKED, ANSWERED]
 
 
 def test_llama_factory(folder: Path) -> None:
     value = [{"messages": chat("<image>what is it?", "a kite"), "images": ["a.png"]}]
     data = read_data(write_json(folder / "l.json", value))
-    assert data.form == "LLaMA-Factory JSON"
+    assert data.format == "LLaMA-Factory JSON"
     assert only(data) == [ASKED, ANSWERED]
 
 
@@ -108,7 +108,7 @@ def test_openai_chat(folder: Path, address: str) -> None:
     ]
     value = {"messages": [{"role": "user", "content": content}, *chat("", "a kite")[1:]]}
     data = read_data(write_lines(folder / "o.jsonl", [value]))
-    assert data.form == "OpenAI chat JSON Lines"
+    assert data.format == "OpenAI chat JSON Lines"
     (example,) = data.examples
     assert example.turns[0].text == "what is <image>?"
     assert [one.data for one in example.pictures] == [picture(0)]
@@ -118,7 +118,7 @@ def test_what_lies_on_a_network_is_never_fetched(folder: Path) -> None:
     content = [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]
     value = {"messages": [{"role": "user", "content": content}, *chat("", "a kite")[1:]]}
     with pytest.raises(
-        DataError, match=r"line 1: the picture https://example.org/a.png lies on a net"
+        DataError, match=r"line 1: the picture https://example.org/a.png is on a net"
     ):
         read_data(write_lines(folder / "o.jsonl", [value]))
 
@@ -163,7 +163,7 @@ def test_rows_of_questions_captions_and_labels(folder: Path) -> None:
         {"image": "a.png", "captions": ["One.", "Two."]},
     ]
     data = read_data(write_lines(folder / "rows.jsonl", rows))
-    assert data.form == "questions with answers JSON Lines" and not data.problems
+    assert data.format == "questions with answers JSON Lines" and not data.problems
     found = [plain(example) for example in data.examples]
     assert found[0] == [ASKED, ANSWERED] and data.examples[0].kind == "what"
     assert found[1][1] == ("assistant", "A red kite.") and found[1][0][1] == "<a.png>"
@@ -193,7 +193,7 @@ def test_evaluation_folders(folder: Path) -> None:
     write_lines(folder / "questions.jsonl", [line])
     write_json(folder / "data.json", {"seed": 1})
     data = read_data(folder)
-    assert data.form == "mmchat's evaluation questions JSON Lines"
+    assert data.format == "mmchat's evaluation questions JSON Lines"
     assert only(data) == [ASKED, ANSWERED] and data.examples[0].kind == "what"
 
 
@@ -202,7 +202,7 @@ def test_prepared_folders(tmp_path: Path) -> None:
 
     folder = write_prepared(tmp_path / "prepared")
     train = read_data(folder / "train")
-    assert train.form == "mmchat's prepared data" and not train.problems
+    assert train.format == "mmchat's prepared data" and not train.problems
     assert len(train.examples) == 12 * 3 + 2
     assert plain(train.examples[0]) == [
         ("user", "<picture 0>", "what colour is it?"),
@@ -230,7 +230,7 @@ def test_a_folder_with_one_data_file_beside_pictures_is_that_file(folder: Path) 
     assert only(read_data(folder))[0] == ("user", "<c.png>", "?")
     write_lines(folder / "more.jsonl", [{"messages": chat("a", "b")}])
     with pytest.raises(
-        DataError, match=r"several data files \(more.jsonl, whatever.json\): name one"
+        DataError, match=r"several data files \(more.jsonl, whatever.json\): give one"
     ):
         read_data(folder)
 
@@ -243,7 +243,7 @@ def test_pictures_in_another_folder(folder: Path, tmp_path: Path) -> None:
     assert only(read_data(file, images=other))[0] == ("user", "<x.png>", "?")
     absolute = [{"image": str(other / "train" / "x.png"), "conversations": llava("?", "x")}]
     assert only(read_data(write_json(file, absolute), images=other))
-    with pytest.raises(DataError, match=r"lies outside of .* with --images"):
+    with pytest.raises(DataError, match=r"is outside .* with --images"):
         read_data(file)
     with pytest.raises(DataError, match=r"There is no .*nowhere"):
         read_data(file, images=tmp_path / "nowhere")

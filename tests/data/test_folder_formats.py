@@ -36,7 +36,7 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     (folder / "owl" / "Thumbs.db").write_bytes(b"x")
     (folder / ".hidden").mkdir()
     data = read_data(folder)
-    assert data.form == "a folder per class" and not data.problems
+    assert data.format == "a folder per class" and not data.problems
     assert [example.kind for example in data.examples] == ["deep"] * 20 + ["owl"] * 20 + [
         "red kite"
     ] * 20
@@ -64,16 +64,14 @@ def test_what_lies_beside_the_classes_is_told(tmp_path: Path) -> None:
     (folder / "owl" / "broken.jpg").write_bytes(b"no picture")
     problems = read_data(folder, allow_bad=True).problems
     assert [Path(problem.place).name for problem in problems] == ["cover.png", "broken.jpg"]
-    assert "in none of them" in problems[0].why
+    assert "in none of the class folders" in problems[0].why
     assert "is not a picture, whatever its extension says" in problems[1].why
     assert [problem.about for problem in problems] == ["", "broken"]
 
 
 def test_one_class_teaches_nothing(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "birds", ["kite/a.png", "kite/b.png"])
-    with pytest.raises(
-        DataError, match="holds 2 pictures, all in one folder, and nothing that says"
-    ):
+    with pytest.raises(DataError, match="has 2 pictures, all in one folder, and nothing that says"):
         read_data(folder)
 
 
@@ -82,7 +80,7 @@ def test_pictures_with_texts_beside_them(tmp_path: Path) -> None:
     for file in folder.rglob("*.png"):
         file.with_suffix(".txt").write_text(f"\ufeffPhoto {file.stem}.\n", encoding="utf-8")
     data = read_data(folder)
-    assert data.form == "pictures with text files" and not data.problems
+    assert data.format == "pictures with text files" and not data.problems
     assert answers(data)[0] == "Photo 00." and answers(data)[-1] == "Photo a."
     assert {example.turns[0].text for example in data.examples} <= set(CAPTION)
     (folder / "00.txt").unlink()
@@ -90,7 +88,7 @@ def test_pictures_with_texts_beside_them(tmp_path: Path) -> None:
     (folder / "02.txt").write_text(" \n")
     why = [problem.why for problem in read_data(folder, allow_bad=True).problems]
     assert why == [
-        "no text of the same name lies beside it",
+        "it has no text file of the same name",
         "01.txt is not UTF-8 text: save it as UTF-8",
         "an answer is empty",
     ]
@@ -101,7 +99,7 @@ def test_imagefolder_metadata(tmp_path: Path) -> None:
     rows = [{"file_name": "a.png", "text": "A."}, {"file_name": "in/b.png", "text": "B."}]
     write_lines(folder / "metadata.jsonl", rows)
     data = read_data(folder)
-    assert data.form == "imagefolder: pictures with captions" and answers(data) == ["A.", "B."]
+    assert data.format == "imagefolder: pictures with captions" and answers(data) == ["A.", "B."]
     (folder / "metadata.jsonl").unlink()
     with (folder / "metadata.csv").open("w", newline="", encoding="utf-8-sig") as stream:
         writer = csv.writer(stream)
@@ -135,7 +133,7 @@ def test_several_pictures_in_a_cell(tmp_path: Path) -> None:
 def test_metadata_without_answers_says_what_it_needs(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "data", ["a.png"])
     (folder / "metadata.csv").write_text("file_name,size\na.png,3\n")
-    with pytest.raises(DataError, match="has file_name, size, and needs file_name and text"):
+    with pytest.raises(DataError, match="has file_name, size, but needs file_name and text"):
         read_data(folder)
 
 
@@ -155,7 +153,7 @@ def test_data_that_is_split_already(tmp_path: Path, held: str) -> None:
     train, held_out = read_splits(folder)
     assert held_out is not None and len(held_out.examples) == 6
     (problem,) = train.problems
-    assert problem.place.endswith("train/a/0.png") and "held-out part holds it too" in problem.why
+    assert problem.place.endswith("train/a/0.png") and "held-out split has it too" in problem.why
     assert len(train.examples) == 5
 
 
@@ -217,7 +215,7 @@ def test_parquet_with_bytes_paths_and_names(tmp_path: Path) -> None:
     ]
     rows.append({"image": {"bytes": None, "path": "a.png"}, "caption": "a file"})
     data = read_data(parquet(tmp_path / "d.parquet", rows, row_group_size=20))
-    assert data.form == "parquet: pictures with captions" and not data.problems
+    assert data.format == "parquet: pictures with captions" and not data.problems
     shown = [pickle.loads(pickle.dumps(example.pictures[0])) for example in data.examples]
     assert all(one.held is None for one in shown)
     order = [3, 69, 2, 3, 4, 21, 55, 0, 69]
@@ -286,7 +284,7 @@ def labelled(numbers: range) -> list[dict[str, Any]]:
 
 
 def check_saved(data: Dataset) -> None:
-    assert data.form == "a saved datasets folder: pictures with labels" and not data.problems
+    assert data.format == "a saved datasets folder: pictures with labels" and not data.problems
     assert answers(data) == ["red kite", "owl"] * 20 and data.examples[1].kind == "owl"
     shown = [pickle.loads(pickle.dumps(example.pictures[0])) for example in data.examples]
     assert [shown[n].data for n in (39, 0, 20, 19)] == [picture(n) for n in (39, 0, 20, 19)]
@@ -339,7 +337,7 @@ def test_where_arrow_is_missing_it_is_one_sentence(
 
 def test_a_table_of_other_columns_says_which(tmp_path: Path) -> None:
     file = parquet(tmp_path / "d.parquet", [{"speed": 3, "image": b"x"}])
-    with pytest.raises(DataError, match="has speed, image; what is read"):
+    with pytest.raises(DataError, match="has speed, image; these are read"):
         read_data(file)
 
 
@@ -351,13 +349,16 @@ def test_rows_of_a_table_can_be_bad(tmp_path: Path) -> None:
     ]
     data = read_data(parquet(tmp_path / "d.parquet", rows), allow_bad=True)
     assert [problem.place.rpartition(" ")[2] for problem in data.problems] == ["2", "3"]
-    assert "is not a picture" in data.problems[0].why and "names no picture" in data.problems[1].why
+    assert (
+        "is not a picture" in data.problems[0].why
+        and "neither a picture nor a question" in data.problems[1].why
+    )
 
 
 def test_a_data_file_beats_classes_only_where_it_is_data(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "birds", ["kite/a.png", "owl/b.png"])
     write_json(folder / "classes.json", {"kite": 0, "owl": 1})
     (folder / "labels.csv").write_text("id,breed\n1,kite\n")
-    assert read_data(folder).form == "a folder per class"
+    assert read_data(folder).format == "a folder per class"
     write_json(folder / "llava.json", [{"image": "kite/a.png", "conversations": llava("?", "x")}])
     assert only(read_data(folder))[1] == ("assistant", "x")
