@@ -172,9 +172,9 @@ def _merge(settings: Settings, tables: Mapping[str, Any], source: str) -> Settin
         for key in table:
             if key not in kind.__struct_fields__:
                 raise SettingsError(_unknown(f"{section}.{key}", setting_names(), source))
-        whole = {**msgspec.structs.asdict(getattr(settings, section)), **table}
+        values = {**msgspec.structs.asdict(getattr(settings, section)), **table}
         try:
-            changed[section] = msgspec.convert(whole, kind, strict=False)
+            changed[section] = msgspec.convert(values, kind, strict=False)
         except msgspec.ValidationError as error:
             raise SettingsError(f"{source}: a value in [{section}] is invalid: {error}.") from error
     return msgspec.structs.replace(settings, **changed)

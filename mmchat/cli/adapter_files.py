@@ -124,5 +124,5 @@ def import_(source: Path, name: str, base: str, as_json: bool) -> None:
 
 def _note_left_out(names: tuple[str, ...]) -> None:
     if names:
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        note(f"Left out, because it is not part of an adapter: {shown}")
+        listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        note(f"Left out, because it is not part of an adapter: {listed}")

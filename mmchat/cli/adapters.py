@@ -177,15 +177,15 @@ def use(name: str) -> None:
       mmchat adapters use none
     """
     settings = load_settings()
-    wanted = ""
+    adapter = ""
     if name != NO_ADAPTER:
         folder = _check_base(name, settings.model.name)
-        wanted = str(folder) if name.startswith(("/", ".", "~")) else name
-    switched = asyncio.run(_switch_engine(settings, wanted))
+        adapter = str(folder) if name.startswith(("/", ".", "~")) else name
+    switched = asyncio.run(_switch_engine(settings, adapter))
     from mmchat.cli.settings_file import set_value
 
-    file = set_value("model", "adapter", wanted)
-    what = wanted or "no adapter"
+    file = set_value("model", "adapter", adapter)
+    what = adapter or "no adapter"
     say(f"In use: {what} ({file}{'; the engine has switched' if switched else ''})")
 
 

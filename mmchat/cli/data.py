@@ -143,8 +143,8 @@ def _show_counts(path: Path, found: "Inspection") -> None:
     """Prints what needs no model."""
     bad = len(found.problems)
     pictures = [f"{found.pictures:,} different"]
-    if found.shown > found.pictures:
-        pictures.append(f"shown {found.shown:,} times")
+    if found.picture_uses > found.pictures:
+        pictures.append(f"shown {found.picture_uses:,} times")
     pictures += [
         f"{found.count_pictures(what):,} {what}"
         for what in ("missing", "broken")
@@ -221,13 +221,13 @@ def _show_tokens(tokens: "TokenCount | None", why: str) -> None:
         say(f"Tokens were not counted: {why or first}")
         return
     counted = len(tokens.lengths)
-    whole, longest = sum(tokens.lengths), max(tokens.lengths)
+    total, longest = sum(tokens.lengths), max(tokens.lengths)
     median, most_have = tokens.quantile(0.5), tokens.quantile(0.95)
     part = f" ({counted:,} samples counted)" if counted < tokens.of else ""
     rows = [
         (
             "tokens",
-            f"{whole:,} for {tokens.model}, {tokens.of_pictures / whole:.0%} of them pictures{part}",
+            f"{total:,} for {tokens.model}, {tokens.of_pictures / total:.0%} of them pictures{part}",
         ),
         (
             "a sample",
@@ -249,9 +249,9 @@ def _show_tokens(tokens: "TokenCount | None", why: str) -> None:
 
 
 def _cut(tokens: "TokenCount") -> str:
-    room = f"training uses {tokens.limit:,} of the model's {tokens.context:,} tokens"
+    limits = f"training uses {tokens.limit:,} of the model's {tokens.context:,} tokens"
     if not tokens.cut and not tokens.too_long:
-        return f"nothing: {room}"
+        return f"nothing: {limits}"
     parts = []
     if tokens.cut:
         parts.append(
@@ -259,13 +259,13 @@ def _cut(tokens: "TokenCount") -> str:
         )
     if tokens.too_long:
         parts.append(f"{_count(tokens.too_long, 'is', 'are')} too long for any answer")
-    return f"{' and '.join(parts)}: {room}"
+    return f"{' and '.join(parts)}: {limits}"
 
 
 def _bar(share: float) -> str:
     """A bar of up to `_BAR_WIDTH` characters, in steps of an eighth."""
-    whole, part = divmod(round(share * _BAR_WIDTH * 8), 8)
-    bar = "█" * whole + (" ▏▎▍▌▋▊▉"[part] if part else "")
+    full, part = divmod(round(share * _BAR_WIDTH * 8), 8)
+    bar = "█" * full + (" ▏▎▍▌▋▊▉"[part] if part else "")
     return bar or ("▏" if share > 0 else "")
 
 
@@ -303,7 +303,7 @@ def _object(
         "examples": len(found.examples),
         "questions": found.questions,
         "pictures": found.pictures,
-        "pictures_shown": found.shown,
+        "pictures_shown": found.picture_uses,
         "pictures_missing": found.count_pictures("missing"),
         "pictures_broken": found.count_pictures("broken"),
         "without_picture": found.without_picture,

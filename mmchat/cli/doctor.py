@@ -127,8 +127,8 @@ def _compute(settings: Settings, advice: list[str]) -> dict[str, Any]:
 
     cuda = torch.cuda.is_available()
     mps = bool(torch.backends.mps.is_available())
-    wanted = settings.model.device
-    used = ("cuda" if cuda else "cpu") if wanted == "auto" else wanted
+    requested = settings.model.device
+    used = ("cuda" if cuda else "cpu") if requested == "auto" else requested
     if (used == "cuda" and not cuda) or (used == "mps" and not mps):
         advice.append(f"There is no {used} device here: set model.device to auto.")
         used = "cpu"

@@ -78,9 +78,9 @@ def show(conversation_id: int, as_json: bool) -> None:
         conversation = opened.conversation(conversation_id)
         branch = opened.branch(conversation_id)
     if as_json:
-        whole = asdict(conversation)
-        whole["messages"] = [asdict(message) for message in branch]
-        say_json(whole)
+        data = asdict(conversation)
+        data["messages"] = [asdict(message) for message in branch]
+        say_json(data)
         return
     now = time.time()
     tags = f"  {tag_words(conversation.tags)}" if conversation.tags else ""

@@ -207,13 +207,13 @@ def form_rows(loaded: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _loaded(name: str) -> dict[str, Any]:
     chosen = load_settings().model
-    wanted = msgspec.structs.replace(
+    settings = msgspec.structs.replace(
         chosen, name=name, adapter=chosen.adapter if name == chosen.name else ""
     )
     progress = Progress()
     progress.show(f"Loading {name} to inspect its parts")
     try:
-        return load_parts(wanted)
+        return load_parts(settings)
     finally:
         progress.clear()
 

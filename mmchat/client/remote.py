@@ -99,13 +99,13 @@ class RemoteServer:
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def _model_name(self, wanted: str) -> str:
-        """`wanted`, or the server's first model if the user has not chosen one."""
-        if wanted != ModelSettings().name:
-            return wanted
+    async def _model_name(self, requested: str) -> str:
+        """`requested`, or the server's first model if the user has not chosen one."""
+        if requested != ModelSettings().name:
+            return requested
         if not self._model:
             names = await self._models()
-            self._model = wanted if wanted in names or not names else names[0]
+            self._model = requested if requested in names or not names else names[0]
         return self._model
 
     async def _models(self) -> list[str]:

@@ -63,20 +63,14 @@ def encode_json(body: dict[str, Any]) -> bytes:
         return _SURROGATES.sub("\ufffd", text).encode()
 
 
-def checked_name(name: str) -> str:
-    """Returns `name`. Raises EngineError if it is not valid UTF-8, as a file name may be."""
-    if _SURROGATES.search(name):
-        shown = _SURROGATES.sub("\ufffd", name)
-        raise EngineError(f"The name {shown} is not valid UTF-8: rename the folder.")
-    return name
-
-
 def absolute_name(name: str) -> str:
     """A folder's absolute path, because the engine runs in another folder; other names unchanged.
 
-    Raises EngineError if the name is not valid UTF-8.
+    Raises EngineError if the name is not valid UTF-8, as a file name may be.
     """
-    name = checked_name(name)
+    if _SURROGATES.search(name):
+        readable = _SURROGATES.sub("\ufffd", name)
+        raise EngineError(f"The name {readable} is not valid UTF-8: rename the folder.")
     if os.sep not in name and not name.startswith((".", "~")):
         return name
     folder = named_folder(name)
@@ -199,11 +193,11 @@ async def sse_data(lines: AsyncIterator[str]) -> AsyncIterator[str]:
             if size > MAX_LINE:
                 raise EngineError("The server sends an event that does not end: check engine.url.")
         elif line == "" and data:
-            whole = "\n".join(data)
+            event_data = "\n".join(data)
             data, size = [], 0
-            if whole.strip() == "[DONE]":
+            if event_data.strip() == "[DONE]":
                 return
-            yield whole
+            yield event_data
     if data and "\n".join(data).strip() != "[DONE]":  # the last empty line is missing
         yield "\n".join(data)
 
@@ -216,8 +210,8 @@ async def split_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[str]:
     rest = b""
     async for part in parts:
         rest += part
-        *whole, rest = rest.split(b"\n")
-        for line in whole:
+        *lines, rest = rest.split(b"\n")
+        for line in lines:
             yield line.decode(errors="replace").removesuffix("\r")
         if len(rest) > MAX_LINE:
             raise EngineError("The server sends a line that does not end: check engine.url.")

@@ -102,7 +102,7 @@ def _problem(example: TrainingExample, asked: Sequence[Turn[StoredImage]]) -> st
     """Why the example cannot be used; "" if it can."""
     if not example.answer.text.strip():
         return "The answer is empty: correct it."
-    if not example.whole:
+    if not example.is_complete:
         why = _INCOMPLETE[example.answer.state]
         return f"The answer is not complete, because {why}: correct it."
     if not asked or asked[-1].role != "user":

@@ -31,7 +31,7 @@ class Inspection:
     questions: int
     pictures: int
     """The number of different pictures."""
-    shown: int
+    picture_uses: int
     """How often pictures occur."""
     without_picture: int
     """The number of examples without a picture."""
@@ -93,7 +93,7 @@ def inspect(
         remarks=remarks_on(sources),
         questions=sum(turn.role == "assistant" for e in examples for turn in e.turns),
         pictures=len(files),
-        shown=sum(len(example.pictures) for example in examples),
+        picture_uses=sum(len(example.pictures) for example in examples),
         without_picture=sum(not example.pictures for example in examples),
         bad_classes=Counter(problem.kind for problem in problems if problem.kind),
         classes=Counter(example.kind for example in examples if example.kind),

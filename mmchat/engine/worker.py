@@ -53,14 +53,14 @@ class Job:
     def __init__(
         self,
         work: Callable[["Job"], None],
-        wanted: str,
+        requested: str,
         default: str,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.work = work
-        self.wanted = wanted
+        self.requested = requested
         """The model in the request; "" means the loaded one."""
-        self.model = wanted or default
+        self.model = requested or default
         self.loading_announced = False
         """Whether a first Loading event was sent while the backend was still being imported."""
         self.events: asyncio.Queue[Event | MmchatError | None] = asyncio.Queue()
@@ -198,7 +198,7 @@ class Worker:
             self._queue_changed()
 
     def _queue_changed(self) -> None:
-        self._next_model = self._queue[0].wanted if self._queue else ""
+        self._next_model = self._queue[0].requested if self._queue else ""
         for place, job in enumerate(self._queue, start=1):
             job.events.put_nowait(Waiting(place))
 
@@ -216,9 +216,9 @@ class Worker:
             except LoadCancelled:
                 log.info("the load of %s was cancelled", job.model)
             except Exception as error:
-                shown = self._as_mmchat_error(error)
-                log.info("a request failed: %s", shown)
-                job.emit(shown)
+                failure = self._as_mmchat_error(error)
+                log.info("a request failed: %s", failure)
+                job.emit(failure)
             finally:
                 job.emit(None)
                 self._loop.call_soon_threadsafe(self._finished)
@@ -261,10 +261,10 @@ class Worker:
         loaded = self._loaded
         if loaded is not None and self._is_loaded(choice, loaded) and backend.is_current():
             active = loaded.adapter or ""
-            wanted = active if choice.adapter is None else choice.adapter
+            requested = active if choice.adapter is None else choice.adapter
             # An adapter whose files have changed (by training) is read again; its base is not.
-            if wanted != active or not backend.adapter_is_current():
-                self._use_adapter(backend, loaded, wanted)
+            if requested != active or not backend.adapter_is_current():
+                self._use_adapter(backend, loaded, requested)
             return
         # What the request omits stays as it is, but an adapter belongs to its model.
         before = loaded or self._default
@@ -292,8 +292,8 @@ class Worker:
             and choice.device in (None, "auto", loaded.device, status.device)
         )
 
-    def _load_model(self, job: Job, backend: "Backend", wanted: ModelChoice) -> None:
-        model = wanted.model or ""
+    def _load_model(self, job: Job, backend: "Backend", requested: ModelChoice) -> None:
+        model = requested.model or ""
 
         def progress(stage: str, fraction: float) -> None:
             self.loading = Loading(model, stage, min(max(fraction, 0.0), 1.0))
@@ -309,9 +309,9 @@ class Worker:
         try:
             backend.load(
                 model,
-                wanted.adapter or "",
-                wanted.quantization or "auto",
-                wanted.device or "auto",
+                requested.adapter or "",
+                requested.quantization or "auto",
+                requested.device or "auto",
                 progress,
             )
         except LoadCancelled:
@@ -319,11 +319,11 @@ class Worker:
             raise
         except Exception as error:
             self._update_after_failed_load(backend, before)
-            shown = self._as_mmchat_error(error)
-            self.error = str(shown)
-            raise shown from error
+            failure = self._as_mmchat_error(error)
+            self.error = str(failure)
+            raise failure from error
         else:
-            self._loaded = wanted
+            self._loaded = requested
             self.backend_status = backend.status()
         finally:
             self.loading = None

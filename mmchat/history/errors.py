@@ -103,9 +103,9 @@ def _is_damaged(path: Path) -> bool:
     uri = f"{path.absolute().as_uri()}?mode=rw"
     try:
         with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
-            whole = connection.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok"
+            intact = connection.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok"
             orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
-            if not whole or orphan is not None or not schema.is_whole(connection):
+            if not intact or orphan is not None or not schema.is_intact(connection):
                 return True
             schema.check_indexes(connection)  # in a transaction that is never committed
             return False

@@ -84,13 +84,13 @@ class Feedback:
 
     def set_tags(self, conversation_id: int, names: Iterable[str]) -> Conversation:
         """Replaces the tags of a conversation, in one transaction."""
-        wanted = {tag_name(name) for name in names}
+        tags = {tag_name(name) for name in names}
         with self._database.write() as connection:
             rows.conversation(connection, conversation_id)
             connection.execute("DELETE FROM tag WHERE conversation_id = ?", (conversation_id,))
             connection.executemany(
                 "INSERT INTO tag (conversation_id, name) VALUES (?, ?)",
-                ((conversation_id, name) for name in wanted),
+                ((conversation_id, name) for name in tags),
             )
             return rows.conversation(connection, conversation_id)
 

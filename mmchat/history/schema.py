@@ -222,7 +222,7 @@ def migrate(connection: sqlite3.Connection) -> None:
         raise
 
 
-def is_whole(connection: sqlite3.Connection) -> bool:
+def is_intact(connection: sqlite3.Connection) -> bool:
     """Whether a file of this version has all tables, indexes and triggers, unchanged.
 
     True for any other version.

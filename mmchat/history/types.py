@@ -115,7 +115,7 @@ class TrainingExample:
         return self.messages[-1]
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the answer is complete, or was stopped on purpose."""
         return self.answer.state in ("complete", "stopped") and bool(self.answer.text.strip())
 

@@ -36,7 +36,7 @@ def test_good_answers_and_corrections_are_lessons_with_their_context(history: Hi
     history.rate(one, "good")
     corrected = history.correct(two, "C")
     good, better = history.training_examples()
-    assert (good.kind, texts(good), good.whole) == ("good", ["a?", "A"], True)
+    assert (good.kind, texts(good), good.is_complete) == ("good", ["a?", "A"], True)
     assert (better.kind, texts(better)) == ("corrected", ["a?", "A", "b?", "C"])
     assert [m.id for m in better.messages] == [first, one, second, corrected.id]
     assert better.conversation.system == "Be brief."
@@ -142,7 +142,7 @@ def test_an_answer_that_was_cut_is_not_whole(history: History) -> None:
             conversation, "assistant", text, parent_id=question, state=state
         )
         history.rate(answer.id, "good")
-    assert [(one.answer.state, one.whole) for one in history.training_examples()] == [
+    assert [(one.answer.state, one.is_complete) for one in history.training_examples()] == [
         ("stopped", True),
         ("length", False),
         ("failed", False),
