@@ -36,7 +36,9 @@ from mmchat.adapters.card import (
 from mmchat.adapters.compatibility import check_card, check_fits, find_base, named_base
 from mmchat.adapters.lora_file import float_tensors, read_lora_file
 from mmchat.adapters.unpack import Found, open_source
+from mmchat.display.numbers import format_size
 from mmchat.errors import AdapterError, ImageError
+from mmchat.files import open_synced, partial_file
 from mmchat.settings import paths, private_dir
 
 KNOWN: dict[str, int] = {
@@ -96,17 +98,10 @@ def export_adapter(name: str, file: Path) -> Exported:
     if file.exists() or file.is_symlink():
         raise AdapterError(f"{file} is there already: name another file.")
     try:
-        handle, scratch = tempfile.mkstemp(dir=file.parent, prefix=".export-")
-        partial = Path(scratch)
-        try:
-            with os.fdopen(handle, "wb") as stream:
+        with partial_file(file, private=False) as partial:
+            with open_synced(partial) as stream:
                 _write_zip(stream, folder.name, taken)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.chmod(0o644)
             _put(partial, file)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise AdapterError(
             f"{file} cannot be written ({error.strerror}): make room, or name another place."
@@ -205,7 +200,7 @@ def _check_room(found: Found, root: Path) -> None:
     free = shutil.disk_usage(root).free
     if needed + _SPARE > free:
         raise AdapterError(
-            f"{found.source} takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free in {root}: "
+            f"{found.source} takes {format_size(needed)} and {format_size(free)} are free in {root}: "
             "make room, or set MMCHAT_HOME to a larger disk."
         )
 

@@ -11,18 +11,18 @@ other. Weights are safetensors only. Nothing here needs torch; `applying` puts a
 
 import contextlib
 import hashlib
-import os
 import re
 import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
+import tomli_w
 
 from mmchat.errors import AdapterError, ModelError
+from mmchat.files import open_synced, partial_file, write_file
 from mmchat.model.checkpoint import read_header
 from mmchat.settings import NO_ADAPTER, builtin_adapters, named_folder, paths
 
@@ -162,7 +162,7 @@ def check_adapter(name: str, model: str, weights_hash: str, projector: str = "")
 
 def write_card(folder: Path, card: Card) -> None:
     """Writes adapter.toml, the whole new file or none of it. Raises OSError where it cannot."""
-    _write_tables(folder, msgspec.to_builtins(card))
+    write_file(folder / CARD, tomli_w.dumps(msgspec.to_builtins(card)), synced=True)
 
 
 def adapter_hash(folder: Path) -> str:
@@ -188,13 +188,11 @@ def rename_adapter(old: str, new: str) -> Path:
     target = free_folder(new)
     try:
         whole = tomllib.loads((folder / CARD).read_text(encoding="utf-8"))
-        written = _prepare_tables(folder, {**whole, "name": new})
-        try:
+        with partial_file(folder / CARD) as partial:
+            with open_synced(partial) as stream:
+                tomli_w.dump({**whole, "name": new}, stream)
             folder.rename(target)
-        except OSError:
-            written.unlink(missing_ok=True)
-            raise
-        (target / written.name).replace(target / CARD)
+            (target / partial.name).replace(target / CARD)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise AdapterError(
@@ -247,27 +245,6 @@ def remove_adapter(name: str) -> Path:
             "remove it again."
         ) from error
     return folder
-
-
-def _write_tables(folder: Path, tables: dict[str, Any]) -> None:
-    _prepare_tables(folder, tables).replace(folder / CARD)
-
-
-def _prepare_tables(folder: Path, tables: dict[str, Any]) -> Path:
-    """A file beside the card that holds `tables`, to be renamed to it."""
-    import tomli_w
-
-    file = folder / f".{CARD}.{os.getpid()}"
-    try:
-        file.touch(mode=0o600)
-        with file.open("wb") as stream:
-            tomli_w.dump(tables, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except BaseException:
-        file.unlink(missing_ok=True)
-        raise
-    return file
 
 
 def _has_card(folder: Path) -> bool:

@@ -22,6 +22,7 @@ from mmchat.adapters.active import ActiveAdapter, AdapterTensors, read_adapter
 from mmchat.adapters.card import Card, check_adapter, find_adapter, read_card
 from mmchat.adapters.compatibility import require_base
 from mmchat.client.protocol import ImagePart, Turn
+from mmchat.display.numbers import format_size
 from mmchat.errors import MmchatError, ModelError
 from mmchat.model.catalogue import Installed, add_folder, require_free
 from mmchat.model.checkpoint import tensors
@@ -193,7 +194,7 @@ def _check_room(base: Path, out: Path) -> None:
     free = shutil.disk_usage(there).free
     if needed + _SPARE > free:
         raise ModelError(
-            f"The merged model takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free in {there}: "
+            f"The merged model takes {format_size(needed)} and {format_size(free)} are free in {there}: "
             "make room, or name a folder on a larger disk."
         )
 

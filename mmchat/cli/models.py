@@ -11,11 +11,12 @@ import click
 import msgspec
 
 from mmchat.cli.inspect_model import load_parts, parts_table
-from mmchat.cli.output import Progress, note, say, say_json, say_table, size
+from mmchat.cli.output import Progress, note, say, say_json, say_table
+from mmchat.display.numbers import format_parameters, format_size
 from mmchat.errors import ModelError
 from mmchat.model import catalogue
 from mmchat.model.machine import Form, Machine, form_of, this_machine
-from mmchat.model.memory_fit import MemoryFit, all_fits, chat_fit, gigabytes
+from mmchat.model.memory_fit import MemoryFit, all_fits, chat_fit
 from mmchat.model.model_dims import ModelDims, read_dims
 from mmchat.settings import load_settings, named_folder
 
@@ -61,8 +62,8 @@ def list_(as_json: bool) -> None:
         (
             "*" if model.name == settings.name else "",
             model.name,
-            _count(model.parameters),
-            size(model.bytes),
+            format_parameters(model.parameters),
+            format_size(model.bytes),
             _memory(fit),
             _YES_NO[fit["fits"]],
             model.problem or model.origin,
@@ -87,7 +88,7 @@ def list_(as_json: bool) -> None:
     say_table(fetchable, ("", "TO FETCH", "PARAMETERS", "MEMORY", "FITS", "LICENCE", "GOOD AT"))
     say(
         f"\nMEMORY: {_FORM_WORDS[form]}, for a conversation about a picture; "
-        f"{gigabytes(machine.free)} are free here"
+        f"{format_size(machine.free)} are free here"
     )
     say("Fetch one: mmchat models add NAME · use one: mmchat ask --model NAME, or F3 in the app")
 
@@ -137,7 +138,7 @@ def show(name: str, no_load: bool, fit: bool, as_json: bool) -> None:
     rows = [("model", name), ("folder", facts["folder"])]
     if model:
         rows += [("from", model.origin), ("type", model.model_type)]
-        rows += [("parameters", f"{model.parameters:,}"), ("on disk", size(model.bytes))]
+        rows += [("parameters", f"{model.parameters:,}"), ("on disk", format_size(model.bytes))]
     rows.append(("fits", f"{_YES_NO[facts['fits']]}: {facts['reason']}"))
     if loaded:
         rows += form_rows(loaded)
@@ -187,7 +188,7 @@ def form_rows(loaded: dict[str, Any]) -> list[tuple[str, str]]:
             "form",
             f"{loaded['quantization']}, computes in {loaded['compute_dtype']}, {loaded['device']}",
         ),
-        ("memory", size(loaded["memory_bytes"])),
+        ("memory", format_size(loaded["memory_bytes"])),
         ("context", f"{loaded['context_length']:,} tokens"),
         ("sees", "pictures and text" if loaded["vision"] else "text only"),
     ]
@@ -234,7 +235,7 @@ def add(source: str, name: str) -> None:
         plan = hub.plan_download(source)
         licences = {offer.hub_id: offer.licence for offer in catalogue.OFFERS}
         note(
-            f"{plan.hub_id}: {size(plan.bytes)} in {len(plan.files)} files, to {plan.folder}. "
+            f"{plan.hub_id}: {format_size(plan.bytes)} in {len(plan.files)} files, to {plan.folder}. "
             f"Licence: {licences.get(plan.hub_id, 'see its page')}. "
             "Ctrl-C stops; the same command continues."
         )
@@ -293,8 +294,4 @@ def _offer(offer: catalogue.Offer, fit: dict[str, Any]) -> dict[str, Any]:
 
 
 def _memory(fit: dict[str, Any]) -> str:
-    return gigabytes(fit["needed_bytes"]) if fit["needed_bytes"] else ""
-
-
-def _count(parameters: int) -> str:
-    return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M"
+    return format_size(fit["needed_bytes"]) if fit["needed_bytes"] else ""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mmchat.cli.training_job import Wish, read_material, recipe_of, with_data
-from mmchat.training import status_format
+from mmchat.display.numbers import format_duration
 
 
 def plan_of(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def say_plan(plan: dict[str, Any]) -> None:
         *((f"stage {stage['name']}", _stage_words(stage)) for stage in plan["stages"]),
         ("trains", f"{plan['trainable_parameters']:,} of {plan['parameters']:,} parameters"),
         ("memory", plan["memory"]),
-        ("time", f"about {status_format.duration(plan['seconds'])}, then the measurement"),
+        ("time", f"about {format_duration(plan['seconds'])}, then the measurement"),
     ]
     say_table(rows)
     for remark in plan["remarks"]:

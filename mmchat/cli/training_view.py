@@ -7,10 +7,10 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.text import Text
 
 from mmchat.cli.curve import HELD_OUT, curve
+from mmchat.display.text import GAP, cut, one_line, wrapped
 from mmchat.training import status_format
 from mmchat.training.curves import curves, smoothed, thinned
 from mmchat.training.run_folder import Row, SampleAnswer, Status
-from mmchat.training.status_format import GAP, cut, wrapped
 
 HIGHEST_CURVE, GOOD_CURVE, LOWEST_CURVE = 12, 7, 5
 HINT = "Ctrl-C saves a checkpoint and shows how to resume."
@@ -74,7 +74,7 @@ def _title(status: Status, width: int) -> list[Text]:
     finished = status.state == "finished"
     right = "" if finished else status_format.percent(status)
     room = width - cell_len(right) - 1
-    line = Text().append(cut(status_format.one_line(status.name, 100), room), "bold")
+    line = Text().append(cut(one_line(status.name, 100), room), "bold")
     about = status_format.heading(status)
     if line.cell_len + 2 + cell_len(about) <= room:
         line.append("  ").append(about, "dim")

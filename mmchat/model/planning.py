@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import nn
 
+from mmchat.display.numbers import format_size
 from mmchat.errors import ModelError
 from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
@@ -21,7 +22,7 @@ from mmchat.model.checkpoint import (
     weights_hash,
 )
 from mmchat.model.machine import Form, Machine, available_memory, own_memory
-from mmchat.model.memory_fit import IMPORTS, chat_fit, gigabytes
+from mmchat.model.memory_fit import IMPORTS, chat_fit
 from mmchat.model.model_dims import UnknownModelError, read_dims
 from mmchat.settings import Device, Quantization
 
@@ -151,7 +152,7 @@ def check_memory(
     if not fit.fits:
         smaller = "" if form == "4bit" else f" {smaller}, or"
         raise ModelError(
-            f"{name} needs about {gigabytes(fit.needed_bytes)} of memory and {gigabytes(fit.machine.free)} are "
+            f"{name} needs about {format_size(fit.needed_bytes)} of memory and {format_size(fit.machine.free)} are "
             f"free: close other programs, load it{smaller} on a larger machine, or choose a smaller model."
         )
 

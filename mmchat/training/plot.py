@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmchat.files import write_file
 from mmchat.sanitize import clean
 from mmchat.training.curves import curves, smoothed, thinned
 from mmchat.training.run_folder import writing
@@ -19,13 +20,11 @@ def plot_losses(metrics: Iterable[Mapping[str, Any]], file: Path) -> None:
     """Draws the lines of a metrics file into the PNG `file`, which is replaced whole.
 
     Training: raw and light, and smoothed; held-out: with points; a line where each stage
-    begins. Without a single loss it says so. Raises RecipeError where `file` cannot be written.
+    begins. Without a single loss it says so. Raises RecipeError if `file` cannot be written.
     """
     data = _draw(metrics)
-    temporary = file.with_name(f".{file.name}.partial")
     with writing(file):
-        temporary.write_bytes(data)
-        temporary.replace(file)
+        write_file(file, data, private=False)
 
 
 def _draw(metrics: Iterable[Mapping[str, Any]]) -> bytes:

@@ -13,7 +13,6 @@ learned.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -27,16 +26,14 @@ import msgspec
 from safetensors import SafetensorError
 
 from mmchat.errors import RecipeError
+from mmchat.files import FileLock, is_locked, write_file
 from mmchat.settings import paths
 
 State = Literal["preparing", "training", "measuring", "paused", "finished", "failed"]
-LOCK_TRIES, LOCK_WAIT = 10, 0.02
-"""How often, and how many seconds apart, the lock is asked for."""
 PAUSE, KEEP = signal.SIGTERM, signal.SIGUSR1
 RECIPE = "recipe.toml"
-_held_locks: set[int] = set()
-_LITTLE = 1_000_000
-"""Bytes: a disk with less is full."""
+_FULL_DISK_BYTES = 1_000_000
+"""A disk with less free space is full."""
 
 
 class SampleAnswer(msgspec.Struct, frozen=True):
@@ -117,8 +114,9 @@ class RunFolder:
     def tell(self, status: Status) -> None:
         """Replaces the status."""
         status = msgspec.structs.replace(status, pid=os.getpid(), updated=time.time())
-        # Told anew in half a second: it need not outlast a power cut.
-        replace_file(self.folder / "status.json", msgspec.json.encode(status), synced=False)
+        file = self.folder / "status.json"
+        with writing(file):  # not synced: it is written again in half a second
+            write_file(file, msgspec.json.encode(status), private=False)
 
     def log(self, **figures: Any) -> None:
         """Adds a line to the metrics."""
@@ -139,36 +137,27 @@ class RunFolder:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Held by the process that works on the run. Raises RecipeError where another one does."""
+        """Held by the process that works on the run. Raises RecipeError if another one works on it."""
+        lock = FileLock(self.folder / "lock")
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            acquired = lock.acquire()
+        if not acquired:
+            raise RecipeError(
+                f"Another process works on {self.folder}: wait for it, or give this run "
+                "another --name."
+            )
         try:
-            if not _locked(handle):
-                raise RecipeError(
-                    f"Another process works on {self.folder}: wait for it, or give this run "
-                    "another --name."
-                )
-            _held_locks.add(handle)
             yield
         finally:
-            _held_locks.discard(handle)
-            os.close(handle)
+            lock.release()
 
     def is_running(self) -> bool:
         """Whether a process works on the run."""
         try:
-            handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+            return is_locked(self.folder / "lock")
         except OSError:
             return False
-        try:
-            # Shared: those who look see only who works, and not one another.
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(handle)
-        return False
 
     def is_begun(self) -> bool:
         """Whether it is worked on, or has learned something that is not finished."""
@@ -212,43 +201,6 @@ def list_runs() -> list[RunFolder]:
     return []
 
 
-def replace_file(file: Path, data: bytes, *, synced: bool = True) -> None:
-    """Writes the whole of `file`, or leaves what it was; raises RecipeError where it cannot be written.
-
-    `synced`: the disk has it before this returns.
-    """
-    temporary = file.with_name(f".{file.name}.partial")
-    with writing(file):
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            if synced:
-                stream.flush()
-                os.fsync(stream.fileno())
-        temporary.replace(file)
-
-
-def _close_inherited_locks() -> None:
-    """A forked child, such as a data loader's worker, would hold the lock for as long as it lives."""
-    while _held_locks:
-        os.close(_held_locks.pop())
-
-
-os.register_at_fork(after_in_child=_close_inherited_locks)
-
-
-def _locked(handle: int) -> bool:
-    """Whether the lock could be had: one who looks whether a process works holds it for a moment."""
-    for left in reversed(range(LOCK_TRIES)):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if left:
-                time.sleep(LOCK_WAIT)
-        else:
-            return True
-    return False
-
-
 @contextlib.contextmanager
 def writing(what: Path) -> Iterator[None]:
     """Raises RecipeError where `what` cannot be written."""
@@ -266,6 +218,6 @@ def _why(what: Path, error: Exception) -> str:
     """numpy and safetensors tell of a full disk by numbers of bytes."""
     with contextlib.suppress(OSError):
         folder = next(parent for parent in what.absolute().parents if parent.is_dir())
-        if shutil.disk_usage(folder).free < _LITTLE:
+        if shutil.disk_usage(folder).free < _FULL_DISK_BYTES:
             return "No space left on device"
     return str(error)

@@ -6,26 +6,16 @@ What comes from a model or a data set is cleaned here: a line of these can be sh
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.cells import cell_len, set_cell_size
-
 from mmchat.answer_match import exact_match
-from mmchat.sanitize import clean
+from mmchat.display.numbers import format_duration, format_loss, format_size
+from mmchat.display.text import one_line
 from mmchat.training.run_folder import Row, SampleAnswer, State, Status
 
 WORKING: tuple[State, ...] = ("preparing", "training", "measuring")
 
-GAP = 3
-"""Cells between things that stand side by side."""
-
 TableRow = tuple[str, str, str, str]
 """What was measured, n, before, after."""
 TABLE_HEADER: TableRow = ("", "n", "before", "after")
-
-
-def one_line(text: str, limit: int = 200) -> str:
-    """Foreign text, clean, in one line of at most `limit` characters."""
-    text = clean(text[: limit * 4], keep_newlines=False)
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
 def fraction(status: Status) -> float:
@@ -60,7 +50,7 @@ def where(status: Status) -> list[str]:
     stage = one_line(status.stage, 30)
     found = [*([stage] if stage else []), f"step {status.step:,} of {status.steps:,}"]
     if status.state == "training" and status.seconds_left is not None:
-        found.append(f"about {duration(status.seconds_left)} left")
+        found.append(f"about {format_duration(status.seconds_left)} left")
     return found
 
 
@@ -68,9 +58,9 @@ def figures(status: Status) -> list[str]:
     """The figures that are known, each with its unit, the weightiest first."""
     found = []
     if status.loss is not None:
-        found.append(f"loss {loss(status.loss)}")
+        found.append(f"loss {format_loss(status.loss)}")
     if status.held_out_loss is not None:
-        found.append(f"held-out {loss(status.held_out_loss)}")
+        found.append(f"held-out {format_loss(status.held_out_loss)}")
     for value, unit in (
         (status.tokens_per_second, "tokens/s"),
         (status.samples_per_second, "samples/s"),
@@ -78,39 +68,12 @@ def figures(status: Status) -> list[str]:
         if value is not None:
             found.append(f"{value:,.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}")
     if status.memory_bytes > 0:
-        found.append(memory(status.memory_bytes))
+        found.append(format_size(status.memory_bytes))
     if status.learning_rate is not None:
         found.append("rate " + f"{status.learning_rate:.1e}".replace("e-0", "e-"))
     if status.state == "training" and status.step:
         found.append(f"{status.waiting * 100:.0f} % waiting for data")
     return found
-
-
-def loss(value: float) -> str:
-    """Three digits that count."""
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """`40 seconds`, `3 minutes`, `1 hour 20 minutes`."""
-    if seconds < 90:
-        return _count(max(round(seconds), 1), "second")
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return _count(minutes, "minute")
-    hours, rest = divmod(minutes, 60)
-    if hours >= 48:
-        return _count(round(hours / 24), "day")
-    return _count(hours, "hour") + (f" {_count(rest, 'minute')}" if rest else "")
-
-
-def _count(number: int, unit: str) -> str:
-    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
-
-
-def memory(count: int) -> str:
-    """`812 MB`, `3.4 GB`."""
-    return f"{count / 1e9:.1f} GB" if count >= 999_500_000 else f"{count / 1e6:.0f} MB"
 
 
 def table(rows: Sequence[Row]) -> list[TableRow]:
@@ -163,21 +126,3 @@ def sentence(status: Status) -> str:
     if status.state == "finished" and not said:
         return f"The adapter {one_line(status.adapter or status.name, 100)} is ready."
     return said
-
-
-def cut(text: str, width: int) -> str:
-    """`text` in at most `width` cells."""
-    if cell_len(text) <= width:
-        return text
-    return set_cell_size(text, max(width - 1, 0)).rstrip() + ("…" if width > 0 else "")
-
-
-def wrapped(parts: Sequence[str], width: int) -> list[str]:
-    """Parts side by side as long as there is room; none is broken."""
-    lines: list[str] = []
-    for part in parts:
-        if lines and cell_len(lines[-1]) + GAP + cell_len(part) <= width:
-            lines[-1] += " " * GAP + part
-        else:
-            lines.append(cut(part, width))
-    return lines

@@ -20,11 +20,12 @@ from typing import Any
 import msgspec
 
 from mmchat.adapters.card import is_name, list_adapters
+from mmchat.display.text import one_line
 from mmchat.errors import RecipeError
 from mmchat.settings import private_dir
 from mmchat.training.curves import Curves, MetricsTail, curves
 from mmchat.training.run_folder import RunFolder, Status, list_runs, run_folder
-from mmchat.training.status_format import WORKING, one_line, percent
+from mmchat.training.status_format import WORKING, percent
 
 # -P: the folder that we are in must not be where Python looks for modules.
 MMCHAT = (sys.executable, "-P", "-m", "mmchat")

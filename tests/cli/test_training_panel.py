@@ -22,7 +22,7 @@ from mmchat.cli import training_panel
 from mmchat.cli.curve import HELD_OUT, curve
 from mmchat.cli.training_panel import LogLines, watch
 from mmchat.cli.training_view import draw, table_lines
-from mmchat.training import status_format
+from mmchat.display.numbers import format_duration
 from mmchat.training.run_folder import Row, SampleAnswer, Status
 
 HOSTILE = "\x1b]52;c;aGFja2Vk\x07[bold red]A\u202eb\x9b31m\r\n[/bold]"
@@ -198,7 +198,7 @@ def test_durations() -> None:
         7_200: "2 hours",
         400_000: "5 days",
     }
-    assert {seconds: status_format.duration(seconds) for seconds in said} == said
+    assert {seconds: format_duration(seconds) for seconds in said} == said
 
 
 # Which of the two

@@ -19,10 +19,11 @@ from textual.screen import ModalScreen
 from textual.timer import Timer
 from textual.widgets import Footer, Input
 
+from mmchat.display.messages import model_label
+from mmchat.display.text import one_line
 from mmchat.errors import MmchatError
 from mmchat.training.run_folder import KEEP, PAUSE
-from mmchat.training.status_format import heading, one_line, percent
-from mmchat.tui.formatting import model_label
+from mmchat.training.status_format import heading, percent
 from mmchat.tui.runs import (
     Plan,
     Seen,

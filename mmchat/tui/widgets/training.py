@@ -13,11 +13,11 @@ from textual.widget import Widget
 from textual.widgets import Static
 from textual_plotext import PlotextPlot
 
+from mmchat.display.text import GAP, bar, cut, one_line, wrapped
 from mmchat.training import status_format
 from mmchat.training.curves import Curves, Point, smoothed, thinned
 from mmchat.training.run_folder import Row, SampleAnswer
-from mmchat.training.status_format import GAP, cut, wrapped
-from mmchat.tui.formatting import MUTED, bar
+from mmchat.tui.formatting import MUTED
 from mmchat.tui.runs import Seen
 from mmchat.tui.widgets.status import TitleLine
 
@@ -260,7 +260,7 @@ class RunView(Vertical):
         right = status_format.heading(status)
         if not finished:
             right += f" · {status_format.percent(status)}"
-        self.query_one("#run-name", TitleLine).show(status_format.one_line(status.name, 100), right)
+        self.query_one("#run-name", TitleLine).show(one_line(status.name, 100), right)
         self.query_one(Bar).show(status_format.fraction(status))
         self.query_one(Bar).display = not finished
         self.query_one("#run-where", Parts).show([] if finished else status_format.where(status))
