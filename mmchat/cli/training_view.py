@@ -6,13 +6,15 @@ from typing import Any
 from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.text import Text
 
-from mmchat.cli.curve import HELD_OUT, curve
 from mmchat.display.text import GAP, cut, one_line, wrapped
 from mmchat.training import status_format
-from mmchat.training.curves import curves, smoothed, thinned
+from mmchat.training.curves import Curves, curves
+from mmchat.training.plot import HELD_OUT, draw_losses
 from mmchat.training.run_folder import Row, SampleAnswer, Status
 
-HIGHEST_CURVE, GOOD_CURVE, LOWEST_CURVE = 12, 7, 5
+HIGHEST_CURVE, GOOD_CURVE, LOWEST_CURVE = 13, 8, 6
+NARROWEST_CURVE = 16
+TRAINING_COLOR, HELD_OUT_COLOR = "cyan", "yellow"
 HINT = "Ctrl-C saves a checkpoint and shows how to resume."
 
 
@@ -110,21 +112,26 @@ def _curve(metrics: Sequence[Mapping[str, Any]], width: int, height: int) -> lis
     if height < 2 + LOWEST_CURVE:
         return []
     shown = curves(metrics)
-    training = thinned(smoothed(shown.training, shown.logarithmic))
-    lines = curve(training, shown.held_out, width, min(height - 2, HIGHEST_CURVE))
+    lines = loss_curve(shown, width, min(height - 2, HIGHEST_CURVE))
     if not lines:
         return []
-    legend = Text().append("loss", "cyan")
+    legend = Text().append("loss", TRAINING_COLOR)
     held_out = f"   {HELD_OUT} held-out"
     if shown.held_out and legend.cell_len + cell_len(held_out) <= width:
-        legend.append(held_out, "yellow")
-    made = [Text(), legend]
-    for line in lines[:-1]:
-        text = Text(line, "cyan")
-        text.highlight_words([HELD_OUT], "yellow")
-        text.stylize("bright_black", 0, max(line.find("┤"), line.find("│")) + 1)
-        made.append(text)
-    return [*made, Text(lines[-1], "bright_black")]
+        legend.append(held_out, HELD_OUT_COLOR)
+    return [Text(), legend, *lines]
+
+
+def loss_curve(losses: Curves, width: int, height: int) -> list[Text]:
+    """`height` lines of `width` cells; none if there is nothing to draw, or no room for it."""
+    if width < NARROWEST_CURVE or height < 3 or not (losses.training or losses.held_out):
+        return []
+    import plotext
+
+    plotext.theme("clear")
+    draw_losses(plotext, losses, width, height, "cyan", "orange")  # plotext's name for yellow
+    plotext.ticks_color("gray")
+    return list(Text.from_ansi(plotext.build()).split("\n"))
 
 
 def _answers(samples: Sequence[SampleAnswer], width: int, height: int) -> list[Text]:

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from mmchat.cli import training_panel
-from mmchat.cli.curve import HELD_OUT, curve
 from mmchat.cli.training_panel import LogLines, watch
-from mmchat.cli.training_view import draw, table_lines
+from mmchat.cli.training_view import draw, loss_curve, table_lines
 from mmchat.display.numbers import format_duration
+from mmchat.training.curves import Curves
+from mmchat.training.plot import HELD_OUT
 from mmchat.training.run_folder import Row, SampleAnswer, Status
 
 HOSTILE = "\x1b]52;c;aGFja2Vk\x07[bold red]A\u202eb\x9b31m\r\n[/bold]"
@@ -69,26 +70,39 @@ def _drawn(status: Status, width: int = 79, height: int = 23) -> str:
 # The curve
 
 
+def _curve(
+    training: list[tuple[float, float]],
+    held_out: list[tuple[float, float]],
+    width: int,
+    height: int,
+) -> list[str]:
+    losses = Curves(tuple(training), tuple(held_out))
+    return [line.plain for line in loss_curve(losses, width, height)]
+
+
 def test_a_falling_curve() -> None:
-    assert curve([(0.0, 4.0), (10.0, 0.0)], [(10.0, 2.0)], 21, 5) == [
-        "4.00┤⠉⠒⠤⣀            ",
-        "    │    ⠉⠒⠤⣀        ",
-        "    │        ⠉⠒⠤⣀   ●",
-        "0.00┤            ⠉⠒⠤⣀",
-        "     0        step 10",
+    assert _curve([(0.0, 4.0), (10.0, 0.0)], [(10.0, 2.0)], 21, 7) == [
+        "4.00┤⠑⠤⡀             ",
+        "    │  ⠈⠑⠢⣀          ",
+        "2.00┤      ⠉⠢⢄      ●",
+        "    │         ⠉⠒⢄⡀   ",
+        "0.00┤            ⠈⠑⠤⣀",
+        "    └┬──────────────┬",
+        "     0       step 10 ",
     ]
 
 
 def test_a_wide_range_is_drawn_on_a_logarithmic_axis() -> None:
-    assert curve([(float(n), 10.0 ** (3 - n)) for n in range(7)], [], 30, 8) == [
-        "1000.00┤⠑⠢⢄⡀                  ",
-        "       │   ⠈⠒⢄                ",
-        "       │      ⠉⠢⢄⡀            ",
-        "   1.00┤         ⠈⠒⢄⡀         ",
-        "       │            ⠈⠑⠢⣀      ",
-        "       │                ⠉⠒⢄⡀  ",
-        "  0.001┤                   ⠈⠢⢄",
-        "        0               step 6",
+    assert _curve([(float(n), 10.0 ** (3 - n)) for n in range(7)], [], 30, 9) == [
+        "1000.00┤⠑⠤⣀                   ",
+        "       │   ⠉⠢⣀                ",
+        "       │      ⠑⠢⢄⡀            ",
+        "   1.00┤         ⠈⠑⠢⡀         ",
+        "       │            ⠈⠑⠤⡀      ",
+        "       │               ⠈⠑⠢⢄   ",
+        "  0.001┤                   ⠑⠢⣀",
+        "       └┬────────────────────┬",
+        "        0              step 6 ",
     ]
 
 
@@ -101,7 +115,7 @@ def test_a_wide_range_is_drawn_on_a_logarithmic_axis() -> None:
 def test_a_curve_fills_its_room_and_no_more(
     points: list[tuple[float, float]], held_out: list[tuple[float, float]], width: int, height: int
 ) -> None:
-    lines = curve(sorted(points), held_out, width, height)
+    lines = _curve(sorted(points), held_out, width, height)
     assert len(lines) in (0, height)
     assert all(cell_len(line) == width for line in lines)
 
