@@ -7,7 +7,6 @@ in a folder of its own until it is whole. Nothing that is there already is ever 
 
 import json
 import os
-import re
 import shutil
 import tempfile
 import tomllib
@@ -30,6 +29,7 @@ from mmchat.adapters.card import (
     find_adapter,
     free_folder,
     is_name,
+    name_from_text,
     read_card,
     write_card,
 )
@@ -126,7 +126,9 @@ def import_adapter(source: Path, name: str = "", base: str = "") -> Imported:
                 private_dir(target.parent)
                 found.copy(file, target)
             card, base_name = _checked(scratch, found, base)
-            wanted = name or (card.name if is_name(card.name) else _plain(source.stem))
+            wanted = name or (
+                card.name if is_name(card.name) else name_from_text(source.stem, default="adapter")
+            )
             target = free_folder(wanted)
             card = msgspec.structs.replace(card, name=wanted)
             _rename_card(scratch, card)
@@ -154,7 +156,10 @@ def _checked(folder: Path, found: Found, base: str) -> tuple[Card, str]:
                     "them: name its base with --base MODEL."
                 )
             adapter_weights(folder)
-            write_card(folder, Card(_plain(found.source.stem), named[0], "", ("lora",)))
+            write_card(
+                folder,
+                Card(name_from_text(found.source.stem, default="adapter"), named[0], "", ("lora",)),
+            )
         card = read_card(folder)
         adapter_weights(folder)
         if named is not None:
@@ -250,9 +255,3 @@ def _write_zip(stream: IO[bytes], name: str, files: dict[str, Path]) -> None:
                 archive.open(entry, "w", force_zip64=size >= 1 << 31) as target,
             ):
                 shutil.copyfileobj(source, target, 1 << 20)
-
-
-def _plain(name: str) -> str:
-    """A name that an adapter can have, from any file's."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:80]
-    return plain if is_name(plain) else "adapter"

@@ -94,6 +94,12 @@ def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and name != NO_ADAPTER
 
 
+def name_from_text(text: str, default: str) -> str:
+    """A name for an adapter made from any text, such as a file's name; `default` if nothing is left."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[:80]
+    return name if is_name(name) else default
+
+
 def find_adapter(name: str) -> Path:
     """The folder of the adapter `name`: built in, the person's, or a path.
 

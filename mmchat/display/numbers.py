@@ -25,6 +25,12 @@ def format_percent(share: float, digits: int = 0) -> str:
     return f"{share * 100:.{digits}f} %"
 
 
+def format_share(share: float, interval: tuple[float, float]) -> str:
+    """A share with its interval: `43.1 % (38.2 to 47.9)`."""
+    low, high = interval
+    return f"{format_percent(share, 1)} ({low * 100:.1f} to {high * 100:.1f})"
+
+
 def format_loss(value: float) -> str:
     """Three significant digits for the losses that occur."""
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}"

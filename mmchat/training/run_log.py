@@ -39,7 +39,7 @@ class RunLogger:
 
     def preparing(self, words: str) -> None:
         """What is done before the first step."""
-        self.status = msgspec.structs.replace(self.status, state="preparing", said=words)
+        self.status = msgspec.structs.replace(self.status, state="preparing", message=words)
         self._publish()
 
     def step(
@@ -67,7 +67,7 @@ class RunLogger:
         self.status = msgspec.structs.replace(
             self.status,
             state="training",
-            said="",
+            message="",
             stage=position["stage"],
             step=position["step"],
             steps=position["of"],
@@ -100,6 +100,6 @@ class RunLogger:
         if not self._main or (not now and time.monotonic() - self._published < STATUS_INTERVAL):
             return
         self._published = time.monotonic()
-        self._folder.tell(self.status)
+        self._folder.write_status(self.status)
         with contextlib.suppress(OSError):  # a terminal that was closed does not end the training
             self._show(self.status, self._lines)

@@ -1,15 +1,15 @@
-"""A run's status as the words that people read, in a terminal and in the app. Free of torch.
+"""A run's status as text, for the terminal and the app. Free of torch.
 
-What comes from a model or a data set is cleaned here: a line of these can be shown as it is.
+Text that comes from a model or a data set is cleaned here, so every line can be shown as it is.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmchat.answer_match import exact_match
-from mmchat.display.numbers import format_duration, format_loss, format_size
+from mmchat.display.numbers import format_duration, format_loss, format_share, format_size
 from mmchat.display.text import one_line
-from mmchat.training.run_folder import Row, SampleAnswer, State, Status
+from mmchat.training.run_folder import Measurement, SampleAnswer, State, Status
 
 WORKING: tuple[State, ...] = ("preparing", "training", "measuring")
 
@@ -31,7 +31,7 @@ def percent(status: Status) -> str:
 
 
 def heading(status: Status) -> str:
-    """`training on scenes`: what the run is at."""
+    """`training on scenes`: what the run is doing."""
     doing = {
         "preparing": "preparing to train on",
         "training": "training on",
@@ -55,7 +55,7 @@ def where(status: Status) -> list[str]:
 
 
 def figures(status: Status) -> list[str]:
-    """The figures that are known, each with its unit, the weightiest first."""
+    """The figures that are known, each with its unit, the most important first."""
     found = []
     if status.loss is not None:
         found.append(f"loss {format_loss(status.loss)}")
@@ -76,22 +76,22 @@ def figures(status: Status) -> list[str]:
     return found
 
 
-def table(rows: Sequence[Row]) -> list[TableRow]:
+def table(rows: Sequence[Measurement]) -> list[TableRow]:
     """Before and after with their intervals, without a header."""
     return [
         (
-            one_line(row.what, 40),
+            one_line(row.name, 40),
             f"{row.n:,}",
-            _share(row.before, row.before_interval),
-            _share(row.after, row.after_interval),
+            _aligned(row.before, row.before_interval),
+            _aligned(row.after, row.after_interval),
         )
         for row in rows
     ]
 
 
-def _share(share: float, interval: tuple[float, float]) -> str:
-    low, high = interval
-    return f"{share * 100:5.1f} % ({low * 100:.1f} to {high * 100:.1f})"
+def _aligned(share: float, interval: tuple[float, float]) -> str:
+    text = format_share(share, interval)
+    return " " * (len("100.0") - text.index(" ")) + text
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Answer:
     right: bool
     question: str
     parts: tuple[str, ...]
-    """What was given; where that is wrong: what was wanted, and what was said."""
+    """The answer; if it is wrong, the reference and the answer."""
 
 
 def answer(sample: SampleAnswer) -> Answer:
@@ -117,12 +117,12 @@ def is_right(sample: SampleAnswer) -> bool:
 
 
 def sentence(status: Status) -> str:
-    """What there is to say, and what a person can do: never empty for a run that stands still."""
-    said = one_line(status.said, 600)
+    """What happened and what a person can do; never empty for a run that has stopped."""
+    message = one_line(status.message, 600)
     if status.state == "paused":
-        return said or "It is paused; its last checkpoint is whole."
+        return message or "It is paused."
     if status.state == "failed":
-        return said or "It failed without a word."
-    if status.state == "finished" and not said:
+        return message or "It failed and printed no reason."
+    if status.state == "finished" and not message:
         return f"The adapter {one_line(status.adapter or status.name, 100)} is ready."
-    return said
+    return message

@@ -203,7 +203,7 @@ class TrainingScreen(ModalScreen[None]):
         able = {
             "pause": bool(self._seen and self._seen.works and told),
             "keep": state == "training",
-            "resume": state in ("paused", "failed") and bool(self._seen and self._seen.can_go_on),
+            "resume": state in ("paused", "failed") and bool(self._seen and self._seen.can_resume),
             "use": state == "finished" and not self._is_used(),
             "undo": self._can_undo(),
             "new": bool(self._seen and not self._seen.works),

@@ -16,7 +16,7 @@ from mmchat.display.text import GAP, bar, cut, one_line, wrapped
 from mmchat.training import status_format
 from mmchat.training.curves import Curves
 from mmchat.training.plot import HELD_OUT, draw_losses
-from mmchat.training.run_folder import Row, SampleAnswer
+from mmchat.training.run_folder import Measurement, SampleAnswer
 from mmchat.tui.formatting import MUTED
 from mmchat.tui.runs import Seen
 from mmchat.tui.widgets.status import TitleLine
@@ -135,9 +135,9 @@ class Table(Static):
 
     def __init__(self, id: str | None = None) -> None:  # noqa: A002
         super().__init__("", id=id, markup=False)
-        self._rows: Sequence[Row] = ()
+        self._rows: Sequence[Measurement] = ()
 
-    def show(self, rows: Sequence[Row]) -> None:
+    def show(self, rows: Sequence[Measurement]) -> None:
         self.display = bool(rows)
         self._rows = rows
         self._write()
