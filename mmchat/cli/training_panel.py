@@ -317,8 +317,10 @@ def loss_curve(losses: Curves, width: int, height: int) -> list[Text]:
         return []
     import plotext
 
-    plotext.theme("clear")
     draw_losses(plotext, losses, width, height, "cyan", "orange")  # plotext's name for yellow
+    plotext.theme("clear")
+    plotext.limit_size(False, False)
+    plotext.plot_size(width, height)
     plotext.ticks_color("gray")
     return list(Text.from_ansi(plotext.build()).split("\n"))
 

@@ -22,14 +22,12 @@ _RAW, _SMOOTH, _HELD_OUT, _AXES = "#9fc5e8", "#0b6bbf", "#d9541e", "#555555"
 def draw_losses(
     plt: Any, losses: Curves, width: int, height: int, training_color: Any, held_out_color: Any
 ) -> None:
-    """Draws `losses` on `plt`, a plotext figure or the module plotext, in `width` by `height` cells.
+    """Draws `losses` on `plt`, a plotext figure or the module plotext, which has `width` by `height` cells.
 
     The training loss is a smoothed line, the held-out loss a line with dots. The axis is
     logarithmic if the losses have a wide range.
     """
     plt.clear_figure()
-    plt.limit_size(False, False)
-    plt.plot_size(width, height)
     plt.xaxes(True, False)
     plt.yaxes(True, False)
 

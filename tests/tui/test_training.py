@@ -568,7 +568,7 @@ async def test_use_it_and_undo(new_app: NewApp) -> None:
         await pilot.press("enter")
         await until(pilot, lambda: "The adapter birds is ready" in said(pilot))
         table = str(app.screen.query_one(Table).content)
-        assert "held-out answers    12     8.0 % (0.2 to 38.5)     92.0 % (61.5 to 99.8)" in table
+        assert "held-out answers     12     8.0 % (0.2 to 38.5)     92.0 % (61.5 to 99.8)" in table
         assert keys(pilot) == {"Use it", "Another", "Runs", "Back"}
         await pilot.press("enter")
         await until(pilot, lambda: "birds now answers in the chat." in said(pilot))
