@@ -97,7 +97,7 @@ class LogLines(_Closing):
 
     def __init__(self) -> None:
         self._logged = 0
-        self._said: tuple[str, str] = ("", "")
+        self._shown: tuple[str, str] = ("", "")
         self._sentence = ""
         self._next = 0.0
 
@@ -112,9 +112,9 @@ class LogLines(_Closing):
             return  # the command prints the reason at its end
         sentence = status_format.sentence(status)
         # The same sentence with other numbers is a count in progress.
-        said = (status.state, re.sub(r"\d+", "", sentence))
-        if said != self._said or (sentence != self._sentence and self._due()):
-            self._said, self._sentence = said, sentence
+        shown = (status.state, re.sub(r"\d+", "", sentence))
+        if shown != self._shown or (sentence != self._sentence and self._due()):
+            self._shown, self._sentence = shown, sentence
             self._wait()
             note(": ".join(part for part in (status_format.heading(status), sentence) if part))
             if status.state == "finished":
@@ -126,8 +126,8 @@ class LogLines(_Closing):
         self._logged = len(metrics)
         if measured or self._due() or status.step == status.steps:
             self._wait()
-            told = status_format.where(status) or [status_format.heading(status)]
-            note("  ".join([*told, *status_format.figures(status)]))
+            where = status_format.where(status) or [status_format.heading(status)]
+            note("  ".join([*where, *status_format.figures(status)]))
 
     def _due(self) -> bool:
         return time.monotonic() >= self._next
@@ -217,9 +217,9 @@ def draw(status: Status, metrics: Metrics, width: int, height: int) -> list[Text
     """
     top = _title(status, width)
     sentence = status_format.sentence(status) or (HINT if status.state == "training" else "")
-    said = [Text(line, _tone(status)) for line in _folded(sentence, width)]
-    said = [Text(), *said] if said else []
-    room = height - len(top) - len(said)
+    last = [Text(line, _tone(status)) for line in _folded(sentence, width)]
+    last = [Text(), *last] if last else []
+    room = height - len(top) - len(last)
     parts = {"table": _table(status.rows, width), "figures": _figures(status, width)}
     for name, lines in parts.items():
         if len(lines) > room:
@@ -230,7 +230,7 @@ def draw(status: Status, metrics: Metrics, width: int, height: int) -> list[Text
     drawn = _curve(metrics, width, room - len(answers))
     if not drawn:
         answers = _answers(status.samples, width, room)
-    lines = [*top, *parts["figures"], *parts["table"], *drawn, *answers, *said]
+    lines = [*top, *parts["figures"], *parts["table"], *drawn, *answers, *last]
     return lines[: max(height, 1)]
 
 
@@ -338,13 +338,13 @@ def _answers(samples: Sequence[SampleAnswer], width: int, height: int) -> list[T
 
 def _answer(sample: SampleAnswer, width: int) -> list[Text]:
     """Right or wrong, the question, the wanted and the given answer, in one or more lines."""
-    told = status_format.answer(sample)
-    line = Text().append("✓ " if told.right else "✗ ", "green" if told.right else "red")
-    together = ", ".join(told.parts)
-    if line.cell_len + cell_len(told.question) + GAP + cell_len(together) <= width:
-        return [line.append(told.question, "dim").append(" " * GAP).append(together)]
-    below = [Text("  " + part) for part in wrapped(told.parts, width - 2)]
-    return [line.append(cut(told.question, width - 2), "dim"), *below]
+    answer = status_format.check_answer(sample)
+    line = Text().append("✓ " if answer.right else "✗ ", "green" if answer.right else "red")
+    together = ", ".join(answer.parts)
+    if line.cell_len + cell_len(answer.question) + GAP + cell_len(together) <= width:
+        return [line.append(answer.question, "dim").append(" " * GAP).append(together)]
+    below = [Text("  " + part) for part in wrapped(answer.parts, width - 2)]
+    return [line.append(cut(answer.question, width - 2), "dim"), *below]
 
 
 def _folded(text: str, width: int) -> list[str]:

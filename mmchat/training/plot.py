@@ -77,8 +77,8 @@ def _loss_label(loss: float) -> str:
 def plot_losses(metrics: Iterable[Mapping[str, Any]], file: Path) -> None:
     """Draws the lines of a metrics file into the PNG `file`, which is replaced whole.
 
-    Training: raw and light, and smoothed; held-out: with points; a line where each stage
-    begins. Without a single loss it says so. Raises RecipeError if `file` cannot be written.
+    The training loss is drawn raw and smoothed, the held-out loss with points, and a line where each
+    stage starts. If there is no loss yet, the picture says so. Raises RecipeError if `file` cannot be written.
     """
     data = _draw(metrics)
     with writing(file):
@@ -86,7 +86,7 @@ def plot_losses(metrics: Iterable[Mapping[str, Any]], file: Path) -> None:
 
 
 def _draw(metrics: Iterable[Mapping[str, Any]]) -> bytes:
-    # Not pyplot: no global state, no window, nothing that would have to be closed.
+    # Not pyplot: no global state, no window, nothing to close.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -134,7 +134,7 @@ def _draw(metrics: Iterable[Mapping[str, Any]]) -> bytes:
         axes.text(
             0.5,
             0.5,
-            "no loss has been told yet",
+            "no loss has been logged yet",
             ha="center",
             color=_AXES,
             transform=axes.transAxes,
@@ -154,7 +154,7 @@ def _draw(metrics: Iterable[Mapping[str, Any]]) -> bytes:
             )
     drawn = io.BytesIO()
     with warnings.catch_warnings():
-        # A stage's name may hold letters that the font has not: a box stands for them.
+        # A stage's name may have letters that are not in the font: they become boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(drawn, format="png")
     return drawn.getvalue()

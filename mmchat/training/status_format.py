@@ -95,8 +95,8 @@ def _aligned(share: float, interval: tuple[float, float]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A sample answer, clean, each part one line."""
+class CheckedAnswer:
+    """A sample answer that was compared with its reference; clean, each part one line."""
 
     right: bool
     question: str
@@ -104,15 +104,15 @@ class Answer:
     """The answer; if it is wrong, the reference and the answer."""
 
 
-def answer(sample: SampleAnswer) -> Answer:
+def check_answer(sample: SampleAnswer) -> CheckedAnswer:
     given = one_line(sample.given) or "nothing"
     right = is_right(sample)
     parts = (given,) if right else (f"wanted {one_line(sample.wanted)}", f"said {given}")
-    return Answer(right, one_line(sample.question), parts)
+    return CheckedAnswer(right, one_line(sample.question), parts)
 
 
 def is_right(sample: SampleAnswer) -> bool:
-    """Whether the answer is the wanted one, as `mmchat evaluate` compares texts."""
+    """Whether the answer is right, compared as `mmchat evaluate` does."""
     return exact_match(sample.given, sample.wanted)
 
 

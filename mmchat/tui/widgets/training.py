@@ -121,7 +121,7 @@ class Answers(Widget):
 
     @staticmethod
     def _block(sample: SampleAnswer, width: int) -> list[Content]:
-        told = status_format.answer(sample)
+        told = status_format.check_answer(sample)
         mark = ("✓ ", "$text-success") if told.right else ("✗ ", "$text-error")
         together = ", ".join(told.parts)
         if 2 + cell_len(told.question) + GAP + cell_len(together) <= width:
