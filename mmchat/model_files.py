@@ -8,13 +8,13 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmchat.errors import ModelError, SettingsError
+from mmchat.files import write_file
 from mmchat.settings import paths, private_dir
 
 FileStamps = dict[str, tuple[int, int]]
@@ -192,10 +192,7 @@ def weights_hash(folder: Path) -> str:
     with contextlib.suppress(OSError, SettingsError):
         # Without a cache the hash is calculated again next time; nothing else is lost.
         private_dir(cache.parent)
-        partial = cache.with_suffix(f".{os.getpid()}")  # another process may write its own
-        partial.touch(mode=0o600)
-        partial.write_text(json.dumps({**dict(list(known.items())[-99:]), key: value}), "utf-8")
-        partial.replace(cache)
+        write_file(cache, json.dumps({**dict(list(known.items())[-99:]), key: value}))
     return value
 
 

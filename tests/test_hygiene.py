@@ -153,7 +153,7 @@ def test_a_wheel_holds_the_program_and_the_built_in_model(packages: Path) -> Non
     }
     assert ours <= found
     built_in = {file for file in (ROOT / "adapters").rglob("*") if file.is_file()}
-    # The base draws old material for training with its own scripts; others made their data once.
+    # The built-in model draws replay samples for training with its own scripts; others made their data once.
     wanted = {
         f
         for f in built_in

@@ -7,7 +7,6 @@ temporary folder until it is complete, and nothing is ever overwritten.
 
 import json
 import os
-import re
 import shutil
 import tempfile
 import tomllib
@@ -30,13 +29,16 @@ from mmchat.adapters.card import (
     find_adapter,
     free_folder,
     is_name,
+    name_from_text,
     read_card,
     write_card,
 )
 from mmchat.adapters.compatibility import check_card, check_fits, find_base, resolve_base
 from mmchat.adapters.lora_file import float_tensors, read_lora_file
 from mmchat.adapters.source import AdapterSource, open_source
+from mmchat.display.numbers import format_size
 from mmchat.errors import AdapterError, ImageError
+from mmchat.files import open_synced, partial_file
 from mmchat.settings import paths, private_dir
 
 ADAPTER_FILES: dict[str, int] = {
@@ -98,17 +100,10 @@ def export_adapter(name: str, file: Path) -> ExportResult:
     if file.exists() or file.is_symlink():
         raise AdapterError(f"{file} already exists: choose another file.")
     try:
-        handle, scratch = tempfile.mkstemp(dir=file.parent, prefix=".export-")
-        partial = Path(scratch)
-        try:
-            with os.fdopen(handle, "wb") as stream:
+        with partial_file(file, private=False) as partial:
+            with open_synced(partial) as stream:
                 _write_zip(stream, folder.name, chosen)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.chmod(0o644)
             _move_without_overwriting(partial, file)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise AdapterError(
             f"{file} cannot be written ({error.strerror}): free some disk space, or choose another place."
@@ -133,7 +128,12 @@ def import_adapter(source: Path, name: str = "", base: str = "") -> ImportResult
                 private_dir(target.parent)
                 opened.copy(file, target)
             card, base_name = _validate(scratch, opened, base)
-            name = name or (card.name if is_name(card.name) else _slug(source.stem))
+            if not name:
+                name = (
+                    card.name
+                    if is_name(card.name)
+                    else name_from_text(source.stem, default="adapter")
+                )
             target = free_folder(name)
             card = msgspec.structs.replace(card, name=name)
             _write_name(scratch, name)
@@ -161,7 +161,8 @@ def _validate(folder: Path, opened: AdapterSource, base: str) -> tuple[Card, str
                     "name its base with --base MODEL."
                 )
             adapter_weights(folder)
-            write_card(folder, Card(_slug(opened.source.stem), named[0], "", ("lora",)))
+            name = name_from_text(opened.source.stem, default="adapter")
+            write_card(folder, Card(name, named[0], "", ("lora",)))
         card = read_card(folder)
         adapter_weights(folder)
         if named is not None:
@@ -208,7 +209,7 @@ def _check_disk_space(opened: AdapterSource, root: Path) -> None:
     free = shutil.disk_usage(root).free
     if needed + _RESERVE_BYTES > free:
         raise AdapterError(
-            f"{opened.source} takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in {root}: "
+            f"{opened.source} takes {format_size(needed)}, but only {format_size(free)} are free in {root}: "
             "free some disk space, or set MMCHAT_HOME to a folder on a larger disk."
         )
 
@@ -257,9 +258,3 @@ def _write_zip(stream: IO[bytes], name: str, files: dict[str, Path]) -> None:
                 archive.open(entry, "w", force_zip64=size >= 1 << 31) as target,
             ):
                 shutil.copyfileobj(source, target, 1 << 20)
-
-
-def _slug(name: str) -> str:
-    """A valid adapter name made from any file name."""
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:80]
-    return slug if is_name(slug) else "adapter"

@@ -11,18 +11,18 @@ Weights are safetensors only.
 
 import contextlib
 import hashlib
-import os
 import re
 import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
+import tomli_w
 
 from mmchat.errors import AdapterError, ModelError
+from mmchat.files import open_synced, partial_file, write_file
 from mmchat.model_files import read_header
 from mmchat.settings import NO_ADAPTER, builtin_adapters, named_folder, paths
 
@@ -94,6 +94,12 @@ def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None and name != NO_ADAPTER
 
 
+def name_from_text(text: str, default: str) -> str:
+    """A name for an adapter made from any text, such as a file's name; `default` if nothing is left."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[:80]
+    return name if is_name(name) else default
+
+
 def find_adapter(name: str) -> Path:
     """The folder of the adapter `name`, which is built in, the user's own, or a path.
 
@@ -162,7 +168,7 @@ def check_adapter(name: str, model: str, weights_hash: str, projector: str = "")
 
 def write_card(folder: Path, card: Card) -> None:
     """Writes adapter.toml atomically; raises OSError."""
-    _write_temporary(folder, msgspec.to_builtins(card)).replace(folder / CARD)
+    write_file(folder / CARD, tomli_w.dumps(msgspec.to_builtins(card)), synced=True)
 
 
 def adapter_hash(folder: Path) -> str:
@@ -187,13 +193,11 @@ def rename_adapter(old: str, new: str) -> Path:
     target = free_folder(new)
     try:
         tables = tomllib.loads((folder / CARD).read_text(encoding="utf-8"))
-        new_card = _write_temporary(folder, {**tables, "name": new})
-        try:
+        with partial_file(folder / CARD) as partial:
+            with open_synced(partial) as stream:
+                tomli_w.dump({**tables, "name": new}, stream)
             folder.rename(target)
-        except OSError:
-            new_card.unlink(missing_ok=True)
-            raise
-        (target / new_card.name).replace(target / CARD)
+            (target / partial.name).replace(target / CARD)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise AdapterError(
@@ -246,23 +250,6 @@ def remove_adapter(name: str) -> Path:
             "remove it again."
         ) from error
     return folder
-
-
-def _write_temporary(folder: Path, tables: dict[str, Any]) -> Path:
-    """Writes `tables` to a file that can be renamed to the card; -> the file."""
-    import tomli_w
-
-    file = folder / f".{CARD}.{os.getpid()}"
-    try:
-        file.touch(mode=0o600)
-        with file.open("wb") as stream:
-            tomli_w.dump(tables, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except BaseException:
-        file.unlink(missing_ok=True)
-        raise
-    return file
 
 
 def _has_card(folder: Path) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmchat.adapters.active import ActiveAdapter, AdapterTensors, read_adapter
 from mmchat.adapters.card import Card, check_adapter, find_adapter, read_card
 from mmchat.adapters.compatibility import require_base
+from mmchat.display.numbers import format_size
 from mmchat.errors import MmchatError, ModelError
 from mmchat.memory.machine import WeightFormat
 from mmchat.model.catalogue import Installed, add_folder, require_free
@@ -200,7 +201,7 @@ def _check_disk_space(base: Path, out: Path) -> None:
     free = shutil.disk_usage(existing).free
     if needed + _RESERVE_BYTES > free:
         raise ModelError(
-            f"The merged model takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in "
+            f"The merged model takes {format_size(needed)}, but only {format_size(free)} are free in "
             f"{existing}: free some disk space, or choose a folder on a larger disk."
         )
 

@@ -1,4 +1,4 @@
-"""Measures a run's held-out answers and the base's old skills, without and with the adapter.
+"""Measures a run's held-out answers and the base model's skills, without and with the adapter.
 
 Each measurement is a process with its own engine in its own runtime folder, so that it does not
 disturb the person's engine, and a chat that may be using it.
@@ -18,50 +18,52 @@ from typing import Any
 
 from mmchat.errors import EngineError, MmchatError
 from mmchat.settings import NO_ADAPTER
-from mmchat.training.run_folder import Row
+from mmchat.training.run_folder import Measurement
 
-HELD_OUT, OLD_SKILLS = "held-out answers", "old skills"
-ENDING = 30.0
+HELD_OUT, BASE_SKILLS = "held-out answers", "base model skills"
+STOP_SECONDS = 30.0
 """Seconds that a process has to stop its engine and end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QuestionSet:
     """A folder of questions, and its name in the table."""
 
-    what: str
+    name: str
     folder: Path
 
 
 def measure(
     model: str,
     adapter: Path,
-    asked: Sequence[Asked],
+    question_sets: Sequence[QuestionSet],
     *,
     together: bool,
-    tell: Callable[[str], None],
-) -> list[Row]:
+    progress: Callable[[str], None],
+) -> list[Measurement]:
     """The share of right answers without and with `adapter`, a row for each folder.
 
     together: measures both at the same time. Raises EngineError with the reason if it fails. Its
     processes end with it, however it ends.
     """
-    tell("asking the held-out questions without and with the adapter")
-    folders = [str(one.folder) for one in asked]
+    progress("asking the held-out questions without and with the adapter")
+    folders = [str(one.folder) for one in question_sets]
     with contextlib.ExitStack() as stack:
-        begun = (
-            stack.enter_context(_measuring(model, name, folders, shares=together))
+        processes = (
+            stack.enter_context(_measurement_process(model, name, folders, shares=together))
             for name in (NO_ADAPTER, str(adapter))
         )
-        before, after = map(_measured, list(begun) if together else begun)
+        before, after = map(_read_result, list(processes) if together else processes)
     return [
-        Row(one.what, a["n"], b["share"], tuple(b["interval"]), a["share"], tuple(a["interval"]))
-        for one, b, a in zip(asked, before, after, strict=True)
+        Measurement(
+            one.name, a["n"], b["share"], tuple(b["interval"]), a["share"], tuple(a["interval"])
+        )
+        for one, b, a in zip(question_sets, before, after, strict=True)
     ]
 
 
 @contextlib.contextmanager
-def _measuring(
+def _measurement_process(
     model: str, adapter: str, folders: list[str], *, shares: bool
 ) -> Iterator[subprocess.Popen[str]]:
     """A process that measures; it and its engine end with the block."""
@@ -87,18 +89,18 @@ def _measuring(
                 if process.poll() is None:
                     process.terminate()
                     try:
-                        process.communicate(timeout=ENDING)
+                        process.communicate(timeout=STOP_SECONDS)
                     except subprocess.TimeoutExpired:
                         process.kill()
 
 
-def _measured(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+def _read_result(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
     out, err = process.communicate()
     if process.returncode:
-        said = (err.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-        raise EngineError(said.removeprefix("mmchat: "))
-    found: list[dict[str, Any]] = json.loads(out.splitlines()[-1])
-    return found
+        reason = (err.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
+        raise EngineError(reason.removeprefix("mmchat: "))
+    results: list[dict[str, Any]] = json.loads(out.splitlines()[-1])
+    return results
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -115,7 +117,7 @@ def main(arguments: Sequence[str]) -> int:
     model, adapter, *folders = arguments
     # The server in engine.url, if there is one, has no adapter of ours.
     settings = load_settings({"engine.url": ""})
-    found = []
+    results = []
 
     async def stop() -> None:
         client = EngineClient(settings)
@@ -127,13 +129,13 @@ def main(arguments: Sequence[str]) -> int:
             folder = Path(name)
             data = load_snapshot(folder) if has_snapshot(folder) else folder
             right = evaluate(data, settings, model=model, adapter=adapter).exact_match
-            found.append({"n": right.n, "share": right.value, "interval": right.interval})
+            results.append({"n": right.n, "share": right.value, "interval": right.interval})
     except MmchatError as error:
         print(f"mmchat: {error}", file=sys.stderr)
         return 1
     finally:
         asyncio.run(stop())
-    print(json.dumps(found))
+    print(json.dumps(results))
     return 0
 
 

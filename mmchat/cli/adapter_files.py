@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from mmchat.cli.output import Progress, note, say, say_json, say_table, size
+from mmchat.cli.output import Progress, note, say, say_json, say_table
+from mmchat.display.numbers import format_percent, format_size
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -48,7 +49,7 @@ def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
         say_json({**found, "differences": [asdict(one) for one in merged.differences]})
         return
     say(
-        f"Merged: {merged.card.name} into {merged.base}, {size(model.bytes)} in {merged.dtype} "
+        f"Merged: {merged.card.name} into {merged.base}, {format_size(model.bytes)} in {merged.dtype} "
         f"({model.folder})"
     )
     rows = [
@@ -57,7 +58,7 @@ def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
             one.dtype,
             f"{one.largest:.4f}" if not one.problem else "-",
             f"{one.mean:.5f}" if not one.problem else "-",
-            f"{one.same_token:.1%}" if not one.problem else one.problem,
+            format_percent(one.same_token, 1) if not one.problem else one.problem,
         )
         for one in merged.differences
     ]
@@ -84,7 +85,7 @@ def export(name: str, file: Path, as_json: bool) -> None:
     if as_json:
         say_json({**asdict(done), "file": str(done.file)})
     else:
-        say(f"Exported: {name} ({done.file}, {size(done.bytes)})")
+        say(f"Exported: {name} ({done.file}, {format_size(done.bytes)})")
 
 
 @click.command("import")

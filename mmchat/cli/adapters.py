@@ -22,8 +22,9 @@ from mmchat.adapters.card import (
     rename_adapter,
 )
 from mmchat.cli.adapter_files import export, import_, merge
-from mmchat.cli.output import say, say_json, say_table, size
+from mmchat.cli.output import say, say_json, say_table
 from mmchat.client import EngineClient
+from mmchat.display.numbers import format_size
 from mmchat.errors import MmchatError
 from mmchat.settings import NO_ADAPTER, Settings, load_settings
 
@@ -111,9 +112,7 @@ def show(name: str, as_json: bool) -> None:
         rows.append(("problem", found.problem))
     say_table([row for row in rows if row[1]])
     say()
-    sizes = {
-        file: size(count) if count >= 1000 else f"{count} bytes" for file, count in files.items()
-    }
+    sizes = {file: format_size(count) for file, count in files.items()}
     say_table(list(sizes.items()), ("FILE", "SIZE"))
     if readme := _readme(folder):
         say(f"\n{readme}")

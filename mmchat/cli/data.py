@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmchat.cli.output import Progress, say, say_json, say_table
+from mmchat.display.numbers import format_count, format_percent
 from mmchat.errors import DataError, ModelError
 from mmchat.model.catalogue import resolve_model
 from mmchat.sanitize import clean
@@ -158,15 +159,18 @@ def _show_counts(path: Path, found: "Inspection") -> None:
         ("pictures", ", ".join(pictures)),
     ]
     if found.without_picture:
-        rows.append(("text only", _count(found.without_picture, "sample", "samples")))
+        rows.append(("text only", format_count(found.without_picture, "sample")))
     if found.copies:
         rows.append(
-            ("copies", f"{_count(found.copies, 'picture is', 'pictures are')} in several files")
+            (
+                "copies",
+                f"{format_count(len(found.copies), 'picture is', 'pictures are')} in several files",
+            )
         )
     if found.duplicates:
         again = sum(len(places) - 1 for places in found.duplicates)
         rows.append(
-            ("duplicates", f"{_count(again, 'sample repeats', 'samples repeat')} another one")
+            ("duplicates", f"{format_count(again, 'sample repeats', 'samples repeat')} another one")
         )
     rows.append(("held out", _held_out(found)))
     say_table(rows)
@@ -196,7 +200,7 @@ def _show_classes(found: "Inspection") -> None:
 def _held_out(found: "Inspection") -> str:
     count = len(found.held_out)
     if found.own_split:
-        return f"{_count(count, 'sample', 'samples')}, the split in the data"
+        return f"{format_count(count, 'sample')}, the split in the data"
     if not count:
         return "nothing, because there are too few different pictures"
     return f"{count:,} of {len(found.examples):,} samples would be held out, by their pictures"
@@ -227,7 +231,7 @@ def _show_tokens(tokens: "TokenCount | None", why: str) -> None:
     rows = [
         (
             "tokens",
-            f"{total:,} for {tokens.model}, {tokens.of_pictures / total:.0%} of them pictures{part}",
+            f"{total:,} for {tokens.model}, {format_percent(tokens.of_pictures / total)} of them pictures{part}",
         ),
         (
             "a sample",
@@ -236,7 +240,7 @@ def _show_tokens(tokens: "TokenCount | None", why: str) -> None:
         ("cut", _cut(tokens)),
     ]
     if tokens.problems:
-        rows.append(("unreadable", _count(tokens.problems, "sample", "samples")))
+        rows.append(("unreadable", format_count(len(tokens.problems), "sample")))
     say_table(rows)
     say()
     bins = tokens.histogram()
@@ -255,10 +259,10 @@ def _cut(tokens: "TokenCount") -> str:
     parts = []
     if tokens.cut:
         parts.append(
-            f"{_count(tokens.cut, 'sample loses its', 'samples lose their')} last exchanges"
+            f"{format_count(tokens.cut, 'sample loses its', 'samples lose their')} last exchanges"
         )
     if tokens.too_long:
-        parts.append(f"{_count(tokens.too_long, 'is', 'are')} too long for any answer")
+        parts.append(f"{format_count(tokens.too_long, 'is', 'are')} too long for any answer")
     return f"{' and '.join(parts)}: {limits}"
 
 
@@ -272,7 +276,7 @@ def _bar(share: float) -> str:
 def _show_problems(problems: Sequence["Problem"]) -> None:
     if not problems:
         return
-    say(f"\n{_count(problems, 'problem', 'problems')}")
+    say(f"\n{format_count(len(problems), 'problem')}")
     for problem in problems[:MAX_LISTED]:
         say(f"  {clean(f'{problem.place}: {problem.why}', keep_newlines=False)}")
     _say_more(len(problems) - MAX_LISTED, "more (--json has all)", "more (--json has all)")
@@ -280,12 +284,7 @@ def _show_problems(problems: Sequence["Problem"]) -> None:
 
 def _say_more(count: int, one: str, many: str) -> None:
     if count > 0:
-        say(f"  and {_count(count, one, many)}")
-
-
-def _count(things: int | Sequence[object], one: str, many: str) -> str:
-    count = things if isinstance(things, int) else len(things)
-    return f"{count:,} {one if count == 1 else many}"
+        say(f"  and {format_count(count, one, many)}")
 
 
 def _object(

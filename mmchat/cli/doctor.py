@@ -15,7 +15,8 @@ import mmchat
 from mmchat.cli.engine import as_object, engine_status
 from mmchat.cli.inspect_model import load_parts, parts_table
 from mmchat.cli.models import fit_facts
-from mmchat.cli.output import Progress, say, say_json, say_table, size
+from mmchat.cli.output import Progress, say, say_json, say_table
+from mmchat.display.numbers import format_size
 from mmchat.errors import MmchatError
 from mmchat.memory.machine import (
     Machine,
@@ -184,7 +185,7 @@ def _folders(advice: list[str]) -> dict[str, Any]:
             found[name]["free_bytes"] = free
             if free < _LITTLE_DISK:
                 advice.append(
-                    f"Only {size(free)} are free on the disk of {there}: free some space."
+                    f"Only {format_size(free)} are free on the disk of {there}: free some space."
                 )
     return found
 
@@ -219,7 +220,7 @@ def print_report(found: dict[str, Any]) -> None:
     cpu, compute, memory, engine = (found[key] for key in ("cpu", "compute", "memory", "engine"))
     data = found["folders"]["data"]
     running = engine.get("problem") or (
-        f"running, {engine['model'] or 'no model'} ({engine['state']}), {size(engine['memory_bytes'])}"
+        f"running, {engine['model'] or 'no model'} ({engine['state']}), {format_size(engine['memory_bytes'])}"
         if engine
         else "not running"
     )
@@ -231,8 +232,11 @@ def print_report(found: dict[str, Any]) -> None:
             ("cpu", f"{cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads"),
             ("cpu features", ", ".join(cpu["flags"]) or "none of interest"),
             *_computing(compute),
-            ("memory", f"{size(memory['available'])} free of {size(memory['total'])}"),
-            ("files", f"{data['path']}, {size(data['free_bytes'])} free"),
+            (
+                "memory",
+                f"{format_size(memory['available'])} free of {format_size(memory['total'])}",
+            ),
+            ("files", f"{data['path']}, {format_size(data['free_bytes'])} free"),
             ("engine", running),
             *_model_row(found["model"]),
             (
@@ -246,7 +250,7 @@ def print_report(found: dict[str, Any]) -> None:
         say()
         say(
             f"{model['name']}: {model['quantization']}, computes in {model['compute_dtype']} on "
-            f"{model['device']}, {size(model['memory_bytes'])}"
+            f"{model['device']}, {format_size(model['memory_bytes'])}"
         )
         say_table(parts_table(model))
     say()
@@ -265,7 +269,7 @@ def _computing(compute: dict[str, Any]) -> list[tuple[str, str]]:
         return [("computes", "not at all: torch cannot be imported")]
     where = f"on {compute['device']}{' (untested)' if compute['untried'] else ''}"
     return [
-        *(("gpu", f"{gpu['name']}, {size(gpu['memory_bytes'])}") for gpu in compute["gpus"]),
+        *(("gpu", f"{gpu['name']}, {format_size(gpu['memory_bytes'])}") for gpu in compute["gpus"]),
         ("computes", f"{where} in {compute['dtype']} (torch uses {compute['kernels']})"),
         ("4-bit", "works" if compute["four_bit_works"] else "does not work"),
     ]

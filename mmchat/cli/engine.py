@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from mmchat.cli.output import Progress, say, say_json, say_table, size
+from mmchat.cli.output import Progress, say, say_json, say_table
 from mmchat.client import EngineClient, EngineStatus
+from mmchat.display.numbers import format_percent, format_size
 from mmchat.errors import EngineError
 from mmchat.settings import Settings, load_settings
 
@@ -173,7 +174,7 @@ def as_rows(found: EngineStatus) -> list[tuple[str, str]]:
     """The status as rows of a table."""
     state = {
         "empty": "running, no model loaded",
-        "loading": f"loading: {found.stage} {found.fraction:.0%}",
+        "loading": f"loading: {found.stage} {format_percent(found.fraction)}",
         "ready": "ready",
         "failed": f"failed: {found.error}",
     }[found.state]
@@ -191,7 +192,7 @@ def as_rows(found: EngineStatus) -> list[tuple[str, str]]:
     if found.pid:
         rows += [
             ("process", str(found.pid)),
-            ("memory", size(found.memory_bytes)),
+            ("memory", format_size(found.memory_bytes)),
             ("idle", f"{found.idle_s:.0f} s"),
             ("log", found.log_file),
         ]

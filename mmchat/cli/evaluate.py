@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 
 from mmchat.cli.output import Progress, note, say, say_json, say_table
 from mmchat.cli.streams import OutputError, require_writable
+from mmchat.display.numbers import format_count
 from mmchat.settings import load_settings
 
 if TYPE_CHECKING:
@@ -200,26 +200,22 @@ def _adapter_name(result: "EvaluationResult") -> str:
 def _print_notes(questions: "QuestionSet", results: "list[EvaluationResult]") -> None:
     if questions.skipped:
         note(
-            f"Skipped, because they cannot be used: {_count(questions.skipped, 'sample')} of the "
+            f"Skipped, because they cannot be used: {format_count(len(questions.skipped), 'sample')} of the "
             f"data. The first: {questions.skipped[0]}"
         )
     failed = [answer for answer in results[0].answers if answer.error]
     if failed:
         note(
-            f"Not answered, and counted as wrong: {_count(failed, 'question')}. The first: "
+            f"Not answered, and counted as wrong: {format_count(len(failed), 'question')}. The first: "
             f"{failed[0].id}: {failed[0].error}"
         )
     for result in results:
         if result.reused:
             note(
                 "Used again from an earlier run with the same weights and data: "
-                f"{result.reused:,} of {_count(result.answers, 'answer')}. To ask anew, remove "
+                f"{result.reused:,} of {format_count(len(result.answers), 'answer')}. To ask anew, remove "
                 f"{result.answers_file}"
             )
-
-
-def _count(things: Sized, noun: str) -> str:
-    return f"{len(things):,} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def _to_markdown(

@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import click
 
-from mmchat.cli.output import say, say_json, say_table, size
+from mmchat.cli.output import say, say_json, say_table
+from mmchat.display.messages import RATINGS, author, clock, notes, picture_label, tag_words, title
+from mmchat.display.numbers import format_size
 from mmchat.history import History, Message
-from mmchat.tui.formatting import RATINGS, author, clock, notes, picture_label, tag_words, title
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _limit = click.option(
@@ -195,10 +196,10 @@ def stats(as_json: bool) -> None:
         [
             ("conversations", f"{figures['conversations']:,}"),
             ("messages", f"{figures['messages']:,}"),
-            ("pictures", f"{figures['images']:,} ({size(figures['image_bytes'])})"),
+            ("pictures", f"{figures['images']:,} ({format_size(figures['image_bytes'])})"),
             ("answers by", models or "none"),
             ("feedback", feedback),
             ("tags", tags or "none"),
-            ("file", f"{figures['file']} ({size(figures['file_bytes'])})"),
+            ("file", f"{figures['file']} ({format_size(figures['file_bytes'])})"),
         ]
     )

@@ -39,7 +39,7 @@ def load_parts(model: ModelSettings) -> dict[str, Any]:
 
 def parts_table(found: dict[str, Any]) -> list[tuple[str, ...]]:
     """A table row for each part; the first row is the header."""
-    from mmchat.cli.output import size
+    from mmchat.display.numbers import format_size
 
     rows: list[tuple[str, ...]] = [("PART", "PARAMETERS", "LINEAR LAYERS", "4-BIT", "MEMORY")]
     for part in found["parts"]:
@@ -50,7 +50,7 @@ def parts_table(found: dict[str, Any]) -> list[tuple[str, ...]]:
                 f"{part['parameters']:,}",
                 f"{part['linear_layers']:,}",
                 four_bit,
-                size(part["bytes"]),
+                format_size(part["bytes"]),
             )
         )
     return rows

@@ -11,10 +11,11 @@ import click
 import msgspec
 
 from mmchat.cli.inspect_model import load_parts, parts_table
-from mmchat.cli.output import Progress, note, say, say_json, say_table, size
+from mmchat.cli.output import Progress, note, say, say_json, say_table
+from mmchat.display.numbers import format_parameters, format_size
 from mmchat.errors import ModelError
 from mmchat.memory.machine import Machine, WeightFormat, this_machine, weight_format_of
-from mmchat.memory.memory_fit import MemoryFit, all_fits, chat_fit, gigabytes
+from mmchat.memory.memory_fit import MemoryFit, all_fits, chat_fit
 from mmchat.memory.model_dims import ModelDims, read_dims
 from mmchat.model import catalogue
 from mmchat.settings import load_settings, named_folder
@@ -65,8 +66,8 @@ def list_(as_json: bool) -> None:
         (
             "*" if model.name == settings.name else "",
             model.name,
-            _count(model.parameters),
-            size(model.bytes),
+            format_parameters(model.parameters),
+            format_size(model.bytes),
             _memory(fit),
             _YES_NO[fit["fits"]],
             model.problem or model.origin,
@@ -91,7 +92,7 @@ def list_(as_json: bool) -> None:
     say_table(fetchable, ("", "AVAILABLE", "PARAMETERS", "MEMORY", "FITS", "LICENCE", "GOOD AT"))
     say(
         f"\nMEMORY: {_FORM_WORDS[form]}, for a conversation about a picture; "
-        f"{gigabytes(machine.free)} are free here"
+        f"{format_size(machine.free)} are free here"
     )
     say(
         "To fetch one: mmchat models add NAME. To use one: mmchat ask --model NAME, or F3 in the app."
@@ -145,7 +146,7 @@ def show(name: str, no_load: bool, fit: bool, as_json: bool) -> None:
     rows = [("model", name), ("folder", facts["folder"])]
     if model:
         rows += [("from", model.origin), ("type", model.model_type)]
-        rows += [("parameters", f"{model.parameters:,}"), ("on disk", size(model.bytes))]
+        rows += [("parameters", f"{model.parameters:,}"), ("on disk", format_size(model.bytes))]
     rows.append(("fits", f"{_YES_NO[facts['fits']]}: {facts['reason']}"))
     if loaded:
         rows += form_rows(loaded)
@@ -199,7 +200,7 @@ def form_rows(loaded: dict[str, Any]) -> list[tuple[str, str]]:
             "loaded as",
             f"{loaded['quantization']}, computes in {loaded['compute_dtype']}, {loaded['device']}",
         ),
-        ("memory", size(loaded["memory_bytes"])),
+        ("memory", format_size(loaded["memory_bytes"])),
         ("context", f"{loaded['context_length']:,} tokens"),
         ("sees", "pictures and text" if loaded["vision"] else "text only"),
     ]
@@ -248,7 +249,7 @@ def add(source: str, name: str) -> None:
         plan = hub.plan_download(source)
         licences = {offer.hub_id: offer.licence for offer in catalogue.OFFERS}
         note(
-            f"{plan.hub_id}: {size(plan.bytes)} in {len(plan.files)} files, to {plan.folder}. "
+            f"{plan.hub_id}: {format_size(plan.bytes)} in {len(plan.files)} files, to {plan.folder}. "
             f"Licence: {licences.get(plan.hub_id, 'see its page')}. "
             "Ctrl-C stops; the same command resumes."
         )
@@ -307,8 +308,4 @@ def _offer(offer: catalogue.Offer, fit: dict[str, Any]) -> dict[str, Any]:
 
 
 def _memory(fit: dict[str, Any]) -> str:
-    return gigabytes(fit["needed_bytes"]) if fit["needed_bytes"] else ""
-
-
-def _count(parameters: int) -> str:
-    return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.1f}M"
+    return format_size(fit["needed_bytes"]) if fit["needed_bytes"] else ""

@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+from mmchat.display.numbers import format_percent
+from mmchat.display.text import columns
 from mmchat.sanitize import clean
 
 # Characters that are allowed in JSON but that a terminal may obey, or that UTF-8 does not have.
@@ -49,25 +51,9 @@ def say_json(value: Any) -> None:
 
 def say_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> None:
     """Writes left-aligned columns; on a terminal the last one is cut to fit."""
-    from rich.cells import cell_len, set_cell_size
-
-    lines = [[clean(cell, keep_newlines=False) for cell in row] for row in (header, *rows) if row]
-    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)][:-1]
-    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    for line in lines:
-        cells = [set_cell_size(cell, width) for cell, width in zip(line, widths, strict=False)]
-        left = room - sum(widths) - 2 * len(widths)
-        last = line[-1]
-        if room and left > 8 and cell_len(last) > left:
-            last = set_cell_size(last, left - 1).rstrip() + "…"
-        say("  ".join([*cells, last]).rstrip())
-
-
-def size(count: int) -> str:
-    """A number of bytes for people: `812 kB`, `12 MB`, `3.4 GB`."""
-    if count >= 999_500_000:
-        return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:.0f} MB" if count >= 999_500 else f"{count / 1e3:.0f} kB"
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    for line in columns([row for row in (header, *rows) if row], width):
+        say(line)
 
 
 class Progress:
@@ -88,7 +74,9 @@ class Progress:
                 note(text)
             self._shown = text
             return
-        line = text if fraction is None else f"{text} {min(max(fraction, 0.0), 1.0):.0%}"
+        line = (
+            text if fraction is None else f"{text} {format_percent(min(max(fraction, 0.0), 1.0))}"
+        )
         line = line[: shutil.get_terminal_size().columns - 1]
         if line != self._shown:
             click.echo(f"\r\x1b[K{line}", err=True, nl=False)

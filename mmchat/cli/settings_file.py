@@ -1,13 +1,12 @@
 """Changes one value in settings.toml, atomically."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from mmchat.errors import SettingsError
+from mmchat.files import write_file
 from mmchat.settings import load_settings, paths, private_dir, read_settings_file
 
 
@@ -34,16 +33,7 @@ def set_value(section: str, key: str, value: Any) -> Path:
     tables.setdefault(section, {})[key] = value
     private_dir(file.parent)
     try:
-        handle, scratch = tempfile.mkstemp(dir=file.parent, prefix=".settings-")
-        try:
-            with os.fdopen(handle, "wb") as target:
-                tomli_w.dump(tables, target)
-                target.flush()
-                os.fsync(target.fileno())
-            Path(scratch).replace(file)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
+        write_file(file, tomli_w.dumps(tables), synced=True)
     except OSError as error:
         raise SettingsError(
             f"{file} cannot be written ({error.strerror}): check its disk and permissions."

@@ -1,12 +1,18 @@
 """`mmchat train`: trains an adapter on data."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from msgspec import to_builtins
 
-from mmchat.cli.output import note, say, say_json
+from mmchat.cli.output import note, say, say_json, say_table
+from mmchat.display.numbers import format_count, format_duration, format_percent
+
+if TYPE_CHECKING:
+    from mmchat.cli.train_args import TrainArgs
 
 
 @click.command()
@@ -71,27 +77,15 @@ from mmchat.cli.output import note, say, say_json
     metavar="DIR",
     help="Another folder with pictures that DATA names.",
 )
-@click.option("--no-measure", is_flag=True, help="Do not measure before and after.")
+@click.option(
+    "--no-measure",
+    "measure",
+    flag_value=False,
+    default=True,
+    help="Do not measure before and after.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def train(
-    data: Path | None,
-    name: str,
-    model: str,
-    from_history: bool,
-    ratings: tuple[str, ...],
-    since: str,
-    conversations: tuple[int, ...],
-    tags: tuple[str, ...],
-    recipe: Path | None,
-    overrides: tuple[str, ...],
-    resume: bool,
-    restart: bool,
-    dry_run: bool,
-    allow_bad: bool,
-    images: Path | None,
-    no_measure: bool,
-    as_json: bool,
-) -> None:
+def train(dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train an adapter on DATA: pictures with texts, folders of pictures, or conversations.
 
     `mmchat data inspect DATA` shows what is recognised. Some of the pictures are held out, and
@@ -102,58 +96,83 @@ def train(
       mmchat train my-photos/ --name birds
       mmchat train --from-history --name mine --dry-run
     """
-    for key in overrides:
-        if "=" not in key:
-            raise click.UsageError(f"--set takes KEY=VALUE, not {key!r}.")
-    if data is not None and from_history:
-        raise click.UsageError("Give DATA or --from-history, not both.")
-    if (ratings or since or conversations or tags) and not from_history:
-        raise click.UsageError("--rating, --since, --conversation and --tag need --from-history.")
-    if resume and restart:
-        raise click.UsageError("Give --resume or --restart, not both.")
-    if data is None and not from_history and not resume:
-        raise click.UsageError("Give DATA or --from-history.")
-    if resume and recipe is not None:
-        raise click.UsageError(
-            "A run continues with its own recipe: leave --recipe out, and change a key with --set."
-        )
-    if resume and (ratings or since or conversations or tags):
-        raise click.UsageError(
-            "A run continues with its own data: leave --rating, --since, --conversation and --tag "
-            "out."
-        )
-    from mmchat.cli.training_job import Job, Wish
-    from mmchat.cli.training_panel import watch
+    from mmchat.cli.train_args import TrainArgs
 
-    wish = Wish(
-        data=data,
-        name=name,
-        model=model,
-        recipe=recipe,
-        overrides=overrides,
-        ratings=ratings,
-        since=since,
-        conversations=conversations,
-        tags=tags,
-        from_history=from_history,
-        resume=resume,
-        restart=restart,
-        allow_bad=allow_bad,
-        images=images,
-        measure=not no_measure,
-    )
+    args = TrainArgs(**options)
+    args.check()
     if dry_run:
-        from mmchat.cli.training_plan import plan_of, say_plan
-
-        plan = plan_of(wish, note)
+        plan = plan_training(args, note)
         say_json(plan) if as_json else say_plan(plan)
         return
+    from mmchat.cli.training_job import TrainingJob
+    from mmchat.cli.training_panel import watch
+
     with watch(as_json) as watcher:
-        status = Job(wish, watcher).run()
+        status = TrainingJob(args, watcher).run()
     if status.state == "paused":
-        note(status.said)
+        note(status.message)
         sys.exit(130)
     if as_json:
         say_json(to_builtins(status))
     else:
-        say(status.said)
+        say(status.message)
+
+
+def plan_training(args: "TrainArgs", say: Callable[[str], None]) -> dict[str, Any]:
+    """What `mmchat train` would do with `args`, without loading weights; JSON-ready."""
+    from mmchat.cli.train_args import add_data, read_data, read_recipe
+
+    recipe, folder = read_recipe(args)
+    data = read_data(args, recipe, folder)
+    from mmchat.training.prepare import prepare
+    from mmchat.training.run_plan import plan_run
+
+    prepared = prepare(
+        add_data(recipe, data, args),
+        data.train,
+        data.held_out,
+        allow_bad=args.allow_bad,
+        say=say,
+    )
+    examples = [*data.train.examples, *data.held_out]
+    kinds = [example.kind for example in examples]
+    rated = data.train.format == "your own history"
+    return {
+        "name": recipe.name,
+        "model": recipe.model,
+        "form": data.train.format,
+        "examples": len(examples),
+        "pictures": len({p.sha256 for e in examples for p in e.pictures}),
+        "corrected": kinds.count("corrected") if rated else 0,
+        "good": kinds.count("good") if rated else 0,
+        "problems": len(data.train.problems) + len(prepared.problems),
+        "remarks": list(data.train.remarks),
+        "held_out": len(data.held_out),
+        **plan_run(prepared),
+    }
+
+
+def say_plan(plan: dict[str, Any]) -> None:
+    """Prints the plan for people."""
+    examples = format_count(plan["examples"], "conversation")
+    rows = [
+        ("data", f"{plan['form']}: {examples}, {format_count(plan['pictures'], 'picture')}"),
+        ("held out", format_count(plan["held_out"], "conversation")),
+        ("left out", f"{plan['problems']:,}"),
+        ("tokens", f"{plan['tokens']:,} to train on, {plan['step_tokens']:,.0f} per step"),
+        ("replay samples", f"{format_percent(plan['replay'])} of each step"),
+        *((f"stage {stage['name']}", _stage_summary(stage)) for stage in plan["stages"]),
+        ("trains", f"{plan['trainable_parameters']:,} of {plan['parameters']:,} parameters"),
+        ("memory", plan["memory"]),
+        ("time", f"about {format_duration(plan['seconds'])}, then the measurement"),
+    ]
+    say_table(rows)
+    for remark in plan["remarks"]:
+        say(remark)
+    say(f"Nothing was changed. Without --dry-run, it trains {plan['name']} for {plan['model']}.")
+
+
+def _stage_summary(stage: dict[str, Any]) -> str:
+    epochs = f"{stage['epochs']:.1f} epochs"
+    steps = f"{stage['method']}, {stage['steps']:,} steps of {stage['batch']} samples ({epochs})"
+    return f"{steps}, learning rate {stage['learning_rate']:.1e}"

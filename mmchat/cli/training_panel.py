@@ -18,19 +18,26 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
+from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from mmchat.cli.output import note
-from mmchat.cli.training_view import draw, table_lines
+from mmchat.display.text import GAP, cut, one_line, wrapped
 from mmchat.sanitize import clean
 from mmchat.training import status_format
-from mmchat.training.run_folder import Status
+from mmchat.training.curves import Curves, curves
+from mmchat.training.plot import HELD_OUT, draw_losses
+from mmchat.training.run_folder import Measurement, SampleAnswer, Status
 
 Metrics = Sequence[Mapping[str, Any]]
 
 WIDEST, TALLEST = 100, 30
+HIGHEST_CURVE, GOOD_CURVE, LOWEST_CURVE = 13, 8, 6
+NARROWEST_CURVE = 16
+TRAINING_COLOR, HELD_OUT_COLOR = "cyan", "yellow"
+HINT = "Ctrl-C saves a checkpoint and shows how to resume."
 DRAWN_EVERY = 0.1
 """The fewest seconds from one drawing to the next."""
 SHARE = 0.02
@@ -90,7 +97,7 @@ class LogLines(_Closing):
 
     def __init__(self) -> None:
         self._logged = 0
-        self._said: tuple[str, str] = ("", "")
+        self._shown: tuple[str, str] = ("", "")
         self._sentence = ""
         self._next = 0.0
 
@@ -105,9 +112,9 @@ class LogLines(_Closing):
             return  # the command prints the reason at its end
         sentence = status_format.sentence(status)
         # The same sentence with other numbers is a count in progress.
-        said = (status.state, re.sub(r"\d+", "", sentence))
-        if said != self._said or (sentence != self._sentence and self._due()):
-            self._said, self._sentence = said, sentence
+        shown = (status.state, re.sub(r"\d+", "", sentence))
+        if shown != self._shown or (sentence != self._sentence and self._due()):
+            self._shown, self._sentence = shown, sentence
             self._wait()
             note(": ".join(part for part in (status_format.heading(status), sentence) if part))
             if status.state == "finished":
@@ -119,8 +126,8 @@ class LogLines(_Closing):
         self._logged = len(metrics)
         if measured or self._due() or status.step == status.steps:
             self._wait()
-            told = status_format.where(status) or [status_format.heading(status)]
-            note("  ".join([*told, *status_format.figures(status)]))
+            where = status_format.where(status) or [status_format.heading(status)]
+            note("  ".join([*where, *status_format.figures(status)]))
 
     def _due(self) -> bool:
         return time.monotonic() >= self._next
@@ -200,3 +207,152 @@ class TrainingPanel(_Closing):
             atexit.register(self.close)  # shows the cursor again, however the program ends
             self._live.start()
         return self._live
+
+
+def draw(status: Status, metrics: Metrics, width: int, height: int) -> list[Text]:
+    """At most `height` lines of at most `width` cells.
+
+    If there is not enough room, answers are left out first and the curve gets smaller; then the
+    curve is left out, then the figures. The sentence and the table stay longest. No part is cut.
+    """
+    top = _title(status, width)
+    sentence = status_format.sentence(status) or (HINT if status.state == "training" else "")
+    last = [Text(line, _tone(status)) for line in _folded(sentence, width)]
+    last = [Text(), *last] if last else []
+    room = height - len(top) - len(last)
+    parts = {"table": _table(status.rows, width), "figures": _figures(status, width)}
+    for name, lines in parts.items():
+        if len(lines) > room:
+            parts[name] = []
+        room -= len(parts[name])
+    spare = room - 2 - GOOD_CURVE
+    answers = _answers(status.samples, width, spare if spare > 2 else room - 2 - LOWEST_CURVE)
+    drawn = _curve(metrics, width, room - len(answers))
+    if not drawn:
+        answers = _answers(status.samples, width, room)
+    lines = [*top, *parts["figures"], *parts["table"], *drawn, *answers, *last]
+    return lines[: max(height, 1)]
+
+
+def table_lines(rows: Sequence[Measurement], width: int) -> list[str]:
+    """The table of before and after: in columns or, if it is narrow, below each other."""
+    if not rows:
+        return []
+    table = [status_format.TABLE_HEADER, *status_format.table(rows)]
+    widths = [max(cell_len(row[n]) for row in table) for n in range(4)]
+    if sum(widths) + 3 * GAP <= width:
+        return [
+            (" " * GAP)
+            .join(
+                (
+                    set_cell_size(what, widths[0]),
+                    n.rjust(widths[1]),
+                    set_cell_size(before, widths[2]),
+                    after,
+                )
+            )
+            .rstrip()
+            for what, n, before, after in table
+        ]
+    lines = []
+    for what, n, before, after in table[1:]:
+        lines += [f"{what} (n = {n})", f"  before {before}", f"  after  {after}"]
+    return [cut(line, width) for line in lines]
+
+
+def _title(status: Status, width: int) -> list[Text]:
+    """The name, the state and the percentage; the bar; the step."""
+    finished = status.state == "finished"
+    right = "" if finished else status_format.percent(status)
+    room = width - cell_len(right) - 1
+    line = Text().append(cut(one_line(status.name, 100), room), "bold")
+    about = status_format.heading(status)
+    if line.cell_len + 2 + cell_len(about) <= room:
+        line.append("  ").append(about, "dim")
+    line.append(" " * (width - line.cell_len - cell_len(right))).append(right, "bold")
+    if finished:
+        return [line]
+    done = int(status_format.fraction(status) * width)
+    bar = Text().append("━" * done, "cyan").append("━" * (width - done), "bright_black")
+    return [
+        line,
+        bar,
+        *(Text(part, "bold") for part in wrapped(status_format.where(status), width)),
+    ]
+
+
+def _tone(status: Status) -> str:
+    return {"failed": "red", "finished": "green", "paused": "yellow"}.get(status.state, "dim")
+
+
+def _figures(status: Status, width: int) -> list[Text]:
+    if status.state == "finished":
+        return []
+    return [Text(line) for line in wrapped(status_format.figures(status), width)]
+
+
+def _table(rows: Sequence[Measurement], width: int) -> list[Text]:
+    lines = [Text(line) for line in table_lines(rows, width)]
+    return [Text(), *lines] if lines else []
+
+
+def _curve(metrics: Metrics, width: int, height: int) -> list[Text]:
+    """A blank line, a legend and the curve; nothing if the room is too small to read it."""
+    if height < 2 + LOWEST_CURVE:
+        return []
+    shown = curves(metrics)
+    lines = loss_curve(shown, width, min(height - 2, HIGHEST_CURVE))
+    if not lines:
+        return []
+    legend = Text().append("loss", TRAINING_COLOR)
+    held_out = f"   {HELD_OUT} held-out"
+    if shown.held_out and legend.cell_len + cell_len(held_out) <= width:
+        legend.append(held_out, HELD_OUT_COLOR)
+    return [Text(), legend, *lines]
+
+
+def loss_curve(losses: Curves, width: int, height: int) -> list[Text]:
+    """`height` lines of `width` cells; none if there is nothing to draw, or no room for it."""
+    if width < NARROWEST_CURVE or height < 3 or not (losses.training or losses.held_out):
+        return []
+    import plotext
+
+    draw_losses(plotext, losses, width, height, "cyan", "orange")  # plotext's name for yellow
+    plotext.theme("clear")
+    plotext.limit_size(False, False)
+    plotext.plot_size(width, height)
+    plotext.ticks_color("gray")
+    return list(Text.from_ansi(plotext.build()).split("\n"))
+
+
+def _answers(samples: Sequence[SampleAnswer], width: int, height: int) -> list[Text]:
+    """A heading, and as many whole answers as there is room for."""
+    lines: list[Text] = []
+    for block in (_answer(sample, width) for sample in samples):
+        if 2 + len(lines) + len(block) > height:
+            break
+        lines += block
+    heading = Text(cut("its answers now", width), "dim")
+    return [Text(), heading, *lines] if lines else []
+
+
+def _answer(sample: SampleAnswer, width: int) -> list[Text]:
+    """Right or wrong, the question, the wanted and the given answer, in one or more lines."""
+    answer = status_format.check_answer(sample)
+    line = Text().append("✓ " if answer.right else "✗ ", "green" if answer.right else "red")
+    together = ", ".join(answer.parts)
+    if line.cell_len + cell_len(answer.question) + GAP + cell_len(together) <= width:
+        return [line.append(answer.question, "dim").append(" " * GAP).append(together)]
+    below = [Text("  " + part) for part in wrapped(answer.parts, width - 2)]
+    return [line.append(cut(answer.question, width - 2), "dim"), *below]
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """A sentence in lines, broken between words if possible."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and cell_len(lines[-1]) + 1 + cell_len(word) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines += chop_cells(word, max(width, 2))
+    return lines

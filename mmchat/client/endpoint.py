@@ -12,7 +12,6 @@ Three files in the runtime folder, with mode 0600 in a folder with mode 0700:
 import hashlib
 import os
 import stat
-import sys
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -21,10 +20,8 @@ import msgspec
 from msgspec import Struct
 
 from mmchat.errors import EngineError
+from mmchat.files import FileLock, is_locked, write_file
 from mmchat.settings import paths, private_dir
-
-if sys.platform != "win32":
-    import fcntl
 
 ALREADY_RUNNING = 75
 """The exit status of an engine that found another one running."""
@@ -76,8 +73,7 @@ def socket_path() -> Path:
     path = folder / name
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
         return path
-    owner = str(os.getuid()) if sys.platform != "win32" else "user"
-    folder = Path(tempfile.gettempdir()) / f"mmchat-{owner}"
+    folder = Path(tempfile.gettempdir()) / f"mmchat-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     path = _verified(folder) / name
     if len(os.fsencode(path)) > MAX_SOCKET_PATH:
@@ -93,8 +89,6 @@ def _verified(folder: Path, private: bool = True) -> Path:
 
     Raises EngineError otherwise.
     """
-    if sys.platform == "win32":
-        return folder
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise EngineError(
@@ -125,12 +119,7 @@ def read_endpoint() -> Endpoint | None:
 
 def write_endpoint(endpoint: Endpoint) -> None:
     """Writes how to reach the engine, atomically and readable by this person only."""
-    file = endpoint_file()
-    scratch = file.with_suffix(f".{os.getpid()}")
-    scratch.unlink(missing_ok=True)
-    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:
-        target.write(msgspec.json.encode(endpoint))
-    scratch.replace(file)
+    write_file(endpoint_file(), msgspec.json.encode(endpoint))
 
 
 class EngineLock:
@@ -138,20 +127,18 @@ class EngineLock:
 
     def __init__(self) -> None:
         runtime_dir()
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        self._handle = os.open(lock_file(), flags, 0o600)
+        self._lock = FileLock(lock_file())
 
     def take(self) -> bool:
         """Takes the lock for the life of the process; False if another engine has it."""
-        if not _try_lock(self._handle, shared=False):
+        if not self._lock.acquire():
             return False
-        os.ftruncate(self._handle, 0)
-        os.write(self._handle, str(os.getpid()).encode())
+        lock_file().write_text(str(os.getpid()))
         return True
 
     def close(self) -> None:
         """Frees the lock, as the end of the process would."""
-        os.close(self._handle)
+        self._lock.release()
 
 
 def lock_holder() -> int | None:
@@ -168,27 +155,8 @@ def engine_lives() -> bool:
     Raises EngineError if the lock file cannot be opened.
     """
     try:
-        handle = os.open(lock_file(), os.O_RDWR)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+        return is_locked(lock_file())
     except OSError as error:
         raise EngineError(
             f"{lock_file()} cannot be opened ({error.strerror}): check its permissions."
         ) from error
-    try:
-        return not _try_lock(handle, shared=True)
-    finally:
-        os.close(handle)
-
-
-def _try_lock(handle: int, shared: bool) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -4,7 +4,6 @@ FOLDER/examples.jsonl     one `Example` per line, with its pictures by sha256
 FOLDER/pictures/SHA256    the original bytes
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import msgspec
 
 from mmchat.data.types import Dataset, Example, Picture, Problem
 from mmchat.errors import DataError
+from mmchat.files import write_file
 from mmchat.turns import Role, Turn
 
 LINES, PICTURES = "examples.jsonl", "pictures"
@@ -59,11 +59,11 @@ def save_snapshot(dataset: Dataset, folder: Path) -> None:
             for picture in example.pictures:
                 file = folder / PICTURES / picture.sha256
                 if not file.is_file():
-                    _write(file, picture.data)
+                    write_file(file, picture.data)
         problems = tuple((problem.place, problem.why) for problem in dataset.problems)
         head = _Head(dataset.format, dataset.source, dataset.sha256, problems)
         lines = [msgspec.json.encode(head), *map(_encode, dataset.examples)]
-        _write(folder / LINES, b"\n".join(lines) + b"\n")
+        write_file(folder / LINES, b"\n".join(lines) + b"\n")
     except OSError as error:
         raise DataError(
             f"{folder} cannot be written ({error.strerror}): free some space."
@@ -86,13 +86,6 @@ def load_snapshot(folder: Path) -> Dataset:
 def has_snapshot(folder: Path) -> bool:
     """Whether `folder` holds a complete snapshot."""
     return (folder / LINES).is_file()
-
-
-def _write(file: Path, data: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.partial")
-    temporary.write_bytes(data)
-    os.chmod(temporary, 0o600)  # noqa: PTH101
-    temporary.replace(file)
 
 
 def _encode(example: Example) -> bytes:

@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,11 +54,8 @@ def serve(
     In the foreground it logs to the terminal and does not end when it is idle.
     """
     lock = EngineLock()
-    deadline = time.monotonic() + 0.2
-    while not lock.take():  # a program that checks for a running engine holds it briefly
-        if time.monotonic() > deadline:
-            return ALREADY_RUNNING
-        time.sleep(0.01)
+    if not lock.take():
+        return ALREADY_RUNNING
     endpoint_file().unlink(missing_ok=True)
     private_dir(log_file().parent)
     if not foreground:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from mmchat.display.numbers import format_percent
 from mmchat.evaluation.classification import (
     SOMETHING_ELSE,
     Classification,
@@ -225,7 +226,7 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return format_percent(share, 1)
 
 
 def share_and_interval(proportion: Proportion) -> tuple[str, str]:

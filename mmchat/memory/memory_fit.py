@@ -7,6 +7,7 @@ needs torch.
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from mmchat.display.numbers import format_size
 from mmchat.memory.machine import Machine, WeightFormat
 from mmchat.memory.memory_estimate import MemoryEstimate, estimate_inference
 from mmchat.memory.model_dims import ModelDims
@@ -67,18 +68,18 @@ class MemoryFit:
     @property
     def reason(self) -> str:
         """What it needs and what is available, in words."""
-        needed = f"needs {gigabytes(self.needed_bytes)} of memory"
+        needed = f"needs {format_size(self.needed_bytes)} of memory"
         if self.machine.total and self.needed_bytes > self.machine.total:
-            return f"{needed}, this machine has {gigabytes(self.machine.total)}"
-        return f"{needed}, {gigabytes(self.machine.free)} are free{'' if self.fits else ' now'}"
+            return f"{needed}, this machine has {format_size(self.machine.total)}"
+        return f"{needed}, {format_size(self.machine.free)} are free{'' if self.fits else ' now'}"
 
     @property
     def sentence(self) -> str:
         """Whether it fits and how; if it does not, what takes the most."""
-        needed, free = gigabytes(self.needed_bytes), gigabytes(self.machine.free)
+        needed, free = format_size(self.needed_bytes), format_size(self.machine.free)
         if self.fits:
             if self.context:
-                longest = gigabytes(self.context_bytes)
+                longest = format_size(self.context_bytes)
                 most = f"{longest} with up to {self.context:,} tokens of conversation"
                 return f"fits: about {needed}, {most}; {free} are free"
             how = f" with {', '.join(self.settings)}" if self.settings else ""
@@ -91,7 +92,7 @@ class MemoryFit:
         most = max(parts, key=lambda name: parts[name])
         return (
             f"does not fit, because it takes about {needed} and {free} are free; "
-            f"its largest part is {most}, {gigabytes(parts[most])}"
+            f"its largest part is {most}, {format_size(parts[most])}"
         )
 
 
@@ -182,8 +183,3 @@ def all_fits(dims: ModelDims, machine: Machine) -> Iterator[MemoryFit]:
 
 def _process_bytes(estimate: MemoryEstimate, machine: Machine) -> int:
     return estimate.total + (IMPORTS if machine.device == "cpu" else 0)
-
-
-def gigabytes(size: float) -> str:
-    """Bytes as people read them."""
-    return f"{size / 1e9:.1f} GB"

@@ -14,6 +14,7 @@ from types import MappingProxyType
 import msgspec
 
 from mmchat.errors import ModelError, ModelNotFoundError
+from mmchat.files import write_file
 from mmchat.memory.model_dims import ModelDims
 from mmchat.model_files import read_config, tensors
 from mmchat.settings import builtin_adapters, named_folder, paths, private_dir
@@ -280,11 +281,8 @@ def _registered() -> Mapping[str, str]:
 
 def _write_registered(folders: Mapping[str, str]) -> None:
     file = private_dir(paths().models) / _FOLDERS
-    partial = file.with_suffix(".tmp")
     try:
-        partial.touch(mode=0o600)
-        partial.write_text(json.dumps(dict(folders), indent=1), encoding="utf-8")
-        partial.replace(file)
+        write_file(file, json.dumps(dict(folders), indent=1))
     except OSError as error:
         raise ModelError(f"{file} cannot be written ({error.strerror}).") from error
 

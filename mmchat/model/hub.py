@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmchat.display.numbers import format_size
 from mmchat.errors import ModelError
 from mmchat.model.catalogue import MARKER, Installed, list_installed, target_folder
 from mmchat.settings import paths, private_dir
@@ -65,7 +66,7 @@ def plan_download(source: str) -> Download:
     free = shutil.disk_usage(private_dir(paths().models)).free
     if size - here + _SPARE > free:
         raise ModelError(
-            f"{hub_id} takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free in "
+            f"{hub_id} takes {format_size(size)} and {format_size(free)} are free in "
             f"{folder.parent}: make room, or set MMCHAT_HOME to a larger disk."
         )
     return Download(hub_id, str(info.sha or revision or "main"), tuple(sorted(files)), size, folder)

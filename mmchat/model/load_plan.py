@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from mmchat.display.numbers import format_size
 from mmchat.errors import ModelError
 from mmchat.memory.machine import Machine, WeightFormat, available_memory, own_memory
-from mmchat.memory.memory_fit import IMPORTS, chat_fit, gigabytes
+from mmchat.memory.memory_fit import IMPORTS, chat_fit
 from mmchat.memory.model_dims import ModelKind, UnknownModelError, read_dims
 from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
@@ -144,7 +145,7 @@ def check_memory(
     if not fit.fits:
         hint = "" if weight_format == "4bit" else f" {four_bit_hint}, or"
         raise ModelError(
-            f"{name} needs about {gigabytes(fit.needed_bytes)} of memory and {gigabytes(fit.machine.free)} are "
+            f"{name} needs about {format_size(fit.needed_bytes)} of memory and {format_size(fit.machine.free)} are "
             f"free: close other programs, load it{hint} on a larger machine, or choose a smaller model."
         )
 

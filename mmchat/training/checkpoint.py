@@ -6,7 +6,6 @@ Nothing is pickled.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmchat.errors import RecipeError
+from mmchat.files import sync
 
 MAX_CHECKPOINTS = 2
 BLOCKWISE_STATE = ("qmap", "absmax")
@@ -42,11 +42,11 @@ def save_checkpoint(
         )
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         for file in temporary.iterdir():
-            _sync(file)
-        _sync(temporary)
+            sync(file)
+        sync(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:  # a full disk can raise either
         shutil.rmtree(temporary, ignore_errors=True)
         why = error.strerror if isinstance(error, OSError) else str(error)
@@ -122,11 +122,3 @@ def restore_optimizers(optimizers: list[torch.optim.Optimizer], tensors: dict[st
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """All parameters, in the order of the groups."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

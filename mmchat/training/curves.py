@@ -1,4 +1,4 @@
-"""The lines of `metrics.jsonl` as curves to draw. Free of torch, and of whoever draws them."""
+"""The losses in `metrics.jsonl` as curves. Free of torch and of drawing libraries."""
 
 import itertools
 import math
@@ -12,16 +12,16 @@ import msgspec
 
 Point = tuple[float, float]
 """(step, loss)."""
-LOGARITHMIC_FROM = 20.0
-"""A loss that falls by this factor is drawn on a logarithmic axis."""
-MOST_POINTS = 2_000
-LARGEST = 1e30
-"""What is larger (or no number) is not drawn."""
+LOGARITHMIC_RATIO = 20.0
+"""Losses whose largest and smallest differ by this factor get a logarithmic axis."""
+MAX_POINTS = 2_000
+MAX_LOSS = 1e30
+"""Larger losses, and what is not a number, are not drawn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Steps count on over all stages."""
+    """The losses of a run; its steps are counted over all stages."""
 
     training: tuple[Point, ...] = ()
     held_out: tuple[Point, ...] = ()
@@ -35,18 +35,18 @@ class Curves:
 
 
 def is_logarithmic(losses: Iterable[float]) -> bool:
-    """Whether these need a logarithmic axis to be read."""
+    """Whether these losses need a logarithmic axis to be readable."""
     values = list(losses)
     low, high = min(values, default=0.0), max(values, default=0.0)
-    return low > 0 and high / low > LOGARITHMIC_FROM
+    return low > 0 and high / low > LOGARITHMIC_RATIO
 
 
 def curves(metrics: Iterable[Mapping[str, Any]]) -> Curves:
     """The losses (`loss`, `held_out_loss`) by step.
 
-    A run that goes on from a checkpoint does some steps again: a line whose step lies before its
-    predecessor's takes back all that was told from there on. `step` may count over all stages or
-    begin again with each; lines that are something else are passed over.
+    A run that was resumed does some steps again: a line with a smaller step than the line before
+    replaces everything from that step on. `step` may count over all stages or start again in each.
+    Other lines are ignored.
     """
     training: list[Point] = []
     held_out: list[Point] = []
@@ -63,29 +63,29 @@ def curves(metrics: Iterable[Mapping[str, Any]]) -> Curves:
             begins[stage] = last
         at = offsets[stage] + step
         if at < last:
-            for told in (training, held_out):
-                while told and told[-1][0] >= at:
-                    told.pop()
+            for points in (training, held_out):
+                while points and points[-1][0] >= at:
+                    points.pop()
             for later in [name for name, begin in begins.items() if begin >= at and name != stage]:
                 del begins[later], offsets[later]
         last = at
         end = max(at, offsets[stage] + (_number(line.get("of")) or 0.0))
-        for told, name in ((training, "loss"), (held_out, "held_out_loss")):
+        for points, name in ((training, "loss"), (held_out, "held_out_loss")):
             loss = _number(line.get(name))
             if loss is not None:
-                if told and told[-1][0] == at:
-                    told.pop()
-                told.append((at, loss))
+                if points and points[-1][0] == at:
+                    points.pop()
+                points.append((at, loss))
     return Curves(
         tuple(training), tuple(held_out), tuple((begin, name) for name, begin in begins.items())
     )
 
 
 def smoothed(points: Sequence[Point], logarithmic: bool = False) -> list[Point]:
-    """At each point a straight line fitted to a twentieth of the curve around it.
+    """The curve, smoothed: at each point, a straight line fitted to a twentieth of the points around it.
 
-    It neither lags behind a falling loss, as a running mean does, nor begins or ends beside it.
-    `logarithmic` fits the losses' logarithms.
+    Unlike a running mean it does not lag behind a falling loss, and is right at both ends.
+    `logarithmic` fits the logarithms of the losses.
     """
     reach = len(points) // 40
     if reach < 1:
@@ -104,27 +104,26 @@ def smoothed(points: Sequence[Point], logarithmic: bool = False) -> list[Point]:
     return smooth
 
 
-def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most about `most` of the points, evenly taken, the last among them."""
+def thinned(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
+    """About `most` of the points at even distances, including the last."""
     stride = math.ceil(len(points) / max(most, 1)) or 1
     return list(points[::-1][::stride])[::-1]
 
 
 class MetricsTail:
-    """Reads what a growing metrics file has gained since the last look. Reading never fails."""
+    """Reads the lines that were added to a metrics file since the last read. Reading never fails."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._at = 0
         self._identity: tuple[int, int] = (0, 0)
         self.lines: list[dict[str, Any]] = []
-        """All whole lines so far, in order."""
+        """All complete lines so far, in order."""
 
     def read(self) -> bool:
-        """Takes in whole lines that were added; -> whether `lines` changed.
+        """Reads the complete lines that were added; returns whether `lines` changed.
 
-        A file that was replaced or cut is read again from its beginning, one that vanished is
-        empty.
+        A file that was replaced or truncated is read again from its start; a removed file is empty.
         """
         try:
             with self._file.open("rb") as stream:
@@ -163,4 +162,4 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except OverflowError:
         return None
-    return number if abs(number) <= LARGEST else None
+    return number if abs(number) <= MAX_LOSS else None

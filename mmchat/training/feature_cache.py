@@ -9,7 +9,6 @@ removed at any time.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from mmchat.data.types import Picture
 from mmchat.errors import DataError, ImageError
+from mmchat.files import partial_file
 from mmchat.images import decode
 from mmchat.model.loaded_model import LoadedModel
 from mmchat.settings import paths, private_dir
@@ -75,14 +75,10 @@ class FeatureCache:
         return len(missing)
 
     def _write(self, file: Path, array: NDArray[Any]) -> None:
-        temporary = file.with_suffix(f".{os.getpid()}.partial")
-        with writing(file):
-            try:
-                with temporary.open("wb") as stream:
-                    np.save(stream, array, allow_pickle=False)
-                temporary.replace(file)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with writing(file), partial_file(file, private=False) as partial:
+            with partial.open("wb") as stream:
+                np.save(stream, array, allow_pickle=False)
+            partial.replace(file)
 
 
 class FeatureReader:

@@ -15,7 +15,9 @@ import numpy as np
 import tomli_w
 import torch
 
+from mmchat.display.numbers import format_percent
 from mmchat.errors import MmchatError
+from mmchat.files import write_file
 from mmchat.memory.malloc import set_eager_trim
 from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.loading import load_planned
@@ -36,7 +38,6 @@ from mmchat.training.run_folder import (
     RunFolder,
     SampleAnswer,
     Status,
-    replace_file,
     writing,
 )
 from mmchat.training.run_log import RunLogger, Show
@@ -134,7 +135,9 @@ class Trainer:
             set_eager_trim()
         if self.main:
             tables = tomli_w.dumps(to_tables(self.recipe))
-            replace_file(self.folder.folder / RECIPE, tables.encode())
+            file = self.folder.folder / RECIPE
+            with writing(file):
+                write_file(file, tables, private=False, synced=True)
         self._fill_feature_cache()
         trackers = Trackers(
             self.recipe.trackers if self.main else (), self.folder.folder, to_tables(self.recipe)
@@ -331,7 +334,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _loading(self, stage: str, fraction: float) -> None:
-        self.run_logger.preparing(f"loading {self.recipe.model}: {stage} {fraction:.0%}")
+        self.run_logger.preparing(
+            f"loading {self.recipe.model}: {stage} {format_percent(fraction)}"
+        )
 
     def _save_checkpoint(self, stage: StageConfig, optimizers: list[torch.optim.Optimizer]) -> None:
         if self.main:

@@ -1,35 +1,92 @@
-"""`loss.png`: the losses of a run as a picture. Free of torch."""
+"""Draws the losses of a run: with characters for the terminal and the app, and as `loss.png`. Free of torch."""
 
 import io
+import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmchat.files import write_file
 from mmchat.sanitize import clean
-from mmchat.training.curves import curves, smoothed, thinned
+from mmchat.training.curves import Curves, Point, curves, smoothed, thinned
 from mmchat.training.run_folder import writing
 
 WIDTH, HEIGHT, DPI = 8.0, 4.5, 120
 """Inches, inches, pixels an inch."""
+HELD_OUT = "●"
+TERMINAL_POINTS = 400
 _RAW, _SMOOTH, _HELD_OUT, _AXES = "#9fc5e8", "#0b6bbf", "#d9541e", "#555555"
+
+
+def draw_losses(
+    plt: Any, losses: Curves, width: int, height: int, training_color: Any, held_out_color: Any
+) -> None:
+    """Draws `losses` on `plt`, a plotext figure or the module plotext, which has `width` by `height` cells.
+
+    The training loss is a smoothed line, the held-out loss a line with dots. The axis is
+    logarithmic if the losses have a wide range.
+    """
+    plt.clear_figure()
+    plt.xaxes(True, False)
+    plt.yaxes(True, False)
+
+    def scaled(loss: float) -> float:
+        # Plotext's own logarithmic axis labels exponents only.
+        return math.log10(loss) if losses.logarithmic else loss
+
+    training = thinned(smoothed(losses.training, losses.logarithmic), TERMINAL_POINTS)
+    held_out = thinned(losses.held_out, TERMINAL_POINTS)
+    for points, color in ((training, training_color), (held_out, held_out_color)):
+        if points:
+            steps, values = zip(*points, strict=True)
+            plt.plot(steps, list(map(scaled, values)), color=color, marker="braille")
+    if held_out:
+        steps, values = zip(*held_out, strict=True)
+        plt.scatter(steps, list(map(scaled, values)), color=held_out_color, marker=HELD_OUT)
+    if training or held_out:
+        _label(plt, [*training, *held_out], scaled, losses.logarithmic, width, height)
+
+
+def _label(
+    plt: Any,
+    points: Sequence[Point],
+    scaled: Callable[[float], float],
+    logarithmic: bool,
+    width: int,
+    height: int,
+) -> None:
+    """A few labels, on whole steps and evenly on the axis of the losses."""
+    steps = [step for step, _ in points]
+    first, last = min(steps), max(steps)
+    marks = max(2, min(6, width // 16))
+    ticks = sorted({round(first + (last - first) * n / (marks - 1)) for n in range(marks)})
+    plt.xticks(ticks, [f"{step:,}" for step in ticks[:-1]] + [f"step {ticks[-1]:,}"])
+    losses = [scaled(loss) for _, loss in points]
+    low, high = min(losses), max(losses)
+    marks = 3 if height < 14 else 5
+    places = [low + (high - low) * n / (marks - 1) for n in range(marks)] if high > low else [low]
+    values = [10.0**place if logarithmic else place for place in places]
+    plt.yticks(places, [_loss_label(value) for value in values])
+
+
+def _loss_label(loss: float) -> str:
+    return f"{loss:.2f}" if 0.1 <= abs(loss) < 1000.5 or not loss else f"{loss:.2g}"
 
 
 def plot_losses(metrics: Iterable[Mapping[str, Any]], file: Path) -> None:
     """Draws the lines of a metrics file into the PNG `file`, which is replaced whole.
 
-    Training: raw and light, and smoothed; held-out: with points; a line where each stage
-    begins. Without a single loss it says so. Raises RecipeError where `file` cannot be written.
+    The training loss is drawn raw and smoothed, the held-out loss with points, and a line where each
+    stage starts. If there is no loss yet, the picture says so. Raises RecipeError if `file` cannot be written.
     """
     data = _draw(metrics)
-    temporary = file.with_name(f".{file.name}.partial")
     with writing(file):
-        temporary.write_bytes(data)
-        temporary.replace(file)
+        write_file(file, data, private=False)
 
 
 def _draw(metrics: Iterable[Mapping[str, Any]]) -> bytes:
-    # Not pyplot: no global state, no window, nothing that would have to be closed.
+    # Not pyplot: no global state, no window, nothing to close.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -77,7 +134,7 @@ def _draw(metrics: Iterable[Mapping[str, Any]]) -> bytes:
         axes.text(
             0.5,
             0.5,
-            "no loss has been told yet",
+            "no loss has been logged yet",
             ha="center",
             color=_AXES,
             transform=axes.transAxes,
@@ -97,7 +154,7 @@ def _draw(metrics: Iterable[Mapping[str, Any]]) -> bytes:
             )
     drawn = io.BytesIO()
     with warnings.catch_warnings():
-        # A stage's name may hold letters that the font has not: a box stands for them.
+        # A stage's name may have letters that are not in the font: they become boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(drawn, format="png")
     return drawn.getvalue()

@@ -1,19 +1,17 @@
-"""What a training process tells of itself, and what it can be told, through files. Free of torch.
+"""The folder of a training run: what it publishes, and how other processes control it. Free of torch.
 
     RUN/status.json      a `Status`, replaced whole at every change
-    RUN/recipe.toml      what is trained and how, from when the data and the model are read
-    RUN/metrics.jsonl    one line a logged step: stage, step, of, and its figures
-    RUN/checkpoints/     what `--resume` goes on from
+    RUN/recipe.toml      what is trained and how; written before the first step
+    RUN/metrics.jsonl    one line for each logged step: stage, step, of, and its figures
+    RUN/checkpoints/     what `--resume` continues from
     RUN/lock             held while a process works on the run
 
-Training is a process of its own: whoever watches it (the terminal, the app) reads these files,
-and so finds it again after having been closed. Two signals steer it: SIGINT or SIGTERM saves a
-checkpoint and ends it, to go on later; SIGUSR1 ends the training early and keeps what it has
-learned.
+Training is a process of its own. The terminal and the app read these files, so they find a run again
+after a restart. Two signals control it: SIGINT or SIGTERM saves a checkpoint and ends the process,
+so that it can be resumed; SIGUSR1 ends the training early and keeps the result.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -27,31 +25,29 @@ import msgspec
 from safetensors import SafetensorError
 
 from mmchat.errors import RecipeError
+from mmchat.files import FileLock, is_locked, write_file
 from mmchat.settings import paths
 
 State = Literal["preparing", "training", "measuring", "paused", "finished", "failed"]
-LOCK_TRIES, LOCK_WAIT = 10, 0.02
-"""How often, and how many seconds apart, the lock is asked for."""
 PAUSE, KEEP = signal.SIGTERM, signal.SIGUSR1
 RECIPE = "recipe.toml"
-_held_locks: set[int] = set()
-_LITTLE = 1_000_000
-"""Bytes: a disk with less is full."""
+_FULL_DISK_BYTES = 1_000_000
+"""A disk with less free space is full."""
 
 
 class SampleAnswer(msgspec.Struct, frozen=True):
-    """One held-out question, and what the model says to it now."""
+    """One held-out question, and the model's answer now."""
 
     question: str
     wanted: str
     given: str
 
 
-class Row(msgspec.Struct, frozen=True):
-    """One line of the table of before and after, shares from 0 to 1."""
+class Measurement(msgspec.Struct, frozen=True):
+    """The shares of right answers before and after, from 0 to 1: one line of the table."""
 
-    what: str
-    """ "held-out answers", "old skills" …"""
+    name: str
+    """ "held-out answers", "base model skills" …"""
     n: int
     before: float
     before_interval: tuple[float, float]
@@ -60,7 +56,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """Where a run stands."""
+    """The state of a run."""
 
     name: str
     model: str
@@ -79,21 +75,21 @@ class Status(msgspec.Struct, frozen=True):
     """The share of time in which the model waited for data, from 0 to 1."""
     seconds_left: float | None = None
     samples: tuple[SampleAnswer, ...] = ()
-    rows: tuple[Row, ...] = ()
-    """What was measured before and after, when the run has finished."""
-    said: str = ""
-    """One sentence: what is being done, why it failed, or how to go on."""
+    rows: tuple[Measurement, ...] = ()
+    """Measured before and after; empty until the run has finished."""
+    message: str = ""
+    """One sentence: what is being done, why it failed, or how to resume."""
     adapter: str = ""
     """The finished adapter's name."""
     command: tuple[str, ...] = ()
-    """What goes on with the run: the arguments of `mmchat`."""
+    """The arguments of `mmchat` that resume the run."""
     pid: int = 0
     started: float = 0.0
     updated: float = 0.0
 
 
 class RunFolder:
-    """The folder of one run. Reading it never fails: a run that tells nothing yet has no status."""
+    """The folder of one run. Reading never fails: a run that has written nothing yet has no status."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -103,30 +99,35 @@ class RunFolder:
         return self.folder / "metrics.jsonl"
 
     def status(self) -> Status | None:
-        """The last status; "paused" where it says that somebody works and nobody does."""
+        """The last status; "paused" if it says that a process works on the run and none does."""
         try:
             status = msgspec.json.decode((self.folder / "status.json").read_bytes(), type=Status)
         except (OSError, ValueError):
             return None
         working = status.state in ("preparing", "training", "measuring")
         if working and not self.is_running():
-            said = "It was ended from outside; what its last checkpoint holds is whole."
-            return msgspec.structs.replace(status, state="paused", said=said)
+            kept = self.checkpoint_step()
+            last = (
+                f"its newest checkpoint is at step {kept:,}" if kept else "it had no checkpoint yet"
+            )
+            message = f"It was killed; {last}."
+            return msgspec.structs.replace(status, state="paused", message=message)
         return status
 
-    def tell(self, status: Status) -> None:
-        """Replaces the status."""
+    def write_status(self, status: Status) -> None:
+        """Replaces the status. Raises RecipeError if it cannot be written."""
         status = msgspec.structs.replace(status, pid=os.getpid(), updated=time.time())
-        # Told anew in half a second: it need not outlast a power cut.
-        replace_file(self.folder / "status.json", msgspec.json.encode(status), synced=False)
+        file = self.folder / "status.json"
+        with writing(file):  # not synced: it is written again in half a second
+            write_file(file, msgspec.json.encode(status), private=False)
 
     def log(self, **figures: Any) -> None:
-        """Adds a line to the metrics."""
+        """Adds a line to the metrics. Raises RecipeError if it cannot be written."""
         with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(figures) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every whole line of the metrics, in order; the last of a step counts after a resume."""
+        """Every complete line of the metrics, in order; after a resume the last line of a step counts."""
         try:
             lines = self.metrics_file.read_bytes().split(b"\n")[:-1]
         except OSError:
@@ -139,56 +140,47 @@ class RunFolder:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Held by the process that works on the run. Raises RecipeError where another one does."""
+        """Held by the process that works on the run. Raises RecipeError if another one works on it."""
+        lock = FileLock(self.folder / "lock")
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            acquired = lock.acquire()
+        if not acquired:
+            raise RecipeError(
+                f"Another process works on {self.folder}: wait for it, or give this run "
+                "another --name."
+            )
         try:
-            if not _locked(handle):
-                raise RecipeError(
-                    f"Another process works on {self.folder}: wait for it, or give this run "
-                    "another --name."
-                )
-            _held_locks.add(handle)
             yield
         finally:
-            _held_locks.discard(handle)
-            os.close(handle)
+            lock.release()
 
     def is_running(self) -> bool:
         """Whether a process works on the run."""
         try:
-            handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+            return is_locked(self.folder / "lock")
         except OSError:
             return False
-        try:
-            # Shared: those who look see only who works, and not one another.
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(handle)
-        return False
 
-    def is_begun(self) -> bool:
-        """Whether it is worked on, or has learned something that is not finished."""
+    def is_unfinished(self) -> bool:
+        """Whether a process works on the run, or it has a checkpoint and is not finished."""
         status = self.status()
-        if status is None:  # or it cannot be read: then it does not say that it is finished
-            return self.kept_steps() > 0
-        return status.state != "finished" and (self.is_running() or self.kept_steps() > 0)
+        if status is None:  # or unreadable, so it does not say that the run is finished
+            return self.checkpoint_step() > 0
+        return status.state != "finished" and (self.is_running() or self.checkpoint_step() > 0)
 
-    def kept_steps(self) -> int:
-        """The steps in the newest checkpoint; 0 where there is none."""
+    def checkpoint_step(self) -> int:
+        """The step of the newest checkpoint; 0 if there is none."""
         found = (self.folder / "checkpoints").glob("step-*")
         steps = [folder.name.removeprefix("step-") for folder in found]
         return max((int(step) for step in steps if step.isdecimal()), default=0)
 
-    def can_go_on(self) -> bool:
-        """Whether `--resume` finds the recipe that it goes on with."""
+    def can_resume(self) -> bool:
+        """Whether there is a recipe to resume with."""
         return (self.folder / RECIPE).is_file()
 
     def signal(self, number: signal.Signals) -> bool:
-        """Sends PAUSE or KEEP to the process that works on the run; False where none does."""
+        """Sends PAUSE or KEEP to the process that works on the run; False if none does."""
         status = self.status()
         if status is None or not status.pid or not self.is_running():
             return False
@@ -199,73 +191,36 @@ class RunFolder:
 
 
 def run_folder(name: str) -> RunFolder:
-    """Where the run that makes the adapter `name` has its files."""
+    """The folder of the run that makes the adapter `name`."""
     return RunFolder(paths().data / "runs" / name)
 
 
 def list_runs() -> list[RunFolder]:
-    """Every run of this person that tells of itself, the newest first."""
+    """Every run of this person that has a status, the newest first."""
     with contextlib.suppress(OSError):
         found = [RunFolder(f) for f in (paths().data / "runs").iterdir()]
-        told = [(status.updated, run) for run in found if (status := run.status()) is not None]
-        return [run for _, run in sorted(told, key=lambda pair: pair[0], reverse=True)]
+        runs = [(status.updated, run) for run in found if (status := run.status()) is not None]
+        return [run for _, run in sorted(runs, key=lambda pair: pair[0], reverse=True)]
     return []
-
-
-def replace_file(file: Path, data: bytes, *, synced: bool = True) -> None:
-    """Writes the whole of `file`, or leaves what it was; raises RecipeError where it cannot be written.
-
-    `synced`: the disk has it before this returns.
-    """
-    temporary = file.with_name(f".{file.name}.partial")
-    with writing(file):
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            if synced:
-                stream.flush()
-                os.fsync(stream.fileno())
-        temporary.replace(file)
-
-
-def _close_inherited_locks() -> None:
-    """A forked child, such as a data loader's worker, would hold the lock for as long as it lives."""
-    while _held_locks:
-        os.close(_held_locks.pop())
-
-
-os.register_at_fork(after_in_child=_close_inherited_locks)
-
-
-def _locked(handle: int) -> bool:
-    """Whether the lock could be had: one who looks whether a process works holds it for a moment."""
-    for left in reversed(range(LOCK_TRIES)):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if left:
-                time.sleep(LOCK_WAIT)
-        else:
-            return True
-    return False
 
 
 @contextlib.contextmanager
 def writing(what: Path) -> Iterator[None]:
-    """Raises RecipeError where `what` cannot be written."""
+    """Raises RecipeError if `what` cannot be written."""
     try:
         yield
-    except (OSError, SafetensorError) as error:  # a full disk is either, by who meets it
+    except (OSError, SafetensorError) as error:  # a full disk can be either
         why = getattr(error, "strerror", None) or _why(what, error)
         raise RecipeError(
-            f"{what} cannot be written ({why}): make room or mend its permissions, and go on with "
-            "--resume, or choose another folder."
+            f"{what} cannot be written ({why}): free some space or correct its permissions, and continue "
+            "with --resume, or choose another folder."
         ) from error
 
 
 def _why(what: Path, error: Exception) -> str:
-    """numpy and safetensors tell of a full disk by numbers of bytes."""
+    """numpy and safetensors report a full disk as a number of bytes, so the disk is asked."""
     with contextlib.suppress(OSError):
         folder = next(parent for parent in what.absolute().parents if parent.is_dir())
-        if shutil.disk_usage(folder).free < _LITTLE:
+        if shutil.disk_usage(folder).free < _FULL_DISK_BYTES:
             return "No space left on device"
     return str(error)

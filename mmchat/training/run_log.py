@@ -1,4 +1,4 @@
-"""What a run publishes while it goes on: its status, metrics, trackers and plot."""
+"""Publishes the progress of a run: status, metrics, trackers and plot."""
 
 import contextlib
 import time
@@ -18,17 +18,16 @@ from mmchat.training.validation import ValidationResult
 STATUS_INTERVAL = 0.5
 """Seconds between two updates of the status."""
 LOGGED_STEPS = 400
-"""About as many of a run's steps become lines of the metrics."""
+"""About this many steps of a run become lines of the metrics."""
 
 Show = Callable[[Status, Sequence[dict[str, Any]]], None]
 
 
 class RunLogger:
-    """Of several processes the main one publishes; the others only keep the status."""
+    """Publishes the progress of a run; of several processes only the main one publishes."""
 
     def __init__(self, folder: RunFolder, status: Status, show: Show, *, main: bool) -> None:
-        """`status` is the run's status so far; `show` is given every new one, and all lines of the
-        metrics."""
+        """`status` is the run's status so far; `show` gets every new one, with all lines of the metrics."""
         self.status = status
         self.trackers: Trackers | None = None
         self._folder = folder
@@ -37,9 +36,9 @@ class RunLogger:
         self._published = 0.0
         self._lines = folder.metrics()
 
-    def preparing(self, words: str) -> None:
-        """What is done before the first step."""
-        self.status = msgspec.structs.replace(self.status, state="preparing", said=words)
+    def preparing(self, message: str) -> None:
+        """Publishes what is done before the first step."""
+        self.status = msgspec.structs.replace(self.status, state="preparing", message=message)
         self._publish()
 
     def step(
@@ -52,7 +51,7 @@ class RunLogger:
         *,
         last: bool,
     ) -> None:
-        """A step was done. `position` is its `stage`, `step` and `of`; `last`: of its stage."""
+        """Publishes a step. `position` is its `stage`, `step` and `of`; `last`: it is the last of its stage."""
         if not self._main:
             return
         figures = {
@@ -67,7 +66,7 @@ class RunLogger:
         self.status = msgspec.structs.replace(
             self.status,
             state="training",
-            said="",
+            message="",
             stage=position["stage"],
             step=position["step"],
             steps=position["of"],
@@ -80,7 +79,7 @@ class RunLogger:
     def validation(
         self, position: dict[str, Any], result: ValidationResult, samples: tuple[SampleAnswer, ...]
     ) -> None:
-        """The held-out samples were looked at; `samples` are a few answers."""
+        """Publishes a validation on the held-out samples; `samples` are a few answers."""
         self.status = msgspec.structs.replace(
             self.status, held_out_loss=result.loss, samples=samples
         )
@@ -100,6 +99,6 @@ class RunLogger:
         if not self._main or (not now and time.monotonic() - self._published < STATUS_INTERVAL):
             return
         self._published = time.monotonic()
-        self._folder.tell(self.status)
-        with contextlib.suppress(OSError):  # a terminal that was closed does not end the training
+        self._folder.write_status(self.status)
+        with contextlib.suppress(OSError):  # a closed terminal does not end the training
             self._show(self.status, self._lines)

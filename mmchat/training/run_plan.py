@@ -24,13 +24,14 @@ def plan_run(prepared: PreparedRun) -> dict[str, Any]:
     recipe, train = prepared.recipe, prepared.train
     skeleton = _skeleton(prepared)
     text = _text_parameters(skeleton)
-    speed = _speed(prepared.plan.dtype, prepared.plan.device)
+    width = int(prepared.plan.config.get_text_config().hidden_size)
     seconds = 0.0
     stages = []
     for stage in recipe.stages:
         new = new_samples_per_step(stage.batch, recipe.data.replay)
         # The padding at the end of a row is computed too.
         computed = mean_step(prepared, stage).tokens / ROW_FILL
+        speed = _speed(prepared.plan.dtype, prepared.plan.device, stage.row_tokens, width)
         work = 2 * text * computed * (1 + BACKWARD_PASSES.get(stage.method, 2.0))
         seconds += stage.steps * work / (speed * EFFICIENCY)
         stages.append(
@@ -109,15 +110,18 @@ def _trainable_parameters(prepared: PreparedRun, stage: StageConfig, skeleton: n
     return count
 
 
-def _speed(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations per second of a matrix product on this machine, measured briefly."""
-    side = 1024 if device.type == "cpu" else 4096
-    matrix = torch.ones(side, side, dtype=dtype, device=device)
+def _speed(dtype: torch.dtype, device: torch.device, tokens: int, width: int) -> float:
+    """Floating-point operations per second of (tokens, width) @ (width, 4 * width), measured briefly.
+
+    The sizes are the model's: a small model reaches a tenth of the speed of a large matrix product, or less.
+    """
+    row = torch.ones(tokens, width, dtype=dtype, device=device)
+    matrix = torch.ones(width, 4 * width, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(4):
-        start = time.perf_counter()
-        matrix @ matrix
+        began = time.perf_counter()
+        row @ matrix
         if device.type == "cuda":
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+        best = min(best, time.perf_counter() - began)
+    return 2 * tokens * width * 4 * width / best

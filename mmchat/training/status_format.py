@@ -1,31 +1,21 @@
-"""A run's status as the words that people read, in a terminal and in the app. Free of torch.
+"""A run's status as text, for the terminal and the app. Free of torch.
 
-What comes from a model or a data set is cleaned here: a line of these can be shown as it is.
+Text that comes from a model or a data set is cleaned here, so every line can be shown as it is.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.cells import cell_len, set_cell_size
-
 from mmchat.answer_match import exact_match
-from mmchat.sanitize import clean
-from mmchat.training.run_folder import Row, SampleAnswer, State, Status
+from mmchat.display.numbers import format_duration, format_loss, format_share, format_size
+from mmchat.display.text import one_line
+from mmchat.training.run_folder import Measurement, SampleAnswer, State, Status
 
 WORKING: tuple[State, ...] = ("preparing", "training", "measuring")
-
-GAP = 3
-"""Cells between things that stand side by side."""
 
 TableRow = tuple[str, str, str, str]
 """What was measured, n, before, after."""
 TABLE_HEADER: TableRow = ("", "n", "before", "after")
-
-
-def one_line(text: str, limit: int = 200) -> str:
-    """Foreign text, clean, in one line of at most `limit` characters."""
-    text = clean(text[: limit * 4], keep_newlines=False)
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
 def fraction(status: Status) -> float:
@@ -41,7 +31,7 @@ def percent(status: Status) -> str:
 
 
 def heading(status: Status) -> str:
-    """`training on scenes`: what the run is at."""
+    """`training on scenes`: what the run is doing."""
     doing = {
         "preparing": "preparing to train on",
         "training": "training on",
@@ -60,17 +50,17 @@ def where(status: Status) -> list[str]:
     stage = one_line(status.stage, 30)
     found = [*([stage] if stage else []), f"step {status.step:,} of {status.steps:,}"]
     if status.state == "training" and status.seconds_left is not None:
-        found.append(f"about {duration(status.seconds_left)} left")
+        found.append(f"about {format_duration(status.seconds_left)} left")
     return found
 
 
 def figures(status: Status) -> list[str]:
-    """The figures that are known, each with its unit, the weightiest first."""
+    """The figures that are known, each with its unit, the most important first."""
     found = []
     if status.loss is not None:
-        found.append(f"loss {loss(status.loss)}")
+        found.append(f"loss {format_loss(status.loss)}")
     if status.held_out_loss is not None:
-        found.append(f"held-out {loss(status.held_out_loss)}")
+        found.append(f"held-out {format_loss(status.held_out_loss)}")
     for value, unit in (
         (status.tokens_per_second, "tokens/s"),
         (status.samples_per_second, "samples/s"),
@@ -78,7 +68,7 @@ def figures(status: Status) -> list[str]:
         if value is not None:
             found.append(f"{value:,.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}")
     if status.memory_bytes > 0:
-        found.append(memory(status.memory_bytes))
+        found.append(format_size(status.memory_bytes))
     if status.learning_rate is not None:
         found.append("rate " + f"{status.learning_rate:.1e}".replace("e-0", "e-"))
     if status.state == "training" and status.step:
@@ -86,98 +76,53 @@ def figures(status: Status) -> list[str]:
     return found
 
 
-def loss(value: float) -> str:
-    """Three digits that count."""
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """`40 seconds`, `3 minutes`, `1 hour 20 minutes`."""
-    if seconds < 90:
-        return _count(max(round(seconds), 1), "second")
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return _count(minutes, "minute")
-    hours, rest = divmod(minutes, 60)
-    if hours >= 48:
-        return _count(round(hours / 24), "day")
-    return _count(hours, "hour") + (f" {_count(rest, 'minute')}" if rest else "")
-
-
-def _count(number: int, unit: str) -> str:
-    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
-
-
-def memory(count: int) -> str:
-    """`812 MB`, `3.4 GB`."""
-    return f"{count / 1e9:.1f} GB" if count >= 999_500_000 else f"{count / 1e6:.0f} MB"
-
-
-def table(rows: Sequence[Row]) -> list[TableRow]:
+def table(rows: Sequence[Measurement]) -> list[TableRow]:
     """Before and after with their intervals, without a header."""
     return [
         (
-            one_line(row.what, 40),
+            one_line(row.name, 40),
             f"{row.n:,}",
-            _share(row.before, row.before_interval),
-            _share(row.after, row.after_interval),
+            _aligned(row.before, row.before_interval),
+            _aligned(row.after, row.after_interval),
         )
         for row in rows
     ]
 
 
-def _share(share: float, interval: tuple[float, float]) -> str:
-    low, high = interval
-    return f"{share * 100:5.1f} % ({low * 100:.1f} to {high * 100:.1f})"
+def _aligned(share: float, interval: tuple[float, float]) -> str:
+    text = format_share(share, interval)
+    return " " * (len("100.0") - text.index(" ")) + text
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A sample answer, clean, each part one line."""
+class CheckedAnswer:
+    """A sample answer that was compared with its reference; clean, each part one line."""
 
     right: bool
     question: str
     parts: tuple[str, ...]
-    """What was given; where that is wrong: what was wanted, and what was said."""
+    """The answer; if it is wrong, the reference and the answer."""
 
 
-def answer(sample: SampleAnswer) -> Answer:
+def check_answer(sample: SampleAnswer) -> CheckedAnswer:
     given = one_line(sample.given) or "nothing"
     right = is_right(sample)
     parts = (given,) if right else (f"wanted {one_line(sample.wanted)}", f"said {given}")
-    return Answer(right, one_line(sample.question), parts)
+    return CheckedAnswer(right, one_line(sample.question), parts)
 
 
 def is_right(sample: SampleAnswer) -> bool:
-    """Whether the answer is the wanted one, as `mmchat evaluate` compares texts."""
+    """Whether the answer is right, compared as `mmchat evaluate` does."""
     return exact_match(sample.given, sample.wanted)
 
 
 def sentence(status: Status) -> str:
-    """What there is to say, and what a person can do: never empty for a run that stands still."""
-    said = one_line(status.said, 600)
+    """What happened and what a person can do; never empty for a run that has stopped."""
+    message = one_line(status.message, 600)
     if status.state == "paused":
-        return said or "It is paused; its last checkpoint is whole."
+        return message or "It is paused."
     if status.state == "failed":
-        return said or "It failed without a word."
-    if status.state == "finished" and not said:
+        return message or "It failed and printed no reason."
+    if status.state == "finished" and not message:
         return f"The adapter {one_line(status.adapter or status.name, 100)} is ready."
-    return said
-
-
-def cut(text: str, width: int) -> str:
-    """`text` in at most `width` cells."""
-    if cell_len(text) <= width:
-        return text
-    return set_cell_size(text, max(width - 1, 0)).rstrip() + ("…" if width > 0 else "")
-
-
-def wrapped(parts: Sequence[str], width: int) -> list[str]:
-    """Parts side by side as long as there is room; none is broken."""
-    lines: list[str] = []
-    for part in parts:
-        if lines and cell_len(lines[-1]) + GAP + cell_len(part) <= width:
-            lines[-1] += " " * GAP + part
-        else:
-            lines.append(cut(part, width))
-    return lines
+    return message

@@ -1,4 +1,4 @@
-"""What signals ask of a run, acted on between two steps."""
+"""Signals that pause or finish a run, handled between two steps."""
 
 import contextlib
 import signal
@@ -15,12 +15,12 @@ Request = Literal["", "pause", "keep"]
 _REQUESTS: tuple[Request, ...] = ("", "pause", "keep")
 _ANNOUNCED = {
     "pause": "Saving a checkpoint …",
-    "keep": "Ending early, and keeping what was learned …",
+    "keep": "Ending early and keeping the result …",
 }
 
 
 class StopSignals:
-    """SIGINT, SIGTERM and SIGHUP pause, KEEP keeps; a second SIGINT ends at once, as without this."""
+    """SIGINT, SIGTERM and SIGHUP pause; KEEP ends early and keeps the result; a second SIGINT ends at once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.requested: Request = ""
@@ -28,7 +28,7 @@ class StopSignals:
         self._say = say
 
     def agreed(self, accelerator: Accelerator) -> Request:
-        """What is requested, on all processes after the same step."""
+        """The request, the same on all processes after the same step."""
         if accelerator.num_processes > 1:
             mine = torch.tensor([_REQUESTS.index(self.requested)], device=accelerator.device)
             self.requested = _REQUESTS[int(accelerator.gather(mine).max())]
@@ -40,7 +40,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def listen(self) -> Iterator[None]:
-        """Handles the signals meanwhile; only the main thread of a process can."""
+        """Handles the signals while the block runs; only the main thread of a process can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

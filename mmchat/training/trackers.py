@@ -1,4 +1,8 @@
-"""TensorBoard and Weights & Biases, through accelerate's trackers; nothing is loaded without them."""
+"""TensorBoard and Weights & Biases through accelerate's tracker classes; nothing is imported without them.
+
+`Accelerator.init_trackers` is not used: it only logs a line if a tracker is unknown or its package is
+missing, and the run would go on without it.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,14 +16,14 @@ _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 class Trackers:
-    """Tells a run's figures to the trackers that a recipe names; for the main process alone."""
+    """Logs a run's figures to the trackers that a recipe names; for the main process only."""
 
     def __init__(self, names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> None:
         """Starts each of `names` for the run in `folder`, after the trainer's `Accelerator` was made.
 
-        `config` is the recipe, told once. TensorBoard writes into `folder`/tensorboard, W&B its own files into `folder`; W&B tells its
-        server, or with WANDB_MODE=offline nobody. Raises RecipeError where a name is unknown, its
-        package is missing or it does not start.
+        `config` is the recipe, logged once. TensorBoard writes to `folder`/tensorboard and W&B to
+        `folder`; W&B also sends everything to its server unless WANDB_MODE is offline. Raises
+        RecipeError if a name is unknown, its package is missing or it does not start.
         """
         self._trackers: list[Any] = []
         try:
@@ -33,7 +37,7 @@ class Trackers:
             tracker.store_init_configuration(flat)
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Tells the numbers among `figures`; those of a table are told as `table/name`."""
+        """Logs the numbers among `figures`; those in a table are logged as `table/name`."""
         if not self._trackers:
             return
         numbers = {
@@ -45,7 +49,7 @@ class Trackers:
             tracker.log(numbers, step=step)
 
     def close(self) -> None:
-        """Writes out what is still held; may be called again."""
+        """Flushes and ends the trackers; can be called twice."""
         trackers, self._trackers = self._trackers, []
         for tracker in trackers:
             tracker.finish()
@@ -54,7 +58,7 @@ class Trackers:
 def _start(name: str, folder: Path) -> Any:
     if name not in _PACKAGES:
         raise RecipeError(
-            f"trackers names {name!r}: choose of {', '.join(_PACKAGES)}, or leave it out."
+            f"trackers names {name!r}: choose from {', '.join(_PACKAGES)}, or leave it out."
         )
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
@@ -69,21 +73,21 @@ def _start(name: str, folder: Path) -> Any:
         if name == "tensorboard":
             tracker = kind("tensorboard", str(folder))
         else:
-            # The parts of a run that was resumed stand together.
+            # A run that was resumed is one group.
             tracker = kind(PROJECT, dir=str(folder), name=folder.name, group=folder.name)
         tracker.start()
     except Exception as error:  # a missing key, no network, a full disk: each library has its own
         why = " ".join(str(error).split())[:200] or type(error).__name__
         offline = " (WANDB_MODE=offline keeps it on this machine)" if name == "wandb" else ""
         raise RecipeError(
-            f"The tracker {name} does not start ({why}): mend that{offline}, or leave it out of "
-            "trackers."
+            f"The tracker {name} does not start ({why}): correct that{offline}, or leave it out "
+            "of trackers."
         ) from error
     return tracker
 
 
 def _flat(tables: Any, separator: str = ".", prefix: str = "") -> dict[str, Any]:
-    """Nested tables and lists as one table of plain values; `None` is left out."""
+    """Nested tables and lists as one table of plain values, without `None`."""
     if isinstance(tables, Mapping):
         pairs = [(str(key), value) for key, value in tables.items()]
     elif isinstance(tables, Sequence) and not isinstance(tables, str):

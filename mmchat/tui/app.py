@@ -128,16 +128,14 @@ class ChatApp(App[None]):
 
         def end(number: int, frame: object) -> None:
             # A hang-up brings a "continue" along, at which Textual would begin anew on no terminal.
-            with contextlib.suppress(AttributeError):  # Windows
-                signal.signal(signal.SIGCONT, lambda number, frame: None)
+            signal.signal(signal.SIGCONT, lambda number, frame: None)
             leave = threading.Timer(LEAVE_SECONDS, os._exit, (128 + number,))
             leave.daemon = True
             leave.start()
             loop.call_soon_threadsafe(self.exit)
 
-        for name in ("SIGHUP", "SIGTERM"):
-            with contextlib.suppress(AttributeError, ValueError):  # Windows; not the main thread
-                number = getattr(signal, name)
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            with contextlib.suppress(ValueError):  # not the main thread
                 before = signal.signal(number, end)
                 self._restore.callback(signal.signal, number, before)
 

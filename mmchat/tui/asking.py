@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from mmchat.client.protocol import Delta, Done, Event, Loading, Started, Waiting
+from mmchat.display.messages import with_log
 from mmchat.errors import EngineError, HistoryError, MmchatError, TooLongError
 from mmchat.history import Answer, History, Message, MissingError, Origin
 from mmchat.settings import Settings, paths
-from mmchat.tui.formatting import with_log
 from mmchat.tui.news import Changed, Ended, Ending, Grew, Live, LoadEnded, LoadGoes, News, Phase
 from mmchat.tui.origins import options, wanted, with_figures, with_prompt
 from mmchat.tui.turns import TOO_LONG, turns

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mmchat.display.numbers import format_parameters
 from mmchat.settings import NO_ADAPTER
 
 
@@ -14,7 +15,10 @@ def choices(kind: str) -> Sequence[tuple[str, str]]:
         from mmchat.model.catalogue import list_installed
 
         return [
-            (one.name, one.problem or f"{_count(one.parameters)} · {one.origin}")
+            (
+                one.name,
+                one.problem or f"{format_parameters(one.parameters)} parameters · {one.origin}",
+            )
             for one in list_installed()
         ]
     from mmchat.adapters.card import list_adapters
@@ -24,10 +28,3 @@ def choices(kind: str) -> Sequence[tuple[str, str]]:
         for one in list_adapters()
     ]
     return found if kind == "adapter" else [(NO_ADAPTER, "no adapter"), *found]
-
-
-def _count(parameters: int) -> str:
-    """5.3M or 7.2B parameters."""
-    if parameters >= 1_000_000_000:
-        return f"{parameters / 1e9:.1f}B parameters"
-    return f"{parameters / 1e6:.1f}M parameters"

@@ -8,7 +8,6 @@ import asyncio
 import atexit
 import contextlib
 import os
-import re
 import subprocess
 import sys
 import time
@@ -19,12 +18,13 @@ from typing import Any
 
 import msgspec
 
-from mmchat.adapters.card import is_name, list_adapters
+from mmchat.adapters.card import is_name, list_adapters, name_from_text
+from mmchat.display.text import one_line
 from mmchat.errors import RecipeError
 from mmchat.settings import private_dir
 from mmchat.training.curves import Curves, MetricsTail, curves
 from mmchat.training.run_folder import RunFolder, Status, list_runs, run_folder
-from mmchat.training.status_format import WORKING, one_line, percent
+from mmchat.training.status_format import WORKING, percent
 
 # -P: the folder that we are in must not be where Python looks for modules.
 MMCHAT = (sys.executable, "-P", "-m", "mmchat")
@@ -68,7 +68,7 @@ class Seen:
     run: RunFolder
     status: Status
     curves: Curves = NOTHING
-    can_go_on: bool = False
+    can_resume: bool = False
     """Whether it can be resumed."""
 
     @property
@@ -118,26 +118,26 @@ class Runs:
         """The run as it is now; None where there is nothing (any more)."""
         name = run.folder.name
         child, started, model = self._children.get(name, (None, 0.0, ""))
-        can_go_on = run.can_go_on()
+        can_resume = run.can_resume()
         code = child.poll() if child is not None else None  # before it is read what it told last
         status = run.status()
         if child is None:
-            return Seen(run, status, can_go_on=can_go_on) if status is not None else None
+            return Seen(run, status, can_resume=can_resume) if status is not None else None
         if status is not None and status.updated >= started:
             broken = code is not None and code > 0 and code != INTERRUPTED
             if broken and status.state == "paused":
                 # Not paused: it broke down, and could not tell.
                 said = _last_words(run) or f"It ended unexpectedly (exit status {code})."
-                status = msgspec.structs.replace(status, state="failed", said=said)
+                status = msgspec.structs.replace(status, state="failed", message=said)
             elif code is not None:
                 self._children.pop(name, None)
-            return Seen(run, status, can_go_on=can_go_on)
+            return Seen(run, status, can_resume=can_resume)
         # It has told nothing since it was started, and what is there is of an earlier one.
-        now = Status(name=name, model=model, state="preparing", said=STARTING, updated=started)
+        now = Status(name=name, model=model, state="preparing", message=STARTING, updated=started)
         if code is not None:
             said = _last_words(run) or f"It ended at once (exit status {code})."
-            now = msgspec.structs.replace(now, state="failed", said=said)
-        return Seen(run, now, can_go_on=can_go_on)
+            now = msgspec.structs.replace(now, state="failed", message=said)
+        return Seen(run, now, can_resume=can_resume)
 
     # Acting
 
@@ -247,14 +247,14 @@ def name_problem(name: str) -> str:
         )
     if name in {adapter.name for adapter in list_adapters()}:
         return f"There is an adapter {name} already: choose another name."
-    if run_folder(name).is_begun():
+    if run_folder(name).is_unfinished():
         return f"There is a run {name} already: resume it (Ctrl+L), or choose another name."
     return ""
 
 
 def free_name(wanted: str) -> str:
     """A name like `wanted` that can be used: `birds`, `birds-2` … Reads files."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", wanted).strip("._-")[:80] or "mine"
+    plain = name_from_text(wanted, default="mine")
     return next(
         name
         for number in range(1, 1_000_000)

@@ -92,7 +92,7 @@ async def test_thirty_corrections_are_learned(real_engine: Path, tmp_path: Path)
         run = run_folder("mine")
         status: Callable[[], Any] = run.status
         await until(pilot, lambda: status() and status().state in ("finished", "failed"))
-        assert status().state == "finished", status().said
+        assert status().state == "finished", status().message
         rows = {row.what: row for row in status().rows}
         await until(pilot, lambda: "Use it" in keys(pilot))
         await pilot.press("enter")
@@ -120,6 +120,6 @@ async def test_thirty_corrections_are_learned(real_engine: Path, tmp_path: Path)
     overall = report["against"]["rows"][0]
     assert overall["n"] == ASKED
     assert overall["second"] <= 0.1 and overall["first"] >= 0.9, overall
-    old = rows["old skills"]
+    old = rows["base model skills"]
     assert old.n >= 500 and old.before - old.after <= 0.01, old
     print(overall, old, rows["held-out answers"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mmchat.display.numbers import format_size
 from mmchat.errors import ModelError
 from mmchat.model import load_plan
 from mmchat.settings import builtin_adapters
@@ -74,9 +75,9 @@ def test_every_command_and_the_engine_agree(
     plain = fits[f"talk, unquantized ({dtype})"]["needed_bytes"]
     for form, size in (("4bit", needed), (dtype, plain)):
         refusal_at(size, where, form, monkeypatch)
-    assert f"{needed / 1e9:.1f} GB" in mmchat("models", "list").stdout
-    assert f"needs {needed / 1e9:.1f} GB of memory" in shown["reason"]
-    assert f": about {needed / 1e9:.1f} GB" in mmchat("models", "show", name, "--fit").stdout or (
+    assert f"{format_size(needed)}" in mmchat("models", "list").stdout
+    assert f"needs {format_size(needed)} of memory" in shown["reason"]
+    assert f": about {format_size(needed)}" in mmchat("models", "show", name, "--fit").stdout or (
         not fits["talk, 4-bit"]["fits"]
     )
 
@@ -92,7 +93,7 @@ def refusal_at(needed: int, where: str, form: Any, monkeypatch: pytest.MonkeyPat
             continue
         with pytest.raises(ModelError) as told:
             load_plan.plan_load(where, quantization=form, device="cpu")
-        assert f"{where} needs about {needed / 1e9:.1f} GB of memory and " in str(told.value)
+        assert f"{where} needs about {format_size(needed)} of memory and " in str(told.value)
 
 
 def test_the_models_of_the_catalogue_need_the_same_before_and_after_they_are_fetched(

@@ -15,10 +15,10 @@ import pytest
 from click.testing import CliRunner
 
 from mmchat.adapters.card import MAX_NAME_LENGTH, Base, Card, is_name, read_card, write_card
-from mmchat.cli.adapter_evaluation import Asked, measure
+from mmchat.cli.adapter_evaluation import QuestionSet, measure
 from mmchat.cli.train import train
-from mmchat.cli.training_job import Wish, read_material
-from mmchat.cli.training_result import keep
+from mmchat.cli.train_args import TrainArgs, read_data
+from mmchat.cli.training_job import install_adapter
 from mmchat.training.finetune_config import read_config
 from mmchat.training.run_folder import KEEP, PAUSE, RunFolder
 from tests.cli.conftest import MMCHAT, Run
@@ -129,8 +129,8 @@ def test_a_closed_terminal_saves_and_a_killed_run_can_be_resumed_at_once(
     reader.join()
     status = run.status()
     assert status is not None and status.state == "paused"
-    assert run.kept_steps() == status.step >= 1
-    assert status.said.startswith(f"Saved after {status.step}")
+    assert run.checkpoint_step() == status.step >= 1
+    assert status.message.startswith(f"Saved after {status.step}")
 
     lines = len(run.metrics())
     again = [MMCHAT, "train", "--resume", "--name", "birds", "--no-measure"]
@@ -161,7 +161,7 @@ def test_what_an_adapter_replaces_is_never_deleted(home: Path, tmp_path: Path) -
             made = tmp_path / f"made {number} {name[:5]}"
             made.mkdir()
             write_card(made, Card(name, Base("m", "h"), f"number {number}"))
-            kept.append(keep(made, name, []))
+            kept.append(install_adapter(made, name, []))
     short = [before.name for before in kept[::2] if before]
     assert short == ["birds-before", "birds-before-2", "birds-before-3"]
     assert all(before is None or is_name(before.name) for before in kept)
@@ -190,7 +190,7 @@ def test_a_link_or_something_else_of_that_name_is_moved_aside(home: Path, tmp_pa
         made = tmp_path / f"made {number}"
         made.mkdir()
         write_card(made, Card("birds", Base("m", "h")))
-        before = keep(made, "birds", [])
+        before = install_adapter(made, "birds", [])
         assert before == adapters / f"birds-before-{number + 2}" and os.path.lexists(before)
         place.rename(tmp_path / f"done {number}")
     assert (adapters / "birds-before").is_symlink()
@@ -205,8 +205,8 @@ def test_data_called_history_is_data(tmp_path: Path) -> None:
         (tmp_path / "history" / f"{number}.png").write_bytes(picture(number).data)
         (tmp_path / "history" / f"{number}.txt").write_text(f"picture {number}")
     recipe = read_config(None, ["data.source=history"])
-    wish = Wish(tmp_path / "history", "", "", None, (), (), "", (), (), *(False,) * 4, None, False)
-    found = read_material(wish, recipe, RunFolder(tmp_path / "run"))
+    args = TrainArgs(data=tmp_path / "history")
+    found = read_data(args, recipe, RunFolder(tmp_path / "run"))
     assert len(found.train.examples) + len(found.held_out) == 4
 
 
@@ -217,7 +217,9 @@ def test_an_adapter_is_asked_by_an_engine_of_its_own_whatever_server_is_set(
     monkeypatch.setenv("MMCHAT_ENGINE_URL", "http://127.0.0.1:9/v1")
     data = write(tmp_path / "data", [line("1", "say red", "red"), line("2", "say blue", "red")])
     for together in (True, False):
-        (row,) = measure("m", tmp_path, [Asked("old skills", data)], together=together, tell=print)
+        (row,) = measure(
+            "m", tmp_path, [QuestionSet("skills", data)], together=together, progress=print
+        )
         assert (row.n, row.before, row.after) == (2, 0.5, 0.5)
 
 
@@ -255,7 +257,7 @@ def test_paused_while_it_measures_and_measured_in_vain(
         assert going.wait(60) == 130
     status = run.status()
     assert status is not None and status.state == "paused"
-    assert "--resume --name birds" in status.said
+    assert "--resume --name birds" in status.message
     assert list(temporary.glob("mmchat-*")) == []
     for pid in pids:
         with pytest.raises(ProcessLookupError):
@@ -285,9 +287,9 @@ def test_what_had_not_begun_to_learn_is_begun_again(
         assert going.wait(60) == 130
     status = run.status()
     assert status is not None and status.state == "paused"
-    assert status.said == "It had not started to train: start it again." and not run.can_go_on()
+    assert status.message == "It had not started to train: start it again." and not run.can_resume()
     assert "There is no run birds" in sentence_last(mmchat("train", "--resume", "--name", "birds"))
-    assert not run.is_begun()
+    assert not run.is_unfinished()
 
 
 def sentence_last(done: subprocess.CompletedProcess[str]) -> str:

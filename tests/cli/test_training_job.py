@@ -14,10 +14,10 @@ import pytest
 import tomli_w
 
 from mmchat.adapters.card import Base, Card, write_card
-from mmchat.cli import training_job
-from mmchat.cli.training_job import Job, Wish, read_material, recipe_of
+from mmchat.cli import train_args, training_job
+from mmchat.cli.train_args import TrainArgs, read_data, read_recipe
+from mmchat.cli.training_job import TrainingJob, resume_hint
 from mmchat.cli.training_panel import LogLines
-from mmchat.cli.training_result import how_to_go_on
 from mmchat.data.snapshot import load_snapshot, save_snapshot
 from mmchat.errors import EngineError, RecipeError
 from mmchat.training.finetune_config import read_config, to_tables
@@ -28,17 +28,14 @@ STEPS = 90
 GO_ON = "Resume: mmchat train --resume --name birds"
 
 
-def _wish(**changes: Any) -> Wish:
-    wish = Wish(
-        None, "birds", "", None, (), (), "", (), (), True, False, False, False, None, True
-    )  # from the history
-    return replace(wish, **changes)
+def _args(**changes: Any) -> TrainArgs:
+    return replace(TrainArgs(name="birds", from_history=True), **changes)
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("MMCHAT_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(training_job, "_from_history", lambda wish, recipe: dataset(10))
+    monkeypatch.setattr(train_args, "_read_history", lambda args, recipe: dataset(10))
     before = {number: signal.getsignal(number) for number in (KEEP, PAUSE)}
     yield tmp_path / "home"
     for number, handler in before.items():
@@ -83,12 +80,12 @@ def played(monkeypatch: pytest.MonkeyPatch) -> type[Played]:
     monkeypatch.setattr("mmchat.training.finetune.Trainer", Played)
     monkeypatch.setattr("mmchat.training.prepare.prepare", lambda *_, **__: prepared)
     monkeypatch.setattr(Played, "learns", lambda self: None, raising=False)
-    monkeypatch.setattr(Job, "_measure", lambda *_: [])
+    monkeypatch.setattr(TrainingJob, "_measure", lambda *_: [])
     return Played
 
 
-def _job(**changes: Any) -> Job:
-    return Job(_wish(**changes), LogLines())
+def _job(**changes: Any) -> TrainingJob:
+    return TrainingJob(_args(**changes), LogLines())
 
 
 def _told() -> Status:
@@ -116,9 +113,9 @@ def _raising(error: BaseException) -> Callable[[Any], None]:
 def test_a_pause_says_what_is_kept(tmp_path: Path, kept: int, saved: bool, said: str) -> None:
     run = RunFolder(tmp_path / "birds")
     run.folder.mkdir()
-    assert how_to_go_on(run, 0, saved=True) == "It had not started to train: start it again."
+    assert resume_hint(run, 0, saved=True) == "It had not started to train: start it again."
     (run.folder / RECIPE).touch()
-    assert how_to_go_on(run, kept, saved=saved) == f"{said} {GO_ON}"
+    assert resume_hint(run, kept, saved=saved) == f"{said} {GO_ON}"
 
 
 def test_a_pause_that_saved_nothing_does_not_say_saved(
@@ -129,8 +126,8 @@ def test_a_pause_that_saved_nothing_does_not_say_saved(
     monkeypatch.setattr(played, "learns", _raising(TrainingPaused(saved=False, kept=40)))
     status = _job().run()
     assert (status.state, status.step) == ("paused", 45)
-    assert status.said == _told().said
-    assert status.said.startswith("The newest checkpoint is at step 40")
+    assert status.message == _told().message
+    assert status.message.startswith("The newest checkpoint is at step 40")
 
 
 def test_ended_at_once_it_says_what_the_newest_checkpoint_holds(
@@ -139,8 +136,8 @@ def test_ended_at_once_it_says_what_the_newest_checkpoint_holds(
     monkeypatch.setattr(played, "learns", _raising(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         _job().run()
-    assert _told().state == "paused" and run_folder("birds").kept_steps() == 40
-    assert _told().said.startswith("The newest checkpoint is at step 40")
+    assert _told().state == "paused" and run_folder("birds").checkpoint_step() == 40
+    assert _told().message.startswith("The newest checkpoint is at step 40")
 
 
 def test_a_failed_run_keeps_where_it_stood(
@@ -150,7 +147,7 @@ def test_a_failed_run_keeps_where_it_stood(
     with pytest.raises(RecipeError):
         _job().run()
     told = _told()
-    assert (told.state, told.said) == ("failed", "the loss is no number")
+    assert (told.state, told.message) == ("failed", "the loss is no number")
     assert (told.step, told.steps, told.loss) == (45, STEPS, 0.5)
 
 
@@ -167,7 +164,7 @@ def test_training_has_given_its_memory_back_when_it_is_measured(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: given.append("the card's"))
     monkeypatch.setattr(training_job, "trim", lambda: given.append("the heap's"))
-    monkeypatch.setattr(Job, "_measure", measured)
+    monkeypatch.setattr(TrainingJob, "_measure", measured)
     _job().run()
     assert given == ["the card's", "the heap's", "measured"]
 
@@ -178,7 +175,7 @@ def test_only_what_is_not_finished_goes_on(
 ) -> None:
     """Measuring that was interrupted, or broke down, is done again; what is finished stays so."""
     with monkeypatch.context() as then:
-        then.setattr(Job, "_measure", _raising_any(how))
+        then.setattr(TrainingJob, "_measure", _raising_any(how))
         with pytest.raises(type(how)):
             _job().run()
     assert _told().state == "paused" and not (home / "adapters").exists()
@@ -192,9 +189,9 @@ def test_only_what_is_not_finished_goes_on(
 def test_what_cannot_be_measured_is_finished(
     played: type[Played], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Job, "_measure", _raising_any(EngineError("no engine")))
+    monkeypatch.setattr(TrainingJob, "_measure", _raising_any(EngineError("no engine")))
     status = _job().run()
-    assert status.state == "finished" and "could not be measured: no engine" in status.said
+    assert status.state == "finished" and "could not be measured: no engine" in status.message
 
 
 def _raising_any(error: BaseException) -> Callable[..., None]:
@@ -208,7 +205,7 @@ def test_a_finished_model_is_not_removed_without_a_word(played: type[Played]) ->
     run = run_folder("birds")
     model = run.folder / "model"
     model.mkdir(parents=True)
-    run.tell(Status("birds", "scenes", "finished"))
+    run.write_status(Status("birds", "scenes", "finished"))
     with pytest.raises(RecipeError, match=r"/birds/model is the model .*elsewhere.*--restart"):
         _job().run()
     assert model.is_dir() and _told().state == "finished"
@@ -238,12 +235,12 @@ def test_the_history_is_read_anew_but_to_go_on_and_only_a_job_keeps_it(home: Pat
     snapshot = run.folder / "data"
     save_snapshot(dataset(4), snapshot)
     with run.working():
-        found = read_material(_wish(), recipe, run)
+        found = read_data(_args(), recipe, run)
         assert len(found.train.examples) + len(found.held_out) == 10
         assert len(load_snapshot(snapshot).examples) == 4
-        again = read_material(_wish(resume=True), recipe, run)
+        again = read_data(_args(resume=True), recipe, run)
         assert again.sha256 == dataset(4).sha256
-        read_material(_wish(), recipe, run, written=True)
+        read_data(_args(), recipe, run, save=True)
         assert len(load_snapshot(snapshot).examples) == 10
 
 
@@ -253,9 +250,9 @@ def test_a_run_keeps_what_it_holds_out_and_its_base() -> None:
     (run.folder / RECIPE).write_text('model = "scenes"\nseed = 7\n[data]\nheld_out = 0.2\n')
     for override in ("seed=8", "data.held_out=0.3"):
         with pytest.raises(RecipeError, match=r"decide what is held out.*--restart"):
-            recipe_of(_wish(resume=True, overrides=(override,)))
+            read_recipe(_args(resume=True, overrides=(override,)))
     with pytest.raises(click.UsageError, match="birds trains scenes: leave --model out"):
-        recipe_of(_wish(resume=True, model="other"))
+        read_recipe(_args(resume=True, model="other"))
     same = ("seed=7", "data.held_out=0.2", "batch=3")
-    recipe, _ = recipe_of(_wish(resume=True, model="scenes", overrides=same))
+    recipe, _ = read_recipe(_args(resume=True, model="scenes", overrides=same))
     assert recipe.stages[0].batch == 3

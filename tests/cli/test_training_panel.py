@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from mmchat.cli import training_panel
-from mmchat.cli.curve import HELD_OUT, curve
-from mmchat.cli.training_panel import LogLines, watch
-from mmchat.cli.training_view import draw, table_lines
-from mmchat.training import status_format
-from mmchat.training.run_folder import Row, SampleAnswer, Status
+from mmchat.cli.training_panel import LogLines, draw, loss_curve, table_lines, watch
+from mmchat.display.numbers import format_duration
+from mmchat.training.curves import Curves
+from mmchat.training.plot import HELD_OUT
+from mmchat.training.run_folder import Measurement, SampleAnswer, Status
 
 HOSTILE = "\x1b]52;c;aGFja2Vk\x07[bold red]A\u202eb\x9b31m\r\n[/bold]"
 SAMPLES = (
@@ -31,8 +31,8 @@ SAMPLES = (
     SampleAnswer("What bird is this, and what colour is its tail?", "a red kite", "a buzzard"),
 )
 ROWS = (
-    Row("held-out answers", 12, 0.08, (0.002, 0.385), 0.92, (0.615, 0.998)),
-    Row("old skills", 500, 0.831, (0.796, 0.862), 0.829, (0.793, 0.86)),
+    Measurement("held-out answers", 12, 0.08, (0.002, 0.385), 0.92, (0.615, 0.998)),
+    Measurement("base model skills", 500, 0.831, (0.796, 0.862), 0.829, (0.793, 0.86)),
 )
 
 
@@ -69,26 +69,39 @@ def _drawn(status: Status, width: int = 79, height: int = 23) -> str:
 # The curve
 
 
+def _curve(
+    training: list[tuple[float, float]],
+    held_out: list[tuple[float, float]],
+    width: int,
+    height: int,
+) -> list[str]:
+    losses = Curves(tuple(training), tuple(held_out))
+    return [line.plain for line in loss_curve(losses, width, height)]
+
+
 def test_a_falling_curve() -> None:
-    assert curve([(0.0, 4.0), (10.0, 0.0)], [(10.0, 2.0)], 21, 5) == [
-        "4.00┤⠉⠒⠤⣀            ",
-        "    │    ⠉⠒⠤⣀        ",
-        "    │        ⠉⠒⠤⣀   ●",
-        "0.00┤            ⠉⠒⠤⣀",
-        "     0        step 10",
+    assert _curve([(0.0, 4.0), (10.0, 0.0)], [(10.0, 2.0)], 21, 7) == [
+        "4.00┤⠑⠤⡀             ",
+        "    │  ⠈⠑⠢⣀          ",
+        "2.00┤      ⠉⠢⢄      ●",
+        "    │         ⠉⠒⢄⡀   ",
+        "0.00┤            ⠈⠑⠤⣀",
+        "    └┬──────────────┬",
+        "     0       step 10 ",
     ]
 
 
 def test_a_wide_range_is_drawn_on_a_logarithmic_axis() -> None:
-    assert curve([(float(n), 10.0 ** (3 - n)) for n in range(7)], [], 30, 8) == [
-        "1000.00┤⠑⠢⢄⡀                  ",
-        "       │   ⠈⠒⢄                ",
-        "       │      ⠉⠢⢄⡀            ",
-        "   1.00┤         ⠈⠒⢄⡀         ",
-        "       │            ⠈⠑⠢⣀      ",
-        "       │                ⠉⠒⢄⡀  ",
-        "  0.001┤                   ⠈⠢⢄",
-        "        0               step 6",
+    assert _curve([(float(n), 10.0 ** (3 - n)) for n in range(7)], [], 30, 9) == [
+        "1000.00┤⠑⠤⣀                   ",
+        "       │   ⠉⠢⣀                ",
+        "       │      ⠑⠢⢄⡀            ",
+        "   1.00┤         ⠈⠑⠢⡀         ",
+        "       │            ⠈⠑⠤⡀      ",
+        "       │               ⠈⠑⠢⢄   ",
+        "  0.001┤                   ⠑⠢⣀",
+        "       └┬────────────────────┬",
+        "        0              step 6 ",
     ]
 
 
@@ -101,7 +114,7 @@ def test_a_wide_range_is_drawn_on_a_logarithmic_axis() -> None:
 def test_a_curve_fills_its_room_and_no_more(
     points: list[tuple[float, float]], held_out: list[tuple[float, float]], width: int, height: int
 ) -> None:
-    lines = curve(sorted(points), held_out, width, height)
+    lines = _curve(sorted(points), held_out, width, height)
     assert len(lines) in (0, height)
     assert all(cell_len(line) == width for line in lines)
 
@@ -134,13 +147,13 @@ def test_everything_stands_in_the_panel() -> None:
 
 def test_the_table_stands_there_at_the_end() -> None:
     shown = _drawn(_status(state="finished", rows=ROWS, adapter="birds"))
-    assert "held-out answers    12     8.0 % (0.2 to 38.5)     92.0 % (61.5 to 99.8)" in shown
+    assert "held-out answers     12     8.0 % (0.2 to 38.5)     92.0 % (61.5 to 99.8)" in shown
     assert "The adapter birds is ready." in shown
     assert table_lines(ROWS, 40) == [
         "held-out answers (n = 12)",
         "  before   8.0 % (0.2 to 38.5)",
         "  after   92.0 % (61.5 to 99.8)",
-        "old skills (n = 500)",
+        "base model skills (n = 500)",
         "  before  83.1 % (79.6 to 86.2)",
         "  after   82.9 % (79.3 to 86.0)",
     ]
@@ -155,7 +168,7 @@ def test_each_state_has_words(state: Any) -> None:
 def test_a_failure_is_said_whole_however_narrow() -> None:
     why = "adapter step 31: the loss is nan (its samples: a.json:3). Lower the learning rates."
     for width, height in ((79, 23), (40, 15), (24, 12)):
-        shown = " ".join(_drawn(_status(state="failed", said=why), width, height).split())
+        shown = " ".join(_drawn(_status(state="failed", message=why), width, height).split())
         assert why in shown, (width, height)
 
 
@@ -164,7 +177,7 @@ def test_the_panel_keeps_to_its_room(width: int, height: int, done: bool, text: 
     status = _status(
         name=text,
         stage=text,
-        said=text * 3,
+        message=text * 3,
         state="finished" if done else "training",
         samples=(*SAMPLES, SampleAnswer(text, text, text * 2)),
         rows=ROWS if done else (),
@@ -179,7 +192,7 @@ def test_foreign_text_is_only_text() -> None:
         name=HOSTILE,
         model=HOSTILE,
         stage=HOSTILE,
-        said=HOSTILE,
+        message=HOSTILE,
         samples=(SampleAnswer(*[HOSTILE] * 3),),
     )
     shown = _drawn(status, 200, 40)
@@ -198,7 +211,7 @@ def test_durations() -> None:
         7_200: "2 hours",
         400_000: "5 days",
     }
-    assert {seconds: status_format.duration(seconds) for seconds in said} == said
+    assert {seconds: format_duration(seconds) for seconds in said} == said
 
 
 # Which of the two
@@ -211,7 +224,7 @@ def test_plain_lines_where_there_is_no_terminal(
     with watch() as log:
         assert isinstance(log, LogLines)
         log.say("[bold]reading[/bold] \x1b[31m")
-        log.show(_status(state="preparing", said="reading 34 conversations"), [])
+        log.show(_status(state="preparing", message="reading 34 conversations"), [])
         log.show(_status(), _metrics(1))
         log.show(_status(), _metrics(1))
         log.show(_status(step=105), _metrics(2))

@@ -1,6 +1,5 @@
 """Checkpoints and the folder of a run: whole or not there, also on a full disk."""
 
-import errno
 import fcntl
 import os
 import resource
@@ -13,7 +12,7 @@ import torch
 
 from mmchat.errors import RecipeError
 from mmchat.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from mmchat.training.run_folder import RunFolder, replace_file, writing
+from mmchat.training.run_folder import RunFolder, writing
 
 
 def test_a_checkpoint_without_room_is_told_and_the_one_before_stays(tmp_path: Path) -> None:
@@ -57,22 +56,6 @@ def test_those_who_look_at_a_run_do_not_hold_it(
         monkeypatch.setattr("mmchat.training.run_folder.time.sleep", lambda seconds: None)
         with pytest.raises(RecipeError, match="Another process works"), run.working():
             pass
-
-
-def test_a_file_is_replaced_whole_or_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "recipe.toml"
-    replace_file(file, b"old")
-
-    def full(handle: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("mmchat.training.run_folder.os.fsync", full)
-        with pytest.raises(RecipeError, match=r"recipe\.toml cannot be written"):
-            replace_file(file, b"new")
-    assert file.read_bytes() == b"old"
-    replace_file(file, b"new")
-    assert file.read_bytes() == b"new"
 
 
 def test_a_partial_checkpoint_is_passed_over(tmp_path: Path) -> None:

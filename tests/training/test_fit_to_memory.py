@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from mmchat.cli.training_job import Material, notes_of
+from mmchat.cli.train_args import TrainingData
+from mmchat.cli.training_job import data_notes
 from mmchat.memory.machine import Machine
 from mmchat.memory.model_dims import UnknownModelError
 from mmchat.training import fit_to_memory
@@ -40,7 +41,7 @@ def test_a_run_that_fits_is_not_changed(base: Path, monkeypatch: pytest.MonkeyPa
     planned = plan_run(prepared)
     assert planned["memory_bytes"] == fit.needed_bytes
     assert planned["memory"].startswith("fits: about ")
-    notes = notes_of(Material(dataset(16), []), prepared)
+    notes = data_notes(TrainingData(dataset(16), []), prepared)
     assert not any("memory" in line.lower() for line in notes)
 
 
@@ -53,7 +54,7 @@ def test_with_little_memory_fewer_rows_are_computed_at_once(
     prepared = _prepared(base, whole.memory_fits[0].needed_bytes - 1, monkeypatch, *several)
     assert prepared.recipe.stages[0].micro_rows == 1
     assert prepared.tight
-    notes = notes_of(Material(dataset(16), []), prepared)
+    notes = data_notes(TrainingData(dataset(16), []), prepared)
     assert any(line.startswith("memory of stage adapter: fits with micro_rows=1") for line in notes)
     assert any("goes back to the system at once" in line for line in notes)
 
@@ -65,7 +66,7 @@ def test_a_run_that_does_not_fit_is_tried_all_the_same(
     prepared = _prepared(base, 0, monkeypatch)
     assert not prepared.memory_fits[0].fits
     assert prepared.recipe.stages[0].micro_rows == 0
-    notes = notes_of(Material(dataset(16), []), prepared)
+    notes = data_notes(TrainingData(dataset(16), []), prepared)
     assert any(line.startswith("memory of stage adapter: does not fit, because") for line in notes)
 
 

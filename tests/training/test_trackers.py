@@ -123,7 +123,7 @@ def test_tensorboard_is_told_everything(packages: Path) -> None:
 def test_a_tracker_that_does_not_start(packages: Path) -> None:
     done, calls = _told(packages, "wandb", WANDB_MODE="online")
     assert done.stderr.splitlines()[-1] == (
-        "RecipeError: The tracker wandb does not start (api_key not configured (no-tty)): mend that "
+        "RecipeError: The tracker wandb does not start (api_key not configured (no-tty)): correct that "
         "(WANDB_MODE=offline keeps it on this machine), or leave it out of trackers."
     )
     assert calls == []
@@ -139,7 +139,7 @@ def test_a_package_that_is_missing(
 
 
 def test_an_unknown_name(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="'aim': choose of tensorboard, wandb"):
+    with pytest.raises(RecipeError, match="'aim': choose from tensorboard, wandb"):
         Trackers(("aim",), tmp_path, {})
 
 

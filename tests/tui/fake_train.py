@@ -28,7 +28,7 @@ from mmchat.training.run_folder import (
     KEEP,
     PAUSE,
     RECIPE,
-    Row,
+    Measurement,
     RunFolder,
     SampleAnswer,
     Status,
@@ -54,8 +54,8 @@ PLAN = {
     "replay": 0.5,
 }
 ROWS = (
-    Row("held-out answers", 12, 0.08, (0.002, 0.385), 0.92, (0.615, 0.998)),
-    Row("old skills", 500, 0.831, (0.796, 0.862), 0.829, (0.793, 0.86)),
+    Measurement("held-out answers", 12, 0.08, (0.002, 0.385), 0.92, (0.615, 0.998)),
+    Measurement("base model skills", 500, 0.831, (0.796, 0.862), 0.829, (0.793, 0.86)),
 )
 SAMPLES = (
     SampleAnswer("What is this?", "a florp", "a florp"),
@@ -113,17 +113,17 @@ def _run(run: RunFolder, name: str) -> None:
         signal.signal(number, lambda which, frame: asked.append(which))
     checkpoint = run.folder / "checkpoint"
     step = int(checkpoint.read_text()) if checkpoint.exists() else 0
-    run.tell(status(name, "preparing", step, said="reading 42 conversations"))
+    run.write_status(status(name, "preparing", step, message="reading 42 conversations"))
     if _told("unready"):
-        run.tell(status(name, "failed", step, said=_told("unready")))
+        run.write_status(status(name, "failed", step, message=_told("unready")))
         raise SystemExit(1)
     (run.folder / RECIPE).touch()
-    run.tell(status(name, "training", step))
+    run.write_status(status(name, "training", step))
     while step < STEPS and KEEP not in asked:
         if asked:
             checkpoint.write_text(str(step))
             said = f"Paused at step {step}; mmchat train --resume --name {name} goes on."
-            run.tell(status(name, "paused", step, said=said))
+            run.write_status(status(name, "paused", step, message=said))
             raise SystemExit(130)
         if step >= int(_told("allowed") or 0):
             time.sleep(0.002)
@@ -135,15 +135,15 @@ def _run(run: RunFolder, name: str) -> None:
         if step == 3 and _told("break"):
             raise RuntimeError("a bug in training")
         if step == 3 and _told("fail"):
-            run.tell(status(name, "failed", step, said=_told("fail")))
+            run.write_status(status(name, "failed", step, message=_told("fail")))
             raise SystemExit(1)
-        run.tell(status(name, "training", step))
-    run.tell(status(name, "measuring", step, said="asking held-out questions"))
+        run.write_status(status(name, "training", step))
+    run.write_status(status(name, "measuring", step, message="asking held-out questions"))
     adapter = paths().adapters / name
     adapter.mkdir(parents=True, exist_ok=True)
     write_card(adapter, Card(name, Base("scenes", "0" * 64), trained=("lora",)))
     said = "Stopped early; what it learned is kept." if KEEP in asked else ""
-    run.tell(status(name, "finished", step, rows=ROWS, adapter=name, said=said))
+    run.write_status(status(name, "finished", step, rows=ROWS, adapter=name, message=said))
 
 
 def main(arguments: list[str]) -> None:

@@ -439,7 +439,7 @@ async def test_tags_by_command_and_by_dialog(new_app: NewApp) -> None:
 
 def test_an_answer_knows_its_author() -> None:
     """What a screen reader says of it does not depend on colours or on marks."""
-    from mmchat.tui.formatting import RATINGS, author
+    from mmchat.display.messages import RATINGS, author
 
     answer = Message(2, 1, 1, "assistant", "x", (), 0.0, "complete", "", None, 1, 1)
     assert author(answer) == "mmchat"

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmchat.display.messages import clock, notes, with_log
+from mmchat.display.text import bar
 from mmchat.history import Message, Origin
 from mmchat.sanitize import Cleaner, clean
 from mmchat.tui.actions import ACTIONS, key_label
 from mmchat.tui.commands import UnknownCommandError, parse
 from mmchat.tui.completion import suggest
-from mmchat.tui.formatting import bar, clock, group, notes, tokens, with_log
+from mmchat.tui.formatting import group, tokens
 from mmchat.tui.halfblocks import fit, lines, preview
 from mmchat.tui.pasted import as_path, leading, paths
 from mmchat.tui.turns import TOO_LONG, turns

@@ -141,7 +141,7 @@ async def test_it_says_what_it_would_learn_from(new_app: NewApp) -> None:
             "It will learn from 30 corrected answers and 12 good answers about 34 pictures (from history).",
             "6 of them are kept back to measure what was learned.",
             "1 cannot be used and is left out.",
-            "50% of the data is what the model knows already, to prevent forgetting.",
+            "50 % of the data is what the model knows already, to prevent forgetting.",
             "That takes 240 steps, about 6 minutes, up to 1.2 GB of memory, 412,000 parameters.",
         ]
         assert calls() == [[*HISTORY, "--dry-run", "--json"]]
@@ -344,7 +344,7 @@ def test_until_it_speaks_a_run_shows_nothing_of_one_before(
             assert seen is not None
             status = seen.status
             assert (status.state, status.model, status.name) == (what, "other", "birds")
-            assert status.said.startswith(words)
+            assert status.message.startswith(words)
             assert (status.rows, status.samples, status.step, status.adapter) == ((), (), 0, "")
             child.kill()
             child.wait()
@@ -434,7 +434,7 @@ async def test_it_is_killed(new_app: NewApp) -> None:
         status = run.status()
         assert status is not None
         os.kill(status.pid, signal.SIGKILL)
-        await until(pilot, lambda: "ended from outside" in said(pilot))
+        await until(pilot, lambda: "It was killed" in said(pilot))
         assert {"Resume", "Another"} < keys(pilot)
         await pilot.press("p")  # nothing to pause: nothing happens
         await pilot.press("r")
@@ -508,7 +508,7 @@ async def test_the_app_is_closed_and_opened_again(new_app: NewApp) -> None:
 
 async def test_all_runs_can_be_looked_at(new_app: NewApp) -> None:
     for name, what in (("one", "finished"), ("two", "failed"), ("three", "paused")):
-        _write(run_folder(name), what, said=f"This is {name}.")
+        _write(run_folder(name), what, message=f"This is {name}.")
     app = new_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await opened(pilot)
@@ -550,7 +550,7 @@ async def test_files_that_are_broken_or_of_another_time(new_app: NewApp) -> None
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: "old is paused: /train" in drawn(app))
         await opened(pilot)
-        await until(pilot, lambda: "its last checkpoint is whole" in said(pilot))
+        await until(pilot, lambda: "It is paused." in said(pilot))
         await pilot.press("ctrl+t")
         await until(pilot, lambda: app.theme == "textual-light")
 
@@ -568,7 +568,7 @@ async def test_use_it_and_undo(new_app: NewApp) -> None:
         await pilot.press("enter")
         await until(pilot, lambda: "The adapter birds is ready" in said(pilot))
         table = str(app.screen.query_one(Table).content)
-        assert "held-out answers    12     8.0 % (0.2 to 38.5)     92.0 % (61.5 to 99.8)" in table
+        assert "held-out answers     12     8.0 % (0.2 to 38.5)     92.0 % (61.5 to 99.8)" in table
         assert keys(pilot) == {"Use it", "Another", "Runs", "Back"}
         await pilot.press("enter")
         await until(pilot, lambda: "birds now answers in the chat." in said(pilot))
@@ -622,10 +622,10 @@ async def test_ask_plan_and_what_may_go_wrong(fresh: Path) -> None:
     found = await ask_plan(["--from-history"], "scenes")
     assert isinstance(found, Plan)
     assert told(found) == ["It will learn from 1 example.", "1 cannot be used and is left out."]
-    tell("remark", "drawing old material\x1b[31m")
+    tell("remark", "drawing replay samples\x1b[31m")
     said: list[str] = []
     await ask_plan(["x"], "scenes", said.append)
-    assert said == ["drawing old material[31m"]
+    assert said == ["drawing replay samples[31m"]
     tell("remark", "")
     tell("plan.json", "no json")
     assert await ask_plan(["x"], "scenes") == "The training could not be planned (it said nothing)."
@@ -723,12 +723,12 @@ def _curve(run: RunFolder, steps: int) -> None:
 
 SIZES = pytest.mark.parametrize("size", [(80, 24), (120, 35)], ids=["80x24", "120x35"])
 STATES: dict[str, dict[str, Any]] = {
-    "preparing": {"said": "reading 42 conversations as scenes does", "samples": ()},
+    "preparing": {"message": "reading 42 conversations as scenes does", "samples": ()},
     "training": {},
-    "measuring": {"said": "asking 500 old questions"},
-    "paused": {"said": "Paused at step 4; mmchat train --resume --name birds goes on."},
+    "measuring": {"message": "asking 500 old questions"},
+    "paused": {"message": "Paused at step 4; mmchat train --resume --name birds goes on."},
     "failed": {
-        "said": "adapter step 4: the loss is nan (its samples: a.json:3). The last checkpoint is "
+        "message": "adapter step 4: the loss is nan (its samples: a.json:3). The last checkpoint is "
         "whole: lower the learning rates and go on with --resume."
     },
     "finished": {"rows": ROWS, "adapter": "birds"},

@@ -12,13 +12,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Input, Markdown, Rule, TextArea
 
+from mmchat.display.messages import is_too_long, model_label
 from mmchat.errors import HistoryError
 from mmchat.history import Message
 from mmchat.images import PICTURE_SUFFIXES
 from mmchat.tui.actions import ACTIONS, BY_ID
 from mmchat.tui.choices import choices
 from mmchat.tui.commands import UnknownCommandError, parse
-from mmchat.tui.formatting import is_too_long, model_label
 from mmchat.tui.news import Changed, Ended, Grew, LoadEnded, LoadGoes, News
 from mmchat.tui.pasted import leading
 from mmchat.tui.screens.comparing import Comparing

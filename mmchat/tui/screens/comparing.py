@@ -5,10 +5,10 @@ from functools import partial
 
 from textual import work
 
+from mmchat.display.messages import model_name
 from mmchat.history import Message
 from mmchat.settings import NO_ADAPTER
 from mmchat.tui.choices import choices
-from mmchat.tui.formatting import model_name
 from mmchat.tui.screens.dialogs import PickScreen
 from mmchat.tui.screens.judging import Judging
 from mmchat.tui.screens.stage import Deed

@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 
 from textual import work
 
+from mmchat.display.messages import model_label, model_name, title
 from mmchat.errors import HistoryError, ImageError
 from mmchat.history import Hit, Message
 from mmchat.images import PICTURE_SUFFIXES, read_picture
 from mmchat.sanitize import clean
 from mmchat.tui.choices import choices
-from mmchat.tui.formatting import model_label, model_name, title
 from mmchat.tui.pasted import as_path, paths
 from mmchat.tui.screens.dialogs import ConfirmScreen, LinesScreen, PickScreen, TextScreen
 from mmchat.tui.screens.help import HelpScreen

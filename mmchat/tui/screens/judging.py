@@ -6,9 +6,9 @@ from functools import partial
 
 from textual import work
 
+from mmchat.display.messages import tag_words
 from mmchat.errors import HistoryError
 from mmchat.history import Message, Rating
-from mmchat.tui.formatting import tag_words
 from mmchat.tui.screens.correct import CorrectScreen
 from mmchat.tui.screens.deeds import Deeds
 from mmchat.tui.screens.dialogs import TextScreen

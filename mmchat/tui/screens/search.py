@@ -12,10 +12,12 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from mmchat.display.messages import UNTITLED, clock
+from mmchat.display.text import one_line
 from mmchat.errors import HistoryError
 from mmchat.history import Hit
 from mmchat.sanitize import clean
-from mmchat.tui.formatting import MUTED, UNTITLED, clock, one_line, snippet_parts
+from mmchat.tui.formatting import MUTED, snippet_parts
 
 
 class Result(Option):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from textual import work
 from textual.screen import Screen
 
+from mmchat.display.messages import tag_words, title
 from mmchat.errors import HistoryError
 from mmchat.history import Conversation, Message, MissingError
-from mmchat.tui.formatting import tag_words, title
 from mmchat.tui.widgets.composer import Composer
 from mmchat.tui.widgets.conversations import ConversationList
 from mmchat.tui.widgets.message import MessageView

@@ -19,10 +19,11 @@ from textual.screen import ModalScreen
 from textual.timer import Timer
 from textual.widgets import Footer, Input
 
+from mmchat.display.messages import model_label
+from mmchat.display.text import one_line
 from mmchat.errors import MmchatError
 from mmchat.training.run_folder import KEEP, PAUSE
-from mmchat.training.status_format import heading, one_line, percent
-from mmchat.tui.formatting import model_label
+from mmchat.training.status_format import heading, percent
 from mmchat.tui.runs import (
     Plan,
     Seen,
@@ -202,7 +203,7 @@ class TrainingScreen(ModalScreen[None]):
         able = {
             "pause": bool(self._seen and self._seen.works and told),
             "keep": state == "training",
-            "resume": state in ("paused", "failed") and bool(self._seen and self._seen.can_go_on),
+            "resume": state in ("paused", "failed") and bool(self._seen and self._seen.can_resume),
             "use": state == "finished" and not self._is_used(),
             "undo": self._can_undo(),
             "new": bool(self._seen and not self._seen.works),

@@ -13,10 +13,11 @@ from textual.message import Message
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from mmchat.display.text import one_line
 from mmchat.images import PICTURE_SUFFIXES, Picture
 from mmchat.sanitize import clean
 from mmchat.tui.completion import Choices, Suggestion, suggest
-from mmchat.tui.formatting import MUTED, one_line
+from mmchat.tui.formatting import MUTED
 from mmchat.tui.widgets.input import ChatInput
 from mmchat.tui.widgets.picture import Thumbnail
 

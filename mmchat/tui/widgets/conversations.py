@@ -12,8 +12,9 @@ from textual.message import Message
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from mmchat.display.messages import tag_words, title
 from mmchat.history import Conversation
-from mmchat.tui.formatting import MUTED, grouped, tag_words, title
+from mmchat.tui.formatting import MUTED, grouped
 
 _MORE = "more"
 _WIDTH = 23

@@ -11,19 +11,11 @@ from textual.message import Message as Post
 from textual.widgets import Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
+from mmchat.display.messages import RATINGS, author, clock, is_too_long, notes, picture_label
 from mmchat.history import Message, StoredImage
 from mmchat.images import Picture
 from mmchat.sanitize import Cleaner, clean
-from mmchat.tui.formatting import (
-    RATINGS,
-    author,
-    clock,
-    is_too_long,
-    made,
-    notes,
-    picture_label,
-    place,
-)
+from mmchat.tui.formatting import made, place
 from mmchat.tui.news import Live
 from mmchat.tui.widgets.answer_text import AnswerText
 from mmchat.tui.widgets.picture import PictureView

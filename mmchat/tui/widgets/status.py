@@ -5,9 +5,11 @@ from textual.app import RenderResult
 from textual.content import Content
 from textual.widget import Widget
 
+from mmchat.display.numbers import format_percent
+from mmchat.display.text import bar, cut, one_line
 from mmchat.history import Origin
 from mmchat.sanitize import clean
-from mmchat.tui.formatting import MUTED, bar, one_line, speed, tokens
+from mmchat.tui.formatting import MUTED, speed, tokens
 
 
 class TitleLine(Widget):
@@ -31,7 +33,7 @@ class TitleLine(Widget):
         room -= len(tags) + 2 if tags else 0
         return _ends(
             Content.assemble(
-                (_cut(self._title, max(room, 1)), "bold"),
+                (cut(self._title, max(room, 1)), "bold"),
                 (f"  {tags}" if tags else "", MUTED),
             ),
             Content.styled(model, MUTED),
@@ -105,16 +107,16 @@ class StatusLine(Widget):
         if self._loading is not None:
             model, stage, fraction = self._loading
             words = f"loading {one_line(model, 24)} "
-            percent = f" {fraction * 100:.0f}%"
-            width = max(6, min(24, room - len(words) - len(percent)))
+            share = f" {format_percent(fraction)}"
+            width = max(6, min(24, room - len(words) - len(share)))
             done, left = bar(fraction, width)
-            rest = room - len(words) - width - len(percent) - 2
+            rest = room - len(words) - width - len(share) - 2
             more = f"  {one_line(stage, rest)}" if stage and rest > 8 else ""
             return Content.assemble(
                 (words, MUTED),
                 (done, "$primary"),
                 (left, "$foreground 20%"),
-                (percent + more, MUTED),
+                (share + more, MUTED),
             )
         figures = tokens(self._origin, self._window)
         rate = speed(self._origin)
@@ -126,10 +128,6 @@ class StatusLine(Widget):
             if len(text) <= room:
                 return Content.styled(text, MUTED)
         return Content("")
-
-
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: max(room - 1, 0)] + "…"
 
 
 def _ends(left: Content, right: Content, width: int) -> Content:

@@ -1,7 +1,6 @@
 """The parts of the training screen that show a run: how far it is, its losses, its answers, its table."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
 from textual import events
@@ -13,15 +12,15 @@ from textual.widget import Widget
 from textual.widgets import Static
 from textual_plotext import PlotextPlot
 
+from mmchat.display.text import GAP, bar, cut, one_line, wrapped
 from mmchat.training import status_format
-from mmchat.training.curves import Curves, Point, smoothed, thinned
-from mmchat.training.run_folder import Row, SampleAnswer
-from mmchat.training.status_format import GAP, cut, wrapped
-from mmchat.tui.formatting import MUTED, bar
+from mmchat.training.curves import Curves
+from mmchat.training.plot import HELD_OUT, draw_losses
+from mmchat.training.run_folder import Measurement, SampleAnswer
+from mmchat.tui.formatting import MUTED
 from mmchat.tui.runs import Seen
 from mmchat.tui.widgets.status import TitleLine
 
-DRAWN_POINTS = 400
 LOWEST_LOSSES, GOOD_LOSSES = 6, 8
 
 
@@ -85,48 +84,9 @@ class LossChart(PlotextPlot):
     def _plot_again(self) -> None:
         if not self.is_mounted:
             return
-        plt, shown = self.plt, self._curves
-        plt.clear_figure()
-        plt.xaxes(True, False)
-        plt.yaxes(True, False)
-
-        def scaled(loss: float) -> float:
-            # Plotext's own logarithmic axis writes exponents only.
-            return math.log10(loss) if shown.logarithmic else loss
-
-        training = thinned(smoothed(shown.training, shown.logarithmic), DRAWN_POINTS)
-        held_out = thinned(shown.held_out, DRAWN_POINTS)
-        for points, colour in ((training, "text-primary"), (held_out, "text-warning")):
-            if points:
-                steps, losses = zip(*points, strict=True)
-                plt.plot(
-                    steps, list(map(scaled, losses)), color=self._colour(colour), marker="braille"
-                )
-        if held_out:
-            steps, losses = zip(*held_out, strict=True)
-            plt.scatter(
-                steps, list(map(scaled, losses)), color=self._colour("text-warning"), marker="●"
-            )
-        if training or held_out:
-            self._label([*training, *held_out], scaled)
+        colors = self._colour("text-primary"), self._colour("text-warning")
+        draw_losses(self.plt, self._curves, *self.size, *colors)
         self.refresh()
-
-    def _label(self, points: Sequence[Point], scaled: Callable[[float], float]) -> None:
-        """Few labels that stand on whole steps and evenly on the losses' axis."""
-        steps = [step for step, _ in points]
-        marks = max(2, min(6, self.size.width // 16))
-        wanted = {
-            round(min(steps) + (max(steps) - min(steps)) * n / (marks - 1)) for n in range(marks)
-        }
-        self.plt.xticks(sorted(wanted), [f"{step:,}" for step in sorted(wanted)])
-        losses = [scaled(loss) for _, loss in points]
-        low, high = min(losses), max(losses)
-        marks = 3 if self.size.height < 14 else 5
-        places = (
-            [low + (high - low) * n / (marks - 1) for n in range(marks)] if high > low else [low]
-        )
-        values = [10.0**place if self._curves.logarithmic else place for place in places]
-        self.plt.yticks(places, [f"{value:.3g}" for value in values])
 
     def _colour(self, name: str) -> int | tuple[int, int, int]:
         colour = Color.parse(self.app.theme_variables[name])
@@ -161,7 +121,7 @@ class Answers(Widget):
 
     @staticmethod
     def _block(sample: SampleAnswer, width: int) -> list[Content]:
-        told = status_format.answer(sample)
+        told = status_format.check_answer(sample)
         mark = ("✓ ", "$text-success") if told.right else ("✗ ", "$text-error")
         together = ", ".join(told.parts)
         if 2 + cell_len(told.question) + GAP + cell_len(together) <= width:
@@ -175,9 +135,9 @@ class Table(Static):
 
     def __init__(self, id: str | None = None) -> None:  # noqa: A002
         super().__init__("", id=id, markup=False)
-        self._rows: Sequence[Row] = ()
+        self._rows: Sequence[Measurement] = ()
 
-    def show(self, rows: Sequence[Row]) -> None:
+    def show(self, rows: Sequence[Measurement]) -> None:
         self.display = bool(rows)
         self._rows = rows
         self._write()
@@ -218,7 +178,7 @@ class Middle(Vertical):
     def show(self, seen: Seen) -> None:
         legend = [("loss", "$text-primary")]
         if seen.curves.held_out:
-            legend.append(("   ● held-out", "$text-warning"))
+            legend.append((f"   {HELD_OUT} held-out", "$text-warning"))
         self.query_one("#run-legend", Static).update(Content.assemble(*legend))
         self.query_one(LossChart).show(seen.curves)
         self.query_one(Answers).show(seen.status.samples)
@@ -260,7 +220,7 @@ class RunView(Vertical):
         right = status_format.heading(status)
         if not finished:
             right += f" · {status_format.percent(status)}"
-        self.query_one("#run-name", TitleLine).show(status_format.one_line(status.name, 100), right)
+        self.query_one("#run-name", TitleLine).show(one_line(status.name, 100), right)
         self.query_one(Bar).show(status_format.fraction(status))
         self.query_one(Bar).display = not finished
         self.query_one("#run-where", Parts).show([] if finished else status_format.where(status))

@@ -16,8 +16,9 @@ from textual.message import Message
 from textual.widgets import Button, Input, OptionList, RadioButton, RadioSet, Static
 from textual.widgets.option_list import Option
 
+from mmchat.display.numbers import format_count, format_duration, format_percent, format_size
+from mmchat.display.text import one_line
 from mmchat.sanitize import clean
-from mmchat.training.status_format import duration, memory, one_line
 from mmchat.tui.completion import Suggestion, data_paths
 from mmchat.tui.formatting import MUTED
 from mmchat.tui.pasted import as_path
@@ -255,7 +256,7 @@ class SetupView(Vertical):
 
 def told(plan: Plan) -> list[str]:
     """A plan in sentences."""
-    lines = [f"It will learn from {_counted(plan)}."]
+    lines = [f"It will learn from {_examples(plan)}."]
     if plan.form:
         lines[0] = lines[0].rstrip(".") + f" ({one_line(plan.form, 60)})."
     if plan.held_out:
@@ -268,13 +269,13 @@ def told(plan: Plan) -> list[str]:
         )
         lines.append(f"{what} left out.")
     if plan.replay:
-        share = f"{plan.replay * 100:.0f}%"
+        share = format_percent(plan.replay)
         lines.append(f"{share} of the data is what the model knows already, to prevent forgetting.")
     cost = [f"{plan.steps:,} steps"] if plan.steps else []
     if plan.seconds:
-        cost.append(f"about {duration(plan.seconds)}")
+        cost.append(f"about {format_duration(plan.seconds)}")
     if plan.memory_bytes:
-        cost.append(f"up to {memory(plan.memory_bytes)} of memory")
+        cost.append(f"up to {format_size(plan.memory_bytes)} of memory")
     if plan.trainable_parameters:
         cost.append(f"{plan.trainable_parameters:,} parameters")
     if cost:
@@ -282,7 +283,7 @@ def told(plan: Plan) -> list[str]:
     return lines
 
 
-def _counted(plan: Plan) -> str:
+def _examples(plan: Plan) -> str:
     parts = [
         _number(plan.corrected, "corrected answer"),
         _number(plan.good, "good answer"),
@@ -295,6 +296,4 @@ def _counted(plan: Plan) -> str:
 
 
 def _number(count: int | None, unit: str) -> str:
-    if not count:
-        return ""
-    return f"{count:,} {unit}" if count == 1 else f"{count:,} {unit}s"
+    return format_count(count, unit) if count else ""
