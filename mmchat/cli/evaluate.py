@@ -103,7 +103,7 @@ def evaluate(
 ) -> None:
     """Ask every question of DATA and count the correct answers, by question type.
 
-    DATA is an evaluation folder, or data in any form that `mmchat data inspect` recognises. If the
+    DATA is an evaluation folder, or data in any format that `mmchat data inspect` recognises. If the
     data has a held-out part, only that part is used; if the adapter was trained on the data, only
     what its training held out. Answers are saved as they come: the same command again asks only
     the missing questions.

@@ -1,4 +1,4 @@
-"""Errors about a single sample, and foreign values as safe text for messages."""
+"""Errors about a single sample, and untrusted values as safe text for messages."""
 
 from typing import Literal
 
