@@ -189,7 +189,7 @@ def test_what_cannot_be_merged_is_one_sentence_and_leaves_nothing(
     for name, words in (
         ("tiny", "a model tiny already"),
         ("scenes", "already"),
-        ("a/b", "no name"),
+        ("a/b", "not a valid name"),
     ):
         with pytest.raises(ModelError, match=words):
             merge_adapter("good", tmp_path / "out", name)
