@@ -89,7 +89,7 @@ def test_a_full_disk_is_called_so_whoever_meets_it(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=5000))
     with (
         pytest.raises(
-            RecipeError, match=r"cannot be written \(No space left on device\): make room"
+            RecipeError, match=r"cannot be written \(No space left on device\): free some space"
         ),
         writing(tmp_path / "a" / "file.npy"),
     ):

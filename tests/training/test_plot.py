@@ -148,7 +148,7 @@ def test_every_run_can_be_drawn(metrics: list[dict[str, Any]], tmp_path: Path) -
 
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"loss\.png cannot be written .*: make room"):
+    with pytest.raises(RecipeError, match=r"loss\.png cannot be written .*: free some space"):
         plot_losses([], tmp_path / "nowhere" / "loss.png")
 
 
