@@ -248,7 +248,7 @@ def _answers_dict(
     result: "EvaluationResult", others: "dict[str, EvaluationResult]"
 ) -> dict[str, Any]:
     """All answers, including those of the comparisons."""
-    results = {"outcomes": result, **{f"{name}_outcomes": one for name, one in others.items()}}
+    results = {"answers": result, **{f"{name}_answers": one for name, one in others.items()}}
     return {name: [answer.to_dict() for answer in one.answers] for name, one in results.items()}
 
 
