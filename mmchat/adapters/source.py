@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from mmchat.adapters.card import CARD, LORA, LORA_CONFIG, LORA_WEIGHTS
+from mmchat.display.numbers import format_size
 from mmchat.errors import AdapterError
 
 _MAX_ENTRIES = 1000
@@ -41,7 +42,7 @@ class AdapterSource(ABC):
         for name, size in self.files.items():
             if limits[name] and size > limits[name]:
                 raise AdapterError(
-                    f"{name} in {source} has {size / 1e6:.0f} MB, far more than such a file can need: "
+                    f"{name} in {source} has {format_size(size)}, far more than such a file can need: "
                     "get the adapter again, or from another source."
                 )
 
@@ -136,7 +137,7 @@ class _ZipSource(AdapterSource):
         for path in self._paths.values():
             entry = self._entries[path]
             if entry.file_size > entry.compress_size * _MAX_RATIO + _RATIO_ALLOWANCE:
-                raise _malicious(source, f"would unpack {path} to {entry.file_size / 1e9:.1f} GB")
+                raise _malicious(source, f"would unpack {path} to {format_size(entry.file_size)}")
 
     @contextlib.contextmanager
     def _open(self, path: str) -> Iterator[IO[bytes]]:

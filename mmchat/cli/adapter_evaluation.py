@@ -26,7 +26,7 @@ STOP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class QuestionSet:
+class QuestionFolder:
     """A folder of questions, and its name in the table."""
 
     name: str
@@ -36,7 +36,7 @@ class QuestionSet:
 def measure(
     model: str,
     adapter: Path,
-    question_sets: Sequence[QuestionSet],
+    question_folders: Sequence[QuestionFolder],
     *,
     together: bool,
     progress: Callable[[str], None],
@@ -47,7 +47,7 @@ def measure(
     processes end with it, however it ends.
     """
     progress("asking the held-out questions without and with the adapter")
-    folders = [str(one.folder) for one in question_sets]
+    folders = [str(one.folder) for one in question_folders]
     with contextlib.ExitStack() as stack:
         processes = (
             stack.enter_context(_measurement_process(model, name, folders, shares=together))
@@ -58,7 +58,7 @@ def measure(
         Measurement(
             one.name, a["n"], b["share"], tuple(b["interval"]), a["share"], tuple(a["interval"])
         )
-        for one, b, a in zip(question_sets, before, after, strict=True)
+        for one, b, a in zip(question_folders, before, after, strict=True)
     ]
 
 

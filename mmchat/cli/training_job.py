@@ -140,25 +140,25 @@ class TrainingJob:
     def _measure(
         self, prepared: "PreparedRun", data: TrainingData, adapter: Path
     ) -> list[Measurement]:
-        from mmchat.cli.adapter_evaluation import BASE_SKILLS, HELD_OUT, QuestionSet, measure
+        from mmchat.cli.adapter_evaluation import BASE_SKILLS, HELD_OUT, QuestionFolder, measure
         from mmchat.training.replay import has_replay, replay_questions
 
         self._update(state="measuring", message="measuring before and after")
-        question_sets = []
+        question_folders = []
         if data.held_out:
             held_out = self.folder.folder / "held-out"
             shutil.rmtree(held_out, ignore_errors=True)
             save_snapshot(replace(data.train, examples=data.held_out, problems=()), held_out)
-            question_sets.append(QuestionSet(HELD_OUT, held_out))
+            question_folders.append(QuestionFolder(HELD_OUT, held_out))
         if has_replay(prepared.plan.folder):
             questions = replay_questions(prepared.plan.folder, REPLAY_QUESTIONS_PER_TYPE)
-            question_sets.append(QuestionSet(BASE_SKILLS, questions))
-        if not question_sets:
+            question_folders.append(QuestionFolder(BASE_SKILLS, questions))
+        if not question_folders:
             return []
         return measure(
             prepared.plan.name,
             adapter,
-            question_sets,
+            question_folders,
             together=prepared.parameters <= LARGE_MODEL_PARAMETERS,
             progress=lambda message: self._update(message=message),
         )

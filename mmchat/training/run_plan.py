@@ -16,7 +16,7 @@ from mmchat.training.trainable import vision_tower_names
 BACKWARD_PASSES = {"projector": 2.0, "lora": 2.0, "qlora": 2.0, "full": 3.0}
 """The work of a backward pass, in forward passes. LoRA needs no gradients of the base's weights."""
 EFFICIENCY = 0.35
-"""The speed of a step relative to a large matrix product, because of small matrices, attention, softmax."""
+"""The speed of a step relative to one matrix product of its size, because of attention, softmax and padding."""
 
 
 def plan_run(prepared: PreparedRun) -> dict[str, Any]:

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmchat.answer_match import exact_match
-from mmchat.display.numbers import format_duration, format_loss, format_share, format_size
+from mmchat.display.numbers import (
+    format_duration,
+    format_loss,
+    format_percent,
+    format_share,
+    format_size,
+)
 from mmchat.display.text import one_line
 from mmchat.training.run_folder import Measurement, SampleAnswer, State, Status
 
@@ -72,7 +78,7 @@ def figures(status: Status) -> list[str]:
     if status.learning_rate is not None:
         found.append("rate " + f"{status.learning_rate:.1e}".replace("e-0", "e-"))
     if status.state == "training" and status.step:
-        found.append(f"{status.waiting * 100:.0f} % waiting for data")
+        found.append(f"{format_percent(status.waiting)} waiting for data")
     return found
 
 

@@ -51,7 +51,7 @@ class Plan(msgspec.Struct, frozen=True):
     memory_bytes: int | None = None
     seconds: float | None = None
     replay: float | None = None
-    """The share of old material."""
+    """The share of replay samples."""
 
     @property
     def left_out(self) -> int:

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from mmchat.adapters.card import MAX_NAME_LENGTH, Base, Card, is_name, read_card, write_card
-from mmchat.cli.adapter_evaluation import QuestionSet, measure
+from mmchat.cli.adapter_evaluation import QuestionFolder, measure
 from mmchat.cli.train import train
 from mmchat.cli.train_args import TrainArgs, read_data
 from mmchat.cli.training_job import install_adapter
@@ -218,7 +218,7 @@ def test_an_adapter_is_asked_by_an_engine_of_its_own_whatever_server_is_set(
     data = write(tmp_path / "data", [line("1", "say red", "red"), line("2", "say blue", "red")])
     for together in (True, False):
         (row,) = measure(
-            "m", tmp_path, [QuestionSet("skills", data)], together=together, progress=print
+            "m", tmp_path, [QuestionFolder("skills", data)], together=together, progress=print
         )
         assert (row.n, row.before, row.after) == (2, 0.5, 0.5)
 
