@@ -33,6 +33,7 @@ def heavy_after(script: str) -> list[str]:
     "module",
     [
         "mmchat",
+        "mmchat.chat.service",
         "mmchat.cli",
         "mmchat.cli.root",
         "mmchat.cli.ask",

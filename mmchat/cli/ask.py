@@ -4,13 +4,25 @@ import asyncio
 import contextlib
 import os
 import shlex
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import click
 
+from mmchat.chat.answer_queue import AnswerQueue
+from mmchat.chat.async_history import AsyncHistory
+from mmchat.chat.events import (
+    AnswerChanged,
+    AnswerDelta,
+    AnswerFinished,
+    ChatEvent,
+    LoadFinished,
+    LoadProgress,
+    PendingAnswer,
+)
+from mmchat.chat.service import ConversationService
+from mmchat.chat.unsaved import unsaved_answer
 from mmchat.cli.output import Progress, note, say, say_json
 from mmchat.cli.question import (
     after_dashes,
@@ -18,22 +30,13 @@ from mmchat.cli.question import (
     read_stdin,
     remark_on_pictures,
 )
-from mmchat.client import Delta, Done, EngineClient, Event, Loading, Options, Started, Waiting
-from mmchat.errors import (
-    AdapterError,
-    EngineError,
-    HistoryError,
-    ImageError,
-    ModelError,
-    TooLongError,
-)
-from mmchat.history import Answer, Conversation, History, Message, Origin, StoredImage
+from mmchat.errors import AdapterError, EngineError, HistoryError, ImageError, ModelError
+from mmchat.history import Conversation, History, Origin
 from mmchat.images import MAX_BYTES, Picture, parse_picture, read_picture
 from mmchat.sampling_params import LIMITS
 from mmchat.sanitize import Cleaner
-from mmchat.settings import GenerationSettings, Settings, load_settings
-from mmchat.tui.turns import TOO_LONG, turns
-from mmchat.turns import ImagePart, Turn, marks_without_picture
+from mmchat.settings import Settings, load_settings
+from mmchat.turns import marks_without_picture
 
 
 def _checked_seed(context: click.Context, option: click.Parameter, value: int | None) -> int | None:
@@ -140,53 +143,41 @@ def ask(
             found = _conversation(history, go_on, conversation)
         if system is None:
             system = found.system if found else settings.generation.system
-        asking = _Asking(settings, question, pictures, system)
-        asked = asking.turns(history, found)
-        if history is None or no_save:
-            done, written = asking.run(asked, None, as_json)
-            conversation_id = message_id = None
-        else:
-            answer = asking.keep(history, found)
-            message_id = answer.id
-            conversation_id = answer.begun.conversation_id
-            try:
-                done, written = asking.run(asked, answer, as_json)
-            except (KeyboardInterrupt, BrokenPipeError):
-                note(
-                    f"Stopped; the part that was written is kept in conversation {conversation_id}."
-                )
-                raise
-            except (ModelError, AdapterError):
-                # --continue must not find a conversation that a misspelled name began.
-                if found is None and not history.message(message_id).text:
-                    history.delete(conversation_id)
-                raise
+        request = _Request(settings, question, pictures, system, history, found, not no_save)
+        answer = _answer(request, quiet=as_json)
     if as_json:
-        say_json(
-            {
-                "text": written,
-                "finish_reason": done.finish_reason,
-                "conversation_id": conversation_id,
-                "message_id": message_id,
-                "model": done.model,
-                "adapter": done.adapter,
-                "usage": _part(
-                    done, "prompt_tokens", "image_tokens", "completion_tokens", "cached_tokens"
-                ),
-                "timings": _part(done, "image_ms", "prefill_ms", "decode_ms", "tokens_per_second"),
-            }
-        )
-    if done.finish_reason == "length":
+        say_json(_result(answer, saved=not no_save))
+    if answer.final_state == "length":
         note(
-            f"The answer was cut off after {done.completion_tokens} tokens: use a higher "
+            f"The answer was cut off after {answer.origin.completion_tokens} tokens: use a higher "
             "--max-tokens."
         )
-    elif done.finish_reason == "cancelled":
+    elif answer.final_state == "stopped":
         raise EngineError("The engine was stopped before the answer was complete.")
 
 
-def _part(done: Done, *names: str) -> dict[str, Any]:
-    return {name: getattr(done, name) for name in names}
+_FINISH_REASONS = {"complete": "stop", "length": "length", "stopped": "cancelled"}
+
+
+def _result(answer: PendingAnswer, saved: bool) -> dict[str, Any]:
+    """What --json prints."""
+    origin = answer.origin
+    return {
+        "text": answer.text,
+        "finish_reason": _FINISH_REASONS[answer.final_state or "complete"],
+        "conversation_id": answer.conversation_id if saved else None,
+        "message_id": answer.id if saved else None,
+        "model": origin.model,
+        "adapter": origin.adapter,
+        "usage": _figures(
+            origin, "prompt_tokens", "image_tokens", "completion_tokens", "cached_tokens"
+        ),
+        "timings": _figures(origin, "image_ms", "prefill_ms", "decode_ms", "tokens_per_second"),
+    }
+
+
+def _figures(origin: Origin, *names: str) -> dict[str, Any]:
+    return {name: getattr(origin, name) for name in names}
 
 
 def _picture(name: str) -> Picture:
@@ -223,161 +214,132 @@ def _conversation(history: History, go_on: bool, wanted: int | None) -> Conversa
 
 
 @dataclass(frozen=True, slots=True)
-class _Asking:
-    """One question, with everything that belongs to it."""
+class _Request:
+    """A question, and the conversation that it continues."""
 
     settings: Settings
     question: str
     pictures: Sequence[Picture]
     system: str
+    history: History | None
+    """None if nothing is read from it or written to it."""
+    conversation: Conversation | None
+    save: bool
 
-    def turns(
-        self, history: History | None, conversation: Conversation | None
-    ) -> list[Turn[ImagePart]]:
-        """The turns for the engine: the conversation so far, then the question."""
-        branch = history.branch(conversation.id) if history and conversation else []
-        new = Message(
-            id=0,
-            conversation_id=0,
-            parent_id=None,
-            role="user",
-            text=self.question,
-            images=tuple(self._images()),
-            created=time.time(),
-            state="complete",
-            error="",
-            origin=None,
-            sibling=1,
-            siblings=1,
+    async def submit(self, answers: AnswerQueue) -> PendingAnswer:
+        """Puts the question into the queue; first it is stored, if `save`."""
+        if self.history is None or not self.save:
+            answer = unsaved_answer(
+                self.settings,
+                self.question,
+                self.pictures,
+                self.system,
+                self.history,
+                self.conversation,
+            )
+            answers.submit(answer)
+            return answer
+        service = ConversationService(AsyncHistory(self.history), answers, lambda event: None)
+        branch = await service.open(self.conversation.id) if self.conversation else []
+        if service.system != self.system:
+            await service.set_system(self.system)
+        _, message = await service.send(
+            self.question, self.pictures, after=branch[-1] if branch else None
         )
-        data = {one.sha256: one.data for one in self.pictures}
+        return answers.pending[message.id]
 
-        def image_data(sha256: str) -> bytes:
-            if sha256 not in data and history is not None:
-                data[sha256] = history.image_data(sha256)
-            return data[sha256]
-
-        return turns([*branch, new], self.system, image_data)
-
-    def keep(self, history: History, conversation: Conversation | None) -> Answer:
-        """Stores the question before it is asked, and begins its answer."""
-        if conversation is not None and conversation.system != self.system:
-            history.set_system(conversation.id, self.system)
-        _, answer = history.say(
-            conversation.id if conversation else None,
-            self.question,
-            images=[
-                (image, one.data) for image, one in zip(self._images(), self.pictures, strict=True)
-            ],
-            origin=self._origin(Done("stop")),
-            system=self.system,
-        )
-        return answer
-
-    def _images(self) -> list[StoredImage]:
-        return [
-            StoredImage(one.sha256, one.mime, one.width, one.height, len(one.data), one.name)
-            for one in self.pictures
-        ]
-
-    def _origin(self, done: Done) -> Origin:
-        generation, model = self.settings.generation, self.settings.model
-        parameters = {name: getattr(generation, name) for name in _sampling()}
-        if done.dropped_turns:
-            parameters["dropped_turns"] = done.dropped_turns
-        if done.context_length:
-            parameters["context_length"] = done.context_length
-        if not done.model:  # the engine was not asked yet
-            return Origin(model=model.name, adapter=model.adapter, parameters=parameters)
-        names = {field.name for field in fields(Origin)} & set(Done.__struct_fields__)
-        return Origin(parameters=parameters, **{name: getattr(done, name) for name in names})
-
-    def run(
-        self, asked: Sequence[Turn[ImagePart]], answer: Answer | None, quiet: bool
-    ) -> tuple[Done, str]:
-        """Streams the answer to stdout (unless `quiet`) and into the history.
-
-        If it ends early, the history keeps what was written until then.
-        """
-        view = _View(quiet, answer.append if answer else None)
-        with answer or contextlib.nullcontext():
-            try:
-                done = asyncio.run(_stream(self.settings, asked, view))
-            except BrokenPipeError:
-                if answer:
-                    answer.finish("stopped")
-                raise
-            except TooLongError as error:
-                if answer:
-                    origin = self._origin(Done("stop"))
-                    answer.fail(str(error), replace(origin, parameters={TOO_LONG: True}))
-                raise
-            finally:
-                view.end()
-            if answer:
-                answer.finish(_STATES[done.finish_reason], self._origin(done))
-        return done, view.text
+    def discard(self, answer: PendingAnswer) -> None:
+        """Deletes a conversation that a misspelled name began: --continue must not find it."""
+        if self.history is not None and self.save and self.conversation is None:
+            self.history.delete(answer.conversation_id)
 
 
-_STATES: dict[str, Literal["complete", "stopped", "length"]] = {
-    "stop": "complete",
-    "length": "length",
-    "cancelled": "stopped",
-}
+def _answer(request: _Request, quiet: bool) -> PendingAnswer:
+    """Asks, and prints the answer as it is written, unless `quiet`. Raises why it failed."""
+    view = _AnswerView(quiet)
+    try:
+        asyncio.run(_ask(request, view))
+    except (KeyboardInterrupt, BrokenPipeError):
+        if view.answer is not None and request.save:
+            note(
+                "Stopped; the part that was written is kept in conversation "
+                f"{view.answer.conversation_id}."
+            )
+        raise
+    answer = view.answer
+    assert answer is not None
+    if answer.final_state == "failed":
+        if isinstance(answer.error, ModelError | AdapterError) and not answer.text:
+            request.discard(answer)
+        raise answer.error or EngineError(answer.error_text)
+    return answer
 
 
-def _sampling() -> list[str]:
-    """The settings of [generation] that control how tokens are sampled."""
-    names = GenerationSettings.__struct_fields__
-    return [name for name in names if name in Options.__struct_fields__]
+async def _ask(request: _Request, view: "_AnswerView") -> None:
+    """Asks until the answer is over; cancelled, it stops the answer and keeps its text."""
+    events: asyncio.Queue[ChatEvent] = asyncio.Queue()
+    answers = AnswerQueue(request.settings, events.put_nowait)
+    worker = asyncio.create_task(answers.run())
+    try:
+        view.answer = await request.submit(answers)
+        while not view.finished:
+            view.show(await events.get())
+    finally:
+        view.end()
+        await answers.close()
+        worker.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await worker
 
 
-class _View:
-    """Shows the events to the person."""
+@dataclass(slots=True)
+class _AnswerView:
+    """Prints the events of one answer."""
 
-    def __init__(self, quiet: bool, keep: Callable[[str], None] | None) -> None:
-        self.text = ""
-        self._quiet = quiet
-        self._keep = keep
-        self._cleaner = Cleaner()
-        self._progress = Progress()
+    quiet: bool
+    answer: PendingAnswer | None = None
+    finished: bool = False
+    _last: str = ""
+    """The last piece that was printed."""
+    _cleaner: Cleaner = field(default_factory=Cleaner)
+    _progress: Progress = field(default_factory=Progress)
 
-    def take(self, event: Event) -> None:
+    def show(self, event: ChatEvent) -> None:
+        """Raises HistoryError if the answer could not be saved."""
         match event:
-            case Waiting(place=place):
-                self._progress.show(f"Waiting in line (place {place})")
-            case Loading(model=model, stage=stage, fraction=fraction):
+            case AnswerChanged(answer=answer):
+                self._show_phase(answer)
+            case LoadProgress(model=model, stage=stage, fraction=fraction):
                 self._progress.show(f"Loading {model}: {stage}", fraction)
-            case Started(dropped_turns=dropped, context_length=length):
+            case LoadFinished():
                 self._progress.clear()
-                if dropped:
-                    note(
-                        f"The {dropped} oldest messages were left out, because the conversation is "
-                        f"longer than the model's {length} tokens."
-                    )
-            case Delta(text=text):
-                if self._keep:
-                    self._keep(text)
-                self.text += text
-                if not self._quiet:
+            case AnswerDelta(text=text):
+                if not self.quiet:
+                    self._last = text
                     say(self._cleaner.feed(text), end="")
+            case AnswerFinished(error=error):
+                self.finished = True
+                if error:
+                    raise HistoryError(error)
+
+    def _show_phase(self, answer: PendingAnswer) -> None:
+        if answer.save_error:
+            raise HistoryError(answer.save_error)
+        if answer.phase == "waiting" and answer.queue_position:
+            self._progress.show(f"Waiting in line (place {answer.queue_position})")
+        elif answer.phase == "reading":
+            self._progress.clear()
+            dropped = answer.origin.parameters.get("dropped_turns")
+            if dropped:
+                length = answer.origin.parameters.get("context_length")
+                note(
+                    f"The {dropped} oldest messages were left out, because the conversation is "
+                    f"longer than the model's {length} tokens."
+                )
 
     def end(self) -> None:
+        """Ends the line of the answer."""
         self._progress.clear()
-        if self.text and not self._quiet:
+        if self._last:
             with contextlib.suppress(BrokenPipeError):
-                say(self._cleaner.rest(), end="" if self.text.endswith("\n") else "\n")
-
-
-async def _stream(settings: Settings, asked: Sequence[Turn[ImagePart]], view: _View) -> Done:
-    options = Options(**{name: getattr(settings.generation, name) for name in _sampling()})
-    client = EngineClient(settings)
-    try:
-        async with contextlib.aclosing(client.chat(asked, options)) as events:
-            async for event in events:
-                if isinstance(event, Done):
-                    return event
-                view.take(event)
-    finally:
-        await client.aclose()
-    raise EngineError("The engine ended the answer before it was complete: ask again.")
+                say(self._cleaner.rest(), end="" if self._last.endswith("\n") else "\n")

@@ -1,4 +1,4 @@
-"""The terminal app. `run` opens it; nothing here imports torch."""
+"""The terminal app. `run` opens it. Nothing here imports torch."""
 
 from mmchat.settings import Settings
 
@@ -6,11 +6,13 @@ __all__ = ["run"]
 
 
 def run(settings: Settings, *, conversation: int | None = None, new: bool = False) -> None:
-    """Open the app and return when the person leaves it.
+    """Open the app, and return when the person quits.
 
-    Goes on with the last conversation, with `conversation` (an id), or, with
-    `new`, with an empty one. Raises HistoryError when the history cannot be
-    opened or holds no such conversation, before the screen is touched.
+    conversation: the id of the conversation to open, by default the last one.
+    new: open an empty conversation.
+
+    Raises HistoryError, before the screen is changed, if the history cannot be opened or has no
+    such conversation.
     """
     from mmchat.tui.app import ChatApp
 

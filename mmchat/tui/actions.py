@@ -1,8 +1,8 @@
-"""What a person can do, each with one id.
+"""What a person can do: one table of actions.
 
-The palette, the slash commands, the keys and the help screen all read this one
-table: an action that is not here cannot be reached, and one that is here can be
-reached in every way. `ChatApp.perform` and the chat screen carry them out.
+The command palette, the slash commands, the keys and the help screen are made from it, so an
+action can be reached in all of these ways. Each one is an `action_...` method of the chat screen
+or of the app.
 """
 
 import re
@@ -17,7 +17,7 @@ class Action:
     """One thing that can be done."""
 
     id: str
-    """The method `action_<id>` of the chat screen, with - as _, and the slash command."""
+    """The name of the slash command, and with _ for - that of the `action_` method."""
     title: str
     """A few words, for the palette and the help."""
     key: str = ""
@@ -26,10 +26,18 @@ class Action:
     """What may follow the slash command."""
     hint: str = ""
     """How the argument is written, for the list of commands."""
+    namespace: Literal["", "app"] = ""
+    """Whose `action_` method it is: the chat screen's, or the app's."""
 
     @property
     def method(self) -> str:
+        """The name of the `action_` method, without `action_`."""
         return self.id.replace("-", "_")
+
+    @property
+    def target(self) -> str:
+        """The action in Textual's notation: `attach` or `app.theme`."""
+        return f"{self.namespace}.{self.method}".lstrip(".")
 
 
 ACTIONS: tuple[Action, ...] = (
@@ -53,9 +61,9 @@ ACTIONS: tuple[Action, ...] = (
     Action("compare", "Compare two adapters", "", "adapters", "A B"),
     Action("system", "Set the system prompt", "f5", "text", "TEXT"),
     Action("train", "Train an adapter", "f9", "data", "FOLDER"),
-    Action("theme", "Dark or light", "ctrl+t"),
+    Action("theme", "Dark or light", "ctrl+t", namespace="app"),
     Action("help", "Keys and commands", "f1"),
-    Action("quit", "Quit", "ctrl+q"),
+    Action("quit", "Quit", "ctrl+q", namespace="app"),
 )
 BY_ID = {action.id: action for action in ACTIONS}
 

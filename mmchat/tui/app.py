@@ -1,4 +1,4 @@
-"""The app: owns the history, the asker and the chat screen, and closes them in order."""
+"""The app: owns the history, the answer queue and the chat screen, and closes them in order."""
 
 import asyncio
 import contextlib
@@ -10,36 +10,29 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar
 
-from textual import events
+from textual import events, on
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
-from textual.message import Message as Post
 from textual.screen import Screen
 
+from mmchat.chat.answer_queue import AnswerQueue
+from mmchat.chat.async_history import AsyncHistory
+from mmchat.chat.events import ChatEvent
+from mmchat.chat.service import ConversationService
 from mmchat.errors import SettingsError
 from mmchat.history import History
 from mmchat.settings import Settings
 from mmchat.tui.actions import ACTIONS, BY_ID, key_label
-from mmchat.tui.asking import Asker
-from mmchat.tui.news import News
-from mmchat.tui.runs import Runs, Seen, mark_seen, notice
+from mmchat.tui.messages import RunChanged, RunViewed, ServiceEvent
+from mmchat.tui.runs import Runs, RunSnapshot, mark_viewed, notice
 from mmchat.tui.screens.chat import ChatScreen
 from mmchat.tui.screens.palette import Palette
-from mmchat.tui.session import Session
-from mmchat.tui.widgets.status import StatusLine
 
-LEAVE_SECONDS = 5.0
+DARK, LIGHT = "textual-dark", "textual-light"
+EXIT_SECONDS = 5.0
 """How long an app without a terminal may take to end."""
-LOOK_EVERY = 2.0
-"""Seconds between looks at what is being trained."""
-
-
-class Happened(Post):
-    """News of the asker on their way to the screen."""
-
-    def __init__(self, news: News) -> None:
-        super().__init__()
-        self.news = news
+POLL_SECONDS = 2.0
+"""Between looks at training runs."""
 
 
 class ChatApp(App[None]):
@@ -59,7 +52,14 @@ class ChatApp(App[None]):
         new: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Opens the history. Raises HistoryError and SettingsError."""
+        """Opens the history.
+
+        conversation, new: what to open; by default the last conversation. clock: returns the
+        current time, in seconds since the Unix epoch.
+
+        Raises HistoryError if the history cannot be opened or has no such conversation, and
+        SettingsError if there is no such theme.
+        """
         super().__init__()
         if settings.app.theme not in self.available_themes:
             names = ", ".join(sorted(self.available_themes))
@@ -70,8 +70,8 @@ class ChatApp(App[None]):
         self.clock = clock
         self.history = History.open()
         self._restore = contextlib.ExitStack()
-        self.asker = Asker(self.history, settings, lambda news: self.post_message(Happened(news)))
-        self.session = Session(self.history, self.asker)
+        self.answers = AnswerQueue(settings, self._emit)
+        self.service = ConversationService(AsyncHistory(self.history), self.answers, self._emit)
         self.runs = Runs()
         self._runs_changed = asyncio.Event()
         try:
@@ -87,85 +87,85 @@ class ChatApp(App[None]):
         return latest.id if latest else None
 
     async def on_mount(self) -> None:
-        self._end_on_signals()
-        await self.push_screen(ChatScreen(self._start))
-        self.run_worker(self.asker.run(), name="asker", group="asker")
-        self.call_after_refresh(self.asker.load)  # what is seen comes first
-        self.run_worker(self._watch_training(self.chat.status), name="training", group="training")
+        self._exit_on_signals()
+        self.chat = ChatScreen(self.service, self.runs, self.clock, self._start)
+        await self.push_screen(self.chat)
+        self.run_worker(self.answers.run(), name="answers", group="answers")
+        self.call_after_refresh(self.answers.load)  # after the first paint
+        self.run_worker(self._watch_training(), name="training", group="training")
 
     async def on_unmount(self) -> None:
-        await self.asker.close()
-        await asyncio.to_thread(self.history.close)
+        await self.answers.close()
+        await self.service.history.close()
         self._restore.close()
 
-    async def _watch_training(self, line: StatusLine) -> None:
-        """A run goes on without us: what it is at stands in the chat's last line."""
+    def _emit(self, event: ChatEvent) -> None:
+        if self.is_running:  # else the screen is gone
+            self.chat.post_message(ServiceEvent(event))
+
+    # Training runs
+
+    async def _watch_training(self) -> None:
+        """Training goes on in its own process; its state is shown in the chat's status line."""
+        status = self.chat.status  # still there when the screen has been emptied at the end
         while True:
             self._runs_changed.clear()
-            line.show_training(notice(await asyncio.to_thread(self.runs.first)))
+            status.training = notice(await asyncio.to_thread(self.runs.first))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._runs_changed.wait(), LOOK_EVERY)
+                await asyncio.wait_for(self._runs_changed.wait(), POLL_SECONDS)
 
-    def look_at_runs(self) -> None:
-        """Something has happened to a run."""
+    @on(RunChanged)
+    def _run_changed(self) -> None:
         self._runs_changed.set()
 
-    def saw(self, seen: Seen) -> None:
-        """The person has looked at a run that has ended: it is no news any more."""
-        self.run_worker(self._saw(seen), group="saw")
+    @on(RunViewed)
+    def _run_viewed(self, message: RunViewed) -> None:
+        self.run_worker(self._mark_viewed(message.run), group="viewed")
 
-    async def _saw(self, seen: Seen) -> None:
-        await asyncio.to_thread(mark_seen, seen)
-        self.look_at_runs()
+    async def _mark_viewed(self, run: RunSnapshot) -> None:
+        await asyncio.to_thread(mark_viewed, run)
+        self._runs_changed.set()
 
-    def _end_on_signals(self) -> None:
-        """A closed terminal or a friendly kill ends as Quit does: with every answer kept.
+    # The end
 
-        Writing to a terminal that is gone can wait for ever. What is in the history
-        by then is safe, so the process leaves after a while whatever waits.
+    def _exit_on_signals(self) -> None:
+        """A closed terminal or SIGTERM ends the app as Quit does: every answer is kept.
+
+        Writing to a terminal that is gone may block for ever. What is in the history by then is
+        safe, so the process ends after a while in any case.
         """
         loop = asyncio.get_running_loop()
 
         def end(number: int, frame: object) -> None:
-            # A hang-up brings a "continue" along, at which Textual would begin anew on no terminal.
+            # A hang-up is followed by SIGCONT, at which Textual would start again on no terminal.
             signal.signal(signal.SIGCONT, lambda number, frame: None)
-            leave = threading.Timer(LEAVE_SECONDS, os._exit, (128 + number,))
-            leave.daemon = True
-            leave.start()
+            timer = threading.Timer(EXIT_SECONDS, os._exit, (128 + number,))
+            timer.daemon = True
+            timer.start()
             loop.call_soon_threadsafe(self.exit)
 
         for number in (signal.SIGHUP, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # not the main thread
+            with contextlib.suppress(ValueError):  # this is not the main thread
                 before = signal.signal(number, end)
                 self._restore.callback(signal.signal, number, before)
 
-    @property
-    def chat(self) -> ChatScreen:
-        """The chat screen, which is always there under the dialogs."""
-        return next(one for one in self.screen_stack if isinstance(one, ChatScreen))
-
-    def use(self, model: str | None = None, adapter: str | None = None) -> None:
-        """Ask another model, or with another adapter, from now on."""
-        self.asker.use(model, adapter)
-
     async def on_event(self, event: events.Event) -> None:
-        # Keys behind Quit would act on screens that are being taken down, and end in a traceback.
+        # Keys after Quit would act on screens that are being removed, and end in a traceback.
         if not (self._exit and isinstance(event, events.InputEvent | events.Paste)):
             await super().on_event(event)
 
-    def on_happened(self, event: Happened) -> None:
-        if self.is_running:  # else the screen is gone
-            self.chat.hear(event.news)
+    # Actions
+
+    def action_theme(self) -> None:
+        self.theme = LIGHT if self.current_theme.dark else DARK
 
     def action_command_palette(self) -> None:
         if not isinstance(self.screen, Palette):
             self.push_screen(Palette())
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """The palette: the actions, and nothing that cannot be reached otherwise."""
+        """The command palette: the actions of actions.py."""
         for action in ACTIONS:
             how = "  ".join(part for part in (f"/{action.id}", key_label(action.key)) if part)
-            yield SystemCommand(action.title, how, partial(self._perform, action.id), discover=True)
-
-    def _perform(self, action_id: str) -> None:
-        self.chat.perform(action_id)
+            run = partial(self.run_action, action.target, self.chat)
+            yield SystemCommand(action.title, how, run, discover=True)

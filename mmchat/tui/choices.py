@@ -1,4 +1,4 @@
-"""Which models and adapters can be chosen. Torch-free, and no widgets here."""
+"""The models and adapters that can be chosen. Free of torch, and no widgets here."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ from mmchat.display.numbers import format_parameters
 from mmchat.settings import NO_ADAPTER
 
 
-def choices(kind: str) -> Sequence[tuple[str, str]]:
-    """(name, a few words) of each "model" or "adapter" on this machine; "adapters" has none, too.
+def list_choices(kind: str) -> Sequence[tuple[str, str]]:
+    """The name and a description of each "model" or "adapter" on this machine.
 
-    Reads files; call it in a thread.
+    kind: "adapters" adds a choice for no adapter. Reads files: call it in a thread.
     """
     if kind == "model":
         from mmchat.model.catalogue import list_installed

@@ -1,4 +1,4 @@
-"""Slash commands: what a person typed, taken apart. No widgets here."""
+"""Slash commands, parsed. No widgets here."""
 
 import difflib
 import re
@@ -12,22 +12,23 @@ _AS_TEXT = "Begin with a space to send it as text."
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`/attach a.png`: an action and what follows it."""
+    """`/attach a.png`: an action and its argument."""
 
     action: Action
     argument: str
 
 
 class UnknownCommandError(Exception):
-    """Text that looks like a command and is none; the message is for the person."""
+    """A text looks like a command, but is not one; the message is for the person."""
 
 
 def parse(text: str) -> Command | None:
-    """The command in `text`, or None where it is a message.
+    """The command in `text`, or None if it is a message.
 
     Only text that begins with one slash and a word is a command: a path such as
-    `/home/me/a.png` is not, nor is `//` or `/ `, nor what begins with a space.
-    Raises UnknownCommandError for a word that is no command.
+    `/home/me/a.png` is not, nor is `//` or `/ `, nor text that begins with a space.
+
+    Raises UnknownCommandError if there is no such command, or if it takes no argument.
     """
     match = _COMMAND.match(text.rstrip())
     if match is None:
@@ -44,7 +45,7 @@ def parse(text: str) -> Command | None:
 
 
 def matching(prefix: str) -> list[Action]:
-    """The actions whose id begins with `prefix`, then those that hold it."""
+    """The actions whose id begins with `prefix`, then those that contain it."""
     prefix = prefix.lower()
     first = [action for action in ACTIONS if action.id.startswith(prefix)]
     return first + [a for a in ACTIONS if prefix in a.id and a not in first]

@@ -1,4 +1,4 @@
-"""What the input offers while one types: commands, paths, names. No widgets here."""
+"""Suggestions for the input: commands, paths, names. No widgets here."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,20 +12,19 @@ from mmchat.tui.pasted import at_home
 
 SHOWN = 50
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-"""Files that hold conversations about pictures, to learn from."""
+"""Files that may hold training data."""
 _SCANNED = 5_000
 
 Choices = Callable[[str], Sequence[tuple[str, str]]]
-"""Given "model", "adapter" or "adapters": names with a few words about each."""
+"""Given "model", "adapter" or "adapters": names with a description of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
     """One line of the list above the input.
 
-    Taking it replaces text[start:end] by `insert`; `attach` is a picture to
-    attach instead (its text then vanishes), `submit` says that the input is a
-    whole command now and may be sent.
+    Choosing it replaces text[start:end] by `insert`. `attach` is a picture to attach instead, and
+    the text is removed. `submit` says that the input is a complete command then, and can be sent.
     """
 
     label: str
@@ -75,7 +74,7 @@ def _for_command(
         return []
     if action.argument == "data":
         found = data_paths(argument, start, end)
-        if argument.endswith("/"):  # Enter takes it as it stands
+        if argument.endswith("/"):  # Enter chooses the folder itself
             here = Suggestion("./", "this folder", start, end, argument, submit=True)
             found.insert(0, here)
         return found
@@ -99,7 +98,7 @@ def _names(known: Sequence[tuple[str, str]], typed: str, start: int, end: int) -
 
 
 def data_paths(typed: str, start: int = 0, end: int | None = None) -> list[Suggestion]:
-    """Folders and data files that begin as `typed` does, which is what text[start:end] holds."""
+    """Folders and data files whose path begins with `typed`, which is text[start:end]."""
     whole = start + len(typed) if end is None else end
     return [
         one
@@ -113,7 +112,7 @@ def data_paths(typed: str, start: int = 0, end: int | None = None) -> list[Sugge
 def _paths(
     typed: str, start: int, end: int, suffixes: Sequence[str], whole: bool = False
 ) -> list[Suggestion]:
-    """Folders and pictures that begin as `typed` does; folders keep the list open."""
+    """Folders and pictures whose path begins with `typed`; folders keep the list open."""
     plain = typed.replace("\\ ", " ").strip("'\"")
     if plain == "~":
         plain = "~/"
@@ -141,12 +140,12 @@ def _paths(
 
 
 def _plain(name: str) -> bool:
-    """Whether a name can stand in the input as it is."""
+    """Whether a name can be put into the input as it is."""
     return clean(name) == name and "\n" not in name
 
 
 def _entries(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, bool]]:
-    """(name, is a folder) of what can be chosen in `folder`, pictures first."""
+    """Name of each entry of `folder` that can be chosen, and whether it is a folder; those come last."""
     endings = tuple(suffixes)
     entries: list[tuple[str, bool]] = []
     try:

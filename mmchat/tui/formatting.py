@@ -9,11 +9,11 @@ from mmchat.history import Conversation, Origin
 from mmchat.sanitize import clean
 
 MUTED = "$foreground 60%"
-"""The style of what is beside the point."""
+"""The style of less important text."""
 
 
 def group(updated: float, now: float) -> str:
-    """The heading that a conversation stands under."""
+    """The heading of a conversation in the list."""
     days = (date.fromtimestamp(now) - date.fromtimestamp(updated)).days
     return "Today" if days <= 0 else "Yesterday" if days == 1 else "Earlier"
 
@@ -21,7 +21,7 @@ def group(updated: float, now: float) -> str:
 def grouped(
     conversations: Iterable[Conversation], now: float
 ) -> list[tuple[str, list[Conversation]]]:
-    """Conversations, newest first, under their headings."""
+    """Conversations, newest first, grouped under their headings."""
     groups: list[tuple[str, list[Conversation]]] = []
     for conversation in conversations:
         heading = group(conversation.updated, now)
@@ -31,7 +31,7 @@ def grouped(
     return groups
 
 
-def worn(origin: Origin | None) -> str:
+def adapter_label(origin: Origin | None) -> str:
     """`birds 3fa2c1d`: the adapter of an answer and the beginning of its hash; empty for none."""
     if origin is None or not origin.adapter:
         return ""
@@ -47,15 +47,15 @@ def speed(origin: Origin | None) -> str:
     return f"{rate:.0f} tok/s" if rate >= 10 else f"{rate:.1f} tok/s"
 
 
-def made(origin: Origin | None, compared: bool = False) -> str:
-    """`birds 3fa2c1d · 41 tok/s`: how an answer was made; of one that is compared, by what."""
+def origin_summary(origin: Origin | None, compared: bool = False) -> str:
+    """`birds 3fa2c1d · 41 tok/s`; if the answer is compared with another, only the adapter."""
     if compared:
-        return worn(origin) or "no adapter"
-    return " · ".join(part for part in (worn(origin), speed(origin)) if part)
+        return adapter_label(origin) or "no adapter"
+    return " · ".join(part for part in (adapter_label(origin), speed(origin)) if part)
 
 
 def tokens(origin: Origin | None, context: int, *, short: bool = False) -> str:
-    """`412 of 8,192 tokens, 98 of them pictures`: what the last answer held in all."""
+    """`412 of 8,192 tokens, 98 of them pictures`: the prompt and the answer together."""
     if origin is None or origin.prompt_tokens is None:
         return ""
     used = origin.prompt_tokens + (origin.completion_tokens or 0)
@@ -66,8 +66,8 @@ def tokens(origin: Origin | None, context: int, *, short: bool = False) -> str:
     return f"{used:,}{of} tokens" + (f", {pictures:,} of them pictures" if pictures else "")
 
 
-def place(number: int) -> str:
-    """A place in the engine's line."""
+def queue_position(number: int) -> str:
+    """A position in the engine's queue."""
     return "waiting: next in line" if number <= 1 else f"waiting: place {number} in line"
 
 

@@ -1,4 +1,4 @@
-"""A picture as half blocks: two pixels a cell, the upper one in front. No widgets here."""
+"""Pictures in half blocks: two pixels for each cell, one above the other. No widgets here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ Pixel = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A small picture, `columns` × `rows` cells; pixels are `columns` × 2·`rows`, row by row."""
+    """A small picture of `columns` × `rows` cells: `columns` × 2·`rows` pixels, row by row."""
 
     columns: int
     rows: int
     pixels: bytes
-    """RGB, 3 bytes a pixel."""
+    """RGB, 3 bytes for each pixel."""
 
     def pixel(self, x: int, y: int) -> Pixel:
         at = (y * self.columns + x) * 3
@@ -29,10 +29,10 @@ class Preview:
 
 
 def fit(width: int, height: int, columns: int, rows: int) -> tuple[int, int]:
-    """Cells (columns, rows) for a picture of `width` × `height`, inside a box of cells.
+    """The columns and rows of a picture of `width` × `height` pixels, in a box of cells.
 
-    A cell is taken for twice as high as wide. Never empty, and not enlarged
-    past one pixel a half cell.
+    Cells are assumed to be twice as tall as wide. The result is never empty, and no pixel takes
+    more than one half cell.
     """
     scale = min(columns / width, rows * 2 / height, 1.0)
     return max(1, round(width * scale)), max(1, round(height * scale / 2))
@@ -50,7 +50,7 @@ def preview(picture: "Picture", columns: int, rows: int) -> Preview:
 
 
 def lines(preview: Preview) -> Sequence[list[Segment]]:
-    """One list of segments a row; neighbours of one colour share a segment."""
+    """One list of segments for each row; neighbours of the same colour share a segment."""
     drawn: list[list[Segment]] = []
     for row in range(preview.rows):
         segments: list[Segment] = []

@@ -1,8 +1,7 @@
-"""Paths out of what is pasted or dropped on a terminal. No widgets here.
+"""Paths in text that is pasted into a terminal, or in files that are dropped on it. No widgets here.
 
-A dropped file arrives as pasted text, in the manner of the terminal: bare,
-quoted, with escaped spaces, as a file:// URL, several of them side by side or
-one a line.
+A dropped file arrives as pasted text, and each terminal writes it in its own way: plain, quoted,
+with escaped spaces, as a file:// URL; several of them side by side, or one on each line.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ _COMMAND = re.compile(r"\s*/[A-Za-z-]+\s")
 
 
 def as_path(word: str) -> Path:
-    """One typed or dropped word as a path: file:// URLs, quotes, escapes and ~ undone."""
+    """A typed or dropped word as a path, without file://, quotes, escapes and ~."""
     word = word.strip()
     if word[:7].lower() == "file://":
         return _unquoted(word)
@@ -32,11 +31,11 @@ def as_path(word: str) -> Path:
 
 
 def paths(text: str, suffixes: Iterable[str]) -> list[Path]:
-    """The pictures that `text` names, all of it; empty where it is anything else.
+    """The pictures in `text` if it has nothing but paths of pictures, else nothing.
 
-    Each word has to end like a picture, and be an absolute path (or begin with
-    ~, ./, ../ or file://) or a file that is there: an ordinary sentence, code, or a
-    path of another file stays text. Whether a file can be read is for the reader to say.
+    Each word must end like a picture, and be an absolute path (or begin with ~, ./, ../ or
+    file://) or an existing file: a sentence, code, or the path of another file stays text. Whether
+    the files can be read is checked by whoever opens them.
     """
     text = text.strip()
     if not text or len(text) > _LONGEST or "\0" in text:
@@ -53,7 +52,7 @@ def paths(text: str, suffixes: Iterable[str]) -> list[Path]:
 
 
 def _splits(text: str) -> Iterable[tuple[list[str], Callable[[str], Path]]]:
-    """Ways to take the text for words, the plainest first, and what makes a word a path."""
+    """Ways to split the text into words, the simplest first, each with its function from word to path."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if all(_one_path(line) for line in lines):
         yield lines, as_path
@@ -63,14 +62,14 @@ def _splits(text: str) -> Iterable[tuple[list[str], Callable[[str], Path]]]:
 
 
 def _unquoted(word: str) -> Path:
-    """A word whose quotes and escapes are undone already."""
+    """The path of a word whose quotes and escapes are removed already."""
     if word[:7].lower() == "file://":
         return Path(unquote(urlsplit(word).path))
     return at_home(word)
 
 
 def at_home(word: str) -> Path:
-    """`~` and `~name` expanded, where there is such a person."""
+    """The path of a word, with `~` and `~name` expanded if there is such a user."""
     try:
         return Path(word).expanduser()
     except RuntimeError:
@@ -80,12 +79,12 @@ def at_home(word: str) -> Path:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # too long a name, or one that no file can have
+    except (OSError, ValueError):  # the name is too long, or has a character that no name can have
         return False
 
 
 def _one_path(line: str) -> bool:
-    """A line that exists as it stands: a bare path with spaces in it."""
+    """Whether a line is the path of an existing file, spaces included."""
     return _is_file(as_path(line))
 
 
@@ -99,10 +98,10 @@ def _rooted(word: str) -> bool:
 
 
 def leading(text: str, suffixes: Iterable[str]) -> tuple[list[Path], str]:
-    """The pictures that `text` is or begins with, and the rest: `/tmp/a.png what is it?`.
+    """The pictures that `text` consists of or begins with, and the rest: `/tmp/a.png what is it?`.
 
-    For people, and terminals, that type a path instead of pasting it. Whether
-    the files exist is for the reader to say: a mistyped path is no question.
+    For people and terminals that type a path instead of pasting it. The files need not exist: a
+    mistyped path is not a question.
     """
     whole = paths(text, suffixes)
     # `/attach ./a.png` is a command, unless such a file is there.

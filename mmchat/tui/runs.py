@@ -1,7 +1,7 @@
-"""Training runs as the app has them: planned, started, found again, watched. No widgets here.
+"""Training runs in the app: planned, started, found again, watched. No widgets here.
 
-A run is a process of its own (`mmchat train`) that outlives the app; what it tells lies in the
-files of its `RunFolder`. All that reads or writes files here is to be called in a thread.
+A run is a process of its own (`mmchat train`) that outlives the app, and reports in the files of
+its `RunFolder`. What reads or writes files here is to be called in a thread.
 """
 
 import asyncio
@@ -26,17 +26,17 @@ from mmchat.training.curves import Curves, MetricsTail, curves
 from mmchat.training.run_folder import RunFolder, Status, list_runs, run_folder
 from mmchat.training.status_format import WORKING, percent
 
-# -P: the folder that we are in must not be where Python looks for modules.
+# -P: Python must not look for modules in the current folder.
 MMCHAT = (sys.executable, "-P", "-m", "mmchat")
-LOG, SEEN = "log", "seen"
+LOG, VIEWED = "log", "seen"
 STARTING = "Starting…"
 INTERRUPTED = 130
 """The exit status of `mmchat train` after a pause."""
 NOTHING = Curves()
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """What `mmchat train --dry-run --json` says: what would be learned from, and what it would take."""
+class TrainingPlan(msgspec.Struct, frozen=True):
+    """What `mmchat train --dry-run --json` prints: the training data, and the cost of the run."""
 
     form: str = ""
     examples: int | None = None
@@ -44,7 +44,7 @@ class Plan(msgspec.Struct, frozen=True):
     corrected: int | None = None
     good: int | None = None
     problems: Any = None
-    """Their number, or one entry each."""
+    """Their number, or one entry for each."""
     held_out: float | None = None
     steps: int | None = None
     trainable_parameters: int | None = None
@@ -62,104 +62,110 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class RunSnapshot:
     """A run at one moment."""
 
-    run: RunFolder
+    files: RunFolder
     status: Status
     curves: Curves = NOTHING
-    can_resume: bool = False
-    """Whether it can be resumed."""
+    resumable: bool = False
 
     @property
-    def works(self) -> bool:
+    def name(self) -> str:
+        """The name of the run's folder."""
+        return self.files.folder.name
+
+    @property
+    def active(self) -> bool:
         return self.status.state in WORKING
 
 
 class Runs:
-    """The runs of this person, those that this app has started among them."""
+    """The runs of this person, including those that this app has started."""
 
     def __init__(self) -> None:
         self._children: dict[str, tuple[subprocess.Popen[bytes], float, str]] = {}
-        """By name: the process, when it was started, the model."""
+        """By name: the process, the time when it was started, the model."""
         self.used: tuple[str, tuple[str, str]] | None = None
-        """The adapter that was put on from here, and the model and adapter before it."""
-        atexit.register(self._let_go)
+        """The adapter that was selected after its training, and the model and adapter before it."""
+        atexit.register(self._release)
 
-    def _let_go(self) -> None:
-        """Training outlives us by design; Popen would warn about it."""
+    def _release(self) -> None:
+        """Training goes on after the app by design; Popen would warn about it."""
         for child, _, _ in self._children.values():
             if child.poll() is None:
                 child.returncode = 0
 
-    # Looking
+    # Reading
 
-    def all(self) -> list[Seen]:
-        """Every run that tells of itself or was started just now, the newest first."""
-        told = [self.look(run) for run in list_runs()]
-        names = {seen.run.folder.name for seen in told if seen is not None}
-        new = [self.look(run_folder(name)) for name in list(self._children) if name not in names]
-        found = [seen for seen in (*told, *new) if seen is not None]
-        return sorted(found, key=lambda seen: (seen.works, seen.status.updated), reverse=True)
+    def all(self) -> list[RunSnapshot]:
+        """Every run that has reported or was started just now: active ones first, then the newest."""
+        reported = [self.snapshot(run) for run in list_runs()]
+        names = {one.name for one in reported if one is not None}
+        new = [
+            self.snapshot(run_folder(name)) for name in list(self._children) if name not in names
+        ]
+        found = [one for one in (*reported, *new) if one is not None]
+        return sorted(found, key=lambda one: (one.active, one.status.updated), reverse=True)
 
-    def first(self) -> Seen | None:
-        """What there is to see: what runs, else the newest that ended unseen or is paused."""
+    def first(self) -> RunSnapshot | None:
+        """The run to show: an active one, else the newest that ended and was not viewed, or is paused."""
         found = self.all()
-        open_ = [one for one in found if one.works or not is_seen(one)]
-        if open_:
-            return open_[0]
+        unviewed = [one for one in found if one.active or not is_viewed(one)]
+        if unviewed:
+            return unviewed[0]
         current = self.used[0] if self.used else ""
         for one in found:
             if one.status.state == "paused" or (current and one.status.adapter == current):
                 return one
         return None
 
-    def look(self, run: RunFolder) -> Seen | None:
-        """The run as it is now; None where there is nothing (any more)."""
+    def snapshot(self, run: RunFolder) -> RunSnapshot | None:
+        """The run as it is now; None if it does not exist."""
         name = run.folder.name
         child, started, model = self._children.get(name, (None, 0.0, ""))
-        can_resume = run.can_resume()
-        code = child.poll() if child is not None else None  # before it is read what it told last
+        resumable = run.can_resume()
+        code = child.poll() if child is not None else None  # before its last report is read
         status = run.status()
         if child is None:
-            return Seen(run, status, can_resume=can_resume) if status is not None else None
+            return RunSnapshot(run, status, resumable=resumable) if status is not None else None
         if status is not None and status.updated >= started:
-            broken = code is not None and code > 0 and code != INTERRUPTED
-            if broken and status.state == "paused":
-                # Not paused: it broke down, and could not tell.
-                said = _last_words(run) or f"It ended unexpectedly (exit status {code})."
-                status = msgspec.structs.replace(status, state="failed", message=said)
+            crashed = code is not None and code > 0 and code != INTERRUPTED
+            if crashed and status.state == "paused":
+                # Not paused: it crashed, and could not report it.
+                message = _last_line(run) or f"It ended unexpectedly (exit status {code})."
+                status = msgspec.structs.replace(status, state="failed", message=message)
             elif code is not None:
                 self._children.pop(name, None)
-            return Seen(run, status, can_resume=can_resume)
-        # It has told nothing since it was started, and what is there is of an earlier one.
+            return RunSnapshot(run, status, resumable=resumable)
+        # It has not reported since it was started: the files are those of an earlier process.
         now = Status(name=name, model=model, state="preparing", message=STARTING, updated=started)
         if code is not None:
-            said = _last_words(run) or f"It ended at once (exit status {code})."
-            now = msgspec.structs.replace(now, state="failed", message=said)
-        return Seen(run, now, can_resume=can_resume)
+            message = _last_line(run) or f"It ended at once (exit status {code})."
+            now = msgspec.structs.replace(now, state="failed", message=message)
+        return RunSnapshot(run, now, resumable=resumable)
 
     # Acting
 
     def start(self, name: str, source: Sequence[str], model: str) -> RunFolder:
-        """Starts a run that makes the adapter `name` for `model`.
+        """Starts a run that trains the adapter `name` for `model`.
 
-        Raises RecipeError where the name cannot be used or no process can be started.
+        Raises RecipeError if the name cannot be used or the process cannot be started.
         """
         problem = name_problem(name)
         if problem:
             raise RecipeError(problem)
         return self._spawn(name, ["train", *source, "--model", model, "--name", name], model)
 
-    def resume(self, seen: Seen) -> RunFolder:
-        """Has a paused or failed run go on from its last checkpoint. Raises RecipeError."""
-        name = seen.run.folder.name
-        told = list(seen.status.command)
-        command = told if told[:1] == ["train"] else ["train", "--resume", "--name", name]
-        return self._spawn(name, command, seen.status.model)
+    def resume(self, run: RunSnapshot) -> RunFolder:
+        """Resumes a paused or failed run from its last checkpoint. Raises RecipeError."""
+        name = run.name
+        reported = list(run.status.command)
+        command = reported if reported[:1] == ["train"] else ["train", "--resume", "--name", name]
+        return self._spawn(name, command, run.status.model)
 
     def _spawn(self, name: str, arguments: Sequence[str], model: str) -> RunFolder:
-        busy = next((one for one in self.all() if one.works), None)
+        busy = next((one for one in self.all() if one.active), None)
         if busy is not None:
             raise RecipeError(
                 f"{one_line(busy.status.name, 100)} is being trained: two at once would take each "
@@ -186,13 +192,13 @@ class Runs:
             ) from error
         before = self._children.get(name)
         if before is not None and before[0].poll() is None:
-            before[0].returncode = 0  # it is ending, and outlives what we know of it
+            before[0].returncode = 0  # it is ending, and is no longer watched
         self._children[name] = (child, started, model)
         return run
 
 
-class Watch:
-    """Looks at one run again and again, and reads of its metrics only what is new."""
+class RunWatcher:
+    """Reads one run again and again, and only what is new in its metrics."""
 
     def __init__(self, runs: Runs, run: RunFolder) -> None:
         self.run = run
@@ -200,44 +206,44 @@ class Watch:
         self._tail = MetricsTail(run.metrics_file)
         self._curves = Curves()
 
-    def read(self) -> Seen | None:
-        """The run with its curves; None where it is gone."""
-        seen = self._runs.look(self.run)
+    def read(self) -> RunSnapshot | None:
+        """The run with its curves; None if it does not exist any more."""
+        snapshot = self._runs.snapshot(self.run)
         if self._tail.read():
             self._curves = curves(self._tail.lines)
-        return replace(seen, curves=self._curves) if seen is not None else None
+        return replace(snapshot, curves=self._curves) if snapshot is not None else None
 
 
-def is_seen(seen: Seen) -> bool:
-    """Whether the person has looked at it since it last told something."""
+def is_viewed(run: RunSnapshot) -> bool:
+    """Whether the person has looked at a run since its last report."""
     try:
-        return float((seen.run.folder / SEEN).read_text()) >= seen.status.updated
+        return float((run.files.folder / VIEWED).read_text()) >= run.status.updated
     except (OSError, ValueError):
         return False
 
 
-def mark_seen(seen: Seen) -> None:
+def mark_viewed(run: RunSnapshot) -> None:
     with contextlib.suppress(OSError):
-        (seen.run.folder / SEEN).write_text(repr(seen.status.updated))
+        (run.files.folder / VIEWED).write_text(repr(run.status.updated))
 
 
-def notice(seen: Seen | None) -> str:
-    """The few words in the chat's last line; empty where there is nothing to say."""
-    if seen is None or (not seen.works and is_seen(seen)):
+def notice(run: RunSnapshot | None) -> str:
+    """A few words about a run for the chat's status line; empty if there is nothing to say."""
+    if run is None or (not run.active and is_viewed(run)):
         return ""
-    name = one_line(seen.status.name, 16)
+    name = one_line(run.status.name, 16)
     return {
         "preparing": f"preparing {name}",
-        "training": f"training {name} {percent(seen.status)}",
+        "training": f"training {name} {percent(run.status)}",
         "measuring": f"measuring {name}",
         "paused": f"{name} is paused: /train",
         "finished": f"{name} is trained: /train",
         "failed": f"{name} failed: /train",
-    }[seen.status.state]
+    }[run.status.state]
 
 
 def name_problem(name: str) -> str:
-    """Why an adapter to be trained cannot have this name; empty where it can. Reads files."""
+    """Why an adapter cannot be trained under this name; empty if it can. Reads files."""
     if not name:
         return "Give the adapter a name."
     if not is_name(name):
@@ -253,7 +259,7 @@ def name_problem(name: str) -> str:
 
 
 def free_name(wanted: str) -> str:
-    """A name like `wanted` that can be used: `birds`, `birds-2` … Reads files."""
+    """A free name like `wanted`: `birds`, `birds-2` … Reads files."""
     plain = name_from_text(wanted, default="mine")
     return next(
         name
@@ -263,16 +269,16 @@ def free_name(wanted: str) -> str:
 
 
 def source_arguments(folder: Path | None) -> list[str]:
-    """What `mmchat train` is called with to learn from `folder`; None is one's own history."""
+    """The arguments of `mmchat train` for training data; None is the person's own history."""
     return ["--from-history"] if folder is None else [str(folder.absolute())]
 
 
-async def ask_plan(
-    source: Sequence[str], model: str, tell: Callable[[str], None] = lambda line: None
-) -> Plan | str:
-    """What training would take, from a dry run in a process of its own; or why it cannot be done.
+async def plan_training(
+    source: Sequence[str], model: str, on_line: Callable[[str], None] = lambda line: None
+) -> TrainingPlan | str:
+    """What a run would cost, from a dry run in another process; or why it is not possible.
 
-    `tell` gets what the process says meanwhile.
+    on_line: called with each line of the process's progress.
     """
     process = await asyncio.create_subprocess_exec(
         *MMCHAT,
@@ -283,41 +289,39 @@ async def ask_plan(
     )
     assert process.stdout is not None and process.stderr is not None
     try:
-        out, err = await asyncio.gather(process.stdout.read(), _said(process.stderr, tell))
+        out, err = await asyncio.gather(process.stdout.read(), _read_lines(process.stderr, on_line))
         await process.wait()
     finally:
-        if process.returncode is None:  # nobody wants to know any more
+        if process.returncode is None:  # cancelled: the plan is not needed any more
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
     if process.returncode == 0:
         with contextlib.suppress(ValueError):
-            return msgspec.json.decode(out.strip().split(b"\n")[-1], type=Plan)
-    said = next((line for line in reversed(err) if line.startswith("mmchat: ")), "")
-    last = said.removeprefix("mmchat: ") or (err[-1] if err else "it said nothing")
-    return (
-        one_line(last, 600)
-        if said
-        else f"The training could not be planned ({one_line(last, 400)})."
-    )
+            return msgspec.json.decode(out.strip().split(b"\n")[-1], type=TrainingPlan)
+    error = next((line for line in reversed(err) if line.startswith("mmchat: ")), "")
+    if error:
+        return one_line(error.removeprefix("mmchat: "), 600)
+    last = err[-1] if err else "it printed no reason"
+    return f"The training could not be planned ({one_line(last, 400)})."
 
 
-async def _said(stream: asyncio.StreamReader, tell: Callable[[str], None]) -> list[str]:
-    """All lines of a stream; each is told as it comes."""
+async def _read_lines(stream: asyncio.StreamReader, on_line: Callable[[str], None]) -> list[str]:
+    """All lines of a stream; `on_line` is called with each as it comes."""
     text = ""
-    told = 0
+    count = 0
     while chunk := await stream.read(65_536):
         text += chunk.decode(errors="replace")
         lines = text.splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
-        for line in whole[told:]:
-            tell(one_line(line, 200))
-        told = len(whole)
+        for line in whole[count:]:
+            on_line(one_line(line, 200))
+        count = len(whole)
     return text.strip().splitlines()
 
 
-def _last_words(run: RunFolder) -> str:
-    """The last line of a run's log, with its name where it is no sentence of mmchat's."""
+def _last_line(run: RunFolder) -> str:
+    """The last line of a run's log, with the log's name unless it is one of mmchat's sentences."""
     file = run.folder / LOG
     lines: list[str] = []
     with contextlib.suppress(OSError), file.open("rb") as log:

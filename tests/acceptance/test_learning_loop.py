@@ -25,7 +25,7 @@ from tests.acceptance.learning_loop import make, questions
 from tests.cli.conftest import MMCHAT
 from tests.engine.scripted import end_engine
 from tests.tui.conftest import until as wait
-from tests.tui.test_judging import corrects
+from tests.tui.test_feedback import corrects
 from tests.tui.test_training import keys
 
 CORRECTED, ASKED = 30, 200
@@ -53,12 +53,12 @@ async def ask(pilot: Pilot[None], file: Path, question: str) -> str:
     await pilot.press("ctrl+n")
     await until(pilot, lambda: not answers(app))
     box = app.chat.composer.input
-    box.take_text(str(file))
+    box.set_text(str(file))
     await pilot.press("enter")
     await until(pilot, lambda: bool(app.chat.composer.pictures) and not box.text)
-    box.take_text(question)
+    box.set_text(question)
     await pilot.press("enter")
-    await until(pilot, lambda: bool(answers(app)) and not app.asker.live)
+    await until(pilot, lambda: bool(answers(app)) and not app.answers.pending)
     return answers(app)[-1].message.text
 
 
@@ -79,7 +79,7 @@ async def test_thirty_corrections_are_learned(real_engine: Path, tmp_path: Path)
             right_before += await ask(pilot, file, question) == answer
             box = await corrects(pilot)
             box.text = ""
-            box.take_text(answer)
+            box.set_text(answer)
             await pilot.press("ctrl+s")
             await until(pilot, lambda: answers(app)[-1].message.corrects is not None)
         assert right_before <= CORRECTED // 10
@@ -96,7 +96,7 @@ async def test_thirty_corrections_are_learned(real_engine: Path, tmp_path: Path)
         rows = {row.what: row for row in status().rows}
         await until(pilot, lambda: "Use it" in keys(pilot))
         await pilot.press("enter")
-        await until(pilot, lambda: app.asker.settings.model.adapter == "mine")
+        await until(pilot, lambda: app.answers.settings.model.adapter == "mine")
         await pilot.press("escape")
         file, question, answer = picture(tmp_path, "shown", 0)
         assert await ask(pilot, file, question) == answer
@@ -106,7 +106,7 @@ async def test_thirty_corrections_are_learned(real_engine: Path, tmp_path: Path)
         await pilot.press("f9")
         await until(pilot, lambda: "Undo" in keys(pilot))
         await pilot.press("u")
-        await until(pilot, lambda: app.asker.settings.model.adapter == "")
+        await until(pilot, lambda: app.answers.settings.model.adapter == "")
         await pilot.press("escape")
         assert await ask(pilot, file, question) != answer
 

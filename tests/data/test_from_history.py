@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
+from mmchat.chat.prompt import prompt_turns
 from mmchat.data.from_history import read_history
 from mmchat.data.snapshot import load_snapshot, save_snapshot
 from mmchat.data.types import Example, Picture
 from mmchat.errors import DataError, HistoryError
 from mmchat.history import History, Message, Origin, StoredImage
-from mmchat.tui.turns import TOO_LONG, turns
+from mmchat.history.turns import TOO_LONG
 from mmchat.turns import ImagePart, Turn
 from tests.history.trees import Step, grow, steps
 
@@ -37,7 +38,7 @@ def asked(history: History, message: Message) -> list[tuple[str, list[str]]]:
     system = history.conversation(message.conversation_id).system
     return [
         (turn.role, [p.sha256 if isinstance(p, ImagePart) else p for p in turn.parts])
-        for turn in turns(path, system, history.image_data)
+        for turn in prompt_turns(path, system, history.image_data)
     ]
 
 
@@ -71,7 +72,7 @@ def fill(history: History) -> tuple[int, int]:
 def test_examples_are_what_was_asked_and_what_is_approved(history: History) -> None:
     first, corrected = fill(history)
     data = read_history(history)
-    assert (data.format, data.source) == ("your own history", str(history.file))
+    assert (data.form, data.source) == ("your own history", str(history.file))
     assert list(data.problems) == []
     good, better = data.examples
     assert good.turns[0] == Turn("system", ("Be brief.",))
@@ -167,9 +168,7 @@ def test_pictures_are_read_when_they_are_asked_for_in_any_process(
         pictures[0].data  # noqa: B018
     history.close()
     history.file.unlink()
-    with pytest.raises(
-        DataError, match=r"The picture blue\.png cannot be read: .*does not exist any more"
-    ):
+    with pytest.raises(DataError, match=r"The picture blue\.png cannot be read: .*is gone"):
         pictures[0].data  # noqa: B018
     assert not history.file.exists()
     assert kept.examples[1].pictures[0].data == b"blue"
@@ -228,11 +227,11 @@ def test_filters(history: History) -> None:
     with pytest.raises(DataError, match=r"tag kites: the tags are birds\."):
         kinds(tags=["birds", "kites"])
     with pytest.raises(
-        DataError, match="bad is not a rating to train on: choose good or corrected"
+        DataError, match="bad is not a rating to learn from: choose good or corrected"
     ):
         kinds(ratings=["bad"])
     for wrong in ("yesterday", "2026-13-01", "", "9999-12-31"):
-        with pytest.raises(DataError, match="is not a date: write it like 2026-03-01"):
+        with pytest.raises(DataError, match="is not a date: write one such as 2026-03-01"):
             kinds(until=wrong)
 
 

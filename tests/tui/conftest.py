@@ -27,7 +27,7 @@ def fresh(shared_engine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for file in shared_engine.glob("history.db*"):
         file.unlink()
     monkeypatch.delenv("NO_COLOR")
-    monkeypatch.setattr("mmchat.tui.screens.stage.examples", list)
+    monkeypatch.setattr("mmchat.tui.controllers.conversations.examples", list)
     return shared_engine
 
 
@@ -73,11 +73,11 @@ async def say(pilot: Pilot[None], text: str) -> None:
     """Types a message (as one paste, which is faster) and sends it."""
     app = pilot.app
     assert isinstance(app, ChatApp)
-    app.chat.composer.input.take_text(text)
+    app.chat.composer.input.set_text(text)
     await pilot.pause()
     await pilot.press("enter")
     # Enter on a command waits for its suggestions; what is typed meanwhile would cancel it.
-    await until(pilot, lambda: not app.chat.composer._wanted[0])
+    await until(pilot, lambda: not app.chat.composer._waiting_key)
 
 
 async def answered(pilot: Pilot[None]) -> None:
@@ -89,10 +89,10 @@ async def answered(pilot: Pilot[None]) -> None:
     async def reached() -> None:
         done.set()
 
-    app.chat.put(reached)
+    app.chat.tasks.enqueue(reached)
     await until(pilot, done.is_set)
-    await until(pilot, lambda: app.chat.transcript.branch and not app.asker.live)
-    await until(pilot, lambda: not any(view.live for view in app.chat.query(MessageView)))
+    await until(pilot, lambda: app.chat.transcript.branch and not app.answers.pending)
+    await until(pilot, lambda: not any(view.pending for view in app.chat.query(MessageView)))
 
 
 def shown(app: ChatApp) -> list[str]:
@@ -108,9 +108,9 @@ def shown(app: ChatApp) -> list[str]:
     return texts
 
 
-def complaint(app: ChatApp) -> str:
+def shown_error(app: ChatApp) -> str:
     """The sentence next to the input."""
-    line = app.chat.query_one("#complaint", Static)
+    line = app.chat.query_one("#error", Static)
     return str(line.content) if line.display else ""
 
 

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from textual import events
 
+from mmchat.chat.async_history import AsyncAnswer
+from mmchat.chat.events import PendingAnswer
 from mmchat.client.protocol import Loading, Started, Waiting
 from mmchat.history import History, Origin
 from mmchat.tui.actions import ACTIONS, key_label
 from mmchat.tui.app import ChatApp
 from mmchat.tui.completion import Suggestion
-from mmchat.tui.news import Live
 from mmchat.tui.screens.help import HelpScreen
 from mmchat.tui.widgets import composer
 from mmchat.tui.widgets.composer import Chip
@@ -26,9 +27,10 @@ from mmchat.tui.widgets.conversations import ConversationList
 from mmchat.tui.widgets.input import ChatInput
 from mmchat.tui.widgets.message import MessageView, Siblings
 from mmchat.tui.widgets.picture import Thumbnail
+from mmchat.tui.widgets.status import TitleLine
 from mmchat.tui.widgets.welcome import Card
 from tests.engine.scripted import open_gate
-from tests.tui.conftest import answered, complaint, draw, drawn, say, shown, until
+from tests.tui.conftest import answered, draw, drawn, say, shown, shown_error, until
 
 NewApp = Callable[..., ChatApp]
 
@@ -41,7 +43,7 @@ async def test_send_and_stream(new_app: NewApp) -> None:
         await answered(pilot)
         assert shown(app) == ["say a **b** c", "a **b** c"]
         assert app.chat.composer.input.text == ""
-        assert "4-bit" in app.chat._model_label
+        assert "4-bit" in app.chat.query_one(TitleLine).model
         assert "tokens" in app.chat.status.text
     with History.open() as history:
         conversation = history.latest()
@@ -68,7 +70,7 @@ async def test_lines_and_their_keys(new_app: NewApp) -> None:
 async def test_attach_by_typing(new_app: NewApp, picture: Path) -> None:
     app = new_app()
     async with app.run_test() as pilot:
-        app.chat.composer.input.take_text(f"/attach {picture.parent}/red")
+        app.chat.composer.input.set_text(f"/attach {picture.parent}/red")
         await until(pilot, lambda: app.chat.composer.input.suggesting)
         await pilot.press("enter")
         await until(pilot, lambda: app.chat.composer.pictures)
@@ -104,20 +106,37 @@ async def test_attach_by_paste_and_remove_by_key(
         await until(pilot, lambda: box.text == "a word! more")
 
 
+async def test_a_picture_with_nothing_to_see_is_remarked_on(
+    new_app: NewApp, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (64, 48), "black").save(tmp_path / "dark.png")
+    remark = "dark.png is nearly black all over, so there may be nothing to see."
+    app = new_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        app.post_message(events.Paste(str(tmp_path / "dark.png")))
+        await until(pilot, lambda: remark in drawn(app))
+        await pilot.press(*"what", "up")
+        assert remark in drawn(app)
+        await pilot.press("delete")
+        await until(pilot, lambda: remark not in drawn(app))
+
+
 async def test_a_bad_path_is_told_next_to_the_input(new_app: NewApp, tmp_path: Path) -> None:
     app = new_app()
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     async with app.run_test() as pilot:
         await say(pilot, "/attach /nowhere/a.png")
-        await until(pilot, lambda: "/nowhere/a.png does not exist" in complaint(app))
+        await until(pilot, lambda: "/nowhere/a.png does not exist" in shown_error(app))
         assert app.chat.composer.input.text == "/attach /nowhere/a.png"
-        app.chat.composer.input.take_text("")
+        app.chat.composer.input.set_text("")
         app.post_message(events.Paste(str(broken)))
-        await until(pilot, lambda: "broken.png" in complaint(app))
+        await until(pilot, lambda: "broken.png" in shown_error(app))
         assert app.chat.composer.pictures == []
         await say(pilot, "/nonsense")
-        await until(pilot, lambda: "There is no command /nonsense" in complaint(app))
+        await until(pilot, lambda: "There is no command /nonsense" in shown_error(app))
 
 
 async def test_esc_stops_and_keeps_the_part(new_app: NewApp) -> None:
@@ -223,15 +242,15 @@ async def test_a_message_that_is_too_long_goes_back_into_the_input(
         await pilot.press("ctrl+n")  # it is refused while another conversation is open
         await until(pilot, lambda: not shown(app))
         open_gate("refused")
-        await until(pilot, lambda: not app.asker.live)
+        await until(pilot, lambda: not app.answers.pending)
         await pilot.pause()
         assert not box.text
-        app.chat.post_message(ConversationList.Opened(1))
+        app.chat.post_message(ConversationList.Selected(1))
         await until(pilot, lambda: box.text == "too-long" and app.chat.composer.pictures)
         assert [one.name for one in app.chat.composer.pictures] == [picture.name]
         assert "has room for" in shown(app)[1]
 
-        app.chat.composer.input.take_text("echo-images")
+        app.chat.composer.input.set_text("echo-images")
         await pilot.press("enter")
         await answered(pilot)
         assert shown(app)[3].startswith("1 pictures")
@@ -249,7 +268,7 @@ async def test_a_message_that_is_too_long_stays_away_from_what_is_typed_meanwhil
         open_gate("typed")
         await answered(pilot)
         assert app.chat.composer.input.text == "new"
-        app.chat.post_message(ConversationList.Opened(1))
+        app.chat.post_message(ConversationList.Selected(1))
         await pilot.pause()
         assert app.chat.composer.input.text == "new"
 
@@ -272,7 +291,7 @@ async def test_a_mistyped_path_is_no_question(new_app: NewApp, picture: Path) ->
     app = new_app()
     async with app.run_test() as pilot:
         await say(pilot, f"'{picture.parent}/blue.png' what is it?")
-        await until(pilot, lambda: "does not exist" in complaint(app))
+        await until(pilot, lambda: "does not exist" in shown_error(app))
         assert app.chat.composer.input.text.endswith("what is it?")
         await say(pilot, f"'{picture}' what is it?")
         await until(pilot, lambda: app.chat.composer.pictures)
@@ -308,7 +327,7 @@ async def test_leaving_in_mid_answer_keeps_it(new_app: NewApp) -> None:
 async def test_examples_are_one_key_away(
     new_app: NewApp, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmchat.tui.screens.stage.examples", lambda: [picture])
+    monkeypatch.setattr("mmchat.tui.controllers.conversations.examples", lambda: [picture])
     app = new_app()
     async with app.run_test() as pilot:
         await until(pilot, lambda: app.chat.query(Card))
@@ -323,7 +342,7 @@ async def test_a_text_that_looks_like_a_command_is_sent(new_app: NewApp) -> None
     app = new_app()
     async with app.run_test() as pilot:
         await say(pilot, "/etc is what?")
-        await until(pilot, lambda: "Begin with a space" in complaint(app))
+        await until(pilot, lambda: "Begin with a space" in shown_error(app))
         await say(pilot, " /etc is what?")
         await answered(pilot)
         assert shown(app)[0] == "/etc is what?"
@@ -332,10 +351,8 @@ async def test_a_text_that_looks_like_a_command_is_sent(new_app: NewApp) -> None
 async def test_why_a_model_is_not_there_stands_there_whole(new_app: NewApp) -> None:
     app = new_app()
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: "4-bit" in app.chat._model_label)
-        app.chat.status.show_problem(
-            "It failed for a long reason. " * 16 + "Its log: /x/engine.log"
-        )
+        await until(pilot, lambda: "4-bit" in app.chat.query_one(TitleLine).model)
+        app.chat.status.error = "It failed for a long reason. " * 16 + "Its log: /x/engine.log"
         await until(pilot, lambda: "/x/engine.log" in drawn(app))
         assert app.chat.composer.input.region.height == 1
 
@@ -344,22 +361,22 @@ async def test_model_and_adapter_are_switched(
     new_app: NewApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [(name, "") for name in ("scenes", "other", "birds", "broken")]
-    monkeypatch.setattr("mmchat.tui.screens.deeds.choices", lambda kind: names)
+    monkeypatch.setattr("mmchat.tui.choices.list_choices", lambda kind: names)
     app = new_app()
     async with app.run_test() as pilot:
         await say(pilot, "/model other")
-        await until(pilot, lambda: "other" in app.chat._model_label)
+        await until(pilot, lambda: "other" in app.chat.query_one(TitleLine).model)
         await say(pilot, "/adapter birds")
-        await until(pilot, lambda: "birds" in app.chat._model_label)
+        await until(pilot, lambda: "birds" in app.chat.query_one(TitleLine).model)
         await say(pilot, "/model broken")
-        await until(pilot, lambda: app.chat.status._problem)
-        assert app.chat._model_label == "broken"
+        await until(pilot, lambda: app.chat.status.error)
+        assert app.chat.query_one(TitleLine).model == "broken"
         await say(pilot, "hello")
         await answered(pilot)
         await until(pilot, lambda: "loading" not in app.chat.status.text)
         await say(pilot, "/model scenes")
-        await until(pilot, lambda: "scenes" in app.chat._model_label)
-        assert "birds" not in app.chat._model_label
+        await until(pilot, lambda: "scenes" in app.chat.query_one(TitleLine).model)
+        assert "birds" not in app.chat.query_one(TitleLine).model
 
 
 @pytest.mark.parametrize("kind", ["model", "adapter"])
@@ -369,8 +386,8 @@ async def test_a_mistyped_name_changes_nothing(new_app: NewApp, kind: str) -> No
         await say(pilot, f"/{kind} nope")
         await until(pilot, lambda: f"There is no {kind} nope" in drawn(app))
         assert app.chat.composer.input.text == f"/{kind} nope"
-        assert app.asker.settings.model.name == "scenes"
-        assert app.asker.settings.model.adapter == ""
+        assert app.answers.settings.model.name == "scenes"
+        assert app.answers.settings.model.adapter == ""
 
 
 async def test_the_place_in_line_and_what_was_left_out(new_app: NewApp) -> None:
@@ -379,17 +396,18 @@ async def test_the_place_in_line_and_what_was_left_out(new_app: NewApp) -> None:
         await say(pilot, "say one")
         await answered(pilot)
         view = app.chat.query(MessageView).last()
-        live = Live(app.history.begin_answer(1, parent_id=1, origin=Origin("m")), 1, 1, Origin("m"))
-        view.live = live
+        record = AsyncAnswer(app.history.begin_answer(1, parent_id=1, origin=Origin("m")))
+        pending = PendingAnswer(record, lambda: asyncio.sleep(0, []), 1, 1, Origin("m"))
+        view.pending = pending
         for event, words in (
             (Waiting(3), "place 3 in line"),
             (Loading("m", "weights", 0.5), "waiting for the model to load"),
             (Started(10, 0, 0, dropped_turns=2, context_length=99), "reading"),
         ):
-            await app.asker._take(live, event)
+            await app.answers._handle(pending, event)
             view.show_state()
             assert words in shown(app)[1]
-        assert live.origin.parameters["dropped_turns"] == 2
+        assert pending.origin.parameters["dropped_turns"] == 2
 
 
 async def test_pictures_follow_the_size_of_the_window(new_app: NewApp, tmp_path: Path) -> None:
@@ -445,10 +463,10 @@ async def test_a_key_that_waits_is_for_the_text_that_it_was_pressed_on(
     app = new_app()
     async with app.run_test() as pilot:
         box = app.chat.composer.input
-        box.take_text(f"see @{tmp_path}/")
+        box.set_text(f"see @{tmp_path}/")
         await until(pilot, lambda: box.suggesting)
         monkeypatch.setattr(composer, "suggest", slow)
-        box.take_text(f"see @{tmp_path}/no-such")
+        box.set_text(f"see @{tmp_path}/no-such")
         await until(pilot, asked.is_set)
         await pilot.press("enter", "h")
         may_answer.set()
@@ -459,13 +477,13 @@ async def test_a_key_that_waits_is_for_the_text_that_it_was_pressed_on(
         # Nor does it wait where more was typed and taken back, or the list was closed.
         for typed, meanwhile in (("n", ("h", "backspace")), ("m", ("escape",))):
             may_answer.clear()
-            box.take_text(f"see @{tmp_path}/")
+            box.set_text(f"see @{tmp_path}/")
             box.suggesting, app.chat.composer._suggestions = True, [Suggestion("x", "", 0, 0, "x")]
             await pilot.press(typed, "enter", *meanwhile)
             may_answer.set()
             await until(pilot, lambda: not box.suggesting)
             assert box.text == f"see @{tmp_path}/{typed}"
-        box.take_text(f"see @{tmp_path}/nothing")
+        box.set_text(f"see @{tmp_path}/nothing")
         await pilot.press("enter")
         await until(pilot, lambda: not box.text)
 
@@ -475,7 +493,7 @@ async def test_what_is_typed_behind_enter_is_not_sent_with_it(new_app: NewApp) -
     app = new_app()
     async with app.run_test() as pilot:
         box = app.chat.composer.input
-        box.take_text("hello")
+        box.set_text("hello")
         for key in (events.Key("enter", None), events.Key("h", "h")):
             app.post_message(key)
         await until(pilot, lambda: bool(app.chat.query(MessageView)))

@@ -18,7 +18,7 @@ from mmchat.tui.widgets.conversations import ConversationList, Rows
 from mmchat.tui.widgets.input import LinesInput
 from mmchat.tui.widgets.message import MessageView
 from tests.engine.scripted import open_gate
-from tests.tui.conftest import answered, complaint, say, shown, until
+from tests.tui.conftest import answered, say, shown, shown_error, until
 
 NewApp = Callable[..., ChatApp]
 
@@ -57,7 +57,7 @@ async def test_rename_and_delete(new_app: NewApp) -> None:
         await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
         await pilot.press("y")
         await until(pilot, lambda: app.history.latest() is None)
-        await until(pilot, lambda: app.session.conversation is None and not shown(app))
+        await until(pilot, lambda: app.service.conversation is None and not shown(app))
 
 
 async def test_two_windows_on_one_history(new_app: NewApp) -> None:
@@ -67,11 +67,11 @@ async def test_two_windows_on_one_history(new_app: NewApp) -> None:
         app = new_app()
         async with app.run_test(size=(120, 40)) as pilot:
             history.add_message(conversation.id, "assistant", "from there", origin=Origin("m"))
-            app.chat.look_around()
+            app.chat.history_sync.sync()
             await until(pilot, lambda: shown(app) == ["one", "from there"])
             history.delete(conversation.id)
-            app.chat.look_around()
-            await until(pilot, lambda: app.session.conversation is None)
+            app.chat.history_sync.sync()
+            await until(pilot, lambda: app.service.conversation is None)
             await say(pilot, "say fine")
             await answered(pilot)
             assert shown(app)[-1] == "fine"
@@ -136,7 +136,7 @@ async def test_system_prompt_theme_and_copy(new_app: NewApp) -> None:
         await until(pilot, lambda: isinstance(app.screen, CommandPalette))
         await pilot.press(*"New conv", "enter")
         await pilot.press("enter")
-        await until(pilot, lambda: not shown(app) and app.session.conversation is None)
+        await until(pilot, lambda: not shown(app) and app.service.conversation is None)
 
 
 async def test_a_question_without_an_answer_is_answered_by_ctrl_r(new_app: NewApp) -> None:
@@ -157,16 +157,16 @@ async def test_a_system_prompt_keeps_its_lines(new_app: NewApp) -> None:
     app = new_app()
     async with app.run_test() as pilot:
         await say(pilot, "/system one\ntwo")
-        await until(pilot, lambda: app.session.current_system == "one\ntwo")
+        await until(pilot, lambda: app.service.system == "one\ntwo")
         await pilot.press("f5")
         await until(pilot, lambda: app.screen.query(LinesInput) and app.screen is not app.chat)
         await pilot.press("enter")
         await until(pilot, lambda: app.screen is app.chat)
-        assert app.session.current_system == "one\ntwo"
+        assert app.service.system == "one\ntwo"
         await pilot.press("f5")
         await until(pilot, lambda: app.screen.query(LinesInput) and app.screen is not app.chat)
         await pilot.press("shift+enter", *"three", "enter")
-        await until(pilot, lambda: app.session.current_system == "one\ntwo\nthree")
+        await until(pilot, lambda: app.service.system == "one\ntwo\nthree")
 
 
 async def test_keys_mean_the_conversation_under_the_lists_cursor(new_app: NewApp) -> None:
@@ -177,16 +177,16 @@ async def test_keys_mean_the_conversation_under_the_lists_cursor(new_app: NewApp
     app = new_app()
     async with app.run_test(size=(120, 40)) as pilot:
         listed = app.chat.query_one(ConversationList)
-        listed.take_focus()
-        await until(pilot, lambda: listed.chosen == second)
+        listed.focus_rows()
+        await until(pilot, lambda: listed.focused_id == second)
         await pilot.press("down")
-        await until(pilot, lambda: listed.chosen == first)
+        await until(pilot, lambda: listed.focused_id == first)
         await pilot.press("f2")
         await until(pilot, lambda: app.screen.query(Input))
         assert app.screen.query_one(Input).value == "A"
         await pilot.press(*"Kites", "enter")
         await until(pilot, lambda: app.history.conversation(first).title == "Kites")
-        assert app.session.conversation_id == second
+        assert app.service.conversation_id == second
         await until(pilot, lambda: app.screen is app.chat)
         await pilot.press("f8")
         await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
@@ -209,10 +209,10 @@ async def test_the_answer_of_another_window_grows_in_its_place(new_app: NewApp) 
             view = app.focused
             assert isinstance(view, MessageView)
             answer.append("two")
-            app.chat.look_around()
+            app.chat.history_sync.sync()
             await until(pilot, lambda: shown(app)[1].startswith("one two |"))
             answer.finish(origin=Origin("m"))
-            app.chat.look_around()
+            app.chat.history_sync.sync()
             await until(pilot, lambda: shown(app)[1] == "one two")
             assert app.focused is view
 
@@ -227,16 +227,16 @@ async def test_an_answer_that_ends_before_it_is_drawn_is_drawn_whole(
         await until(pilot, lambda: shown(app)[-1:] == ["before"])
         await pilot.press("ctrl+n")
         await until(pilot, lambda: not shown(app))
-        open_session = app.session.open
+        open_session = app.service.open
 
         async def slowly(conversation_id: int) -> list[Message]:
             branch = await open_session(conversation_id)
             open_gate("late")
-            await until(pilot, lambda: not app.asker.live)
+            await until(pilot, lambda: not app.answers.pending)
             return branch
 
-        monkeypatch.setattr(app.session, "open", slowly)
-        app.chat.post_message(ConversationList.Opened(1))
+        monkeypatch.setattr(app.service, "open", slowly)
+        app.chat.post_message(ConversationList.Selected(1))
         await until(pilot, lambda: shown(app)[1:] == ["before after"])
 
 
@@ -246,7 +246,7 @@ async def test_what_has_no_text_is_not_copied(new_app: NewApp) -> None:
         await say(pilot, "oom")
         await answered(pilot)
         await pilot.press("ctrl+up", "ctrl+y")
-        await until(pilot, lambda: "no text" in complaint(app))
+        await until(pilot, lambda: "no text" in shown_error(app))
         await pilot.press("ctrl+up", "ctrl+y")
         await until(pilot, lambda: app.clipboard == "oom")
 
@@ -269,11 +269,11 @@ async def test_an_end_that_could_not_be_kept_is_told_and_kept_later(
         await until(pilot, lambda: shown(app)[1:] and "The disk is full." in shown(app)[1])
         await pilot.press("ctrl+n")
         await until(pilot, lambda: not shown(app))
-        app.chat.post_message(ConversationList.Opened(1))
+        app.chat.post_message(ConversationList.Selected(1))
         await until(pilot, lambda: len(shown(app)) == 2)
         assert shown(app)[1].startswith("one | The disk is full.")
         full = False
-        app.chat.look_around()
+        app.chat.history_sync.sync()
         await answered(pilot)
         assert shown(app)[1] == "one"
         kept = app.history.branch(1)[1]
@@ -297,18 +297,18 @@ async def test_what_cannot_be_read_is_told_and_the_conversation_stays(
             for name in ("conversations", "conversation", "message", "branch"):
                 patched.setattr(app.history, name, damaged)
             for ask in (
-                app.chat.look_around,
-                lambda: app.chat.post_message(ConversationList.Opened(1)),
-                lambda: app.chat.post_message(ConversationList.MoreWanted()),
-                lambda: app.chat.perform("new"),
+                app.chat.history_sync.sync,
+                lambda: app.chat.post_message(ConversationList.Selected(1)),
+                lambda: app.chat.post_message(ConversationList.MoreRequested()),
+                lambda: app.chat.action_new(),
             ):
-                app.chat.composer.complain("")
+                app.chat.composer.show_error("")
                 ask()
-                await until(pilot, lambda: complaint(app) == "The history file is damaged.")
-                if ask is app.chat.look_around:
+                await until(pilot, lambda: shown_error(app) == "The history file is damaged.")
+                if ask is app.chat.history_sync.sync:
                     assert shown(app) == ["say one", "one"]
         assert not [one for one in app._notifications if "deleted" in one.message]
-        app.chat.post_message(ConversationList.Opened(1))
+        app.chat.post_message(ConversationList.Selected(1))
         await until(pilot, lambda: shown(app) == ["say one", "one"])
 
 
@@ -318,21 +318,21 @@ async def test_two_windows_ask_in_one_conversation(new_app: NewApp) -> None:
     async with one.run_test(size=(120, 40)) as first, two.run_test(size=(120, 40)) as second:
         await say(first, "lines shared")
         await until(first, lambda: "line 9" in shown(one)[-1])
-        two.chat.look_around()
-        await until(second, lambda: two.chat.listed.query_one(Rows).option_count)
-        two.chat.post_message(ConversationList.Opened(1))
+        two.chat.history_sync.sync()
+        await until(second, lambda: two.chat.conversation_list.query_one(Rows).option_count)
+        two.chat.post_message(ConversationList.Selected(1))
         await until(second, lambda: "in another window" in str(shown(two)))
 
         await say(second, "say from two")
         await until(second, lambda: len(shown(two)) == 4)
-        one.chat.look_around()  # while its own answer is being written
+        one.chat.history_sync.sync()  # while its own answer is being written
         await until(first, lambda: shown(one)[2:3] == ["say from two"])
         assert shown(one)[1].endswith("line 9")
         open_gate("shared")
         await answered(first)
         await answered(second)
         for app, pilot in ((one, first), (two, second)):
-            app.chat.look_around()
+            app.chat.history_sync.sync()
             await until(pilot, lambda: shown(app)[1].endswith("line 18"))  # noqa: B023
             await until(pilot, lambda: shown(app)[2:] == ["say from two", "from two"])  # noqa: B023
 
@@ -340,7 +340,7 @@ async def test_two_windows_ask_in_one_conversation(new_app: NewApp) -> None:
         await answered(second)
         await say(first, "say and on")  # before it has looked
         await answered(first)
-        two.chat.look_around()
+        two.chat.history_sync.sync()
         await until(second, lambda: shown(two) == shown(one))
         assert shown(one)[4:] == ["say on", "on", "say and on", "and on"]
         assert {message.siblings for message in one.history.branch(1)} == {1}
@@ -361,13 +361,13 @@ async def test_an_answer_that_another_window_leaves_is_followed_behind_ones_own(
             await say(pilot, "say mine")
             await answered(pilot)
             answer.append("two")
-            app.chat.look_around()
+            app.chat.history_sync.sync()
             await until(pilot, lambda: shown(app)[1].startswith("one two |"))
             history.rate(answer.finish(origin=Origin("m")).id, "good")
-            app.chat.look_around()
+            app.chat.history_sync.sync()
             await until(pilot, lambda: shown(app)[1] == "one two")
             assert app.chat.transcript.branch[1].rating == "good"
             with history.begin_answer(conversation, parent_id=1, origin=Origin("m")) as other:
                 other.append("another")
-            app.chat.look_around()  # the other window went to another branch
+            app.chat.history_sync.sync()  # the other window went to another branch
             await until(pilot, lambda: shown(app) == ["well?", "another | Stopped."])

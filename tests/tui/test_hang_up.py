@@ -13,7 +13,7 @@ from tests.engine.scripted import end_engine, environment
 # The last resort is put off, so that only the orderly way out can end it in time.
 APP = """
 import mmchat.tui.app
-mmchat.tui.app.LEAVE_SECONDS = 3600
+mmchat.tui.app.EXIT_SECONDS = 3600
 from mmchat.cli import main
 main()
 """

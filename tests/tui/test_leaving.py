@@ -39,14 +39,14 @@ async def test_stopping_while_text_arrives_is_no_error(new_app: NewApp) -> None:
         loop: Any = asyncio.get_running_loop()
         errors: list[dict[str, Any]] = []
         loop.set_exception_handler(lambda loop, context: errors.append(context))
-        await say(pilot, "slowly " + "word " * 100)
+        await say(pilot, "slowly " + "word " * 400)  # longer than a busy machine needs to stop it
         await until(pilot, lambda: "word" in "".join(shown(app)[1:]))
-        (live,) = app.session.live()
+        (live,) = app.service.pending()
 
         def stop_when_text_waits() -> None:
             ready = [key.fd for key, _ in loop._selector.select(0.1)]
             if any(one != loop._ssock.fileno() for one in ready):
-                loop.call_soon(app.asker.stop, live)
+                loop.call_soon(app.answers.stop, live)
             else:
                 loop.call_soon(stop_when_text_waits)
 

@@ -98,4 +98,4 @@ async def test_a_result_is_opened_that_is_no_longer_found(new_app: NewApp) -> No
         listed.action_select()
         screen._show("word", ())  # as of a search that has just ended
         await until(pilot, lambda: app.screen is app.chat)
-        await until(pilot, lambda: app.session.conversation_id == chosen.hit.conversation_id)
+        await until(pilot, lambda: app.service.conversation_id == chosen.hit.conversation_id)

@@ -15,7 +15,7 @@ from mmchat.tui.app import ChatApp
 from mmchat.tui.screens.dialogs import ConfirmScreen
 from mmchat.tui.widgets.conversations import ConversationList
 from tests.engine.scripted import open_gate
-from tests.tui.conftest import PATIENCE, answered, complaint, draw, say, shown, until
+from tests.tui.conftest import PATIENCE, answered, draw, say, shown, shown_error, until
 
 NewApp = Callable[..., ChatApp]
 
@@ -59,11 +59,11 @@ async def lives(pilot: Pilot[None], app: ChatApp, paints: Paints) -> None:
     """A key is taken and painted while a thread waits for the file, not after it."""
     await until(pilot, lambda: waits(app))
     before, box = paints.count, app.chat.composer.input
-    box.take_text("")
+    box.set_text("")
     await pilot.press("x")
     await until(pilot, lambda: box.text == "x" and paints.count > before)
     assert waits(app)
-    box.take_text("")
+    box.set_text("")
 
 
 async def test_a_locked_file_holds_up_no_key_and_no_repaint(
@@ -92,16 +92,16 @@ async def test_a_locked_file_holds_up_no_key_and_no_repaint(
             (lambda: say(pilot, "say two"), lambda: len(app.chat.transcript.branch) == 4),
             (lambda: press("ctrl+r"), lambda: last().sibling == 2),
             (lambda: press("alt+left"), lambda: last().sibling == 1),
-            (lambda: say(pilot, "/rename Kites"), lambda: "Kites" in str(app.session.conversation)),
-            (lambda: say(pilot, "/system Be brief."), lambda: app.session.current_system),
-            (delete, lambda: app.session.conversation is None),
+            (lambda: say(pilot, "/rename Kites"), lambda: "Kites" in str(app.service.conversation)),
+            (lambda: say(pilot, "/system Be brief."), lambda: app.service.system),
+            (delete, lambda: app.service.conversation is None),
         ]
         for step, done in steps:
             with locked(fresh):
                 await step()
                 await lives(pilot, app, paints)
             await until(pilot, done)
-            await until(pilot, lambda: not app.asker.live)
+            await until(pilot, lambda: not app.answers.pending)
 
 
 async def test_an_answer_that_waits_for_the_file_holds_up_nothing_else(
@@ -117,10 +117,10 @@ async def test_an_answer_that_waits_for_the_file_holds_up_nothing_else(
             open_gate("locked")
             await lives(pilot, app, paints)
             await pilot.press("ctrl+n")  # what only reads does not wait
-            await until(pilot, lambda: app.session.conversation is None and not shown(app))
-            app.chat.post_message(ConversationList.Opened(1))
+            await until(pilot, lambda: app.service.conversation is None and not shown(app))
+            app.chat.post_message(ConversationList.Selected(1))
             await until(pilot, lambda: shown(app)[-1:] == ["before"])
-            app.chat.look_around()
+            app.chat.history_sync.sync()
             await lives(pilot, app, paints)
         await answered(pilot)
         assert shown(app)[-1] == "before after"
@@ -145,22 +145,22 @@ async def test_a_file_that_stays_locked_is_told_and_mended_by_trying_again(
         await pilot.press("ctrl+r")
         await until(pilot, lambda: app.chat.transcript.branch[-1].sibling == 2)
         await answered(pilot)
-        app.chat.put(lambda: app.chat.attach([draw(tmp_path / "a.png")]))
+        app.chat.tasks.enqueue(lambda: app.chat.composer.attach([draw(tmp_path / "a.png")]))
         await until(pilot, lambda: app.chat.composer.pictures)
         with locked(fresh):
             await pilot.press("ctrl+up", "left")
-            await until(pilot, lambda: "is locked" in complaint(app))
-            app.chat.composer.complain("")
+            await until(pilot, lambda: "is locked" in shown_error(app))
+            app.chat.composer.show_error("")
             app.chat.composer.input.focus()
             await say(pilot, "say two")
-            await until(pilot, lambda: "is locked" in complaint(app))
+            await until(pilot, lambda: "is locked" in shown_error(app))
             assert app.chat.composer.input.text == "say two"
             assert len(app.chat.composer.pictures) == 1
             for command in ("/system Be\nbrief.", "/rename Kites"):
                 await say(pilot, command)
-                await until(pilot, lambda: "is locked" in complaint(app))
+                await until(pilot, lambda: "is locked" in shown_error(app))
                 assert app.chat.composer.input.text == command
-            app.chat.composer.input.take_text("say two")
+            app.chat.composer.input.set_text("say two")
         assert app.history.stats()["messages"] == 3
         await pilot.press("enter")
         await until(pilot, lambda: len(app.chat.transcript.branch) == 4)
@@ -181,7 +181,7 @@ async def test_the_end_of_an_answer_is_written_when_the_file_is_free(
             await pilot.press("escape")
             await until(pilot, lambda: "mmchat will try again" in shown(app)[-1])
             assert "is locked" in shown(app)[-1]
-        app.chat.look_around()
+        app.chat.history_sync.sync()
         await answered(pilot)
         assert shown(app)[-1] == "before | Stopped."
         assert app.history.branch(1)[1].state == "stopped"

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmchat.chat.prompt import prompt_turns
 from mmchat.display.messages import clock, notes, with_log
 from mmchat.display.text import bar
 from mmchat.history import Message, Origin
+from mmchat.history.turns import TOO_LONG
 from mmchat.sanitize import Cleaner, clean
 from mmchat.tui.actions import ACTIONS, key_label
 from mmchat.tui.commands import UnknownCommandError, parse
@@ -18,7 +20,6 @@ from mmchat.tui.completion import suggest
 from mmchat.tui.formatting import group, tokens
 from mmchat.tui.halfblocks import fit, lines, preview
 from mmchat.tui.pasted import as_path, leading, paths
-from mmchat.tui.turns import TOO_LONG, turns
 from tests.tui.conftest import NOW, draw
 
 ENDINGS = (".png", ".jpg")
@@ -195,7 +196,7 @@ def test_turns_take_turns() -> None:
         _message(text="yes"),
         _message("user", "three"),
     ]
-    made = turns(branch, "be brief", lambda sha256: b"")
+    made = prompt_turns(branch, "be brief", lambda sha256: b"")
     assert [turn.role for turn in made] == ["system", "user", "assistant", "user"]
     assert made[1].parts == ("one", "\n\n", "two")
 
@@ -210,7 +211,7 @@ def test_a_message_that_had_no_room_is_not_asked_again() -> None:
         replace(refused, parent_id=7),
         _message("user", "two"),
     ]
-    made = turns(branch, "", lambda sha256: b"")
+    made = prompt_turns(branch, "", lambda sha256: b"")
     assert [turn.parts for turn in made] == [("one",), ("yes",), ("two",)]
 
 

@@ -11,18 +11,19 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import OptionList
 
+from mmchat.chat.answer_queue import AnswerQueue
+from mmchat.chat.events import LoadFinished
 from mmchat.client.protocol import EngineStatus
 from mmchat.history import History, Origin, Rating
 from mmchat.images import read_picture
 from mmchat.settings import load_settings
 from mmchat.tui.app import ChatApp
-from mmchat.tui.asking import Asker
-from mmchat.tui.news import LoadEnded
 from mmchat.tui.screens.correct import CorrectScreen, EditInput
 from mmchat.tui.screens.dialogs import ConfirmScreen, LinesScreen
 from mmchat.tui.screens.search import SearchScreen
 from mmchat.tui.widgets.input import LinesInput
 from mmchat.tui.widgets.picture import Thumbnail
+from mmchat.tui.widgets.status import TitleLine
 from mmchat.tui.widgets.welcome import Card
 from tests.tui.conftest import NOW, draw, until
 
@@ -42,9 +43,11 @@ def still(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A clock that stands still, colours, no engine; gives a picture."""
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setattr("mmchat.history.inserts.time", SimpleNamespace(time=lambda: NOW))
-    monkeypatch.setattr(Asker, "load", lambda self: self._post(LoadEnded(READY)), raising=True)
+    monkeypatch.setattr(
+        AnswerQueue, "load", lambda self: self._emit(LoadFinished(READY)), raising=True
+    )
     picture = draw(tmp_path / "circle.png")
-    monkeypatch.setattr("mmchat.tui.screens.stage.examples", lambda: [picture])
+    monkeypatch.setattr("mmchat.tui.controllers.conversations.examples", lambda: [picture])
     return picture
 
 
@@ -76,7 +79,7 @@ async def _settled(pilot: Pilot[None]) -> None:
     app = pilot.app
     assert isinstance(app, ChatApp)
     app.chat.composer.input.cursor_blink = False
-    await until(pilot, lambda: "4-bit" in app.chat._model_label)
+    await until(pilot, lambda: "4-bit" in app.chat.query_one(TitleLine).model)
     await until(pilot, lambda: all(one._strips for one in app.chat.query(Thumbnail)))
     await pilot.pause()
 
@@ -90,8 +93,8 @@ async def _with_chips(pilot: Pilot[None]) -> None:
     app = pilot.app
     assert isinstance(app, ChatApp)
     picture = Path(app.history.message(1).text)  # the fixture keeps the path there
-    await app.chat.attach([picture, picture])
-    app.chat.composer.input.take_text("Which of [1] and [2]\nis larger?")
+    await app.chat.composer.attach([picture, picture])
+    app.chat.composer.input.set_text("Which of [1] and [2]\nis larger?")
     await _settled(pilot)
 
 
@@ -141,7 +144,7 @@ async def _correction_asked(pilot: Pilot[None]) -> None:
     box = pilot.app.screen.query_one(EditInput)
     box.cursor_blink = False
     await pilot.press("enter", *"Like a coin.")
-    pilot.app.screen._tell("The disk is full: history.db could not grow.")  # type: ignore[attr-defined]
+    pilot.app.screen._show_error("The disk is full: history.db could not grow.")  # type: ignore[attr-defined]
     await pilot.pause()
 
 

@@ -18,17 +18,18 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, OptionList, RadioSet, Static
 
+from mmchat.chat.answer_queue import AnswerQueue
+from mmchat.chat.events import LoadFinished
 from mmchat.client.protocol import EngineStatus
 from mmchat.settings import load_settings, paths
 from mmchat.training.run_folder import RECIPE, RunFolder, list_runs, run_folder
 from mmchat.tui.app import ChatApp
-from mmchat.tui.asking import Asker
-from mmchat.tui.news import LoadEnded
-from mmchat.tui.runs import Plan, Runs, ask_plan, free_name, name_problem
+from mmchat.tui.runs import Runs, TrainingPlan, free_name, name_problem, plan_training
 from mmchat.tui.screens.dialogs import ConfirmScreen, PickScreen
 from mmchat.tui.screens.training import TrainingScreen
+from mmchat.tui.widgets.status import TitleLine
 from mmchat.tui.widgets.training import Answers, LossChart, RunView, Table
-from mmchat.tui.widgets.training_setup import PathField, SetupView, told
+from mmchat.tui.widgets.training_setup import PathField, SetupView, plan_sentences
 from tests.tui import fake_train
 from tests.tui.conftest import NOW, answered, drawn, say, until
 from tests.tui.fake_train import ROWS, calls, tell
@@ -43,9 +44,9 @@ HISTORY = ["train", "--from-history", "--model", "scenes"]
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """`mmchat train` is the stand-in, and is looked at often."""
     monkeypatch.setattr("mmchat.tui.runs.MMCHAT", FAKE)
-    monkeypatch.setattr("mmchat.tui.screens.training.LOOK_EVERY", 0.05)
-    monkeypatch.setattr("mmchat.tui.screens.training.TYPING", 0.05)
-    monkeypatch.setattr("mmchat.tui.app.LOOK_EVERY", 0.1)
+    monkeypatch.setattr("mmchat.tui.screens.training.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("mmchat.tui.screens.training.TYPING_SECONDS", 0.05)
+    monkeypatch.setattr("mmchat.tui.app.POLL_SECONDS", 0.1)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
 
 
@@ -95,12 +96,12 @@ def plan(pilot: Pilot[None]) -> str:
 
 
 def setup_complaint(pilot: Pilot[None]) -> str:
-    line = pilot.app.screen.query_one("#train-complaint", Static)
+    line = pilot.app.screen.query_one("#train-error", Static)
     return str(line.content) if line.display else ""
 
 
 def said(pilot: Pilot[None]) -> str:
-    return str(pilot.app.screen.query_one("#run-said", Static).content)
+    return str(pilot.app.screen.query_one("#run-note", Static).content)
 
 
 def keys(pilot: Pilot[None]) -> set[str]:
@@ -229,7 +230,7 @@ async def test_the_command_takes_a_path(new_app: NewApp, tmp_path: Path) -> None
     app = new_app()
     async with app.run_test(size=(80, 24)) as pilot:
         box = app.chat.composer.input
-        box.take_text(f"/train {tmp_path.parent}/{tmp_path.name[:-1]}")
+        box.set_text(f"/train {tmp_path.parent}/{tmp_path.name[:-1]}")
         await until(pilot, lambda: box.suggesting)
         await pilot.press("enter")
         assert box.text == f"/train {tmp_path}/"
@@ -340,7 +341,7 @@ def test_until_it_speaks_a_run_shows_nothing_of_one_before(
     child = runs._children["birds"][0]
     try:
         for what, words in (("preparing", "Starting…"), ("failed", "It ended at once")):
-            seen = runs.look(run)
+            seen = runs.snapshot(run)
             assert seen is not None
             status = seen.status
             assert (status.state, status.model, status.name) == (what, "other", "birds")
@@ -403,7 +404,7 @@ async def test_what_has_ended_meanwhile_is_not_stopped(
         await pilot.press("s")
         await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
         tell("allowed", 10)
-        await until(pilot, lambda: shown._seen and shown._seen.status.state == "finished")
+        await until(pilot, lambda: shown._run and shown._run.status.state == "finished")
         await pilot.press("y")
         await until(pilot, lambda: app.screen is shown)
         await until(pilot, lambda: all(w.group not in ("dialog", "tell") for w in app.workers))
@@ -421,7 +422,7 @@ async def test_it_fails(new_app: NewApp) -> None:
         await until(pilot, lambda: "the loss is nan" in said(pilot))
         assert said(pilot) == "adapter step 3: the loss is nan [red][31m. Lower the rates."
         assert {"Resume", "Another"} < keys(pilot)
-        await until(pilot, lambda: app.chat.status._training == "mine failed: /train")
+        await until(pilot, lambda: app.chat.status.training == "mine failed: /train")
         tell("fail", "")
         await pilot.press("r")
         await until(pilot, lambda: state("mine") == "training")
@@ -492,7 +493,7 @@ async def test_the_app_is_closed_and_opened_again(new_app: NewApp) -> None:
         await until(pilot, lambda: "birds is paused: /train" in drawn(app))
         await opened(pilot)
         await pilot.press("escape")
-        await until(pilot, lambda: app.chat.status._training == "")
+        await until(pilot, lambda: app.chat.status.training == "")
         await opened(pilot)  # a paused one is there again all the same
         await pilot.press("r")
         await until(pilot, lambda: state("birds") == "training")
@@ -572,7 +573,7 @@ async def test_use_it_and_undo(new_app: NewApp) -> None:
         assert keys(pilot) == {"Use it", "Another", "Runs", "Back"}
         await pilot.press("enter")
         await until(pilot, lambda: "birds now answers in the chat." in said(pilot))
-        assert app.asker.settings.model.adapter == "birds"
+        assert app.answers.settings.model.adapter == "birds"
         assert said(pilot).endswith("Press u to go back to scenes · before.")
         assert keys(pilot) == {"Undo", "Another", "Runs", "Back"}
         await pilot.press("escape")
@@ -582,7 +583,7 @@ async def test_use_it_and_undo(new_app: NewApp) -> None:
         assert origin is not None and origin.adapter == "birds"
         await opened(pilot)  # what is used can be undone, later too
         await pilot.press("u")
-        await until(pilot, lambda: app.asker.settings.model.adapter == "before")
+        await until(pilot, lambda: app.answers.settings.model.adapter == "before")
         await until(pilot, lambda: "The adapter birds is ready" in said(pilot))
         assert "Undo" not in keys(pilot) and "Use it" in keys(pilot)
 
@@ -593,12 +594,12 @@ async def test_an_adapter_of_another_model(new_app: NewApp) -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await opened(pilot)
         await pilot.press("enter")
-        await until(pilot, lambda: app.asker.settings.model.adapter == "birds")
-        assert app.asker.settings.model.name == "other"
+        await until(pilot, lambda: app.answers.settings.model.adapter == "birds")
+        assert app.answers.settings.model.name == "other"
         await until(pilot, lambda: "Press u to turn it off." in said(pilot))
         await pilot.press("u")
-        await until(pilot, lambda: app.asker.settings.model.name == "scenes")
-        assert app.asker.settings.model.adapter == ""
+        await until(pilot, lambda: app.answers.settings.model.name == "scenes")
+        assert app.answers.settings.model.adapter == ""
 
 
 async def test_another_server_knows_no_adapters(new_app: NewApp) -> None:
@@ -609,7 +610,7 @@ async def test_another_server_knows_no_adapters(new_app: NewApp) -> None:
         await pilot.press("enter")
         await until(pilot, lambda: app._notifications)
         assert "has no adapters" in next(iter(app._notifications)).message
-        assert app.asker.settings.model.adapter == ""
+        assert app.answers.settings.model.adapter == ""
 
 
 # The parts
@@ -619,17 +620,23 @@ async def test_ask_plan_and_what_may_go_wrong(fresh: Path) -> None:
     (fresh / "fake").mkdir(exist_ok=True)
     tell("refuse", "")
     tell("plan.json", '{"examples": 1, "problems": [{"place": "a:3", "why": "no"}], "new": true}')
-    found = await ask_plan(["--from-history"], "scenes")
-    assert isinstance(found, Plan)
-    assert told(found) == ["It will learn from 1 example.", "1 cannot be used and is left out."]
+    found = await plan_training(["--from-history"], "scenes")
+    assert isinstance(found, TrainingPlan)
+    assert plan_sentences(found) == [
+        "It will learn from 1 example.",
+        "1 cannot be used and is left out.",
+    ]
     tell("remark", "drawing replay samples\x1b[31m")
     said: list[str] = []
-    await ask_plan(["x"], "scenes", said.append)
+    await plan_training(["x"], "scenes", said.append)
     assert said == ["drawing replay samples[31m"]
     tell("remark", "")
     tell("plan.json", "no json")
-    assert await ask_plan(["x"], "scenes") == "The training could not be planned (it said nothing)."
-    asked = asyncio.create_task(ask_plan(["x"], "scenes"))
+    assert (
+        await plan_training(["x"], "scenes")
+        == "The training could not be planned (it printed no reason)."
+    )
+    asked = asyncio.create_task(plan_training(["x"], "scenes"))
     await asyncio.sleep(0)
     asked.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -670,11 +677,11 @@ async def test_the_real_command_prints_such_a_plan(
         with picture.open("ab") as file:
             file.write(bytes([number]))  # twelve pictures, not one
         picture.with_suffix(".txt").write_text("a red circle")
-    found = await ask_plan([str(tmp_path)], "scenes")
-    assert isinstance(found, Plan), found
+    found = await plan_training([str(tmp_path)], "scenes")
+    assert isinstance(found, TrainingPlan), found
     assert found.examples and found.pictures and found.steps and found.seconds
-    assert "It will learn from" in told(found)[0]
-    empty = await ask_plan([str(tmp_path / "nothing")], "scenes")
+    assert "It will learn from" in plan_sentences(found)[0]
+    empty = await plan_training([str(tmp_path / "nothing")], "scenes")
     assert isinstance(empty, str) and "nothing" in empty
 
 
@@ -705,8 +712,8 @@ def _compare(
     snap_compare: Compare, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], before: Any
 ) -> bool:
     monkeypatch.delenv("NO_COLOR")
-    monkeypatch.setattr(Asker, "load", lambda self: self._post(LoadEnded(READY)))
-    monkeypatch.setattr("mmchat.tui.screens.stage.examples", list)
+    monkeypatch.setattr(AnswerQueue, "load", lambda self: self._emit(LoadFinished(READY)))
+    monkeypatch.setattr("mmchat.tui.controllers.conversations.examples", list)
     theme = "textual-dark" if size[0] < 100 else "textual-light"
     app = ChatApp(load_settings({"app.theme": theme}), clock=lambda: NOW)
     return snap_compare(app, terminal_size=size, run_before=before)
@@ -745,7 +752,7 @@ def test_each_state(
         if what != "preparing":
             await until(pilot, lambda: shown.query_one(Answers).size.height)
             await until(pilot, lambda: shown.query_one(LossChart).size.height)
-        await until(pilot, lambda: shown.query_one("#run-said").display == (what != "training"))
+        await until(pilot, lambda: shown.query_one("#run-note").display == (what != "training"))
         await pilot.pause()
 
     run = run_folder("birds")
@@ -784,8 +791,8 @@ def test_the_chat_beside_it(
         app = pilot.app
         assert isinstance(app, ChatApp)
         app.chat.composer.input.cursor_blink = False
-        await until(pilot, lambda: "4-bit" in app.chat._model_label)
-        await until(pilot, lambda: app.chat.status._training)
+        await until(pilot, lambda: "4-bit" in app.chat.query_one(TitleLine).model)
+        await until(pilot, lambda: app.chat.status.training)
         await pilot.pause()
 
     run = run_folder("a-very-long-name-of-birds")

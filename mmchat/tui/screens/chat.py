@@ -1,28 +1,45 @@
-"""The chat screen: lays out the parts, routes keys, commands and the asker's news."""
+"""The chat screen: lays out the widgets, and routes actions and messages to the controllers."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.reactive import var
+from textual.screen import Screen
 from textual.widgets import Input, Markdown, Rule, TextArea
 
-from mmchat.display.messages import is_too_long, model_label
+from mmchat.chat.events import (
+    AnswerChanged,
+    AnswerDelta,
+    AnswerFinished,
+    ConversationsChanged,
+)
+from mmchat.chat.service import ConversationService, load_picture
+from mmchat.display.messages import tag_words, title
 from mmchat.errors import HistoryError
-from mmchat.history import Message
-from mmchat.images import PICTURE_SUFFIXES
-from mmchat.tui.actions import ACTIONS, BY_ID
-from mmchat.tui.choices import choices
-from mmchat.tui.commands import UnknownCommandError, parse
-from mmchat.tui.news import Changed, Ended, Grew, LoadEnded, LoadGoes, News
-from mmchat.tui.pasted import leading
-from mmchat.tui.screens.comparing import Comparing
-from mmchat.tui.screens.stage import LISTED, Deed
+from mmchat.history import Conversation, Message
+from mmchat.tui import choices
+from mmchat.tui.actions import ACTIONS
+from mmchat.tui.controllers.answers import AnswersController
+from mmchat.tui.controllers.comparison import ComparisonController
+from mmchat.tui.controllers.context import ChatContext
+from mmchat.tui.controllers.conversations import ConversationsController
+from mmchat.tui.controllers.feedback import FeedbackController
+from mmchat.tui.controllers.links import LinkController
+from mmchat.tui.controllers.models import ModelController
+from mmchat.tui.controllers.submission import SubmissionController
+from mmchat.tui.controllers.sync import HistorySync
+from mmchat.tui.controllers.unsent import UnsentMessages
+from mmchat.tui.messages import ServiceEvent
+from mmchat.tui.runs import Runs
+from mmchat.tui.screens.help import HelpScreen
+from mmchat.tui.task_queue import TaskQueue
 from mmchat.tui.widgets.composer import Composer
 from mmchat.tui.widgets.conversations import ConversationList, SearchLine
 from mmchat.tui.widgets.input import ChatInput
@@ -31,19 +48,22 @@ from mmchat.tui.widgets.status import StatusLine, TitleLine
 from mmchat.tui.widgets.transcript import Earlier, Transcript
 from mmchat.tui.widgets.welcome import Welcome
 
-LOOK_EVERY = 2.0
-"""Seconds between looks at what other windows did."""
+if TYPE_CHECKING:
+    from mmchat.tui.screens.training import TrainingScreen
+
+SYNC_SECONDS = 2.0
+"""Between looks at what other windows did."""
 
 
-class ChatScreen(Comparing):
-    """The one screen; what its actions do stands in deeds.py, judging.py and comparing.py."""
+class ChatScreen(Screen[None]):
+    """The main screen. Each action of actions.py is a method here, or of the app."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        # Priority: the text area would take some of these keys for itself.
+        # Priority, because the text area would handle some of these keys itself.
         *(
             Binding(
                 action.key,
-                f"perform('{action.id}')",
+                action.target,
                 action.title,
                 id=action.id,
                 priority=action.id != "stop",
@@ -59,162 +79,223 @@ class ChatScreen(Comparing):
     VERTICAL_BREAKPOINTS = [(0, "-low"), (20, "-high")]  # noqa: RUF012
     AUTO_FOCUS = "#input"
 
-    def __init__(self, start: int | None) -> None:
-        """`start` is the conversation to open; None for a new one."""
+    conversation: var[Conversation | None] = var(None, init=False)
+    """The open conversation; None until its first message is sent."""
+
+    def __init__(
+        self,
+        service: ConversationService,
+        runs: Runs,
+        clock: Callable[[], float],
+        start: int | None,
+    ) -> None:
+        """start: the conversation to open; None for a new one."""
         super().__init__()
+        self.service = service
+        self.tasks = TaskQueue(lambda error: self.composer.show_error(error))
+        self._runs = runs
         self._start = start
-        self._refused: dict[int, Message] = {}
-        """By conversation: a message that was too long for the model, to be put back."""
+        self._chat_context = context = ChatContext(self, service, self.tasks, clock)
+        unsent = UnsentMessages(context)
+        self.conversations = ConversationsController(context, unsent)
+        self.history_sync = HistorySync(context, self.conversations)
+        self.models = ModelController(context)
+        self.feedback = FeedbackController(context, self.conversations)
+        self.comparison = ComparisonController(context, self.history_sync)
+        self.answers = AnswersController(
+            context, self.conversations, self.history_sync, self.comparison, unsent
+        )
+        self.submissions = SubmissionController(context, self.answers)
+        self.links = LinkController(context)
 
     def compose(self) -> ComposeResult:
+        clock, pending = self._chat_context.clock, self.service.answers.pending
+        load = partial(load_picture, self.service.history.blocking)
         with Horizontal(id="all"):
-            yield ConversationList(id="list")
+            yield ConversationList(clock, id="list")
             with Vertical(id="main"):
-                yield TitleLine(id="title")
-                with Vertical(id="stage"):
-                    yield Transcript(self.app.session.picture, self.app.clock, id="transcript")
+                yield TitleLine(title(None), id="title")
+                with Vertical(id="conversation"):
+                    yield Transcript(load, pending, clock, id="transcript")
                 yield Rule(id="rule")
-                yield Composer(choices, id="composer")
+                yield Composer(choices.list_choices, id="composer")
                 yield StatusLine(id="status")
 
     async def on_mount(self) -> None:
-        wanted = self.app.asker.settings
-        self._model_label = wanted.engine.url or model_label(
-            wanted.model.name, wanted.model.adapter, "", ""
-        )
-        with self.told():
+        self.watch(self.transcript, "branch", self._show_figures)
+        self.models.show_selected()
+        try:
             if self._start is None:
-                await self.show_new()
+                await self.conversations.open_new()
             else:
-                await self.open(self._start)
-        self.do_deeds()
-        self.look_around()
-        self.set_interval(LOOK_EVERY, self.look_around)
+                await self.conversations.open(self._start)
+        except HistoryError as error:
+            self.composer.show_error(str(error))
+        self.run_worker(self._run_tasks(), group="tasks")
+        self.history_sync.sync()
+        self.set_interval(SYNC_SECONDS, self.history_sync.sync)
 
-    # News of the asker
+    async def _run_tasks(self) -> None:
+        try:
+            await self.tasks.run()
+        except Exception:
+            if self.app.is_running:
+                raise
+            # The app is closing, and the widgets of the screen are gone.
 
-    def hear(self, news: News) -> None:
-        """Called by the app for each thing that happened to an answer or a load."""
-        match news:
-            case Grew() | Changed() | Ended():
-                # In the line: not while the conversation is changed under the answer's feet.
-                self.put(partial(self._answer_news, news))
-            case LoadGoes(model=model, stage=stage, fraction=fraction):
-                self.status.show_loading(model, stage, fraction)
-            case LoadEnded(status=status, problem=problem):
-                if problem:
-                    self.status.show_problem(problem)
-                    return
-                self.status.show_ready()
-                if status is not None:
-                    self._window = status.context_length
-                    self._model_label = model_label(
-                        status.model, status.adapter, status.quantization, status.device
-                    )
-                self.put(self.show_lines)
+    @property
+    def composer(self) -> Composer:
+        return self.query_one(Composer)
 
-    async def _answer_news(self, news: Grew | Changed | Ended) -> None:
-        view = self.transcript.view(news.live.id)
-        if view is not None:  # else its conversation is not open
-            await self._show_news(view, news)
-        if isinstance(news, Ended) and news.message and is_too_long(news.message):
-            question = await asyncio.to_thread(self.app.history.message, news.live.parent_id)
-            self._refused[question.conversation_id] = question
-            await self._put_back_refused()
+    @property
+    def transcript(self) -> Transcript:
+        return self.query_one(Transcript)
 
-    async def _show_news(self, view: MessageView, news: Grew | Changed | Ended) -> None:
-        if isinstance(news, Grew):
-            await view.grow()
-        elif isinstance(news, Changed):
-            view.show_state()
+    @property
+    def status(self) -> StatusLine:
+        return self.query_one(StatusLine)
+
+    @property
+    def conversation_list(self) -> ConversationList:
+        return self.query_one(ConversationList)
+
+    # What is shown
+
+    def watch_conversation(self, conversation: Conversation | None) -> None:
+        line = self.query_one(TitleLine)
+        line.title = title(conversation)
+        line.tags = tag_words(conversation.tags) if conversation else ""
+        self.conversation_list.current = conversation.id if conversation else None
+
+    def _show_figures(self, branch: tuple[Message, ...]) -> None:
+        """The figures of the last answer, whenever the messages on the screen change."""
+        self.status.origin = next(
+            (one.origin for one in reversed(branch) if one.origin and one.state != "streaming"),
+            None,
+        )
+
+    # Events of the conversation service
+
+    @on(ServiceEvent)
+    def _service_event(self, message: ServiceEvent) -> None:
+        match message.event:
+            case AnswerFinished() as event:
+                self.answers.handle(event)
+                self.models.handle(event)
+            case AnswerChanged() | AnswerDelta() as event:
+                self.answers.handle(event)
+            case ConversationsChanged():
+                self.conversation = self.service.conversation
+                self.history_sync.refresh_list()
+            case event:
+                self.models.handle(event)
+
+    # Actions
+
+    def action_attach(self, path: str = "") -> None:
+        self.submissions.attach(path)
+
+    def action_new(self) -> None:
+        self.tasks.enqueue(self.conversations.open_new)
+
+    def action_conversations(self) -> None:
+        self.toggle_class("listed")
+        if self._list_covers:
+            self.conversation_list.focus_rows()
         else:
-            await view.finish(news.message, news.problem)
-            if news.message is None:
-                return
-            self.transcript.replace(news.message)
-            made = news.message.origin
-            if made and made.device:
-                self._model_label = model_label(
-                    made.model, made.adapter, made.quantization, made.device
-                )
-            await self.one_of_two_ended(news.message)
-            await self.show_lines()
+            self.composer.input.focus()
 
-    async def _show(self, branch: Sequence[Message], at: int | None = None) -> None:
-        await super()._show(branch, at)
-        await self._put_back_refused()
+    @property
+    def _list_covers(self) -> bool:
+        """Whether the list of conversations is shown over the conversation, in a narrow window."""
+        return self.has_class("-narrow") and self.has_class("listed")
 
-    async def _put_back_refused(self) -> None:
-        """A message that was too long goes back into the input, unless something is there."""
-        composer, session = self.composer, self.app.session
-        question = self._refused.pop(session.conversation_id or 0, None)
-        if question is None or composer.input.text or composer.pictures:
+    def action_search(self, query: str = "") -> None:
+        self.conversations.search(query)
+
+    def action_rename(self, title: str = "") -> None:
+        self.conversations.rename(title)
+
+    def action_delete(self) -> None:
+        self.conversations.delete()
+
+    def action_tag(self, name: str = "") -> None:
+        self.conversations.tag(name)
+
+    def action_system(self, text: str = "") -> None:
+        self.conversations.set_system(text)
+
+    def action_stop(self) -> None:
+        """Close or stop the first that applies: suggestions, the list, the answer, a comparison."""
+        if self.composer.close_suggestions():
             return
-        composer.put_back(question.text)
-        for image in question.images:
-            await composer.add_picture(await asyncio.to_thread(session.picture, image))
+        if self._list_covers:
+            self.remove_class("listed")
+        elif self.answers.stop():
+            return
+        else:
+            if self.transcript.pair:
+                self.tasks.enqueue(self.transcript.collapse)
+            self.composer.show_error("")
+        self.composer.input.focus()
 
-    # Sending
+    def action_regenerate(self) -> None:
+        self.tasks.enqueue(self.answers.regenerate)
+
+    def action_previous_answer(self) -> None:
+        self.tasks.enqueue(partial(self.answers.show_selected_sibling, -1))
+
+    def action_next_answer(self) -> None:
+        self.tasks.enqueue(partial(self.answers.show_selected_sibling, 1))
+
+    def action_good(self) -> None:
+        self.feedback.rate("good")
+
+    def action_bad(self) -> None:
+        self.feedback.rate("bad")
+
+    def action_correct(self) -> None:
+        self.feedback.correct()
+
+    def action_copy(self) -> None:
+        self.answers.copy()
+
+    def action_model(self, name: str = "") -> None:
+        self.models.select_model(name)
+
+    def action_adapter(self, name: str = "") -> None:
+        self.models.select_adapter(name)
+
+    def action_compare(self, adapters: str = "") -> None:
+        self.comparison.compare(adapters)
+
+    def action_train(self, path: str = "") -> None:
+        self._chat_context.show_dialog(partial(self._show_training, path))
+
+    async def _show_training(self, path: str) -> None:
+        screen_class = await asyncio.to_thread(_training_screen_class)
+        self.app.push_screen(screen_class(self.service.answers, self._runs, path))
+
+    def action_help(self) -> None:
+        self.app.push_screen(HelpScreen(list(self.active_bindings.values())))
+
+    def action_step(self, step: int) -> None:
+        """Move the focus to the message before or after the focused one."""
+        views = list(self.query(MessageView))
+        if not views:
+            return
+        at = views.index(self.focused) if isinstance(self.focused, MessageView) else len(views)
+        if 0 <= at + step < len(views):
+            views[at + step].focus()
+        elif step > 0:
+            self.composer.input.focus()
+
+    # What is typed
 
     @on(ChatInput.Submitted)
     def _submitted(self, event: ChatInput.Submitted) -> None:
         event.stop()
-        self.put(partial(self._submit, event.text))
-
-    async def _submit(self, typed: str) -> None:
-        files, text = leading(typed, PICTURE_SUFFIXES)
-        if files:
-            # What cannot be attached stays in the input, to be mended.
-            self.composer.put_back(text if await self.attach(files) else typed)
-            return
-        if not text.strip():
-            if self.composer.pictures:
-                self.composer.complain("Type a question about the picture, then Enter.")
-            return
-        try:
-            command = parse(text)
-        except UnknownCommandError as error:
-            self.composer.put_back(text, str(error))
-            return
-        if command is None:
-            await self.send(text.strip())
-        elif (deed := self._begin(command.action.id, command.argument)) is not None:
-            await deed()
-
-    async def send(self, text: str) -> None:
-        """Write the message into the history, ask, and show both."""
-        composer, transcript, session = self.composer, self.transcript, self.app.session
-        try:
-            # Behind what another window has added meanwhile, not beside it.
-            await self.catch_up(only_more=True)
-            branch = transcript.branch
-            said, answer = await session.send(
-                text, composer.pictures, branch[-1] if branch else None
-            )
-        except HistoryError as error:
-            composer.put_back(text, str(error))  # the pictures are where they were
-            return
-        await composer.take()
-        await self._leave_welcome()
-        await transcript.add(said, answer)
-        await session.refresh(said.conversation_id)
-        await self.show_lines()
-
-    # Routing
-
-    def action_perform(self, action_id: str) -> None:
-        self.perform(action_id)
-
-    def perform(self, action_id: str) -> None:
-        """Carry out an action: the one door for keys and the palette."""
-        deed = self._begin(action_id, "")
-        if deed is not None:
-            self.put(deed)
-
-    def _begin(self, action_id: str, argument: str) -> Deed | None:
-        """Do of an action what can be done at once; what has to wait is returned."""
-        begun: Deed | None = getattr(self, f"do_{BY_ID[action_id].method}")(argument)
-        return begun
+        self.submissions.submit(event.text)
 
     def on_key(self, event: events.Key) -> None:
         """Typing goes to the input, wherever the focus is."""
@@ -232,79 +313,81 @@ class ChatScreen(Comparing):
         if not isinstance(self.focused, (Input, TextArea)):
             event.stop()
             self.composer.input.focus()
-            self.composer.input.take_paste(event.text)
+            self.composer.input.insert_paste(event.text)
 
-    @on(ChatInput.Steered)
-    def _steered(self, event: ChatInput.Steered) -> None:
+    @on(ChatInput.Navigated)
+    def _navigated(self, event: ChatInput.Navigated) -> None:
         event.stop()
         welcome = self.query(Welcome)
-        if self.composer.input.suggesting or event.where == "chips" or not welcome:
-            self.composer.steer(event.where, event.text)
-        elif self.composer.pictures and event.where == "enter":
-            self.composer.complain("Type a question about the picture, then Enter.")
+        if self.composer.input.suggesting or event.key == "chips" or not welcome:
+            self.composer.navigate(event.key, event.text)
+        elif self.composer.pictures and event.key == "enter":
+            self.composer.show_error("Type a question about the picture, then Enter.")
         else:
-            welcome.first().steer(event.where)
+            welcome.first().navigate(event.key)
 
     @on(ChatInput.Scrolled)
     def _scrolled(self, event: ChatInput.Scrolled) -> None:
         event.stop()
-        if abs(event.pages) > 1:
-            end = self.transcript.scroll_end if event.pages > 0 else self.transcript.scroll_home
-            end(animate=False)
-        elif event.pages > 0:
-            self.transcript.scroll_page_down(animate=False)
-        else:
-            self.transcript.scroll_page_up(animate=False)
+        self.transcript.scroll_pages(event.pages)
+
+    # Messages of the widgets
 
     @on(ChatInput.PicturesPasted)
-    def _pasted(self, event: ChatInput.PicturesPasted) -> None:
+    def _pictures_pasted(self, event: ChatInput.PicturesPasted) -> None:
         event.stop()
-        self.put(partial(self.attach, event.paths))
+        self.tasks.enqueue(partial(self.composer.attach, event.paths))
 
-    @on(Composer.AttachWanted)
-    def _attach_wanted(self, event: Composer.AttachWanted) -> None:
+    @on(Composer.AttachRequested)
+    def _attach_requested(self, event: Composer.AttachRequested) -> None:
         event.stop()
-        self.put(partial(self.attach, [event.path]))
+        self.tasks.enqueue(partial(self.composer.attach, [event.path]))
 
     @on(Welcome.Chosen)
-    def _example(self, event: Welcome.Chosen) -> None:
+    def _example_chosen(self, event: Welcome.Chosen) -> None:
         event.stop()
-        self.put(partial(self.attach, [Path(event.path)]))
-        self.composer.input.take_text(event.question)
+        self.tasks.enqueue(partial(self.composer.attach, [Path(event.path)]))
+        self.composer.input.set_text(event.question)
         self.composer.input.focus()
 
-    @on(Earlier.Wanted)
-    def _earlier(self, event: Earlier.Wanted) -> None:
+    @on(Earlier.Requested)
+    def _earlier_requested(self, event: Earlier.Requested) -> None:
         event.stop()
-        self.put(self.transcript.more)
+        self.tasks.enqueue(self.transcript.more)
 
-    @on(ConversationList.Opened)
-    def _opened(self, event: ConversationList.Opened) -> None:
+    @on(ConversationList.Selected)
+    def _conversation_selected(self, event: ConversationList.Selected) -> None:
         event.stop()
-        self.put(partial(self.open, event.conversation_id))
+        self.tasks.enqueue(partial(self.conversations.open, event.conversation_id))
 
-    @on(ConversationList.MoreWanted)
-    def _more_listed(self, event: ConversationList.MoreWanted) -> None:
+    @on(ConversationList.MoreRequested)
+    def _more_requested(self, event: ConversationList.MoreRequested) -> None:
         event.stop()
-        self._limit += LISTED
-        self.put(self.show_list)
+        self.history_sync.list_more()
 
-    @on(ConversationList.DeleteWanted)
-    def _delete_wanted(self, event: ConversationList.DeleteWanted) -> None:
+    @on(ConversationList.DeleteRequested)
+    def _delete_requested(self, event: ConversationList.DeleteRequested) -> None:
         event.stop()
-        self.ask_to_delete(event.conversation_id)
+        self.conversations.delete(event.conversation_id)
 
-    @on(SearchLine.Wanted)
-    def _search_wanted(self, event: SearchLine.Wanted) -> None:
+    @on(SearchLine.Clicked)
+    def _search_clicked(self, event: SearchLine.Clicked) -> None:
         event.stop()
-        self.perform("search")
+        self.action_search()
 
-    @on(MessageView.SiblingWanted)
-    def _sibling_wanted(self, event: MessageView.SiblingWanted) -> None:
+    @on(MessageView.SiblingRequested)
+    def _sibling_requested(self, event: MessageView.SiblingRequested) -> None:
         event.stop()
-        self.put(partial(self.move, event.message, event.step))
+        self.tasks.enqueue(partial(self.answers.show_sibling, event.message, event.step))
 
     @on(Markdown.LinkClicked)
-    def _link(self, event: Markdown.LinkClicked) -> None:
+    def _link_clicked(self, event: Markdown.LinkClicked) -> None:
         event.stop()
-        self.ask_to_open(event.href)
+        self.links.open(event.href)
+
+
+def _training_screen_class() -> "type[TrainingScreen]":
+    # Imports what draws curves, which takes too long for the first paint to wait for.
+    from mmchat.tui.screens.training import TrainingScreen
+
+    return TrainingScreen

@@ -22,21 +22,21 @@ from mmchat.tui.screens.dialogs import ConfirmScreen
 from mmchat.tui.widgets.input import LinesInput
 
 Save = Callable[[str], Awaitable[Message]]
-"""Keeps the text; raises HistoryError."""
+"""Saves the text; raises HistoryError."""
 
 
 class EditInput(LinesInput):
-    """A text of its own, not a message: Enter begins a line."""
+    """Enter begins a line: a text is not a message to be sent."""
 
     def action_submit(self) -> None:
         self.action_newline()
 
 
 class CorrectScreen(ModalScreen[Message | None]):
-    """Starts from the answer; gives what was kept, None where it was left as it was.
+    """Starts with the text of the answer. The result is the correction, None if there is none.
 
-    It closes only when the text is kept: what a person wrote is not lost to a
-    full disk or a locked file.
+    It closes when the text is saved: what a person wrote is not lost to a full disk or a locked
+    file.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -45,40 +45,40 @@ class CorrectScreen(ModalScreen[Message | None]):
         Binding("escape", "cancel", "Cancel", priority=True),
     ]
 
-    def __init__(self, text: str, save: Save, may_wait: Callable[[], bool]) -> None:
-        """`may_wait`: whether the app may stand still while an editor has the terminal."""
+    def __init__(self, text: str, save: Save, can_suspend: Callable[[], bool]) -> None:
+        """can_suspend: whether the app may pause now while an editor uses the terminal."""
         super().__init__()
-        self._text, self._save, self._may_wait = text, save, may_wait
+        self._text, self._save, self._can_suspend = text, save, can_suspend
         self._before = ""
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog wide"):
             yield Static("What should the answer have been?", markup=False)
             yield EditInput()
-            yield Static("", id="correct-problem", markup=False)
+            yield Static("", classes="error", markup=False)
             with Horizontal(classes="buttons"):
                 yield Static("Ctrl+G opens your $EDITOR", classes="hint", markup=False)
                 yield Button("Cancel (Esc)", id="cancel", compact=True)
                 yield Button("Save (Ctrl+S)", id="save", compact=True, variant="primary")
 
     def on_mount(self) -> None:
-        self.box.take_text(self._text)
+        self.box.set_text(self._text)
         self._before = self.box.text
         self.box.focus()
-        self._tell("")
+        self._show_error("")
 
     @property
     def box(self) -> EditInput:
         return self.query_one(EditInput)
 
-    def _tell(self, sentence: str) -> None:
-        line = self.query_one("#correct-problem", Static)
+    def _show_error(self, sentence: str) -> None:
+        line = self.query_one(".error", Static)
         line.update(clean(sentence))
         line.display = bool(sentence)
 
     @on(EditInput.Changed)
     def _changed(self) -> None:
-        self._tell("")
+        self._show_error("")
 
     @on(Button.Pressed)
     def _pressed(self, event: Button.Pressed) -> None:
@@ -92,20 +92,20 @@ class CorrectScreen(ModalScreen[Message | None]):
         if self.box.text == self._before:
             self.dismiss(None)
         else:
-            self._keep(self.box.text)
+            self._save_text(self.box.text)
 
-    @work(group="keep")
-    async def _keep(self, text: str) -> None:
-        # Locked while it is kept: neither a second save nor words that would be lost.
+    @work(group="save")
+    async def _save_text(self, text: str) -> None:
+        # Disabled meanwhile: nothing can be typed that would be lost, nor the text saved twice.
         self.box.disabled = self.query_one("#save").disabled = True
         try:
-            kept = await self._save(text)
+            correction = await self._save(text)
         except HistoryError as error:
             self.box.disabled = self.query_one("#save").disabled = False
             self.box.focus()
-            self._tell(str(error))
+            self._show_error(str(error))
         else:
-            self.dismiss(kept)
+            self.dismiss(correction)
 
     def action_cancel(self) -> None:
         if self.box.disabled:
@@ -113,35 +113,37 @@ class CorrectScreen(ModalScreen[Message | None]):
         if self.box.text == self._before:
             self.dismiss(None)
         else:
-            self._ask_to_drop()
+            self._ask_to_discard()
 
     @work(exclusive=True, group="ask")
-    async def _ask_to_drop(self) -> None:
+    async def _ask_to_discard(self) -> None:
         question = "Discard what you have written?"
         if await self.app.push_screen_wait(ConfirmScreen(question, "Discard", "Keep writing")):
             self.dismiss(None)
 
     def action_edit(self) -> None:
-        """The person's own editor, which has the terminal until it ends."""
+        """Open the person's own editor, which uses the terminal until it ends."""
         command = os.environ.get("VISUAL") or os.environ.get("EDITOR")
         if self.box.disabled:
             return
         if not command:
-            self._tell("No editor is configured: set EDITOR, for example to nano.")
-        elif not self._may_wait():
-            self._tell("An answer is still being written: open the editor when it is finished.")
+            self._show_error("No editor is configured: set EDITOR, for example to nano.")
+        elif not self._can_suspend():
+            self._show_error(
+                "An answer is still being written: open the editor when it is finished."
+            )
         else:
             with self.app.suspend():
-                text, problem = _edited(command, self.box.text)
-            if problem:
-                self._tell(problem)
+                text, error = _edit(command, self.box.text)
+            if error:
+                self._show_error(error)
             else:
-                self.box.take_text(text)
+                self.box.set_text(text)
             self.box.focus()
 
 
-def _edited(command: str, text: str) -> tuple[str, str]:
-    """What `command` made of `text`, and what went wrong."""
+def _edit(command: str, text: str) -> tuple[str, str]:
+    """Edit `text` with `command`: the new text, and an error if it failed."""
     with tempfile.TemporaryDirectory(prefix="mmchat-") as folder:
         file = Path(folder) / "answer.md"
         try:

@@ -1,4 +1,4 @@
-"""F1: every action with its key and its slash command, read from the bindings that are live."""
+"""The help: every action with its key and its slash command, from the active bindings."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -18,7 +18,7 @@ Row = tuple[str, str, str]
 
 
 def rows(active: Sequence[ActiveBinding]) -> tuple[list[Row], list[Row]]:
-    """(actions, keys of the focused widget) out of the bindings that are active."""
+    """The actions and the keys of the focused widget, from the active bindings."""
     keys: dict[str, list[str]] = {}
     about: dict[str, str] = {}
     for one in active:
@@ -43,7 +43,7 @@ def rows(active: Sequence[ActiveBinding]) -> tuple[list[Row], list[Row]]:
 
 
 class HelpScreen(ModalScreen[None]):
-    """The keys and commands, as they are at this moment."""
+    """The keys and commands that are available now."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,f1,q", "dismiss(None)", "Close"),

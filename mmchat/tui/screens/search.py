@@ -1,6 +1,6 @@
 """The search over all conversations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar
 
 from textual import on, work
@@ -21,7 +21,7 @@ from mmchat.tui.formatting import MUTED, snippet_parts
 
 
 class Result(Option):
-    """A row, which knows its message also when the list has changed before it is opened."""
+    """A row with its hit: the list may change before the row is opened."""
 
     def __init__(self, hit: Hit, row: Content) -> None:
         super().__init__(row)
@@ -29,7 +29,7 @@ class Result(Option):
 
 
 class SearchScreen(ModalScreen[Hit | None]):
-    """Finds messages while one types; the chosen one is the screen's result."""
+    """Finds messages while a person types; the chosen one is the result, None after Esc."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "Close"),
@@ -37,7 +37,9 @@ class SearchScreen(ModalScreen[Hit | None]):
         Binding("up", "move(-1)", "Up", show=False),
     ]
 
-    def __init__(self, search: Callable[[str], Sequence[Hit]], now: float, words: str = "") -> None:
+    def __init__(
+        self, search: Callable[[str], Awaitable[Sequence[Hit]]], now: float, words: str = ""
+    ) -> None:
         super().__init__()
         self._search, self._now, self._words = search, now, words
 
@@ -56,32 +58,32 @@ class SearchScreen(ModalScreen[Hit | None]):
     def _changed(self, event: Input.Changed) -> None:
         self._find(event.value)
 
-    @work(thread=True, exclusive=True, group="search")
-    def _find(self, words: str) -> None:
+    @work(exclusive=True, group="search")
+    async def _find(self, words: str) -> None:
         hits: Sequence[Hit] = ()
-        problem = ""
+        error = ""
         if words.strip():
             try:
-                hits = self._search(words)
-            except HistoryError as error:
-                problem = str(error)
-        self.app.call_from_thread(self._show, words, hits, problem)
+                hits = await self._search(words)
+            except HistoryError as caught:
+                error = str(caught)
+        self._show(words, hits, error)
 
-    def _show(self, words: str, hits: Sequence[Hit], problem: str = "") -> None:
+    def _show(self, words: str, hits: Sequence[Hit], error: str = "") -> None:
         if not self.is_mounted or words != self.query_one(Input).value:
-            return  # an answer to what was typed before
+            return  # more was typed since then
         shown = self.query_one(OptionList)
         shown.clear_options()
         shown.add_options(self._row(hit) for hit in hits)
         shown.highlighted = 0 if hits else None
-        said = "Type a word or its beginning."
-        if problem:
-            said = clean(problem)
+        hint = "Type a word or its beginning."
+        if error:
+            hint = clean(error)
         elif hits:
-            said = "Enter opens it   Esc goes back"
+            hint = "Enter opens it   Esc goes back"
         elif words.strip():
-            said = "No matches."
-        self.query_one(".keys", Static).update(said)
+            hint = "No matches."
+        self.query_one(".keys", Static).update(hint)
 
     def _row(self, hit: Hit) -> Result:
         who = "you" if hit.role == "user" else "mmchat"
@@ -104,7 +106,7 @@ class SearchScreen(ModalScreen[Hit | None]):
             shown.action_cursor_up()
 
     @on(Input.Submitted)
-    def _taken(self) -> None:
+    def _entered(self) -> None:
         shown = self.query_one(OptionList)
         if shown.highlighted is not None:
             shown.action_select()

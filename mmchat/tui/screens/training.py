@@ -1,15 +1,14 @@
-"""The training screen: begins a run, shows how it goes, steers it, puts its adapter on.
+"""The training screen: starts a run, shows its progress, pauses or stops it, selects its adapter.
 
-Training is a process of its own and goes on when this screen, or the app, is closed. The screen
-looks at the run's files twice a second, in a thread.
+Training is a process of its own, which goes on when this screen or the app is closed. The screen
+reads the files of the run twice a second, in a thread.
 """
 
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -19,39 +18,37 @@ from textual.screen import ModalScreen
 from textual.timer import Timer
 from textual.widgets import Footer, Input
 
+from mmchat.chat.answer_queue import AnswerQueue
 from mmchat.display.messages import model_label
 from mmchat.display.text import one_line
 from mmchat.errors import MmchatError
 from mmchat.training.run_folder import KEEP, PAUSE
 from mmchat.training.status_format import heading, percent
+from mmchat.tui.messages import RunChanged, RunViewed
 from mmchat.tui.runs import (
-    Plan,
-    Seen,
-    Watch,
-    ask_plan,
+    Runs,
+    RunSnapshot,
+    RunWatcher,
+    TrainingPlan,
     free_name,
+    plan_training,
     source_arguments,
 )
 from mmchat.tui.screens.dialogs import ConfirmScreen, PickScreen
 from mmchat.tui.widgets.training import RunView
 from mmchat.tui.widgets.training_setup import LOOKING, NO_FOLDER, SetupView
 
-if TYPE_CHECKING:
-    from mmchat.tui.app import ChatApp
-
-LOOK_EVERY = 0.5
-"""Seconds between looks at the run."""
-TYPING = 0.4
-"""Seconds without a key until a path is looked at."""
-Use = Callable[[str | None, str, Callable[[], None]], None]
-"""Has another model (None: the same), with this adapter, answer from now on; then calls back."""
+POLL_SECONDS = 0.5
+"""Between looks at the run."""
+TYPING_SECONDS = 0.4
+"""Without a key, until the path that was typed is looked at."""
 HISTORY_NAME = "mine"
+"""The name that is proposed for an adapter that learns from the history."""
 
 
 class TrainingScreen(ModalScreen[None]):
-    """Everything about training, in place of the chat for a while."""
+    """Everything about training, shown in place of the chat."""
 
-    app: "ChatApp"
     CSS_PATH = "../styles/training.tcss"
     AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -62,28 +59,29 @@ class TrainingScreen(ModalScreen[None]):
         Binding("u", "undo", "Undo"),
         Binding("ctrl+n", "new", "Another", key_display="Ctrl+N"),
         Binding("ctrl+l", "runs", "Runs", key_display="Ctrl+L"),
-        Binding("ctrl+t", "theme", "Dark or light", show=False),
+        Binding("ctrl+t", "app.theme", "Dark or light", show=False),
         Binding("escape", "leave", "Back", key_display="Esc"),
     ]
     HORIZONTAL_BREAKPOINTS = [(0, "-slim"), (60, "-narrow"), (100, "-wide")]  # noqa: RUF012 (Textual's own)
     VERTICAL_BREAKPOINTS = [(0, "-low"), (15, "-high")]  # noqa: RUF012
 
-    def __init__(self, use: Use, path: str = "") -> None:
-        """`path`: what to learn from, as it was typed in the chat; empty shows what there is."""
+    def __init__(self, answers: AnswerQueue, runs: Runs, path: str = "") -> None:
+        """path: the training data, as typed in the chat; without it, the newest run is shown."""
         super().__init__()
-        self._use, self._path = use, path
-        self._watch: Watch | None = None
-        self._seen: Seen | None = None
-        self._asked = ""
-        """What the run was told to do and has not done yet."""
-        self._plan: Plan | None = None
+        self._answers, self._runs, self._path = answers, runs, path
+        self._watcher: RunWatcher | None = None
+        self._run: RunSnapshot | None = None
+        """The run that is shown."""
+        self._requested = ""
+        """What the run was asked to do and has not done yet, in words."""
+        self._plan: TrainingPlan | None = None
         self._typing: Timer | None = None
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._left = False
 
     @property
     def _open(self) -> bool:
-        """Whether the screen still stands: what waits for a thread may come back after its end."""
+        """Whether the screen is still there, which may have changed while a thread was awaited."""
         return not self._left and self.app.is_running and self.is_attached
 
     def compose(self) -> ComposeResult:
@@ -94,14 +92,14 @@ class TrainingScreen(ModalScreen[None]):
 
     async def on_mount(self) -> None:
         self.setup.display = self.query_one(RunView).display = False
-        first = None if self._path else await asyncio.to_thread(self.app.runs.first)
+        first = None if self._path else await asyncio.to_thread(self._runs.first)
         if not self._open:
             return
         if first is not None:
             self._show_run(first)
         else:
             self._show_setup()
-        self._look_on()
+        self._poll()
 
     # Which of the two is shown
 
@@ -113,106 +111,104 @@ class TrainingScreen(ModalScreen[None]):
         self._leave_run()
         self.query_one(RunView).display = False
         self.setup.display = True
-        wanted = self.app.asker.settings.model
+        wanted = self._answers.settings.model
         self.setup.show_model(model_label(wanted.name, "", "", ""))
         if self._path:
             self.setup.choose(self._path)
             self._path = ""
         self.query_one("#train-name", Input).focus()
         self.setup.show_plan(LOOKING)
-        self._ask_plan()
+        self._make_plan()
         self.refresh_bindings()
 
-    def _show_run(self, seen: Seen) -> None:
+    def _show_run(self, run: RunSnapshot) -> None:
         self._leave_run()
         self.setup.display = False
         self.query_one(RunView).display = True
         self.set_focus(None)
-        self._watch = Watch(self.app.runs, seen.run)
-        self._take(seen)
-        self._news.set()
+        self._watcher = RunWatcher(self._runs, run.files)
+        self._update(run)
+        self._changed.set()
 
     def _leave_run(self) -> None:
-        """The person goes on from a run: what has ended is no news any more."""
-        if self._seen is not None and not self._seen.works:
-            self.app.saw(self._seen)
-        self._watch = self._seen = None
-        self._asked = ""
+        """The person has seen the run; if it has ended, the chat need not say so any more."""
+        if self._run is not None and not self._run.active:
+            self.app.post_message(RunViewed(self._run))
+        self._watcher = self._run = None
+        self._requested = ""
 
     # A run
 
-    @work(group="look")
-    async def _look_on(self) -> None:
-        """Keeps the run on the screen up to date, until the screen is left."""
+    @work(group="poll")
+    async def _poll(self) -> None:
+        """Keep the run on the screen up to date, until the screen is left."""
         while True:
-            self._news.clear()
-            watch = self._watch
-            if watch is not None:
-                seen = await asyncio.to_thread(watch.read)
+            self._changed.clear()
+            watcher = self._watcher
+            if watcher is not None:
+                run = await asyncio.to_thread(watcher.read)
                 if not self._open:
                     return
-                if watch is self._watch:
-                    if seen is None:
-                        self._watch = self._seen = None
+                if watcher is self._watcher:
+                    if run is None:
+                        self._watcher = self._run = None
                         self._show_setup()
-                        self.setup.complain("The files of that run were deleted.")
+                        self.setup.show_error("The files of that run were deleted.")
                     else:
-                        self._take(seen)
+                        self._update(run)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), LOOK_EVERY)
+                await asyncio.wait_for(self._changed.wait(), POLL_SECONDS)
 
-    def _take(self, seen: Seen) -> None:
-        if not seen.works:
-            self._asked = ""
-        before, self._seen = self._seen, seen
-        self.query_one(RunView).show(seen, self._asked or self._used())
-        if before is None or before.status.state != seen.status.state:
+    def _update(self, run: RunSnapshot) -> None:
+        if not run.active:
+            self._requested = ""
+        before, self._run = self._run, run
+        self.query_one(RunView).show(run, self._requested or self._usage())
+        if before is None or before.status.state != run.status.state:
             self.refresh_bindings()
-            self.app.look_at_runs()
+            self.app.post_message(RunChanged())
 
-    def _used(self) -> str:
-        """What is to be said of an adapter that answers already."""
-        if self._seen is None or not self._is_used():
+    def _usage(self) -> str:
+        """What to say if the adapter answers already; empty if it does not."""
+        if self._run is None or not self._is_used():
             return ""
         if self._can_undo():
-            model, adapter = self.app.runs.used[1] if self.app.runs.used else ("", "")
+            model, adapter = self._runs.used[1] if self._runs.used else ("", "")
             back = f"go back to {model_label(model, adapter, '', '')}" if adapter else "turn it off"
             return f"{one_line(self._adapter, 60)} now answers in the chat. Press u to {back}."
         return f"{one_line(self._adapter, 60)} now answers in the chat."
 
     @property
     def _adapter(self) -> str:
-        return (self._seen.status.adapter or self._seen.status.name) if self._seen else ""
+        return (self._run.status.adapter or self._run.status.name) if self._run else ""
 
     def _is_used(self) -> bool:
-        status = self._seen.status if self._seen else None
+        status = self._run.status if self._run else None
         return (
             status is not None
             and status.state == "finished"
-            and self.app.asker.settings.model.adapter == self._adapter
+            and self._answers.settings.model.adapter == self._adapter
         )
 
     def _can_undo(self) -> bool:
-        used = self.app.runs.used
+        used = self._runs.used
         return self._is_used() and used is not None and used[0] == self._adapter
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Only what can be done now stands in the last line."""
-        state = self._seen.status.state if self._seen else ""
-        told = bool(self._seen and self._seen.status.pid)
-        able = {
-            "pause": bool(self._seen and self._seen.works and told),
+        """Whether an action is possible now; the others are not listed in the footer."""
+        run, state = self._run, self._run.status.state if self._run else ""
+        possible = {
+            "pause": bool(run and run.active and run.status.pid),
             "keep": state == "training",
-            "resume": state in ("paused", "failed") and bool(self._seen and self._seen.can_resume),
+            "resume": state in ("paused", "failed") and bool(run and run.resumable),
             "use": state == "finished" and not self._is_used(),
             "undo": self._can_undo(),
-            "new": bool(self._seen and not self._seen.works),
-            "runs": True,
+            "new": bool(run and not run.active),
         }
-        return able.get(action, True)
+        return possible.get(action, True)
 
     def action_pause(self) -> None:
-        self._tell(PAUSE, "Saving a checkpoint…")
+        self._signal(PAUSE, "Saving a checkpoint…")
 
     @work(exclusive=True, group="dialog")
     async def action_keep(self) -> None:
@@ -223,55 +219,55 @@ class TrainingScreen(ModalScreen[None]):
         wanted = await self.app.push_screen_wait(
             ConfirmScreen(question, "Stop and keep", "Keep training")
         )
-        # It went on meanwhile: what has ended by itself can no longer end early.
-        if wanted and self._seen is not None and self._seen.status.state == "training":
-            self._tell(KEEP, "Stopping and keeping what it has learned…")
+        # It may have ended while the dialog was open.
+        if wanted and self._run is not None and self._run.status.state == "training":
+            self._signal(KEEP, "Stopping and keeping what it has learned…")
 
-    @work(group="tell")
-    async def _tell(self, number: signal.Signals, said: str) -> None:
-        seen = self._seen
-        if seen is None:
+    @work(group="signal")
+    async def _signal(self, number: signal.Signals, requested: str) -> None:
+        run = self._run
+        if run is None:
             return
-        self._asked = said
-        if not await asyncio.to_thread(seen.run.signal, number):
-            self._asked = ""
-        self._news.set()
+        self._requested = requested
+        if not await asyncio.to_thread(run.files.signal, number):
+            self._requested = ""
+        self._changed.set()
 
     @work(exclusive=True, group="start")
     async def action_resume(self) -> None:
-        seen = self._seen
-        if seen is None:
+        run = self._run
+        if run is None:
             return
         try:
-            await asyncio.to_thread(self.app.runs.resume, seen)
+            await asyncio.to_thread(self._runs.resume, run)
         except MmchatError as error:
             self.notify(one_line(str(error), 600), severity="error", markup=False)
-        self._news.set()
+        self._changed.set()
 
     def action_use(self) -> None:
-        if self._seen is None:
+        if self._run is None:
             return
-        if self.app.asker.remote:
+        if self._answers.remote:
             sentence = "The server in engine.url has no adapters: clear engine.url to use this one."
             self.notify(sentence, severity="error", markup=False)
             return
-        wanted = self.app.asker.settings.model
-        self.app.runs.used = (self._adapter, (wanted.name, wanted.adapter))
-        model = self._seen.status.model
-        other = model if model and model != wanted.name else None
-        self._use(other, self._adapter, self._used_now)
+        before = self._answers.settings.model
+        self._runs.used = (self._adapter, (before.name, before.adapter))
+        self._select(self._run.status.model or before.name, self._adapter)
 
     def action_undo(self) -> None:
-        if self._seen is None or self.app.runs.used is None:
+        if self._run is None or self._runs.used is None:
             return
-        model, adapter = self.app.runs.used[1]
-        self.app.runs.used = None
-        other = model if model != self.app.asker.settings.model.name else None
-        self._use(other, adapter, self._used_now)
+        model, adapter = self._runs.used[1]
+        self._runs.used = None
+        self._select(model, adapter)
 
-    def _used_now(self) -> None:
-        if self._open and self._seen is not None:
-            self._take(self._seen)
+    def _select(self, model: str, adapter: str) -> None:
+        """Answer with this model and adapter in the chat from now on."""
+        other = model if model != self._answers.settings.model.name else None
+        self._answers.select(other, adapter)
+        if self._run is not None:
+            self._update(self._run)
             self.refresh_bindings()
 
     # A new one
@@ -283,14 +279,14 @@ class TrainingScreen(ModalScreen[None]):
     def _source_changed(self, event: SetupView.SourceChanged) -> None:
         event.stop()
         self._plan = None
-        self.setup.complain("")
+        self.setup.show_error("")
         if self._typing is not None:
             self._typing.stop()
-        self._typing = self.set_timer(TYPING, self._ask_plan)
+        self._typing = self.set_timer(TYPING_SECONDS, self._make_plan)
 
     @work(exclusive=True, group="plan")
-    async def _ask_plan(self) -> None:
-        """Says what would be learned; the newest question only."""
+    async def _make_plan(self) -> None:
+        """Show what would be learned from the data that is chosen now."""
         setup, self._plan = self.setup, None
         folder = setup.folder
         if folder is None and not setup.from_history:
@@ -305,46 +301,46 @@ class TrainingScreen(ModalScreen[None]):
         name = await asyncio.to_thread(free_name, wanted)
         if self._open:
             setup.propose(name)
-        source, model = source_arguments(folder), self.app.asker.settings.model.name
+        source, model = source_arguments(folder), self._answers.settings.model.name
 
-        def tell(line: str) -> None:
+        def show_progress(line: str) -> None:
             if self._open:
                 setup.show_plan(f"{LOOKING}\n{line}")
 
-        plan = await ask_plan(source, model, tell)
+        plan = await plan_training(source, model, show_progress)
         if self._open:
             setup.show_plan(plan)
-            self._plan = plan if isinstance(plan, Plan) else None
+            self._plan = plan if isinstance(plan, TrainingPlan) else None
 
-    @on(SetupView.StartWanted)
+    @on(SetupView.StartRequested)
     @work(exclusive=True, group="start")
-    async def _start(self, event: SetupView.StartWanted) -> None:
+    async def _start(self, event: SetupView.StartRequested) -> None:
         event.stop()
         setup = self.setup
         if self._plan is None:
-            setup.complain("There is nothing to start yet: choose training data above.")
+            setup.show_error("There is nothing to start yet: choose training data above.")
             return
         name, source = setup.adapter, source_arguments(setup.folder)
-        model = self.app.asker.settings.model.name
+        model = self._answers.settings.model.name
         try:
-            run = await asyncio.to_thread(self.app.runs.start, name, source, model)
+            folder = await asyncio.to_thread(self._runs.start, name, source, model)
         except MmchatError as error:
             if self._open:
-                setup.complain(str(error))
+                setup.show_error(str(error))
             return
-        seen = await asyncio.to_thread(self.app.runs.look, run)
-        if seen is not None and self._open:
-            self._show_run(seen)
+        run = await asyncio.to_thread(self._runs.snapshot, folder)
+        if run is not None and self._open:
+            self._show_run(run)
 
     # All of them
 
     @work(exclusive=True, group="dialog")
     async def action_runs(self) -> None:
-        found = await asyncio.to_thread(self.app.runs.all)
+        found = await asyncio.to_thread(self._runs.all)
         if not self._open:
             return
-        items = [(one.run.folder.name, one_line(one.status.name, 40), _about(one)) for one in found]
-        current = self._seen.run.folder.name if self._seen else ""
+        items = [(one.name, one_line(one.status.name, 40), _about(one)) for one in found]
+        current = self._run.name if self._run else ""
         chosen = await self.app.push_screen_wait(
             PickScreen(
                 "Which run?",
@@ -355,13 +351,8 @@ class TrainingScreen(ModalScreen[None]):
             )
         )
         for one in found:
-            if one.run.folder.name == chosen:
+            if one.name == chosen:
                 self._show_run(one)
-
-    # The rest
-
-    def action_theme(self) -> None:
-        self.app.chat.perform("theme")
 
     def action_leave(self) -> None:
         self._leave_run()
@@ -369,13 +360,13 @@ class TrainingScreen(ModalScreen[None]):
         self.dismiss(None)
 
 
-def _about(seen: Seen) -> str:
-    said = heading(seen.status)
-    return said if seen.status.state == "finished" else f"{said} · {percent(seen.status)}"
+def _about(run: RunSnapshot) -> str:
+    state = heading(run.status)
+    return state if run.status.state == "finished" else f"{state} · {percent(run.status)}"
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # too long a name, or one that no file can have
+    except (OSError, ValueError):  # the name is too long, or has a character that no name can have
         return False

@@ -1,7 +1,7 @@
-"""A model's Markdown on the screen, whole or while it grows.
+"""The Markdown of an answer, complete or while it is streamed.
 
-Textual's own widget is corrected in four places: tables, the tooltips of their cells, rules in
-lists, and where parsing begins when more text comes.
+It corrects Textual's widget in four places: tables, the tooltips of their cells, rules in lists,
+and where parsing begins when more text comes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,14 +33,14 @@ _LINE_SEPARATORS = str.maketrans("\u2028\u2029", "  ")
 
 
 def parser() -> MarkdownIt:
-    """GitHub's Markdown with raw HTML as plain text, and nothing made a link that is not one."""
+    """GitHub's Markdown, with raw HTML as plain text, and links only where they are written as links."""
     made = MarkdownIt("gfm-like", {"html": False, "linkify": False})
     made.core.ruler.push("clean", _clean_decoded)
     return made
 
 
 def _clean_decoded(state: StateCore) -> None:
-    """Entities and addresses are decoded by now: `&#x202e;` was clean before, as text."""
+    """Clean the tokens again: entities are decoded by now, and `&#x202e;` was clean as text."""
     _clean_tokens(state.tokens)
 
 
@@ -58,8 +58,8 @@ def _clean_tokens(tokens: Iterable[Token]) -> None:
 class TableContent(MarkdownTableContent):
     """The cells of a table.
 
-    A tooltip has the cell's text as it is. Textual parses it as its own markup, and ends the app
-    at a cell such as `[/x]` (Textual issue 6642).
+    Tooltips show the text of a cell as it is. Textual parses it as its own markup, and ends the
+    app at a cell such as `[/x]` (Textual issue 6642).
     """
 
     def compose(self) -> ComposeResult:
@@ -69,7 +69,7 @@ class TableContent(MarkdownTableContent):
             yield from _cells(row)
 
     async def update_rows(self, rows: Sequence[Row]) -> None:
-        """Show `rows`; those at the top that stay the same keep their widgets."""
+        """Show `rows`; unchanged rows at the top keep their widgets."""
         kept = 0
         while kept < min(len(rows), len(self.rows)) and _same(rows[kept], self.rows[kept]):
             kept += 1
@@ -80,7 +80,7 @@ class TableContent(MarkdownTableContent):
 
 
 class Table(MarkdownTable):
-    """A table that may lose a row while it grows: `| 1 | 2 |`, then `1`, then `1. a list`.
+    """A table that may lose a row while it is streamed: `| 1 | 2 |`, then `1`, then `1. a list`.
 
     Textual ends the app when the last row turns out to be something else.
     """
@@ -111,7 +111,7 @@ def _same(one: Row, other: Row) -> bool:
 
 
 class AnswerText(Markdown):
-    """A model's Markdown: links are asked about first, pictures are never fetched."""
+    """The Markdown of an answer. The person is asked before a link is opened; no picture is fetched."""
 
     BLOCKS = {**Markdown.BLOCKS, "table_open": Table}  # noqa: RUF012 (Textual's own)
 
@@ -122,7 +122,7 @@ class AnswerText(Markdown):
         return MarkdownHorizontalRule(self, token) if token.type == _RULE else None
 
     def update(self, markdown: str) -> AwaitComplete:
-        """Show this text in place of what is there."""
+        """Replace the text."""
         updated = super().update(markdown.translate(_LINE_SEPARATORS))
 
         async def update() -> None:
@@ -135,5 +135,5 @@ class AnswerText(Markdown):
         return AwaitComplete(update())
 
     def append(self, markdown: str) -> AwaitComplete:
-        """Show more text behind what is there."""
+        """Add text at the end."""
         return super().append(markdown.translate(_LINE_SEPARATORS))

@@ -1,6 +1,6 @@
-"""The list of conversations, and the search that stands above it."""
+"""The list of conversations, with the search above it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from textual import events, on
@@ -9,6 +9,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
+from textual.reactive import var
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -18,22 +19,22 @@ from mmchat.tui.formatting import MUTED, grouped
 
 _MORE = "more"
 _WIDTH = 23
-"""Cells of a row at least, as chat.tcss has it, without the mark and the scroll bar."""
+"""The least width of a row in cells (chat.tcss), without the mark and the scroll bar."""
 
 
 class SearchLine(Static):
-    """Looks like an input, opens the search."""
+    """Looks like an input, and opens the search."""
 
-    class Wanted(Message):
+    class Clicked(Message):
         pass
 
     def on_click(self, event: events.Click) -> None:
         event.stop()
-        self.post_message(self.Wanted())
+        self.post_message(self.Clicked())
 
 
 class Rows(OptionList):
-    """The list's rows. Textual ends the app at Page Up and Page Down before they have a size."""
+    """The rows. Textual ends the app at Page Up and Page Down before they have a size."""
 
     def _move_page(self, direction: Literal[-1, 1]) -> None:
         if self.scrollable_content_region:
@@ -43,15 +44,15 @@ class Rows(OptionList):
 class ConversationList(Vertical):
     """Conversations by day; Enter opens, F2 renames, Del deletes the one under the cursor."""
 
-    class Opened(Message):
+    class Selected(Message):
         def __init__(self, conversation_id: int) -> None:
             super().__init__()
             self.conversation_id = conversation_id
 
-    class MoreWanted(Message):
-        """The list's end was chosen."""
+    class MoreRequested(Message):
+        """The line at the end of the list was selected."""
 
-    class DeleteWanted(Message):
+    class DeleteRequested(Message):
         def __init__(self, conversation_id: int) -> None:
             super().__init__()
             self.conversation_id = conversation_id
@@ -60,22 +61,40 @@ class ConversationList(Vertical):
         Binding("delete", "delete", "Delete", id="list.delete"),
     ]
 
-    def __init__(self, id: str | None = None) -> None:  # noqa: A002
+    conversations: var[tuple[Conversation, ...]] = var((), init=False, always_update=True)
+    """The newest first. Each assignment checks the headings: it may be another day."""
+    current: var[int | None] = var(None, init=False)
+    """The open conversation."""
+    has_more: var[bool] = var(False, init=False)
+    """Whether there are older conversations."""
+
+    def __init__(self, clock: Callable[[], float], id: str | None = None) -> None:  # noqa: A002
+        """clock: returns the current time, in seconds since the Unix epoch."""
         super().__init__(id=id)
+        self._clock = clock
         self._shown: tuple[object, ...] = ()
 
     def compose(self) -> ComposeResult:
         yield SearchLine("⌕ search", markup=False, id="search-line")
         yield Rows(id="conversations", compact=True, markup=False)
 
-    def show(
-        self, conversations: Sequence[Conversation], current: int | None, now: float, more: bool
-    ) -> None:
-        """Show the list; what is highlighted stays so, and an unchanged list is not touched."""
-        groups = grouped(conversations, now)
+    def watch_conversations(self) -> None:
+        self._update()
+
+    def watch_current(self) -> None:
+        self._update()
+
+    def watch_has_more(self) -> None:
+        self._update()
+
+    def _update(self) -> None:
+        """Show the list; the highlighted row stays highlighted, an unchanged list is not touched."""
+        current = self.current
+        groups = grouped(self.conversations, self._clock())
         shown = (
             tuple((heading, [(c.id, c.title, c.tags) for c in cs]) for heading, cs in groups),
             current,
+            self.has_more,
         )
         if shown == self._shown:
             return
@@ -88,7 +107,7 @@ class ConversationList(Vertical):
                 options.append(Option("", disabled=True))
             options.append(Option(Content.styled(heading, MUTED), disabled=True))
             options += [self._row(one, one.id == current) for one in members]
-        if more:
+        if self.has_more:
             options.append(Option(Content.styled("  … older conversations", MUTED), id=_MORE))
         with self.app.batch_update():
             listed.clear_options()
@@ -98,20 +117,20 @@ class ConversationList(Vertical):
                 if wanted is not None and option.id == str(wanted):
                     listed.highlighted = index
 
-    def take_focus(self) -> None:
+    def focus_rows(self) -> None:
         self.query_one(Rows).focus()
 
     @property
-    def chosen(self) -> int | None:
-        """The conversation under the cursor, where the list has the focus."""
+    def focused_id(self) -> int | None:
+        """The conversation under the cursor, if the list has the focus."""
         return self._highlighted() if self.query_one(Rows).has_focus else None
 
     def _row(self, conversation: Conversation, current: bool) -> Option:
         mark = Content.styled("▌", "$primary") if current else Content(" ")
-        # One line a conversation: the list cuts what is too long.
+        # One line for each conversation: the list cuts what is too long.
         name = Content.styled(title(conversation), "bold" if current else "")
         if conversation.tags:
-            # Something of the tags stays to be seen, whatever the title's length.
+            # Tags stay visible, however long the title is.
             tags = Content.styled(f" {tag_words(conversation.tags)}", MUTED)
             room = max(_WIDTH // 2, _WIDTH - name.cell_length)
             tags = tags.truncate(room, ellipsis=True)
@@ -129,11 +148,11 @@ class ConversationList(Vertical):
     def _selected(self, event: OptionList.OptionSelected) -> None:
         event.stop()
         if event.option.id == _MORE:
-            self.post_message(self.MoreWanted())
+            self.post_message(self.MoreRequested())
         elif event.option.id is not None:
-            self.post_message(self.Opened(int(event.option.id)))
+            self.post_message(self.Selected(int(event.option.id)))
 
     def action_delete(self) -> None:
         at = self._highlighted()
         if at is not None:
-            self.post_message(self.DeleteWanted(at))
+            self.post_message(self.DeleteRequested(at))

@@ -1,6 +1,7 @@
-"""The input: several lines, Enter sends, the list of suggestions is steered from here."""
+"""The input: several lines; Enter sends; keys for the suggestions above it are passed on."""
 
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from textual import events
 from textual.binding import Binding, BindingType
@@ -11,9 +12,12 @@ from mmchat.images import PICTURE_SUFFIXES
 from mmchat.sanitize import clean
 from mmchat.tui.pasted import paths
 
+NavigationKey = Literal["up", "down", "enter", "tab", "chips"]
+"""A key of the input for what is around it; "chips" moves to the attached pictures."""
+
 
 class LinesInput(TextArea):
-    """A text area that grows with its text: Enter hands it over, Shift+Enter begins a line."""
+    """A text area that grows with its text: Enter submits it, Shift+Enter begins a line."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "submit", "Send", id="input.send"),
@@ -21,7 +25,7 @@ class LinesInput(TextArea):
     ]
 
     class Submitted(Message):
-        """Enter: `text` is handed over."""
+        """Enter was pressed on `text`."""
 
         def __init__(self, text: str) -> None:
             super().__init__()
@@ -30,8 +34,8 @@ class LinesInput(TextArea):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(soft_wrap=True, compact=True, highlight_cursor_line=False, **arguments)
 
-    def take_text(self, text: str) -> None:
-        """Replace the text, with the cursor at its end."""
+    def set_text(self, text: str) -> None:
+        """Replace the text, cleaned, with the cursor at its end."""
         self.text = clean(text)
         self.move_cursor(self.document.end)
 
@@ -39,9 +43,9 @@ class LinesInput(TextArea):
         self.submit()
 
     def submit(self) -> None:
-        """Hand the text over: what is typed from now on belongs to the next one."""
+        """Post the text and empty the input: what is typed from now on belongs to the next text."""
         text = self.text
-        self.take_text("")
+        self.set_text("")
         self.post_message(self.Submitted(text))
 
     def action_newline(self) -> None:
@@ -49,9 +53,9 @@ class LinesInput(TextArea):
         self.scroll_cursor_visible()
 
     async def _on_key(self, event: events.Key) -> None:
-        # At once: the bindings are asked when the key has come up to the app, and what was typed
-        # behind Enter meanwhile would be sent too. Not by Textual's own handler, which is called
-        # next and would insert a line break.
+        # Here, not in a binding: bindings are checked when the key has bubbled up to the app, and
+        # what was typed after Enter meanwhile would be sent too. Textual's own handler, which is
+        # called next, would insert a line break.
         if event.key == "enter":
             event.stop()
             event.prevent_default()
@@ -62,10 +66,10 @@ class LinesInput(TextArea):
     async def _on_paste(self, event: events.Paste) -> None:
         event.stop()
         event.prevent_default()
-        self.take_paste(event.text)
+        self.insert_paste(event.text)
 
-    def take_paste(self, text: str) -> None:
-        """Pasted text, cleaned."""
+    def insert_paste(self, text: str) -> None:
+        """Insert pasted text, cleaned."""
         self.replace(clean(text), *self.selection)
         self.scroll_cursor_visible()
 
@@ -74,7 +78,7 @@ class ChatInput(LinesInput):
     """Where a message is written; posts what is done in it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("tab", "tab", "Take the suggestion", id="input.take", show=False),
+        Binding("tab", "tab", "Use the suggestion", id="input.take", show=False),
         Binding("up", "up", "Up", show=False),
         Binding("left", "left", "Left", show=False),
         Binding("right", "right", "Right", show=False),
@@ -87,31 +91,31 @@ class ChatInput(LinesInput):
     ]
 
     class PicturesPasted(Message):
-        """Paths were pasted or dropped; `words` as pictures to attach."""
+        """The paths of pictures were pasted, or files were dropped."""
 
-        def __init__(self, found: list[Any]) -> None:
+        def __init__(self, paths: list[Path]) -> None:
             super().__init__()
-            self.paths = found
+            self.paths = paths
 
-    class Steered(Message):
-        """A key for what stands around the input: up, down, take, chips; `text` stood there then."""
+    class Navigated(Message):
+        """A key for what is around the input, pressed when `text` was in it."""
 
-        def __init__(self, where: str, text: str) -> None:
+        def __init__(self, key: NavigationKey, text: str) -> None:
             super().__init__()
-            self.where = where
+            self.key = key
             self.text = text
 
     class Scrolled(Message):
-        """Page keys, while the text has one line: scroll the conversation."""
+        """A key that scrolls the conversation; `pages` beyond ±1 is to its end or beginning."""
 
         def __init__(self, pages: int) -> None:
             super().__init__()
             self.pages = pages
 
     suggesting = False
-    """Set by the composer while suggestions are shown: up, down, Enter and Tab are theirs."""
+    """Set by the composer while it shows suggestions: up, down, Enter and Tab are for them."""
     choosing = False
-    """Set by the screen while the examples are shown: an empty input steers them."""
+    """Set while the examples are shown: in an empty input, the arrow keys and Enter are for them."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(placeholder="Ask about a picture", **arguments)
@@ -122,50 +126,50 @@ class ChatInput(LinesInput):
         row, column = self.cursor_location
         return sum(len(line) + 1 for line in self.document.lines[:row]) + column
 
-    def _steer(self, where: str) -> None:
-        self.post_message(self.Steered(where, self.text))
+    def _navigate(self, key: NavigationKey) -> None:
+        self.post_message(self.Navigated(key, self.text))
 
     async def _on_key(self, event: events.Key) -> None:
-        if event.key == "tab":  # at once, as Enter
+        if event.key == "tab":  # here for the same reason as Enter
             event.stop()
             event.prevent_default()
             self.action_tab()
 
     def action_submit(self) -> None:
         if self.suggesting or (self.choosing and not self.text):
-            self._steer("enter")
+            self._navigate("enter")
         else:
             self.submit()
 
     def action_tab(self) -> None:
         if self.suggesting:
-            self._steer("tab")
+            self._navigate("tab")
         else:
             self.screen.focus_next()
 
     def action_up(self) -> None:
         if self.suggesting or (self.choosing and not self.text):
-            self._steer("up")
+            self._navigate("up")
         elif self.cursor_at_first_line:
-            self._steer("chips")
+            self._navigate("chips")
         else:
             self.action_cursor_up()
 
     def action_down(self) -> None:
         if self.suggesting or (self.choosing and not self.text):
-            self._steer("down")
+            self._navigate("down")
         else:
             self.action_cursor_down()
 
     def action_left(self) -> None:
         if self.choosing and not self.text:
-            self._steer("up")
+            self._navigate("up")
         else:
             self.action_cursor_left()
 
     def action_right(self) -> None:
         if self.choosing and not self.text:
-            self._steer("down")
+            self._navigate("down")
         else:
             self.action_cursor_right()
 
@@ -173,15 +177,15 @@ class ChatInput(LinesInput):
         if self.text:
             self.action_delete_left()
         else:
-            self._steer("chips")
+            self._navigate("chips")
 
     def action_scroll(self, pages: int) -> None:
         self.post_message(self.Scrolled(pages))
 
-    def take_paste(self, text: str) -> None:
-        """Paths of pictures are attached, anything else is inserted, cleaned."""
+    def insert_paste(self, text: str) -> None:
+        """Attach pictures whose paths were pasted; insert any other text, cleaned."""
         found = paths(text, PICTURE_SUFFIXES)
         if found:
             self.post_message(self.PicturesPasted(found))
         else:
-            super().take_paste(text)
+            super().insert_paste(text)

@@ -11,12 +11,12 @@ from textual.message import Message as Post
 from textual.widgets import Markdown, Static
 from textual.widgets.markdown import MarkdownStream
 
+from mmchat.chat.events import PendingAnswer
 from mmchat.display.messages import RATINGS, author, clock, is_too_long, notes, picture_label
 from mmchat.history import Message, StoredImage
 from mmchat.images import Picture
 from mmchat.sanitize import Cleaner, clean
-from mmchat.tui.formatting import made, place
-from mmchat.tui.news import Live
+from mmchat.tui.formatting import origin_summary, queue_position
 from mmchat.tui.widgets.answer_text import AnswerText
 from mmchat.tui.widgets.picture import PictureView
 
@@ -42,18 +42,20 @@ class Siblings(Static):
 
 
 class MessageView(Vertical, can_focus=True, can_focus_children=False):
-    """A message: who and when, its pictures, its text, and what is to be said under it."""
+    """A message: its author, its pictures, its text, and a note about its state."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left", "sibling(-1)", "Previous answer", id="message.previous"),
         Binding("right", "sibling(1)", "Next answer", id="message.next"),
-        Binding("enter", "keep", "Continue with this answer", id="message.keep", show=False),
+        Binding(
+            "enter", "continue", "Continue with this answer", id="message.continue", show=False
+        ),
         Binding("up", "app.focus_previous", "Previous message", show=False),
         Binding("down", "app.focus_next", "Next message", show=False),
     ]
 
-    class SiblingWanted(Post):
-        """Another answer to the same question is to be shown."""
+    class SiblingRequested(Post):
+        """The person wants to see another answer to the same question."""
 
         def __init__(self, message: Message, step: int) -> None:
             super().__init__()
@@ -66,13 +68,13 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
         now: float,
         load: Callable[[StoredImage], Picture],
         box: tuple[int, int],
-        live: Live | None = None,
+        pending: PendingAnswer | None = None,
         compared: bool = False,
     ) -> None:
-        """`compared`: it stands beside another answer to the same question."""
+        """compared: it is shown beside another answer to the same question."""
         super().__init__(classes=message.role)
         self.message = message
-        self.live = live
+        self.pending = pending
         self._now = now
         self._load = load
         self._box = box
@@ -96,8 +98,8 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
         if message.role == "user":
             yield Static(clean(message.text), markup=False, classes="text")
         else:
-            self._drawn = len(self.words)
-            yield AnswerText(self._cleaner.feed(self.words))
+            self._drawn = len(self.text)
+            yield AnswerText(self._cleaner.feed(self.text))
         yield Static("", markup=False, classes="note")
 
     def _picture(self, image: StoredImage, number: int) -> PictureView:
@@ -116,21 +118,21 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
         self.show_state()
 
     @property
-    def words(self) -> str:
-        """What the message says by now, as it was said."""
-        return self.live.text if self.live else self.message.text
+    def text(self) -> str:
+        """The text so far, not cleaned."""
+        return self.pending.text if self.pending else self.message.text
 
-    async def grow(self) -> None:
-        """Draw what the answer has more by now, as often as the screen keeps up with."""
-        if self.live is None:
+    async def show_more(self) -> None:
+        """Draw the text that the answer has got since the last call."""
+        if self.pending is None:
             return
-        more = self.live.text[self._drawn :]
+        more = self.pending.text[self._drawn :]
         self._drawn += len(more)
         await self._draw(self._cleaner.feed(more))
 
     async def _draw(self, text: str) -> None:
-        # A stream that is stopped before its first write takes the whole app down: its task is
-        # cancelled before it began, and whoever awaits that is cancelled too.
+        # Not created before there is text: a stream that is stopped before its first write ends
+        # the app, because its task is cancelled before it began, and so is the task that awaits it.
         if not text:
             return
         if self._stream is None:
@@ -139,30 +141,30 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
             self._stream = Markdown.get_stream(body)
         await self._stream.write(text)
 
-    async def finish(self, message: Message | None, problem: str = "") -> None:
-        """The answer is over, or another window wrote it; `message` as the history has it."""
-        await self.grow()
-        await self.settle()
-        self.live = None
+    async def finish(self, message: Message | None, error: str = "") -> None:
+        """Show `message` as the history has it: the answer is finished, or another window changed it."""
+        await self.show_more()
+        await self.stop_stream()
+        self.pending = None
         if message is not None:
             self.message = message
             if message.role == "assistant" and len(message.text) != self._drawn:
                 self._drawn = len(message.text)
                 await self.query_one(AnswerText).update(clean(message.text))
-        self.show_state(problem)
+        self.show_state(error)
 
-    async def settle(self) -> None:
-        """Draw what was written so far and stop drawing."""
+    async def stop_stream(self) -> None:
+        """Draw the text so far and stop drawing."""
         await self._draw(self._cleaner.rest())
         if self._stream is not None:
             stream, self._stream = self._stream, None
             await stream.stop()
 
-    def show_state(self, problem: str = "") -> None:
-        """Bring the head line and the line under the text up to date."""
-        message, live = self.message, self.live
+    def show_state(self, error: str = "") -> None:
+        """Update the line above the text and the note under it."""
+        message = self.message
         self.query_one(Siblings).show(message)
-        figures = made(message.origin, self._compared)
+        figures = origin_summary(message.origin, self._compared)
         if message.role == "user":
             figures = clock(message.created, self._now)
         self.query_one(".figures", Static).update(figures)
@@ -171,45 +173,47 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
         rating.display = message.rating is not None
         rating.set_class(message.rating == "bad", "bad")
         note = self.query_one(".note", Static)
-        text, kind = self._note(live, problem)
+        text, kind = self._note(error)
         note.update(text)
         note.set_class(kind == "error", "error")
         note.display = bool(text)
-        self.set_class(live is not None, "live")
         body = self.query(AnswerText)
         if body:
             body.first().display = self._drawn > 0
 
-    def _note(self, live: Live | None, problem: str) -> tuple[str, str]:
-        if problem:
-            return clean(problem), "error"
-        if live is not None and live.problem:
-            return clean(f"{live.problem} mmchat will try again."), "error"
-        if live is not None and live.stopped:
+    def _note(self, error: str) -> tuple[str, str]:
+        """The note under the text, and its kind: "note" or "error"."""
+        pending = self.pending
+        if error:
+            return clean(error), "error"
+        if pending is not None and pending.save_error:
+            return clean(f"{pending.save_error} mmchat will try again."), "error"
+        if pending is not None and pending.stop_requested:
             return "stopping…", "note"
-        if live is not None:
-            words = {
+        if pending is not None:
+            position = pending.queue_position
+            phases = {
                 "queued": "waiting for its turn…",
-                "waiting": f"{place(live.place)}…" if live.place else "asking…",
+                "waiting": f"{queue_position(position)}…" if position else "asking…",
                 "loading": "waiting for the model to load…",
-                "reading": "looking…" if live.origin.image_tokens else "reading…",
+                "reading": "looking…" if pending.origin.image_tokens else "reading…",
                 "writing": "",
             }
-            return words[live.phase], "note"
+            return phases[pending.phase], "note"
         if self.message.role == "user":
             return "", "note"
         if self.message.state == "streaming":
             return "Being written in another window.", "note"
-        said = notes(self.message)
+        sentences = [sentence for _, sentence in notes(self.message)]
         failed = self.message.state in ("failed", "interrupted")
-        text = "\n".join(sentence for _, sentence in said)
+        text = "\n".join(sentences)
         again = "  Ctrl+R asks again." if failed and not is_too_long(self.message) else ""
         return text + again, "error" if failed else "note"
 
     def action_sibling(self, step: int) -> None:
-        self.post_message(self.SiblingWanted(self.message, step))
+        self.post_message(self.SiblingRequested(self.message, step))
 
-    def action_keep(self) -> None:
+    def action_continue(self) -> None:
         if self._compared:
             self.action_sibling(0)
 

@@ -1,4 +1,4 @@
-"""Two answers to the same question: side by side where there is room, else below each other."""
+"""Two answers to the same question: side by side if there is room, else below each other."""
 
 from textual.app import ComposeResult
 from textual.containers import Container, Vertical
@@ -10,7 +10,7 @@ KEYS = "Ctrl+↑ Ctrl+↓ choose one, Enter continues with it, Esc closes the ot
 
 
 class Pair(Vertical):
-    """Stands in the place of one answer while two are compared."""
+    """Two answers in the place of one, while they are compared."""
 
     def __init__(self, first: MessageView, second: MessageView) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A picture on the screen: half blocks, made in a thread, kept for the next time."""
+"""Pictures on the screen: half blocks, made in a thread and cached."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from mmchat.sanitize import clean
 from mmchat.tui.halfblocks import Preview, fit, lines, preview
 
 Load = Callable[[], Picture]
-"""Gives the picture's bytes, called in a thread; may raise ImageError or HistoryError."""
+"""Returns the picture, called in a thread. Raises ImageError or HistoryError."""
 
-_KEPT = 256
-_kept: OrderedDict[tuple[str, int, int], Preview] = OrderedDict()
+_CACHE_SIZE = 256
+_cache: OrderedDict[tuple[str, int, int], Preview] = OrderedDict()
 
 
 class Thumbnail(Widget):
-    """The half blocks alone, in a box of `columns` × `rows` cells; its size is known at once."""
+    """A picture in half blocks, in a box of `columns` × `rows` cells; its size is known at once."""
 
     DEFAULT_CSS = "Thumbnail { width: auto; height: auto; }"
     can_focus = False
@@ -42,7 +42,7 @@ class Thumbnail(Widget):
         self._strips: list[Strip] = []
 
     def refit(self, columns: int, rows: int) -> None:
-        """Another box: the terminal's size has changed."""
+        """Fit the picture into another box: the terminal's size has changed."""
         if self._key[1:] != (columns, rows):
             self._key = (self._key[0], columns, rows)
             self._cells = fit(*self._picture, columns, rows)
@@ -57,11 +57,11 @@ class Thumbnail(Widget):
         return self._cells[1]
 
     def on_mount(self) -> None:
-        known = _kept.get(self._key)
+        known = _cache.get(self._key)
         if known is None:
             self._make()
         else:
-            _kept.move_to_end(self._key)
+            _cache.move_to_end(self._key)
             self._show(known)
 
     @work(thread=True, group="thumbnail")
@@ -70,14 +70,14 @@ class Thumbnail(Widget):
         try:
             made = preview(self._load(), key[1], key[2])
         except MmchatError as error:
-            self.app.call_from_thread(self._say, str(error))
+            self.app.call_from_thread(self._show_error, str(error))
             return
-        self.app.call_from_thread(self._keep, key, made)
+        self.app.call_from_thread(self._store, key, made)
 
-    def _keep(self, key: tuple[str, int, int], made: Preview) -> None:
-        _kept[key] = made
-        while len(_kept) > _KEPT:
-            _kept.popitem(last=False)
+    def _store(self, key: tuple[str, int, int], made: Preview) -> None:
+        _cache[key] = made
+        while len(_cache) > _CACHE_SIZE:
+            _cache.popitem(last=False)
         if key == self._key:
             self._show(made)
 
@@ -89,20 +89,20 @@ class Thumbnail(Widget):
         else:
             self.refresh()
 
-    def _say(self, sentence: str) -> None:
-        self.tooltip = Content(clean(sentence))  # a bare string would be parsed as markup
+    def _show_error(self, sentence: str) -> None:
+        self.tooltip = Content(clean(sentence))  # a plain string would be parsed as markup
 
     def render_line(self, y: int) -> Strip:
         width = self.size.width
         if y < len(self._strips):
             return self._strips[y].adjust_cell_length(width, self.rich_style)
-        if self._strips:  # the box is higher than the picture
+        if self._strips:  # the box is taller than the picture
             return Strip.blank(width, self.rich_style)
         return Strip([Segment("░" * width, self.rich_style)], width)
 
 
 class PictureView(Container):
-    """A picture of a message with its caption, beside it or, of several, under it."""
+    """A picture of a message with its caption: beside it or, if there are several, under it."""
 
     def __init__(
         self,

@@ -1,10 +1,12 @@
-"""The line at the bottom and the line at the top: what is there, what goes on, what it cost."""
+"""The title line at the top and the status line at the bottom."""
 
 from textual import events
 from textual.app import RenderResult
 from textual.content import Content
+from textual.reactive import reactive
 from textual.widget import Widget
 
+from mmchat.chat.events import LoadProgress
 from mmchat.display.numbers import format_percent
 from mmchat.display.text import bar, cut, one_line
 from mmchat.history import Origin
@@ -13,27 +15,34 @@ from mmchat.tui.formatting import MUTED, speed, tokens
 
 
 class TitleLine(Widget):
-    """The conversation's title, and at the right what answers."""
+    """The conversation's title and tags and, on the right, the model that answers."""
 
-    def __init__(self, id: str | None = None) -> None:  # noqa: A002
+    title: reactive[str] = reactive("")
+    tags: reactive[str] = reactive("")
+    model: reactive[str] = reactive("")
+
+    def __init__(self, title: str = "", id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self._title, self._model, self._tags = "", "", ""
+        self.set_reactive(TitleLine.title, title)
 
-    def show(self, title: str, model: str, tags: str = "") -> None:
-        shown = one_line(title), one_line(model), one_line(tags)
-        if shown != (self._title, self._model, self._tags):
-            self._title, self._model, self._tags = shown
-            self.refresh()
+    def validate_title(self, title: str) -> str:
+        return one_line(title)
+
+    def validate_tags(self, tags: str) -> str:
+        return one_line(tags)
+
+    def validate_model(self, model: str) -> str:
+        return one_line(model)
 
     def render(self) -> RenderResult:
         width = self.size.width
-        model = one_line(self._model, max(width // 2, 1))
+        model = one_line(self.model, max(width // 2, 1))
         room = max(width - len(model) - 2, 1)
-        tags = one_line(self._tags, room // 2) if self._tags else ""
+        tags = one_line(self.tags, room // 2) if self.tags else ""
         room -= len(tags) + 2 if tags else 0
         return _ends(
             Content.assemble(
-                (cut(self._title, max(room, 1)), "bold"),
+                (cut(self.title, max(room, 1)), "bold"),
                 (f"  {tags}" if tags else "", MUTED),
             ),
             Content.styled(model, MUTED),
@@ -42,48 +51,30 @@ class TitleLine(Widget):
 
 
 class StatusLine(Widget):
-    """Left: loading, a problem, or the figures of the last answer. Right: two keys."""
+    """Left: loading, an error, or the figures of the last answer. Right: training, and two keys."""
 
-    def __init__(self, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id)
-        self._loading: tuple[str, str, float] | None = None
-        self._origin: Origin | None = None
-        self._window = 0
-        self._problem = ""
-        self._training = ""
+    progress: reactive[LoadProgress | None] = reactive(None)
+    """How far the load of a model is; None if nothing is being loaded."""
+    error: reactive[str] = reactive("", layout=True)
+    """Why there is no model; empty if there is one."""
+    origin: reactive[Origin | None] = reactive(None)
+    """How the last answer was made."""
+    context_length: reactive[int] = reactive(0)
+    """Of the loaded model, in tokens, for answers that do not tell; 0 if it is not known."""
+    training: reactive[str] = reactive("")
+    """What is being trained, in a few words; empty for nothing."""
 
-    def show_loading(self, model: str, stage: str, fraction: float) -> None:
-        self._loading, self._problem = (clean(model, False), clean(stage, False), fraction), ""
-        self.refresh()
-
-    def show_problem(self, sentence: str) -> None:
-        """Why there is no model; stays until one is there."""
-        self._loading, self._problem = None, clean(sentence, keep_newlines=False)
-        self.styles.height = None
-        self.refresh(layout=True)
-
-    def show_ready(self) -> None:
-        self._loading, self._problem = None, ""
-        self.refresh(layout=True)
-
-    def show_figures(self, origin: Origin | None, context: int) -> None:
-        self._origin, self._window = origin, context
-        self.refresh()
-
-    def show_training(self, words: str) -> None:
-        """What is being trained; empty for nothing."""
-        if words != self._training:
-            self._training = words
-            self.refresh()
+    def validate_error(self, error: str) -> str:
+        return clean(error, keep_newlines=False)
 
     @property
     def text(self) -> str:
-        """What the line says, for whoever cannot see it."""
+        """What is shown on the left, as plain text."""
         return str(self._left(max(self.size.width, 200)))
 
     def get_content_height(self, container: object, viewport: object, width: int) -> int:
-        if self._problem:
-            return Content(self._problem).get_height({}, max(width, 1))
+        if self.error:
+            return Content(self.error).get_height({}, max(width, 1))
         return 1
 
     def on_click(self, event: events.Click) -> None:
@@ -91,39 +82,41 @@ class StatusLine(Widget):
 
     def render(self) -> RenderResult:
         width = self.size.width
-        if self._problem:
-            return Content.styled(self._problem, "$text-error")
+        if self.error:
+            return Content.styled(self.error, "$text-error")
         right = Content.styled("F1 help  Ctrl+P palette", MUTED)
-        if self._training:
-            # Beside it the keys give way before the figures do.
+        if self.training:
+            # If there is too little room, a key is left out before the figures are.
             keys = "F1 help" if width < 100 else "F1 help  Ctrl+P palette"
-            right = Content.assemble((self._training, "$text-primary"), (f"   {keys}", MUTED))
+            right = Content.assemble((self.training, "$text-primary"), (f"   {keys}", MUTED))
         left = self._left(width - len(right) - 2)
         return _ends(left, right, width)
 
     def _left(self, room: int) -> Content:
-        if self._problem:
-            return Content(self._problem)
-        if self._loading is not None:
-            model, stage, fraction = self._loading
-            words = f"loading {one_line(model, 24)} "
-            share = f" {format_percent(fraction)}"
-            width = max(6, min(24, room - len(words) - len(share)))
-            done, left = bar(fraction, width)
-            rest = room - len(words) - width - len(share) - 2
+        if self.error:
+            return Content(self.error)
+        if self.progress is not None:
+            label = f"loading {one_line(self.progress.model, 24)} "
+            percent = f" {format_percent(self.progress.fraction)}"
+            width = max(6, min(24, room - len(label) - len(percent)))
+            done, left = bar(self.progress.fraction, width)
+            rest = room - len(label) - width - len(percent) - 2
+            stage = self.progress.stage
             more = f"  {one_line(stage, rest)}" if stage and rest > 8 else ""
             return Content.assemble(
-                (words, MUTED),
+                (label, MUTED),
                 (done, "$primary"),
                 (left, "$foreground 20%"),
-                (share + more, MUTED),
+                (percent + more, MUTED),
             )
-        figures = tokens(self._origin, self._window)
-        rate = speed(self._origin)
+        known = self.origin.parameters.get("context_length") if self.origin else None
+        context = known if isinstance(known, int) else self.context_length
+        figures = tokens(self.origin, context)
+        rate = speed(self.origin)
         for text in (
             "   ".join(part for part in (figures, rate) if part),
             figures,
-            tokens(self._origin, self._window, short=True),
+            tokens(self.origin, context, short=True),
         ):
             if len(text) <= room:
                 return Content.styled(text, MUTED)
@@ -131,7 +124,7 @@ class StatusLine(Widget):
 
 
 def _ends(left: Content, right: Content, width: int) -> Content:
-    """Two texts at the ends of a line; the left one gives way."""
+    """Two texts at the ends of a line; the left one is cut if there is too little room."""
     gap = width - left.cell_length - right.cell_length
     if gap < 1:
         return left.truncate(width, ellipsis=True)

@@ -1,4 +1,4 @@
-"""The parts of the training screen that show a run: how far it is, its losses, its answers, its table."""
+"""The parts of the training screen that show a run: progress, losses, answers, measured table."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,14 @@ from mmchat.training.curves import Curves
 from mmchat.training.plot import HELD_OUT, draw_losses
 from mmchat.training.run_folder import Measurement, SampleAnswer
 from mmchat.tui.formatting import MUTED
-from mmchat.tui.runs import Seen
+from mmchat.tui.runs import RunSnapshot
 from mmchat.tui.widgets.status import TitleLine
 
 LOWEST_LOSSES, GOOD_LOSSES = 6, 8
 
 
 class Bar(Widget):
-    """A progress bar as wide as there is room."""
+    """A progress bar over the whole width."""
 
     def __init__(self, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
@@ -41,7 +41,7 @@ class Bar(Widget):
 
 
 class Parts(Widget):
-    """Figures side by side, in as many lines as they need; none is broken."""
+    """Figures side by side, in as many lines as they need; none is split."""
 
     def __init__(self, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
@@ -121,17 +121,17 @@ class Answers(Widget):
 
     @staticmethod
     def _block(sample: SampleAnswer, width: int) -> list[Content]:
-        told = status_format.check_answer(sample)
-        mark = ("✓ ", "$text-success") if told.right else ("✗ ", "$text-error")
-        together = ", ".join(told.parts)
-        if 2 + cell_len(told.question) + GAP + cell_len(together) <= width:
-            return [Content.assemble(mark, (told.question, MUTED), " " * GAP, together)]
-        first = Content.assemble(mark, (cut(told.question, width - 2), MUTED))
-        return [first, *(Content("  " + cut(part, width - 2)) for part in told.parts)]
+        answer = status_format.check_answer(sample)
+        mark = ("✓ ", "$text-success") if answer.right else ("✗ ", "$text-error")
+        together = ", ".join(answer.parts)
+        if 2 + cell_len(answer.question) + GAP + cell_len(together) <= width:
+            return [Content.assemble(mark, (answer.question, MUTED), " " * GAP, together)]
+        first = Content.assemble(mark, (cut(answer.question, width - 2), MUTED))
+        return [first, *(Content("  " + cut(part, width - 2)) for part in answer.parts)]
 
 
 class Table(Static):
-    """Before and after, with intervals; below each other where it is narrow."""
+    """Results before and after, with intervals; in a narrow window below each other."""
 
     def __init__(self, id: str | None = None) -> None:  # noqa: A002
         super().__init__("", id=id, markup=False)
@@ -167,7 +167,7 @@ class Table(Static):
 
 
 class Middle(Vertical):
-    """The losses and the answers: beside each other, or, where it is narrow, below each other."""
+    """The losses and the answers: beside each other or, in a narrow window, below each other."""
 
     def compose(self) -> ComposeResult:
         with Vertical(id="run-losses"):
@@ -175,14 +175,14 @@ class Middle(Vertical):
             yield LossChart(id="run-chart")
         yield Answers(id="run-answers")
 
-    def show(self, seen: Seen) -> None:
+    def show(self, run: RunSnapshot) -> None:
         legend = [("loss", "$text-primary")]
-        if seen.curves.held_out:
+        if run.curves.held_out:
             legend.append((f"   {HELD_OUT} held-out", "$text-warning"))
         self.query_one("#run-legend", Static).update(Content.assemble(*legend))
-        self.query_one(LossChart).show(seen.curves)
-        self.query_one(Answers).show(seen.status.samples)
-        drawn = bool(seen.curves.training or seen.curves.held_out)
+        self.query_one(LossChart).show(run.curves)
+        self.query_one(Answers).show(run.status.samples)
+        drawn = bool(run.curves.training or run.curves.held_out)
         self.query_one("#run-losses").set_class(not drawn, "empty")
         self.share()
 
@@ -190,7 +190,7 @@ class Middle(Vertical):
         self.share()
 
     def share(self) -> None:
-        """The curve wants some lines to be read; answers take what is left, whole ones only."""
+        """Share the height: the curve needs some lines, answers get the rest, whole ones only."""
         losses, answers = self.query_one("#run-losses"), self.query_one(Answers)
         room = self.size.height
         losses.set_class(room < LOWEST_LOSSES, "crowded")
@@ -202,7 +202,7 @@ class Middle(Vertical):
 
 
 class RunView(Vertical):
-    """One run, whatever it is at."""
+    """One run, in any state."""
 
     def compose(self) -> ComposeResult:
         yield TitleLine(id="run-name")
@@ -211,16 +211,17 @@ class RunView(Vertical):
         yield Parts(id="run-figures")
         yield Table(id="run-table")
         yield Middle(id="run-middle")
-        yield Static("", id="run-said", markup=False)
+        yield Static("", id="run-note", markup=False)
 
-    def show(self, seen: Seen, said: str = "") -> None:
-        """Brings everything up to date; `said` stands in place of what the run says itself."""
-        status = seen.status
+    def show(self, run: RunSnapshot, sentence: str = "") -> None:
+        """Update everything. `sentence` is shown in place of the run's own."""
+        status = run.status
         finished = status.state == "finished"
         right = status_format.heading(status)
         if not finished:
             right += f" · {status_format.percent(status)}"
-        self.query_one("#run-name", TitleLine).show(one_line(status.name, 100), right)
+        line = self.query_one("#run-name", TitleLine)
+        line.title, line.model = one_line(status.name, 100), right
         self.query_one(Bar).show(status_format.fraction(status))
         self.query_one(Bar).display = not finished
         self.query_one("#run-where", Parts).show([] if finished else status_format.where(status))
@@ -228,9 +229,10 @@ class RunView(Vertical):
             [] if finished else status_format.figures(status)
         )
         self.query_one(Table).show(status.rows)
-        self.query_one(Middle).show(seen)
-        self.set_class(not seen.works, "ended")
-        line = self.query_one("#run-said", Static)
-        line.update(said or status_format.sentence(status))
-        line.set_class(status.state == "failed" and not said, "error")
-        line.display = bool(said or status_format.sentence(status))
+        self.query_one(Middle).show(run)
+        self.set_class(not run.active, "ended")
+        shown = sentence or status_format.sentence(status)
+        note = self.query_one("#run-note", Static)
+        note.update(shown)
+        note.set_class(status.state == "failed" and not sentence, "error")
+        note.display = bool(shown)

@@ -1,4 +1,4 @@
-"""The part of the training screen that begins a run: what to learn from, under which name."""
+"""The part of the training screen that starts a run: the training data and the name."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from mmchat.sanitize import clean
 from mmchat.tui.completion import Suggestion, data_paths
 from mmchat.tui.formatting import MUTED
 from mmchat.tui.pasted import as_path
-from mmchat.tui.runs import Plan
+from mmchat.tui.runs import TrainingPlan
 from mmchat.tui.widgets.status import TitleLine
 
 LOOKING = "Looking at the training data…"
@@ -30,36 +30,36 @@ NO_FOLDER = "Type a folder with pictures, or a file of conversations about them.
 
 
 class PathInput(Input):
-    """One line for a path; up, down and tab steer the suggestions below it."""
+    """One line for a path; Up, Down and Tab are for the suggestions below it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("tab", "steer('tab')", "Take the suggestion", show=False),
-        Binding("down", "steer('down')", "Down", show=False),
-        Binding("up", "steer('up')", "Up", show=False),
+        Binding("tab", "navigate('tab')", "Use the suggestion", show=False),
+        Binding("down", "navigate('down')", "Down", show=False),
+        Binding("up", "navigate('up')", "Up", show=False),
     ]
 
-    class Steered(Message):
-        def __init__(self, where: str) -> None:
+    class Navigated(Message):
+        def __init__(self, key: str) -> None:
             super().__init__()
-            self.where = where
+            self.key = key
 
-    def action_steer(self, where: str) -> None:
-        self.post_message(self.Steered(where))
+    def action_navigate(self, key: str) -> None:
+        self.post_message(self.Navigated(key))
 
 
 class PathField(Vertical):
-    """A path and what could be meant by it."""
+    """A path, with suggestions."""
 
     class Changed(Message):
-        """Another path stands there."""
+        """The path was edited."""
 
     class Left(Message):
-        """Tab or Enter, and nothing to take: on to the next field."""
+        """Tab or Enter without a suggestion to use: on to the next field."""
 
     def __init__(self, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
         self._suggestions: Sequence[Suggestion] = ()
-        self._taken = ""
+        self._used = ""
 
     def compose(self) -> ComposeResult:
         yield PathInput(placeholder="~/pictures/birds", compact=True, id="train-path")
@@ -75,7 +75,7 @@ class PathField(Vertical):
 
     @property
     def path(self) -> Path | None:
-        """What is typed; None for nothing."""
+        """The path; None if nothing is typed."""
         typed = self.input.value.strip()
         return as_path(typed) if typed else None
 
@@ -83,19 +83,19 @@ class PathField(Vertical):
     def _changed(self, event: Input.Changed) -> None:
         event.stop()
         self.post_message(self.Changed())
-        if event.value and event.value != self._taken:
+        if event.value and event.value != self._used:
             self._suggest(event.value)
         else:
-            self._offer(())
+            self._show_suggestions(())
 
     @work(exclusive=True, group="suggest")
     async def _suggest(self, typed: str) -> None:
-        found = await asyncio.to_thread(data_paths, typed)  # it may lie on a slow disk
+        found = await asyncio.to_thread(data_paths, typed)  # it may be on a slow disk
         with contextlib.suppress(NoMatches):  # the screen was left meanwhile
             if self.input.value == typed:
-                self._offer(found)
+                self._show_suggestions(found)
 
-    def _offer(self, found: Sequence[Suggestion]) -> None:
+    def _show_suggestions(self, found: Sequence[Suggestion]) -> None:
         self._suggestions = found
         shown = self.query_one(OptionList)
         shown.display = bool(found)
@@ -104,23 +104,23 @@ class PathField(Vertical):
         if found:
             shown.highlighted = 0
 
-    @on(PathInput.Steered)
-    def _steered(self, event: PathInput.Steered) -> None:
+    @on(PathInput.Navigated)
+    def _navigated(self, event: PathInput.Navigated) -> None:
         event.stop()
         shown = self.query_one(OptionList)
-        if event.where == "down":
+        if event.key == "down":
             shown.action_cursor_down()
-        elif event.where == "up":
+        elif event.key == "up":
             shown.action_cursor_up()
         elif shown.highlighted is not None and self._suggestions:
-            self._take(self._suggestions[shown.highlighted])
+            self._use(self._suggestions[shown.highlighted])
         else:
             self.post_message(self.Left())
 
     @on(Input.Submitted)
     def _submitted(self, event: Input.Submitted) -> None:
         event.stop()
-        self._offer(())
+        self._show_suggestions(())
         self.post_message(self.Left())
 
     @on(OptionList.OptionSelected)
@@ -128,22 +128,22 @@ class PathField(Vertical):
         event.stop()
         self.input.focus()
         if event.option in event.option_list.options:  # else the list has changed since
-            self._take(self._suggestions[event.option_index])
+            self._use(self._suggestions[event.option_index])
 
-    def _take(self, one: Suggestion) -> None:
+    def _use(self, one: Suggestion) -> None:
         if not one.insert.endswith("/"):
-            self._taken = one.insert
+            self._used = one.insert
         self.input.value = one.insert
         self.input.cursor_position = len(one.insert)
 
 
 class SetupView(Vertical):
-    """Where a run is begun."""
+    """The form that starts a run."""
 
     class SourceChanged(Message):
-        """Something else is to be learned from."""
+        """Other training data is chosen."""
 
-    class StartWanted(Message):
+    class StartRequested(Message):
         pass
 
     def __init__(self, id: str | None = None) -> None:  # noqa: A002
@@ -152,7 +152,7 @@ class SetupView(Vertical):
         self.from_history = True
 
     def compose(self) -> ComposeResult:
-        yield TitleLine(id="setup-title")
+        yield TitleLine("Train an adapter", id="setup-title")
         with Horizontal(classes="field"):
             yield Static("learn from", classes="label", markup=False)
             with RadioSet(id="train-source", compact=True):
@@ -165,59 +165,59 @@ class SetupView(Vertical):
             yield Static("name", classes="label", markup=False)
             yield Input(compact=True, id="train-name", max_length=100)
         yield Static("", id="train-plan", markup=False)
-        yield Static("", id="train-complaint", markup=False)
+        yield Static("", id="train-error", markup=False)
         with Horizontal(classes="buttons"):
             yield Button("Start (Enter)", id="train-start", compact=True, variant="primary")
 
     def on_mount(self) -> None:
         self.query_one("#train-where").display = False
-        self.complain("")
+        self.show_error("")
 
-    # What was chosen
+    # What is chosen
 
     @property
     def folder(self) -> Path | None:
-        """What was typed; None for one's own history, or for nothing."""
+        """The training data; None for the person's own history, or if nothing is typed."""
         return None if self.from_history else self.query_one(PathField).path
 
     @property
     def adapter(self) -> str:
-        """The name that the adapter is to have."""
+        """The name of the adapter."""
         return self.query_one("#train-name", Input).value.strip()
 
     def choose(self, path: str) -> None:
-        """A path that was typed in the chat."""
+        """Choose a path that was typed in the chat."""
         self.from_history = False
         self.query_one("#train-where").display = True
         self.query_one(PathField).input.value = clean(path, keep_newlines=False)
         self.query(RadioButton).last().value = True
 
     def propose(self, name: str) -> None:
-        """A name for the adapter, unless the person has written one."""
+        """Propose a name for the adapter, unless the person has typed one."""
         field = self.query_one("#train-name", Input)
         if field.value in ("", self._proposed):
             self._proposed = field.value = name
             field.select_all()  # typing replaces it, whether the field had the focus already or not
 
-    # What is told
+    # What is shown
 
     def show_model(self, model: str) -> None:
-        self.query_one("#setup-title", TitleLine).show("Train an adapter", model)
+        self.query_one("#setup-title", TitleLine).model = model
 
-    def show_plan(self, plan: Plan | str) -> None:
-        """What would be learned; or a sentence in its place."""
+    def show_plan(self, plan: TrainingPlan | str) -> None:
+        """Show what would be learned, or a sentence in its place."""
         line = self.query_one("#train-plan", Static)
         if isinstance(plan, str):
             line.update(Content.styled(clean(plan), MUTED))
         else:
-            line.update(Content("\n").join(Content(part) for part in told(plan)))
+            line.update(Content("\n").join(Content(part) for part in plan_sentences(plan)))
 
-    def complain(self, sentence: str) -> None:
-        line = self.query_one("#train-complaint", Static)
+    def show_error(self, sentence: str) -> None:
+        line = self.query_one("#train-error", Static)
         line.update(one_line(sentence, 600))
         line.display = bool(sentence)
 
-    # What was done
+    # Messages of the widgets
 
     @on(RadioSet.Changed)
     def _source(self, event: RadioSet.Changed) -> None:
@@ -245,16 +245,16 @@ class SetupView(Vertical):
     def _named(self, event: Input.Changed) -> None:
         event.stop()
         if event.value != self._proposed:
-            self.complain("")
+            self.show_error("")
 
     @on(Input.Submitted, "#train-name")
     @on(Button.Pressed, "#train-start")
     def _start(self, event: Message) -> None:
         event.stop()
-        self.post_message(self.StartWanted())
+        self.post_message(self.StartRequested())
 
 
-def told(plan: Plan) -> list[str]:
+def plan_sentences(plan: TrainingPlan) -> list[str]:
     """A plan in sentences."""
     lines = [f"It will learn from {_examples(plan)}."]
     if plan.form:
@@ -283,7 +283,7 @@ def told(plan: Plan) -> list[str]:
     return lines
 
 
-def _examples(plan: Plan) -> str:
+def _examples(plan: TrainingPlan) -> str:
     parts = [
         _number(plan.corrected, "corrected answer"),
         _number(plan.good, "good answer"),

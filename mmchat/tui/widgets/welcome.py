@@ -1,4 +1,4 @@
-"""What an empty conversation shows: a first success is one key away."""
+"""What an empty conversation shows: a greeting and examples."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,7 @@ from textual.widgets import Static
 from mmchat.errors import ImageError
 from mmchat.images import PICTURE_SUFFIXES, Picture, read_picture
 from mmchat.settings import builtin_adapters
+from mmchat.tui.widgets.input import NavigationKey
 from mmchat.tui.widgets.picture import Thumbnail
 
 QUESTIONS = {
@@ -20,13 +21,13 @@ QUESTIONS = {
     "moon": "What is written here?",
     "rings": "How many rings are there?",
 }
-"""What is asked about an example, by its file's name."""
+"""What is asked about an example, by the name of its file."""
 QUESTION = "What is in this picture?"
 _SHOWN = 4
 
 
 def examples() -> list[Path]:
-    """A few pictures that come with mmchat; empty where there are none."""
+    """A few pictures that come with mmchat; empty if there are none."""
     folder = builtin_adapters() / "scenes" / "examples"
     try:
         files = sorted(folder.iterdir())
@@ -36,7 +37,7 @@ def examples() -> list[Path]:
 
 
 class Card(Vertical):
-    """One example: a small view of it and a question about it."""
+    """One example: a thumbnail and a question about it."""
 
     class Clicked(Message):
         def __init__(self, card: "Card") -> None:
@@ -59,10 +60,10 @@ class Card(Vertical):
 
 
 class Welcome(Vertical):
-    """A greeting and, on an empty history, the examples."""
+    """A greeting and, if the history is empty, the examples."""
 
     class Chosen(Message):
-        """An example is to be attached, and `question` to be put into the input."""
+        """The person chose an example: `question` about the picture at `path`."""
 
         def __init__(self, path: Path, question: str) -> None:
             super().__init__()
@@ -96,7 +97,7 @@ class Welcome(Vertical):
                 yield Horizontal(classes="cards")
 
     def on_mount(self) -> None:
-        if self._pictures:  # what is seen comes first: reading pictures loads Pillow
+        if self._pictures:  # after the first paint, because reading pictures imports Pillow
             self.call_after_refresh(self._show_cards)
 
     @work(exclusive=True)
@@ -104,25 +105,25 @@ class Welcome(Vertical):
         cards: list[Card] = []
         for path in self._pictures:
             question = QUESTIONS.get(path.stem, QUESTION)
-            with contextlib.suppress(ImageError):  # one broken example is no reason to complain
+            with contextlib.suppress(ImageError):  # a broken example is left out
                 cards.append(Card(path, await asyncio.to_thread(read_picture, path), question))
         await self.query_one(".cards").mount_all(cards)
         self._mark()
 
     @property
-    def offers(self) -> bool:
+    def has_examples(self) -> bool:
         """Whether there are examples to choose from."""
         return bool(self._pictures)
 
-    def steer(self, where: str) -> None:
-        """A key of the empty input: up (left), down (right), or enter."""
+    def navigate(self, key: NavigationKey) -> None:
+        """Handle a key of the empty input: up (left), down (right), or enter."""
         cards = list(self.query(Card))
         if not cards:
             return
-        if where == "enter":
+        if key == "enter":
             self._choose(cards[self._chosen])
         else:
-            self._chosen = (self._chosen + (-1 if where == "up" else 1)) % len(cards)
+            self._chosen = (self._chosen + (-1 if key == "up" else 1)) % len(cards)
             self._mark()
 
     def _mark(self) -> None:

@@ -1,5 +1,6 @@
-"""How an answer is made, as the history keeps it and as the engine is told. No widgets here."""
+"""How an answer is made: what is asked for, and what the engine reports about it."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -15,18 +16,8 @@ def with_adapter(settings: Settings, adapter: str) -> Settings:
     return msgspec.structs.replace(settings, model=model)
 
 
-def wanted(settings: Settings) -> Origin:
-    """What an answer is asked with, before anything of it is known."""
-    generation = settings.generation
-    parameters: dict[str, Any] = {
-        name: getattr(generation, name) for name in generation.__struct_fields__ if name != "system"
-    }
-    model = settings.model
-    return Origin(model=model.name, adapter=model.adapter, parameters=parameters)
-
-
-def options(settings: Settings) -> Options:
-    """The same for the engine."""
+def sampling_options(settings: Settings) -> Options:
+    """The settings of [generation] that control how tokens are sampled, for the engine."""
     generation = settings.generation
     return Options(
         **{
@@ -37,15 +28,25 @@ def options(settings: Settings) -> Options:
     )
 
 
-def with_prompt(origin: Origin, started: Started) -> Origin:
-    """With what the engine says when it begins to write."""
+def requested_origin(settings: Settings) -> Origin:
+    """The origin of an answer before the engine has been asked."""
+    generation = settings.generation
+    parameters: dict[str, Any] = {
+        name: getattr(generation, name) for name in generation.__struct_fields__ if name != "system"
+    }
+    model = settings.model
+    return Origin(model=model.name, adapter=model.adapter, parameters=parameters)
+
+
+def started_origin(origin: Origin, started: Started) -> Origin:
+    """The origin with the figures of the prompt, which the engine reports before the first token."""
     parameters = dict(origin.parameters)
     if started.dropped_turns:
         parameters["dropped_turns"] = started.dropped_turns
     if started.context_length:
         parameters["context_length"] = started.context_length
-    return Origin(
-        model=origin.model,
+    return replace(
+        origin,
         adapter=started.adapter or origin.adapter,
         adapter_hash=started.adapter_hash,
         parameters=parameters,
@@ -55,15 +56,15 @@ def with_prompt(origin: Origin, started: Started) -> Origin:
     )
 
 
-def with_figures(origin: Origin, done: Done) -> Origin:
-    """With what it says at the end."""
-    return Origin(
+def finished_origin(origin: Origin, done: Done) -> Origin:
+    """The origin with the figures of the whole answer, which the engine reports at its end."""
+    return replace(
+        origin,
         model=done.model or origin.model,
         adapter=done.adapter,
         adapter_hash=done.adapter_hash,
         quantization=done.quantization,
         device=done.device,
-        parameters=origin.parameters,
         prompt_tokens=done.prompt_tokens or origin.prompt_tokens,
         image_tokens=done.image_tokens or origin.image_tokens,
         completion_tokens=done.completion_tokens,

@@ -13,13 +13,13 @@ from textual.widgets import Button, Input, Static
 from mmchat.history import History, Message, Origin
 from mmchat.tui.app import ChatApp
 from mmchat.tui.screens.correct import CorrectScreen, EditInput
-from mmchat.tui.screens.dialogs import ConfirmScreen, TextScreen
+from mmchat.tui.screens.dialogs import ConfirmScreen, EditScreen, TextScreen
 from mmchat.tui.widgets.conversations import ConversationList
-from mmchat.tui.widgets.input import ChatInput
+from mmchat.tui.widgets.input import ChatInput, LinesInput
 from mmchat.tui.widgets.message import MessageView
 from mmchat.tui.widgets.status import TitleLine
 from tests.engine.scripted import open_gate
-from tests.tui.conftest import answered, complaint, drawn, say, shown, until
+from tests.tui.conftest import answered, drawn, say, shown, shown_error, until
 from tests.tui.test_locked import locked
 
 NewApp = Callable[..., ChatApp]
@@ -47,7 +47,7 @@ async def corrects(pilot: Pilot[None]) -> EditInput:
 
 
 def problem(pilot: Pilot[None]) -> str:
-    line = pilot.app.screen.query_one("#correct-problem", Static)
+    line = pilot.app.screen.query_one(".error", Static)
     return str(line.content) if line.display else ""
 
 
@@ -59,7 +59,7 @@ async def test_one_key_rates_and_the_same_takes_it_back(
     async with app.run_test() as pilot:
         await say(pilot, "say a kite")
         await answered(pilot)
-        app.chat.composer.input.take_text("a question that is begun")
+        app.chat.composer.input.set_text("a question that is begun")
         await pilot.press(good)
         await until(pilot, lambda: heads(app) == ["you", "mmchat | ▲ good"])
         assert app.history.message(2).rating == "good"
@@ -98,27 +98,27 @@ async def test_what_cannot_be_rated_or_corrected_is_told(new_app: NewApp) -> Non
     async with app.run_test() as pilot:
         for key in ("f6", "f7", "ctrl+g"):
             await pilot.press(key)
-            await until(pilot, lambda: "no answer yet" in complaint(app))
-            app.chat.composer.complain("")
+            await until(pilot, lambda: "no answer yet" in shown_error(app))
+            app.chat.composer.show_error("")
         await pilot.press("ctrl+l")
-        await until(pilot, lambda: "nothing to tag yet" in complaint(app))
+        await until(pilot, lambda: "nothing to tag yet" in shown_error(app))
         await say(pilot, "gate rated")
         await until(pilot, lambda: shown(app)[-1:] == ["before"])
         for key in ("f6", "ctrl+g"):
             await pilot.press(key)
-            await until(pilot, lambda: "still being written: Esc stops it" in complaint(app))
-            app.chat.composer.complain("")
+            await until(pilot, lambda: "still being written: Esc stops it" in shown_error(app))
+            app.chat.composer.show_error("")
         open_gate("rated")
         await answered(pilot)
         with History.open() as other:
             growing = other.begin_answer(1, parent_id=1, origin=Origin("m"))
             growing.append("from there")
-            app.chat.look_around()
+            app.chat.history_sync.sync()
             await until(pilot, lambda: "another window" in shown(app)[-1])
             await pilot.press("f6")
-            await until(pilot, lambda: "still being written: stop it or wait" in complaint(app))
+            await until(pilot, lambda: "still being written: stop it or wait" in shown_error(app))
             await pilot.press("ctrl+g")
-            await until(pilot, lambda: "being written in another window" in complaint(app))
+            await until(pilot, lambda: "being written in another window" in shown_error(app))
             growing.finish()
         await pilot.press("f6")
         await until(pilot, lambda: heads(app)[-1] == "mmchat | ▲ good")
@@ -147,10 +147,11 @@ async def test_correct_this_answer(new_app: NewApp) -> None:
         await pilot.press("ctrl+up", "ctrl+up", "ctrl+up")
         box = await corrects(pilot)
         assert box.text == "a dog "
-        box.take_text("a *red*")
+        box.set_text("a *red*")
         await pilot.press("enter", *"kite", "ctrl+s")
         await until(pilot, lambda: heads(app) == ["you", "mmchat, corrected by you"])
         assert shown(app)[-1] == "a *red*\nkite"
+        await until(pilot, lambda: isinstance(app.focused, MessageView))
         view = app.focused
         assert isinstance(view, MessageView)
         correction = app.history.message(view.message.id)
@@ -177,7 +178,7 @@ async def test_correct_this_answer(new_app: NewApp) -> None:
 
         # Answering it again makes another one of the model's.
         await pilot.press("ctrl+up", "ctrl+up", "ctrl+up", "ctrl+r")
-        await until(pilot, lambda: len(shown(app)) == 2 and not app.asker.live)
+        await until(pilot, lambda: len(shown(app)) == 2 and not app.answers.pending)
         await until(pilot, lambda: heads(app) == ["you", "mmchat"])
         assert shown(app)[-1] == "a dog"
         assert app.history.branch(1)[-1].sibling == 3
@@ -190,7 +191,7 @@ async def test_a_correction_of_a_correction_and_one_that_changes_nothing(new_app
         await answered(pilot)
         for text in ("a kite", "a red kite"):
             box = await corrects(pilot)
-            box.take_text(text)
+            box.set_text(text)
             await pilot.press("ctrl+s")
             await until(pilot, lambda text=text: shown(app)[-1] == text)
             assert isinstance(app.focused, ChatInput)
@@ -217,7 +218,7 @@ async def test_what_was_written_is_not_lost_by_a_key(new_app: NewApp) -> None:
         await pilot.press("enter")  # the safe answer is the default
         await until(pilot, lambda: isinstance(app.screen, CorrectScreen))
         assert box.text == "a dog  of mine"
-        box.take_text(" \n ")
+        box.set_text(" \n ")
         await pilot.press("ctrl+s")
         await until(pilot, lambda: "The correction is empty" in problem(pilot))
         await until(pilot, lambda: app.focused is box)
@@ -229,7 +230,7 @@ async def test_what_was_written_is_not_lost_by_a_key(new_app: NewApp) -> None:
         await until(pilot, lambda: app.screen is app.chat)
         assert app.history.stats()["messages"] == 2
         box = await corrects(pilot)
-        box.take_text("a kite")
+        box.set_text("a kite")
         app.screen.query_one("#save", Button).press()
         await until(pilot, lambda: shown(app)[-1] == "a kite")
 
@@ -244,7 +245,7 @@ async def test_a_locked_file_keeps_the_correction_in_its_box(
         await answered(pilot)
         with locked(fresh):
             box = await corrects(pilot)
-            box.take_text("a kite")
+            box.set_text("a kite")
             await pilot.press("ctrl+s")
             await until(pilot, lambda: "is locked by another program" in problem(pilot))
             assert box.text == "a kite"
@@ -252,7 +253,7 @@ async def test_a_locked_file_keeps_the_correction_in_its_box(
         await until(pilot, lambda: shown(app)[-1] == "a kite")
         with locked(fresh):
             await pilot.press("f6")
-            await until(pilot, lambda: "is locked by another program" in complaint(app))
+            await until(pilot, lambda: "is locked by another program" in shown_error(app))
         await pilot.press("f6")
         await until(pilot, lambda: "good" in heads(app)[-1])
 
@@ -264,7 +265,7 @@ async def test_hostile_words_of_an_answer_are_clean_in_the_box(new_app: NewApp) 
             conversation = other.new_conversation("x").id
             other.add_message(conversation, "user", "well?")
             other.add_message(conversation, "assistant", "a\x1b]52;c;x\x07b\u202ec\r\nd\u2028e")
-        app.chat.post_message(ConversationList.Opened(conversation))
+        app.chat.post_message(ConversationList.Selected(conversation))
         await until(pilot, lambda: len(shown(app)) == 2)
         box = await corrects(pilot)
         assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", box.text)
@@ -346,7 +347,7 @@ async def test_the_editor_waits_for_an_answer_that_is_being_written(
         await pilot.press("ctrl+g")
         assert "open the editor when it is finished" in problem(pilot)
         open_gate("edit")
-        await until(pilot, lambda: not app.asker.live)
+        await until(pilot, lambda: not app.answers.pending)
         await pilot.press("ctrl+g")
         await until(pilot, lambda: box.text == "a kite")
         await pilot.press("ctrl+s")
@@ -359,7 +360,7 @@ async def test_the_conversation_is_gone_when_the_correction_is_saved(new_app: Ne
         await say(pilot, "say a dog")
         await answered(pilot)
         box = await corrects(pilot)
-        box.take_text("a kite")
+        box.set_text("a kite")
         with History.open() as other:
             other.delete(1)
         await pilot.press("ctrl+s")
@@ -368,7 +369,7 @@ async def test_the_conversation_is_gone_when_the_correction_is_saved(new_app: Ne
         await pilot.press("escape")
         await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
         await pilot.press("y")
-        await until(pilot, lambda: app.session.conversation is None and not shown(app))
+        await until(pilot, lambda: app.service.conversation is None and not shown(app))
 
 
 async def test_another_window_goes_to_another_branch_meanwhile(new_app: NewApp) -> None:
@@ -379,9 +380,9 @@ async def test_another_window_goes_to_another_branch_meanwhile(new_app: NewApp) 
         box = await corrects(pilot)
         with History.open() as other:
             other.add_message(1, "assistant", "from there", parent_id=1)
-            app.chat.look_around()
+            app.chat.history_sync.sync()
             await until(pilot, lambda: shown(app)[-1] == "from there")
-        box.take_text("a kite")
+        box.set_text("a kite")
         await pilot.press("ctrl+s")
         await until(pilot, lambda: shown(app) == ["say a dog", "a kite"])
         assert app.history.branch(1)[-1].corrects == 2
@@ -394,13 +395,13 @@ async def test_ratings_and_tags_of_another_window_are_seen(new_app: NewApp) -> N
         await answered(pilot)
         with History.open() as other:
             other.rate(2, "bad")
-            app.chat.look_around()
+            app.chat.history_sync.sync()
             await until(pilot, lambda: heads(app) == ["you", "mmchat | ▼ bad"])
             other.rate(2, None)
             other.tag(1, "dogs")
-            app.chat.look_around()
+            app.chat.history_sync.sync()
             await until(pilot, lambda: heads(app) == ["you", "mmchat"])
-            await until(pilot, lambda: app.chat.query_one(TitleLine)._tags == "#dogs")
+            await until(pilot, lambda: app.chat.query_one(TitleLine).tags == "#dogs")
         await pilot.press("f6")
         await until(pilot, lambda: app.history.message(2).rating == "good")
 
@@ -419,11 +420,11 @@ async def test_tags_by_command_and_by_dialog(new_app: NewApp) -> None:
         await until(pilot, lambda: drawn(app).count("#birds") >= 2)  # the title and the list
         await say(pilot, "/tag birds")
         await until(pilot, lambda: tags() == ())
-        await until(pilot, lambda: app.chat.query_one(TitleLine)._tags == "")
+        await until(pilot, lambda: app.chat.query_one(TitleLine).tags == "")
         await say(pilot, "/tag two words")
-        await until(pilot, lambda: "A tag is one word" in complaint(app))
+        await until(pilot, lambda: "A tag is one word" in shown_error(app))
         assert app.chat.composer.input.text == "/tag two words"
-        app.chat.composer.input.take_text("")
+        app.chat.composer.input.set_text("")
         await pilot.press("ctrl+l")
         await until(pilot, lambda: isinstance(app.screen, TextScreen))
         await pilot.press(*"kites, birds", "enter")
@@ -435,6 +436,50 @@ async def test_tags_by_command_and_by_dialog(new_app: NewApp) -> None:
         app.screen.query_one(Input).value = "kites"
         await pilot.press("enter")
         await until(pilot, lambda: tags() == ("kites",))
+
+
+async def test_what_was_typed_in_a_dialog_stays_there_until_it_is_saved(
+    new_app: NewApp, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmchat.history.database.BUSY_SECONDS", 0.05)
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "say a dog")
+        await answered(pilot)
+        for key, typed, saved in (
+            ("ctrl+l", "birds", lambda: app.history.conversation(1).tags == ("birds",)),
+            ("f2", "Kites", lambda: app.history.conversation(1).title == "Kites"),
+            ("f5", "Be brief.", lambda: app.history.conversation(1).system == "Be brief."),
+        ):
+            await pilot.press(key)
+            await until(pilot, lambda: isinstance(app.screen, EditScreen) and app.focused)
+            field = app.screen.query_one(".field")
+            assert isinstance(field, Input | LinesInput)
+            with locked(fresh):
+                await pilot.press("ctrl+u", *typed, "enter")
+                await until(pilot, lambda: "is locked by another program" in problem(pilot))
+            text = field.value if isinstance(field, Input) else field.text
+            assert text.endswith(typed)
+            assert app.focused is field
+            await pilot.press("enter")
+            await until(pilot, saved)
+            await until(pilot, lambda: app.screen is app.chat)
+
+
+async def test_a_wrong_tag_can_be_corrected(new_app: NewApp) -> None:
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "say a dog")
+        await answered(pilot)
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: isinstance(app.screen, TextScreen))
+        await pilot.press(*("x" * 41), "enter")
+        await until(pilot, lambda: "A tag is one word" in problem(pilot))
+        await pilot.press("backspace")
+        await until(pilot, lambda: problem(pilot) == "")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.history.conversation(1).tags == ("x" * 40,))
+        await until(pilot, lambda: app.screen is app.chat)
 
 
 def test_an_answer_knows_its_author() -> None:

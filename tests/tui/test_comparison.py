@@ -15,8 +15,9 @@ from mmchat.tui.app import ChatApp
 from mmchat.tui.screens.dialogs import PickScreen
 from mmchat.tui.widgets.message import MessageView, Siblings
 from mmchat.tui.widgets.pair import Pair
+from mmchat.tui.widgets.status import TitleLine
 from tests.engine.scripted import answers, open_gate
-from tests.tui.conftest import PATIENCE, answered, complaint, drawn, say, shown, until
+from tests.tui.conftest import PATIENCE, answered, drawn, say, shown, shown_error, until
 
 NewApp = Callable[..., ChatApp]
 KNOWN = [("birds", "for scenes · yours"), ("kites", "for scenes · yours"), ("broken", "")]
@@ -29,8 +30,7 @@ def adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     def choices(kind: str) -> list[tuple[str, str]]:
         return ([("none", "")] if kind == "adapters" else []) + KNOWN
 
-    for module in ("chat", "deeds", "comparing"):
-        monkeypatch.setattr(f"mmchat.tui.screens.{module}.choices", choices)
+    monkeypatch.setattr("mmchat.tui.choices.list_choices", choices)
 
 
 def figures(app: ChatApp) -> list[str]:
@@ -41,10 +41,10 @@ def figures(app: ChatApp) -> list[str]:
     ]
 
 
-async def engine_wears(app: ChatApp) -> str:
+async def engine_adapter(app: ChatApp) -> str:
     from mmchat.client import EngineClient
 
-    client = EngineClient(app.asker.settings)
+    client = EngineClient(app.answers.settings)
     status = await client.status()
     await client.aclose()
     assert status is not None
@@ -104,8 +104,8 @@ async def test_two_answers_beside_each_other_become_siblings(
         assert [one.strip() for one in shown(app)] == ["say red kite", "red kite", "red kite"]
         assert "Enter continues with" in drawn(app)
         # What was on before answers the next question, and is on at once.
-        await until(pilot, lambda: "kites" in app.chat._model_label)
-        assert await engine_wears(app) == "kites"
+        await until(pilot, lambda: "kites" in app.chat.query_one(TitleLine).model)
+        assert await engine_adapter(app) == "kites"
         await say(pilot, "say next")
         await answered(pilot)
         assert not app.chat.query(Pair)
@@ -140,7 +140,7 @@ async def test_one_name_is_compared_with_what_is_on(new_app: NewApp) -> None:
         assert app.chat.transcript.branch[-1].origin.adapter == "birds"  # type: ignore[union-attr]
         await pilot.press("alt+left")
         await until(pilot, lambda: app.chat.transcript.branch[-1].sibling == 2)
-        app.chat.perform("compare")
+        app.chat.action_compare()
         await until(pilot, lambda: isinstance(app.screen, PickScreen))
         assert "kites" in drawn(app) and "birds" in drawn(app)
         await pilot.press("enter")
@@ -186,7 +186,7 @@ async def test_they_answer_one_after_the_other_and_esc_ends_both(new_app: NewApp
         assert len(answers()) == asked + 1
         # The one with words is the one to go on with.
         await until(pilot, lambda: app.chat.transcript.branch[-1].text == "before ")
-        await until(pilot, lambda: "kites" in app.chat._model_label)
+        await until(pilot, lambda: "kites" in app.chat.query_one(TitleLine).model)
         await pilot.press("escape")
         await until(pilot, lambda: not app.chat.query(Pair))
         assert shown(app)[1] == "before | Stopped."
@@ -236,7 +236,7 @@ async def test_wrong_comparisons_change_nothing(new_app: NewApp) -> None:
     app = new_app(model__adapter="kites")
     async with app.run_test(size=(110, 30)) as pilot:
         await say(pilot, "/compare birds")
-        await until(pilot, lambda: "no message yet" in complaint(app))
+        await until(pilot, lambda: "no message yet" in shown_error(app))
         await say(pilot, "say a")
         await answered(pilot)
         for typed, words in (
@@ -247,13 +247,13 @@ async def test_wrong_comparisons_change_nothing(new_app: NewApp) -> None:
             ("/compare a b c", "Name two adapters"),
         ):
             await say(pilot, typed)
-            await until(pilot, lambda words=words: words in complaint(app))
+            await until(pilot, lambda words=words: words in shown_error(app))
             assert app.chat.composer.input.text == typed
-        app.chat.composer.input.take_text("")
+        app.chat.composer.input.set_text("")
         await say(pilot, "gate open")
         await until(pilot, lambda: "before" in shown(app)[3])
         await say(pilot, "/compare birds none")
-        await until(pilot, lambda: "still being written" in complaint(app))
+        await until(pilot, lambda: "still being written" in shown_error(app))
         open_gate("open")
         await answered(pilot)
         assert not app.chat.query(Pair) and len(app.history.branch(1)) == 4
@@ -271,7 +271,7 @@ async def test_a_comparison_that_breaks_leaves_on_what_was_on(
         def breaks(*given: Any, **named: Any) -> Any:
             if begun:
                 deadline = time.monotonic() + PATIENCE
-                while begun[0].begun.id in app.asker.live:  # the first has answered
+                while begun[0].begun.id in app.answers.pending:  # the first has answered
                     assert time.monotonic() < deadline
                     time.sleep(0.002)
                 raise HistoryError("The disk is full.")
@@ -280,9 +280,9 @@ async def test_a_comparison_that_breaks_leaves_on_what_was_on(
 
         monkeypatch.setattr(app.history, "begin_answer", breaks)
         await say(pilot, "/compare birds none")
-        await until(pilot, lambda: "The disk is full" in complaint(app))
+        await until(pilot, lambda: "The disk is full" in shown_error(app))
         deadline = time.monotonic() + PATIENCE
-        while await engine_wears(app) != "kites":
+        while await engine_adapter(app) != "kites":
             assert time.monotonic() < deadline
 
 
@@ -290,11 +290,11 @@ async def test_names_are_completed_one_after_the_other(new_app: NewApp) -> None:
     app = new_app()
     async with app.run_test() as pilot:
         box = app.chat.composer.input
-        box.take_text("/compare ki")
+        box.set_text("/compare ki")
         await until(pilot, lambda: box.suggesting)
         await pilot.press("tab")
         await until(pilot, lambda: box.text == "/compare kites")
-        box.take_text("/compare kites no")
+        box.set_text("/compare kites no")
         # Those for the first name may stand there still: the key waits for those of the second.
         await pilot.press("tab")
         await until(pilot, lambda: box.text == "/compare kites none")

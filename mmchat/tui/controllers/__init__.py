@@ -1,0 +1,1 @@
+"""What the actions of the chat screen do, one controller for each subject."""
