@@ -240,7 +240,7 @@ def test_a_model_larger_than_the_memory_is_an_error(
 ) -> None:
     monkeypatch.setattr(load_plan, "available_memory", lambda: 1000)
     message = refused(copy)
-    assert "GB of memory" in message and "--quantization 4bit" in message
+    assert " of memory and " in message and "--quantization 4bit" in message
 
 
 def test_an_unusable_device_is_an_error(copy: Path) -> None:
