@@ -14,7 +14,7 @@ UNTITLED = "New conversation"
 
 
 def title(conversation: Conversation | None) -> str:
-    """What a conversation is called."""
+    """The title of a conversation, as it is shown."""
     return (one_line(conversation.title) if conversation else "") or UNTITLED
 
 
@@ -27,7 +27,7 @@ RATINGS = {"good": "▲ good", "bad": "▼ bad"}
 
 
 def author(message: Message) -> str:
-    """Who wrote a message: `you`, `mmchat`, or the person in mmchat's place."""
+    """Who wrote a message: `you`, `mmchat`, or the person who corrected mmchat."""
     if message.role == "user":
         return "you"
     return "mmchat, corrected by you" if message.by_person else "mmchat"
@@ -50,14 +50,14 @@ def picture_label(name: str, width: int, height: int) -> str:
 
 
 def model_label(model: str, adapter: str, quantization: str, device: str) -> str:
-    """`scenes · birds · 4-bit · cpu`; what is empty is left out."""
+    """`scenes · birds · 4-bit · cpu`; empty parts are left out."""
     quantization = re.sub(r"^4bit$", "4-bit", quantization)
     parts = (model_name(model), model_name(adapter), quantization, device)
     return " · ".join(part for part in parts if part)
 
 
 def model_name(name: str) -> str:
-    """A model or an adapter in few letters: a folder by its last part."""
+    """The short name of a model or an adapter: of a path, the last part."""
     name = one_line(name, 80)
     return Path(name).name if name.startswith(("/", "~", ".")) else name
 
@@ -68,7 +68,7 @@ def is_too_long(answer: Message) -> bool:
 
 
 def notes(message: Message) -> list[tuple[str, str]]:
-    """What is to be said under an answer: (kind, sentence), kind "error" or "note"."""
+    """The notes under an answer: (kind, sentence), kind "error" or "note"."""
     parameters = message.origin.parameters if message.origin else {}
     said: list[tuple[str, str]] = []
     if message.state == "failed":
@@ -99,7 +99,7 @@ def dropped_note(turns: int) -> str:
 
 
 def with_log(sentence: str, log_file: str | Path) -> str:
-    """An engine's error with the name of its log, where it does not stand there yet."""
+    """An error of the engine with the name of its log, unless the sentence has it already."""
     sentence = clean(sentence, keep_newlines=False)
     if not str(log_file) or str(log_file) in sentence:
         return sentence

@@ -72,7 +72,7 @@ def fill(history: History) -> tuple[int, int]:
 def test_examples_are_what_was_asked_and_what_is_approved(history: History) -> None:
     first, corrected = fill(history)
     data = read_history(history)
-    assert (data.form, data.source) == ("your own history", str(history.file))
+    assert (data.format, data.source) == ("your own history", str(history.file))
     assert list(data.problems) == []
     good, better = data.examples
     assert good.turns[0] == Turn("system", ("Be brief.",))
@@ -168,7 +168,9 @@ def test_pictures_are_read_when_they_are_asked_for_in_any_process(
         pictures[0].data  # noqa: B018
     history.close()
     history.file.unlink()
-    with pytest.raises(DataError, match=r"The picture blue\.png cannot be read: .*is gone"):
+    with pytest.raises(
+        DataError, match=r"The picture blue\.png cannot be read: .*does not exist any more"
+    ):
         pictures[0].data  # noqa: B018
     assert not history.file.exists()
     assert kept.examples[1].pictures[0].data == b"blue"
@@ -227,11 +229,11 @@ def test_filters(history: History) -> None:
     with pytest.raises(DataError, match=r"tag kites: the tags are birds\."):
         kinds(tags=["birds", "kites"])
     with pytest.raises(
-        DataError, match="bad is not a rating to learn from: choose good or corrected"
+        DataError, match="bad is not a rating to train on: choose good or corrected"
     ):
         kinds(ratings=["bad"])
     for wrong in ("yesterday", "2026-13-01", "", "9999-12-31"):
-        with pytest.raises(DataError, match="is not a date: write one such as 2026-03-01"):
+        with pytest.raises(DataError, match="is not a date: write it like 2026-03-01"):
             kinds(until=wrong)
 
 
