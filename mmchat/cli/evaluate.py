@@ -131,7 +131,7 @@ def evaluate(
     answering = adapter or (settings.model.adapter if not model else "")
     if against and against == (answering or NO_ADAPTER):
         raise click.UsageError(
-            "--against none compares no adapter with itself: give an --adapter too."
+            "--against none compares no adapter with itself: give --adapter as well."
             if against == NO_ADAPTER
             else f"--against {against} compares it with itself: give another adapter, or none."
         )
