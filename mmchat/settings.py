@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from mmchat.errors import SettingsError
+from mmchat.field_errors import explain
 from mmchat.sampling_params import SamplingError, SamplingParams
 
 Quantization = Literal["auto", "4bit", "bf16", "fp32"]
@@ -176,7 +177,7 @@ def _merge(settings: Settings, tables: Mapping[str, Any], source: str) -> Settin
         try:
             changed[section] = msgspec.convert(values, kind, strict=False)
         except msgspec.ValidationError as error:
-            raise SettingsError(f"{source}: a value in [{section}] is invalid: {error}.") from error
+            raise SettingsError(f"{source}: {explain(error, section)}.") from error
     return msgspec.structs.replace(settings, **changed)
 
 

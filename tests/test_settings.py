@@ -49,6 +49,7 @@ def test_every_setting_has_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         ("[generation]\ntemperature = inf\n", "temperature is inf"),
         ("[generation]\nmax_tokens = 'many'\n", "max_tokens"),
         ("generation = 1\n", "must be a table"),
+        ('[generation]\nmax_tokens = "many"\n', "generation.max_tokens must be a whole number"),
         ("[model\n", "not valid TOML"),
     ],
 )

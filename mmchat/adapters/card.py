@@ -22,6 +22,7 @@ import msgspec
 import tomli_w
 
 from mmchat.errors import AdapterError, ModelError
+from mmchat.field_errors import explain
 from mmchat.files import open_synced, partial_file, write_file
 from mmchat.model_files import read_header
 from mmchat.settings import NO_ADAPTER, builtin_adapters, named_folder, paths
@@ -137,9 +138,10 @@ def read_card(folder: Path) -> Card:
         raise AdapterError(
             f"{file} cannot be read ({error.strerror}): check its permissions and its disk."
         ) from error
-    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:
+        reason = explain(error) if isinstance(error, msgspec.ValidationError) else error
         raise AdapterError(
-            f"{file} cannot be used ({error}): correct that line, or get the adapter again."
+            f"{file} cannot be used ({reason}): correct that line, or get the adapter again."
         ) from error
 
 
@@ -225,6 +227,8 @@ def own_adapter(name: str) -> Path:
     Raises AdapterError if it is built in, given as a path, or does not exist.
     """
     folder = find_adapter(name)
+    if folder.parent == builtin_adapters():
+        raise AdapterError(f"{name} is part of mmchat and cannot be renamed or removed.")
     if folder.parent != paths().adapters.absolute():
         raise AdapterError(
             f"{folder} is not in {paths().adapters}, so mmchat does not change it: rename or remove "

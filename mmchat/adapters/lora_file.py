@@ -19,6 +19,7 @@ import msgspec
 
 from mmchat.adapters.card import LORA_CONFIG, LORA_WEIGHTS
 from mmchat.errors import AdapterError, ModelError
+from mmchat.field_errors import explain
 from mmchat.model_files import TensorInfo, read_header
 
 HEAD = "lm_head"
@@ -172,8 +173,9 @@ def _read_config(folder: Path) -> LoraConfig:
         raise AdapterError(
             f"{file} cannot be read ({error.strerror}): save the adapter again."
         ) from error
-    except (ArithmeticError, ValueError, RecursionError, msgspec.ValidationError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (ArithmeticError, ValueError, RecursionError) as error:
+        problem = explain(error) if isinstance(error, msgspec.ValidationError) else str(error)
+        reason = " ".join(problem.split())[:200]
         raise AdapterError(f"{file} cannot be used ({reason}): save the adapter again.") from error
     _refuse_unsupported(config, raw, folder)
     return config

@@ -19,7 +19,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--name", "model_name", default="", help="The model's name; the folder's by default.")
 @_json
 def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
-    """Merge an adapter into its base, for programs that cannot load adapters.
+    """Merge an adapter into its base as a new model.
+
+    This is for programs that cannot load adapters.
 
     LoRA is merged into the base's original weights, never into 4-bit ones. The new model is added
     to `mmchat models list`. The command prints how much its logits differ from those of the base
@@ -72,7 +74,9 @@ def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
 @click.argument("file", metavar="FILE.zip", type=click.Path(path_type=Path))
 @_json
 def export(name: str, file: Path, as_json: bool) -> None:
-    """Write an adapter to a zip file, reproducibly and with only its own files.
+    """Write an adapter to a zip file.
+
+    The file has only the adapter's own files, and always the same bytes.
 
     \b
     Example:

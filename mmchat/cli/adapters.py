@@ -34,7 +34,7 @@ _README_SHOWN = 20_000
 
 @click.group()
 def adapters() -> None:
-    """List, choose and manage adapters: small trained additions to a model.
+    """Manage adapters: small trained additions to a model.
 
     \b
     Example:
@@ -45,7 +45,7 @@ def adapters() -> None:
 @adapters.command("list")
 @_json
 def list_(as_json: bool) -> None:
-    """List the adapters on this machine; with --json, one object per line.
+    """List the adapters; with --json, one object per line.
 
     \b
     Example:
@@ -77,7 +77,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @_json
 def show(name: str, as_json: bool) -> None:
-    """Show an adapter: its base, whether it is installed, what was trained, its metrics and files.
+    """Show the base, metrics and files of an adapter.
 
     \b
     Example:
@@ -192,7 +192,9 @@ def use(name: str) -> None:
 @click.argument("old")
 @click.argument("new")
 def rename(old: str, new: str) -> None:
-    """Rename one of your adapters; updates settings.toml and the engine, too.
+    """Rename one of your adapters.
+
+    settings.toml and the engine use the new name, too.
 
     \b
     Example:
@@ -208,7 +210,9 @@ def rename(old: str, new: str) -> None:
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def remove(name: str, yes: bool) -> None:
-    """Remove one of your adapters with all its files, and from settings.toml.
+    """Remove one of your adapters with all its files.
+
+    It is also removed from settings.toml.
 
     \b
     Example:

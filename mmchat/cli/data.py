@@ -57,9 +57,9 @@ def inspect(
     allow_bad: bool,
     as_json: bool,
 ) -> None:
-    """Show the format, pictures, classes, tokens and problems of the data in PATH.
+    """Show the format, content and problems of the data in PATH.
 
-    Nothing is changed. The exit status is 1 if training would refuse the data.
+    The content is its pictures, classes and tokens. Nothing is changed. The exit status is 1 if training would refuse the data.
 
     \b
     Examples:

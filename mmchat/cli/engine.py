@@ -31,7 +31,9 @@ def engine() -> None:
 @engine.command()
 @_json
 def start(as_json: bool) -> None:
-    """Start the engine, if it is not running, and load the model of the settings.
+    """Start the engine and load the model of the settings.
+
+    An engine that is running already is kept.
 
     \b
     Example:
@@ -117,7 +119,9 @@ async def engine_status(settings: Settings) -> EngineStatus | None:
 )
 @click.pass_context
 def serve(context: click.Context, port: int | None, host: str, token_file: Path | None) -> None:
-    """Run the engine in this terminal until Ctrl-C, with its log on the screen.
+    """Run the engine in this terminal until Ctrl-C.
+
+    Its log is shown on the screen.
 
     With --port, clients of OpenAI's protocol can use it: the base URL is http://HOST:PORT/v1, and
     the API key is the content of the token file (docs/server.md).

@@ -101,7 +101,7 @@ def evaluate(
     html: Path | None,
     out: Path | None,
 ) -> None:
-    """Ask every question of DATA and count the correct answers, by question type.
+    """Ask the questions of DATA and count the correct answers.
 
     DATA is an evaluation folder, or data in any format that `mmchat data inspect` recognises. If the
     data has a held-out part, only that part is used; if the adapter was trained on the data, only
@@ -131,7 +131,9 @@ def evaluate(
     answering = adapter or (settings.model.adapter if not model else "")
     if against and against == (answering or NO_ADAPTER):
         raise click.UsageError(
-            "--against is the adapter that answers already: choose another one, or none."
+            "--against none compares no adapter with itself: give --adapter as well."
+            if against == NO_ADAPTER
+            else f"--against {against} compares it with itself: give another adapter, or none."
         )
     progress = Progress()
 
@@ -212,8 +214,8 @@ def _print_notes(questions: "QuestionSet", results: "list[EvaluationResult]") ->
     for result in results:
         if result.reused:
             note(
-                "Used again from an earlier run with the same weights and data: "
-                f"{result.reused:,} of {format_count(len(result.answers), 'answer')}. To ask anew, remove "
+                f"{result.reused:,} of {format_count(len(result.answers), 'answer')} come from an "
+                "earlier run with the same weights and data. To ask again, remove "
                 f"{result.answers_file}"
             )
 

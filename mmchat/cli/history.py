@@ -36,7 +36,7 @@ def list_(limit: int, tag: str | None, as_json: bool) -> None:
     """List the newest conversations; with --json, one object per line.
 
     \b
-    Example:
+    Examples:
       mmchat history list --limit 5
       mmchat history list --tag birds
     """
@@ -114,9 +114,9 @@ def _indented(text: str) -> str:
 @_limit
 @_json
 def search(words: Sequence[str], limit: int, as_json: bool) -> None:
-    """Find the messages with all the words, best first; with --json, one object per line.
+    """Find messages by their words, best first.
 
-    The last word may be incomplete. Symbols count: C++ does not find C.
+    A message must have all the words. With --json, it prints one object per line. The last word may be incomplete. Symbols count: C++ does not find C.
 
     \b
     Examples:

@@ -42,7 +42,9 @@ def models() -> None:
 @models.command("list")
 @_json
 def list_(as_json: bool) -> None:
-    """List the installed models and those to fetch; with --json, one object per line.
+    """List the installed models and those to fetch.
+
+    With --json, it prints one object per line.
 
     MEMORY is what a conversation about a picture needs, with the setting model.quantization.
 
@@ -109,7 +111,7 @@ def list_(as_json: bool) -> None:
 )
 @_json
 def show(name: str, no_load: bool, fit: bool, as_json: bool) -> None:
-    """Show where a model is, whether it fits, and which of its parts are 4-bit.
+    """Show a model: whether it fits, which parts are 4-bit.
 
     \b
     Examples:
@@ -225,7 +227,9 @@ def _loaded(name: str) -> dict[str, Any]:
     "--name", default="", help="The name of a folder's model; by default, the folder's name."
 )
 def add(source: str, name: str) -> None:
-    """Add the model in a folder, or fetch one from the hub (OWNER/NAME[@REVISION]).
+    """Add the model in a folder, or fetch one from the hub.
+
+    A model of the hub is written as OWNER/NAME or OWNER/NAME@REVISION.
 
     If a download is interrupted, the same command continues it.
 

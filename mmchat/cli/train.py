@@ -86,7 +86,9 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def train(dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Train an adapter on DATA: pictures with texts, folders of pictures, or conversations.
+    """Train an adapter on DATA, or on your own answers.
+
+    DATA is pictures with texts, folders of pictures, or conversations.
 
     `mmchat data inspect DATA` shows what is recognised. Some of the pictures are held out, and
     the right answers about them are counted before and after. Ctrl-C saves; --resume continues.

@@ -146,12 +146,12 @@ def _blank_remark(shown: str, colour: str, header: Header) -> str:
     """A sentence about a picture that is nearly all `colour`; "" if `colour` is ""."""
     if not colour:
         return ""
-    remark = f"{shown} is nearly {colour} all over, so there may be nothing to see"
+    remark = f"{shown} is nearly {colour} all over, so there may be nothing to see."
     if colour == "white" and header.format not in ("JPEG", "BMP"):
-        return f"{remark}: transparent parts become white, and only the first frame is read."
+        return f"{remark} Any transparent parts become white, and only the first frame is read."
     if colour == "black" and header.depth == 16:
-        return f"{remark}: its 16-bit values are scaled from their full range of 0 to 65,535."
-    return f"{remark}."
+        return f"{remark} Its 16-bit values are scaled from their full range of 0 to 65,535."
+    return remark
 
 
 def _read(path: Path) -> bytes:

@@ -1,6 +1,7 @@
 """Parses TOML tables into typed structs, with errors that name the key and the nearest known one."""
 
 import difflib
+import re
 import tomllib
 import typing
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from mmchat.errors import RecipeError
+from mmchat.field_errors import explain
 
 _TableT = TypeVar("_TableT", bound="Table")
 
@@ -34,7 +36,9 @@ def read_tables(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"The recipe {file} cannot be read ({error.strerror}).") from error
+        raise RecipeError(
+            f"The recipe {file} cannot be read ({error.strerror}): check the path."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"The recipe {file} is not valid TOML: {error}.") from error
 
@@ -49,7 +53,7 @@ def parse(
         return msgspec.convert(tables, table_type, strict=False)
     except msgspec.ValidationError as error:
         source = f"The recipe {file}" if file else "The value of --set"
-        problem = _add_suggestion(str(error), table_type)
+        problem = _unknown_key(error, table_type) or explain(error)
         raise RecipeError(f"{source} cannot be used: {problem}.") from error
 
 
@@ -74,21 +78,29 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _add_suggestion(problem: str, table_type: type[Table]) -> str:
-    """Adds the nearest known key to msgspec's message about an unknown one."""
-    if "unknown field" not in problem:
-        return problem
-    name = problem.split("`")[1]
-    near = difflib.get_close_matches(name, sorted(_keys(table_type)), n=1)
-    return problem + (f" (did you mean {near[0]}?)" if near else "")
+def _unknown_key(error: msgspec.ValidationError, table_type: type[Table]) -> str:
+    """What msgspec says about an unknown key, with the nearest known ones; "" for other errors."""
+    unknown = re.match("Object contains unknown field `(.+?)`", str(error))
+    if unknown is None:
+        return ""
+    known = _paths(table_type)
+    near = set(difflib.get_close_matches(unknown[1], {_name(path) for path in known}, n=1))
+    paths = [path for path in known if _name(path) in near]
+    hint = f" (did you mean {' or '.join(paths)}?)" if paths else ""
+    return f"there is no key {unknown[1]}{hint}"
 
 
-def _keys(table_type: type[Table]) -> set[str]:
-    """Every key of the table and of the tables within it."""
-    keys: set[str] = set()
+def _name(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _paths(table_type: type[Table], prefix: str = "") -> list[str]:
+    """Every key of the table and of the tables within it, as --set names it."""
+    paths: list[str] = []
     for field in msgspec.structs.fields(table_type):
-        keys.add(field.name)
+        paths.append(prefix + field.name)
         for inner in (field.type, *typing.get_args(field.type)):
             if isinstance(inner, type) and issubclass(inner, Table):
-                keys |= _keys(inner)
-    return keys
+                is_list = inner is not field.type
+                paths += _paths(inner, "" if is_list else f"{prefix}{field.name}.")
+    return paths

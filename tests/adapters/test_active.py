@@ -263,3 +263,5 @@ def test_only_ones_own_adapters_are_removed(base: LoadedModel, tmp_path: Path) -
     assert adapters.remove_adapter("mine") == folder and not folder.exists()
     with pytest.raises(AdapterError, match="There is no adapter mine"):
         adapters.remove_adapter("mine")
+    with pytest.raises(AdapterError, match="digits is part of mmchat and cannot be"):
+        adapters.remove_adapter("digits")

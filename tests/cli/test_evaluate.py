@@ -141,7 +141,7 @@ def test_an_adapter_against_itself_is_a_usage_error(mmchat: Run, data: Path) -> 
     for options in (("--against", "none"), ("--adapter", "birds", "--against", "birds")):
         done = mmchat("evaluate", str(data), *options)
         assert done.returncode == 2
-        assert "--against is the adapter that answers" in done.stderr
+        assert "with itself: give" in done.stderr
 
 
 def test_a_terminal_shows_tables_and_foreign_markup_as_text(mmchat: Run, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from click import Command, Context
+from click import Command, Context, Group
 
 import mmchat as package
 from mmchat.cli.root import root
@@ -26,6 +26,15 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...], command: 
     shown = command.get_help(Context(command, info_name=" ".join(path)))
     assert "Example" in shown
     assert " ".join(path) in shown.partition("Example")[2]
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS, ids=[" ".join(c[0]) for c in COMMANDS])
+def test_no_command_is_cut_off_in_a_list_of_commands(
+    path: tuple[str, ...], command: Command
+) -> None:
+    if isinstance(command, Group):
+        shown = command.get_help(Context(command, info_name=" ".join(path), terminal_width=80))
+        assert "..." not in shown.partition("Commands:")[2]
 
 
 def test_every_promised_command_is_there() -> None:

@@ -220,9 +220,9 @@ def test_metadata_do_not_reach_the_result() -> None:
     ("data", "remark"),
     [
         (flat("RGB", "white", "PNG"), "nearly white all over"),
-        (flat("LA", (255, 0), "PNG"), "transparent parts become white"),
+        (flat("LA", (255, 0), "PNG"), "Any transparent parts become white"),
         (encode(Image.new("P", (4, 4)), "GIF", transparency=0), "only the first frame is read"),
-        (flat("I;16", 4_000, "TIFF"), "its 16-bit values are scaled"),
+        (flat("I;16", 4_000, "TIFF"), "Its 16-bit values are scaled"),
         (flat("RGB", "black", "PNG"), "so there may be nothing to see."),
         (flat("I;16", 4_000, "PNG"), "scaled from their full range of 0 to 65,535"),
         (flat("RGB", (10, 5, 20), "JPEG"), "so there may be nothing to see."),

@@ -50,7 +50,9 @@ def test_overrides(file: Path) -> None:
     ("override", "says"),
     [
         ("stages.0.learning_rat=1", "did you mean learning_rate"),
-        ("lora.rnk=1", "did you mean rank"),
+        ("lora.rnk=1", "there is no key rnk .did you mean lora.rank.."),
+        ("held_out=0.3", "there is no key held_out .did you mean data.held_out.."),
+        ("stages.0.steps=x", "stages.0.steps must be a whole number, not text"),
         ("seed", "key=value"),
         ("stages.7.steps=1", "no such key"),
         ("stages.0.steps=-1", "steps = -1 cannot be used: it must be 0 or more"),
@@ -66,7 +68,7 @@ def test_overrides(file: Path) -> None:
         ("stages.1.projector=perhaps", "projector"),
         ("stages=[]", "has no stages"),
         ("stages.0.name=b", "its own name"),
-        ("stages.0.method=fun", "fun"),
+        ("stages.0.method=fun", "stages.0.method cannot be 'fun'"),
         ("seed=many", "seed"),
     ],
 )

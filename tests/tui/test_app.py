@@ -1,6 +1,7 @@
 """The app, driven as a person drives it."""
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -26,9 +27,9 @@ from mmchat.tui.widgets.composer import Chip
 from mmchat.tui.widgets.conversations import ConversationList
 from mmchat.tui.widgets.input import ChatInput
 from mmchat.tui.widgets.message import MessageView, Siblings
-from mmchat.tui.widgets.picture import Thumbnail
+from mmchat.tui.widgets.picture import PictureView, Thumbnail
 from mmchat.tui.widgets.status import TitleLine
-from mmchat.tui.widgets.welcome import Card
+from mmchat.tui.widgets.welcome import Card, examples
 from tests.engine.scripted import open_gate
 from tests.tui.conftest import answered, draw, drawn, say, shown, shown_error, until
 
@@ -422,6 +423,68 @@ async def test_pictures_follow_the_size_of_the_window(new_app: NewApp, tmp_path:
         await until(pilot, lambda: picture.size.height == 7 and picture._strips)
         await pilot.resize_terminal(160, 50)
         await until(pilot, lambda: picture.size.height == 12 and len(picture._strips) == 12)
+
+
+@pytest.mark.parametrize("size", [(60, 20), (100, 28), (140, 40)])
+async def test_several_pictures_are_shown_whole_in_any_window(
+    new_app: NewApp, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    app = new_app()
+    names = ["a.png", "b.png", "a-picture-with-a-long-name.png", "d.png", "e.png"]
+    files = [draw(tmp_path / name) for name in names]
+    async with app.run_test(size=size) as pilot:
+        app.post_message(events.Paste(" ".join(map(str, files))))
+        await until(pilot, lambda: len(app.chat.composer.pictures) == len(files))
+        await say(pilot, "what are they?")
+        await answered(pilot)
+        views = list(app.chat.transcript.query(PictureView))
+        right = app.chat.transcript.content_region.right
+        for view in views:
+            caption = view.query_one(".caption")
+            thumbnail = view.query_one(Thumbnail)
+            assert thumbnail.region.right <= right and caption.region.right <= right
+            assert thumbnail.region.height == thumbnail._cells[1]
+            assert caption.region.bottom <= view.region.bottom
+        regions = [view.region for view in views]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(regions, 2))
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (100, 28)])
+async def test_the_examples_are_shown_whole(
+    new_app: NewApp, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("mmchat.tui.controllers.conversations.examples", examples)
+    app = new_app()
+    async with app.run_test(size=size) as pilot:
+        await until(pilot, lambda: len(app.chat.query(Card)) == 4)
+        await pilot.pause()
+        assert "and its name." in " ".join(drawn(app).split())
+        room = app.chat.query_one("#conversation").region
+        for card in app.chat.query(Card):
+            assert room.contains_region(card.region)
+            assert card.region.contains_region(card.query_one(".question").region)
+
+
+async def test_an_error_goes_when_it_is_no_longer_true(new_app: NewApp) -> None:
+    app = new_app(model__name="gate-stale")
+    async with app.run_test() as pilot:
+        await say(pilot, "say one")
+        await until(pilot, lambda: len(shown(app)) == 2)
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: "Esc stops it" in shown_error(app))
+        await pilot.press("escape")
+        await until(pilot, lambda: not app.answers.pending)
+        assert shown_error(app) == ""
+        await say(pilot, "/nonsense")
+        await until(pilot, lambda: "no command /nonsense" in shown_error(app))
+        app.chat.composer.input.set_text("")
+        await pilot.pause()
+        assert "no command /nonsense" in shown_error(app)  # until something else is done
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: app.answers.pending)
+        assert shown_error(app) == ""
+        open_gate("stale")
+        await answered(pilot)
 
 
 async def test_help_lists_the_live_keys(new_app: NewApp) -> None:

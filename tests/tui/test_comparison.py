@@ -244,7 +244,7 @@ async def test_wrong_comparisons_change_nothing(new_app: NewApp) -> None:
             ("/compare kites", "kites is already active"),
             ("/compare birds birds", "birds is named twice: name two different adapters."),
             ("/compare none none", "none is named twice: name two different adapters."),
-            ("/compare a b c", "Name two adapters"),
+            ("/compare a b c", "takes one or two adapters"),
         ):
             await say(pilot, typed)
             await until(pilot, lambda words=words: words in shown_error(app))

@@ -432,10 +432,15 @@ async def test_tags_by_command_and_by_dialog(new_app: NewApp) -> None:
         await until(pilot, lambda: app.screen is app.chat)
         await pilot.press("ctrl+l")
         await until(pilot, lambda: isinstance(app.screen, TextScreen))
-        assert app.screen.query_one(Input).value == "birds kites"
+        assert app.screen.query_one(Input).value == "birds kites "
         app.screen.query_one(Input).value = "kites"
         await pilot.press("enter")
         await until(pilot, lambda: tags() == ("kites",))
+        await until(pilot, lambda: app.screen is app.chat)
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: isinstance(app.screen, TextScreen))
+        await pilot.press(*"owls", "enter")  # goes behind the tags that are there
+        await until(pilot, lambda: tags() == ("kites", "owls"))
 
 
 async def test_what_was_typed_in_a_dialog_stays_there_until_it_is_saved(

@@ -15,7 +15,7 @@ from mmchat.tui.app import ChatApp
 from mmchat.tui.screens.dialogs import ConfirmScreen
 from mmchat.tui.widgets.conversations import ConversationList
 from tests.engine.scripted import open_gate
-from tests.tui.conftest import PATIENCE, answered, draw, say, shown, shown_error, until
+from tests.tui.conftest import PATIENCE, answered, draw, drawn, say, shown, shown_error, until
 
 NewApp = Callable[..., ChatApp]
 
@@ -102,6 +102,23 @@ async def test_a_locked_file_holds_up_no_key_and_no_repaint(
                 await lives(pilot, app, paints)
             await until(pilot, done)
             await until(pilot, lambda: not app.answers.pending)
+
+
+@pytest.mark.parametrize(("key", "save"), [("ctrl+l", "enter"), ("ctrl+g", "ctrl+s")])
+async def test_a_dialog_says_that_it_is_saving(
+    new_app: NewApp, fresh: Path, monkeypatch: pytest.MonkeyPatch, key: str, save: str
+) -> None:
+    monkeypatch.setattr("mmchat.history.database.BUSY_SECONDS", 3 * PATIENCE)
+    app = new_app()
+    async with app.run_test() as pilot:
+        await say(pilot, "say one")
+        await answered(pilot)
+        await pilot.press(key)
+        await until(pilot, lambda: app.screen is not app.chat)
+        with locked(fresh):
+            await pilot.press("x", save)
+            await until(pilot, lambda: "Saving…" in drawn(app))
+        await until(pilot, lambda: app.screen is app.chat)
 
 
 async def test_an_answer_that_waits_for_the_file_holds_up_nothing_else(

@@ -107,6 +107,7 @@ class AnswersController:
             composer.show_error("This answer is still being written: Esc stops it.")
             return
         answer = await self._service.regenerate(message)
+        composer.show_error("")
         if message.role == "assistant":
             await transcript.remove_from(message.id)
         else:

@@ -26,7 +26,10 @@ class ComparisonController:
         if self._service.answers.remote:
             composer.show_error("The server in engine.url has no adapters.")
         elif len(names) > 2:
-            composer.restore(f"/compare {argument}", "Name two adapters, or none and one.")
+            composer.restore(
+                f"/compare {argument}",
+                "/compare takes one or two adapters, such as /compare none birds.",
+            )
         elif self._question() is None:
             composer.show_error("There is no message yet that two adapters could answer.")
         elif names:

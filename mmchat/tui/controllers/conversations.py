@@ -11,7 +11,7 @@ from mmchat.history import Conversation, Hit, Message
 from mmchat.sanitize import clean
 from mmchat.tui.controllers.context import ChatContext
 from mmchat.tui.controllers.unsent import UnsentMessages
-from mmchat.tui.screens.dialogs import ConfirmScreen, LinesScreen, TextScreen
+from mmchat.tui.screens.dialogs import ConfirmScreen, LinesScreen, TextScreen, WordsScreen
 from mmchat.tui.screens.search import SearchScreen
 from mmchat.tui.widgets.welcome import Welcome, examples
 
@@ -144,7 +144,7 @@ class ConversationsController:
             self._notify_tags(await self._context.tasks.call(set_tags))
 
         await self._context.screen.app.push_screen_wait(
-            TextScreen("Tags of this conversation", " ".join(now.tags), save, "birds red-kites")
+            WordsScreen("Tags of this conversation", " ".join(now.tags), save, "birds red-kites")
         )
 
     def _notify_tags(self, conversation: Conversation) -> None:

@@ -21,6 +21,7 @@ class SubmissionController:
 
     async def _submit(self, typed: str) -> None:
         composer = self._context.composer
+        composer.show_error("")  # it was about something before this
         files, text = leading(typed, PICTURE_SUFFIXES)
         if files:
             # What cannot be attached stays in the input, to be corrected.

@@ -229,14 +229,13 @@ class ChatScreen(Screen[None]):
         """Close or stop the first that applies: suggestions, the list, the answer, a comparison."""
         if self.composer.close_suggestions():
             return
+        self.composer.show_error("")
         if self._list_covers:
             self.remove_class("listed")
         elif self.answers.stop():
             return
-        else:
-            if self.transcript.pair:
-                self.tasks.enqueue(self.transcript.collapse)
-            self.composer.show_error("")
+        elif self.transcript.pair:
+            self.tasks.enqueue(self.transcript.collapse)
         self.composer.input.focus()
 
     def action_regenerate(self) -> None:

@@ -24,6 +24,8 @@ from mmchat.tui.widgets.input import LinesInput
 Save = Callable[[str], Awaitable[Message]]
 """Saves the text; raises HistoryError."""
 
+_HINT = "Ctrl+G opens your $EDITOR"
+
 
 class EditInput(LinesInput):
     """Enter begins a line: a text is not a message to be sent."""
@@ -57,7 +59,7 @@ class CorrectScreen(ModalScreen[Message | None]):
             yield EditInput()
             yield Static("", classes="error", markup=False)
             with Horizontal(classes="buttons"):
-                yield Static("Ctrl+G opens your $EDITOR", classes="hint", markup=False)
+                yield Static(_HINT, classes="hint", markup=False)
                 yield Button("Cancel (Esc)", id="cancel", compact=True)
                 yield Button("Save (Ctrl+S)", id="save", compact=True, variant="primary")
 
@@ -97,15 +99,19 @@ class CorrectScreen(ModalScreen[Message | None]):
     @work(group="save")
     async def _save_text(self, text: str) -> None:
         # Disabled meanwhile: nothing can be typed that would be lost, nor the text saved twice.
-        self.box.disabled = self.query_one("#save").disabled = True
+        self._set_saving(True)
         try:
             correction = await self._save(text)
         except HistoryError as error:
-            self.box.disabled = self.query_one("#save").disabled = False
+            self._set_saving(False)
             self.box.focus()
             self._show_error(str(error))
         else:
             self.dismiss(correction)
+
+    def _set_saving(self, saving: bool) -> None:
+        self.box.disabled = self.query_one("#save").disabled = saving
+        self.query_one(".hint", Static).update("Saving…" if saving else _HINT)
 
     def action_cancel(self) -> None:
         if self.box.disabled:

@@ -99,11 +99,14 @@ class EditScreen(ModalScreen[None]):
         field = self.query_one(".field")
         self._set_text(text)
         field.disabled = True
+        keys = self.query_one(".keys", Static)
+        keys.update("Saving…")  # a locked history file takes a while
         try:
             await self._save(text)
         except HistoryError as error:
             self._error_for = text
             self._show_error(str(error))
+            keys.update(self.KEYS)
             field.disabled = False
             field.focus()
         else:
@@ -124,7 +127,7 @@ class EditScreen(ModalScreen[None]):
 
 
 class TextScreen(EditScreen):
-    """Edits a line of text."""
+    """Edits a line of text; what is typed first replaces it."""
 
     def _make_field(self) -> Input:
         self._value = clean(self._value, keep_newlines=False)
@@ -143,6 +146,19 @@ class TextScreen(EditScreen):
     def _submitted(self, event: Input.Submitted) -> None:
         event.stop()
         self._submit(event.value)
+
+
+class WordsScreen(TextScreen):
+    """Edits a line of words; what is typed first is another word, after those that are there."""
+
+    def _make_field(self) -> Input:
+        field = super()._make_field()
+        if self._value:
+            self._value += " "
+        field.value = self._value
+        field.cursor_position = len(self._value)
+        field.select_on_focus = False
+        return field
 
 
 class LinesScreen(EditScreen):

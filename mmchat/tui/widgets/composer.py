@@ -168,9 +168,9 @@ class Composer(Vertical):
         """Number the pictures, and show what was noticed when they were read."""
         chips = list(self.query(Chip))
         self.query_one("#chips").display = bool(chips)
-        remarks = [chip.picture.remark for chip in chips if chip.picture.remark]
+        remarks = [clean(chip.picture.remark, False) for chip in chips if chip.picture.remark]
         line = self.query_one("#remarks", Static)
-        line.update(clean("  ".join(dict.fromkeys(remarks)), keep_newlines=False))
+        line.update("\n".join(dict.fromkeys(remarks)))
         line.display = bool(remarks)
         for number, chip in enumerate(chips, 1):
             chip.set_number(number)

@@ -105,7 +105,7 @@ class ConversationList(Vertical):
         for heading, members in groups:
             if options:
                 options.append(Option("", disabled=True))
-            options.append(Option(Content.styled(heading, MUTED), disabled=True))
+            options.append(Option(Content.styled(f" {heading}", MUTED), disabled=True))
             options += [self._row(one, one.id == current) for one in members]
         if self.has_more:
             options.append(Option(Content.styled("  … older conversations", MUTED), id=_MORE))

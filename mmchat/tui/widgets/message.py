@@ -18,7 +18,7 @@ from mmchat.images import Picture
 from mmchat.sanitize import Cleaner, clean
 from mmchat.tui.formatting import origin_summary, queue_position
 from mmchat.tui.widgets.answer_text import AnswerText
-from mmchat.tui.widgets.picture import PictureView
+from mmchat.tui.widgets.picture import PictureGrid, PictureView
 
 
 class Siblings(Static):
@@ -92,9 +92,11 @@ class MessageView(Vertical, can_focus=True, can_focus_children=False):
             yield Static("", markup=False, classes="figures")
         if message.images:
             several = len(message.images) > 1
-            with Horizontal(classes="pictures several" if several else "pictures"):
-                for number, image in enumerate(message.images, 1):
-                    yield self._picture(image, number if several else 0)
+            pictures = [
+                self._picture(image, number if several else 0)
+                for number, image in enumerate(message.images, 1)
+            ]
+            yield PictureGrid(*pictures) if several else Horizontal(*pictures, classes="pictures")
         if message.role == "user":
             yield Static(clean(message.text), markup=False, classes="text")
         else:

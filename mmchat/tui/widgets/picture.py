@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rich.segment import Segment
 from textual import work
 from textual.app import ComposeResult
-from textual.containers import Container
+from textual.containers import Container, ItemGrid
 from textual.content import Content
 from textual.geometry import Size
 from textual.strip import Strip
@@ -20,6 +20,9 @@ from mmchat.tui.halfblocks import Preview, fit, lines, preview
 
 Load = Callable[[], Picture]
 """Returns the picture, called in a thread. Raises ImageError or HistoryError."""
+
+GRID_COLUMNS = 26
+"""How wide each of several pictures is, with its caption and the gap to the next one."""
 
 _CACHE_SIZE = 256
 _cache: OrderedDict[tuple[str, int, int], Preview] = OrderedDict()
@@ -122,3 +125,16 @@ class PictureView(Container):
     def compose(self) -> ComposeResult:
         yield self._thumbnail
         yield Static(clean(self._caption, False), classes="caption", markup=False)
+
+
+class PictureGrid(ItemGrid):
+    """The pictures of a message that has several: as many in a row as there is room for."""
+
+    def __init__(self, *pictures: PictureView) -> None:
+        super().__init__(
+            *pictures,
+            classes="pictures several",
+            min_column_width=GRID_COLUMNS,
+            max_column_width=GRID_COLUMNS,
+            stretch_height=False,
+        )

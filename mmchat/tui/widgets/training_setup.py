@@ -276,10 +276,10 @@ def plan_sentences(plan: TrainingPlan) -> list[str]:
         cost.append(f"about {format_duration(plan.seconds)}")
     if plan.memory_bytes:
         cost.append(f"up to {format_size(plan.memory_bytes)} of memory")
-    if plan.trainable_parameters:
-        cost.append(f"{plan.trainable_parameters:,} parameters")
     if cost:
         lines.append(f"That takes {', '.join(cost)}.")
+    if plan.trainable_parameters:
+        lines.append(f"It trains {plan.trainable_parameters:,} parameters.")
     return lines
 
 

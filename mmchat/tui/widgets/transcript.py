@@ -13,7 +13,7 @@ from mmchat.history import Message, StoredImage
 from mmchat.images import Picture
 from mmchat.tui.widgets.message import MessageView
 from mmchat.tui.widgets.pair import Pair
-from mmchat.tui.widgets.picture import Thumbnail
+from mmchat.tui.widgets.picture import GRID_COLUMNS, Thumbnail
 
 PAGE = 30
 """How many messages are mounted at a time; a conversation may have thousands."""
@@ -227,10 +227,8 @@ class Transcript(VerticalScroll, can_focus=False):
     def _box(self, message: Message) -> tuple[int, int]:
         """The columns and rows that a picture of `message` may take."""
         narrow, low = self.app.size.width < 100, self.app.size.height < 30
-        count = max(len(message.images), 1)
-        columns = 40 if not narrow else 30
-        if count > 1:
-            columns = max(10, min(columns, (self.size.width or 76) // count - 4, 24))
+        single = 30 if narrow else 40
+        columns = single if len(message.images) < 2 else GRID_COLUMNS - 2
         return columns, 7 if low else 12
 
     def _make(self, message: Message, compared: bool = False) -> MessageView:
