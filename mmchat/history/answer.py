@@ -1,4 +1,4 @@
-"""Writes a streaming answer, and ends the answers of writers that died."""
+"""Writes a streaming answer, and where an answer came from."""
 
 import json
 import sqlite3
@@ -124,13 +124,6 @@ def join_chunks(
     ).rowcount
     connection.execute("DELETE FROM chunk WHERE message_id = ?", (message_id,))
     return changed == 1
-
-
-def interrupt_abandoned(connection: sqlite3.Connection, is_gone: Callable[[str], bool]) -> int:
-    """Ends the answers of writers that died as interrupted; returns how many."""
-    select = "SELECT id, writer FROM message WHERE state = 'streaming'"
-    abandoned = [row["id"] for row in connection.execute(select) if is_gone(row["writer"])]
-    return sum(join_chunks(connection, message_id, "interrupted") for message_id in abandoned)
 
 
 def put_origin(connection: sqlite3.Connection, message_id: int, origin: Origin) -> None:

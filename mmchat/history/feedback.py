@@ -6,8 +6,6 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from typing import Literal
 
-import msgspec
-
 from mmchat.errors import HistoryError
 from mmchat.history import inserts, lock, rows
 from mmchat.history.database import Database
@@ -49,16 +47,6 @@ class Feedback:
             message = self._read(connection, message_id)
             return self._read(connection, _correct(connection, message, text))
 
-    def ratings(self, conversation_id: int) -> dict[int, Rating]:
-        """The ratings in a conversation, by message id."""
-        with self._database.read() as connection:
-            ratings = connection.execute(
-                "SELECT m.id, r.rating FROM message m JOIN rating r ON r.message_id = m.id"
-                " WHERE m.conversation_id = ?",
-                (conversation_id,),
-            )
-            return dict(map(tuple, ratings))
-
     def tag(self, conversation_id: int, name: str) -> Conversation:
         """Adds a tag to a conversation: one word, stored in lower case.
 
@@ -97,7 +85,7 @@ class Feedback:
     def tags(self) -> dict[str, int]:
         """The number of conversations with each tag, the most used first."""
         with self._database.read() as connection:
-            return tags(connection)
+            return rows.tags(connection)
 
     def training_examples(
         self,
@@ -202,11 +190,3 @@ def tag_name(name: str) -> str:
             f"{_TAG_LENGTH} letters, such as birds or red-kites."
         )
     return word
-
-
-def tags(connection: sqlite3.Connection) -> dict[str, int]:
-    """The number of conversations with each tag, the most used first."""
-    counts = connection.execute(
-        "SELECT name, count(*) FROM tag GROUP BY name ORDER BY count(*) DESC, name"
-    )
-    return msgspec.convert(dict(map(tuple, counts)), dict[str, int])

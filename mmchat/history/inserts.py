@@ -7,7 +7,7 @@ from typing import Literal
 
 from mmchat.history import rows
 from mmchat.history.errors import MissingError
-from mmchat.history.text import UNSPACED, storable, title_of
+from mmchat.history.text import UNSPACED, storable
 from mmchat.history.types import MessageState, Role
 
 
@@ -17,6 +17,8 @@ class _Head(enum.Enum):
 
 HEAD = _Head.HEAD
 """The default parent: the conversation's head at that moment."""
+
+_TITLE_LENGTH = 60
 
 Parent = int | Literal[_Head.HEAD] | None
 
@@ -64,12 +66,23 @@ def add_message(
         ),
     )
     message_id = _new_id(cursor.lastrowid)
-    title = title_of(text) if role == "user" and not conversation.title else conversation.title
+    title = _title_of(text) if role == "user" and not conversation.title else conversation.title
     connection.execute(
         "UPDATE conversation SET head_id = ?, updated = ?, title = ? WHERE id = ?",
         (message_id, now, title, conversation_id),
     )
     return message_id
+
+
+def _title_of(text: str) -> str:
+    """A title of up to 60 characters in one line, cut between words if that keeps most of it."""
+    # Ten times the length is enough, however long the text is.
+    line = " ".join(text[: 10 * _TITLE_LENGTH].split())
+    if len(line) <= _TITLE_LENGTH:
+        return line
+    cut = line[:_TITLE_LENGTH]
+    word = cut.rpartition(" ")[0]
+    return (word if len(word) > _TITLE_LENGTH // 2 else cut).rstrip() + "…"
 
 
 def require_message(connection: sqlite3.Connection, conversation_id: int, message_id: int) -> None:
