@@ -9,10 +9,9 @@ from typing import Literal
 from mmchat.errors import HistoryError
 from mmchat.history import inserts, lock, rows
 from mmchat.history.database import Database
-from mmchat.history.text import storable
 from mmchat.history.training_examples import training_examples
 from mmchat.history.types import Conversation, Message, Rating, TrainingExample
-from mmchat.sanitize import clean
+from mmchat.sanitize import clean, replace_surrogates
 
 _TAG_LENGTH = 40
 _JOINERS = str.maketrans("", "", "\u200c\u200d")  # parts of words and of emoji
@@ -144,7 +143,7 @@ def _correct(connection: sqlite3.Connection, message: Message, text: str) -> int
     is still being written, or if `text` is empty.
     """
     _require_answer(message)
-    text = storable(text).strip("\r\n").rstrip()
+    text = replace_surrogates(text).strip("\r\n").rstrip()
     if not text.strip():
         raise HistoryError(
             "The correction is empty: write what the answer should have been, or rate it as bad."

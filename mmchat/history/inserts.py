@@ -7,8 +7,9 @@ from typing import Literal
 
 from mmchat.history import rows
 from mmchat.history.errors import MissingError
-from mmchat.history.text import UNSPACED, storable
+from mmchat.history.text import UNSPACED
 from mmchat.history.types import MessageState, Role
+from mmchat.sanitize import replace_surrogates
 
 
 class _Head(enum.Enum):
@@ -27,7 +28,7 @@ def add_conversation(connection: sqlite3.Connection, title: str, system: str) ->
     now = time.time()
     cursor = connection.execute(
         "INSERT INTO conversation (title, system, created, updated) VALUES (?, ?, ?, ?)",
-        (storable(title), storable(system), now, now),
+        (replace_surrogates(title), replace_surrogates(system), now, now),
     )
     return _new_id(cursor.lastrowid)
 
@@ -48,7 +49,7 @@ def add_message(
     if parent_id is not None and parent_id != conversation.head_id:
         require_message(connection, conversation_id, parent_id)
     now = time.time()
-    text = storable(text)
+    text = replace_surrogates(text)
     cursor = connection.execute(
         "INSERT INTO message"
         " (conversation_id, parent_id, role, state, created, writer, unspaced, error, text)"
@@ -61,7 +62,7 @@ def add_message(
             now,
             writer,
             UNSPACED.search(text) is not None,
-            storable(error),
+            replace_surrogates(error),
             text,
         ),
     )

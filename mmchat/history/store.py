@@ -29,7 +29,6 @@ from mmchat.history.errors import DiskFullError, MissingError, translate_errors
 from mmchat.history.feedback import Feedback, tag_name
 from mmchat.history.inserts import HEAD, Parent
 from mmchat.history.search import search
-from mmchat.history.text import storable
 from mmchat.history.types import (
     Conversation,
     Hit,
@@ -39,6 +38,7 @@ from mmchat.history.types import (
     Role,
     StoredImage,
 )
+from mmchat.sanitize import replace_surrogates
 
 
 class History(Feedback):
@@ -334,7 +334,7 @@ class History(Feedback):
         with self._database.write() as connection:
             connection.execute(
                 f"UPDATE conversation SET {column} = ? WHERE id = ?",
-                (storable(value), conversation_id),
+                (replace_surrogates(value), conversation_id),
             )
             return rows.conversation(connection, conversation_id)
 

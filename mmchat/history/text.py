@@ -1,10 +1,8 @@
-"""Normalizes text for storage and for comparison."""
+"""Normalizes text for the search."""
 
 import functools
 import re
 import unicodedata
-
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 # Scripts that are written without spaces, where a word can only be found as a substring, and
 # Hangul, where endings are attached to the word.
@@ -13,11 +11,6 @@ UNSPACED = re.compile(
     "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f"
     "\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
 )
-
-
-def storable(text: str) -> str:
-    """`text` with U+FFFD for lone surrogates, which a UTF-8 file cannot hold."""
-    return _SURROGATES.sub("\ufffd", text)
 
 
 def composed(text: str) -> str:
