@@ -21,8 +21,13 @@ def clean(text: str, keep_newlines: bool = True) -> str:
     space becomes one space. Lone surrogates, which UTF-8 cannot encode, become U+FFFD.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _SURROGATES.sub("\ufffd", _CONTROLS.sub("", text))
+    text = replace_surrogates(_CONTROLS.sub("", text))
     return text if keep_newlines else " ".join(text.split())
+
+
+def replace_surrogates(text: str) -> str:
+    """`text` with U+FFFD for lone surrogates, which UTF-8 cannot encode."""
+    return _SURROGATES.sub("\ufffd", text)
 
 
 class Cleaner:

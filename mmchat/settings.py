@@ -99,17 +99,12 @@ class Settings(_Section, frozen=True):
     app: AppSettings = AppSettings()
 
 
-SECTIONS: dict[str, type[msgspec.Struct]] = {
-    "model": ModelSettings,
-    "generation": GenerationSettings,
-    "engine": EngineSettings,
-    "app": AppSettings,
-}
+_SECTIONS = {name: type(getattr(Settings(), name)) for name in Settings.__struct_fields__}
 
 
 def setting_names() -> list[str]:
     """Every setting as `section.key`."""
-    return [f"{name}.{key}" for name, part in SECTIONS.items() for key in part.__struct_fields__]
+    return [f"{name}.{key}" for name, part in _SECTIONS.items() for key in part.__struct_fields__]
 
 
 def load_settings(overrides: Mapping[str, str] | None = None) -> Settings:
@@ -165,9 +160,9 @@ def _from_environment() -> dict[str, dict[str, Any]]:
 def _merge(settings: Settings, tables: Mapping[str, Any], source: str) -> Settings:
     changed: dict[str, Any] = {}
     for section, table in tables.items():
-        kind = SECTIONS.get(section)
+        kind = _SECTIONS.get(section)
         if kind is None:
-            raise SettingsError(_unknown(section, list(SECTIONS), source))
+            raise SettingsError(_unknown(section, list(_SECTIONS), source))
         if not isinstance(table, Mapping):
             raise SettingsError(f"{source}: {section} must be a table of settings.")
         for key in table:

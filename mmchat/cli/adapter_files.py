@@ -5,10 +5,8 @@ from pathlib import Path
 
 import click
 
-from mmchat.cli.output import Progress, note, say, say_json, say_table
+from mmchat.cli.output import Progress, json_option, note, say, say_json, say_table
 from mmchat.display.numbers import format_percent, format_size
-
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command()
@@ -17,7 +15,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     "--out", required=True, type=click.Path(path_type=Path), help="The new folder of the model."
 )
 @click.option("--name", "model_name", default="", help="The model's name; the folder's by default.")
-@_json
+@json_option
 def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
     """Merge an adapter into its base as a new model.
 
@@ -72,7 +70,7 @@ def merge(name: str, out: Path, model_name: str, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 @click.argument("file", metavar="FILE.zip", type=click.Path(path_type=Path))
-@_json
+@json_option
 def export(name: str, file: Path, as_json: bool) -> None:
     """Write an adapter to a zip file.
 
@@ -96,7 +94,7 @@ def export(name: str, file: Path, as_json: bool) -> None:
 @click.argument("source", metavar="FILE.zip|FOLDER", type=click.Path(path_type=Path))
 @click.option("--name", default="", help="Its name here; by default the name in its card.")
 @click.option("--base", default="", metavar="MODEL", help="The base of a stock peft LoRA.")
-@_json
+@json_option
 def import_(source: Path, name: str, base: str, as_json: bool) -> None:
     """Import an adapter from a zip file or a folder. Its content is checked, never executed.
 

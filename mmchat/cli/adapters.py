@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,20 @@ from mmchat.adapters.card import (
     rename_adapter,
 )
 from mmchat.cli.adapter_files import export, import_, merge
-from mmchat.cli.output import say, say_json, say_table
+from mmchat.cli.output import confirm, json_option, say, say_json, say_table, yes_option
 from mmchat.client import EngineClient
 from mmchat.display.numbers import format_size
-from mmchat.errors import MmchatError
-from mmchat.settings import NO_ADAPTER, Settings, load_settings
+from mmchat.errors import MmchatError, SettingsError
+from mmchat.files import write_file
+from mmchat.settings import (
+    NO_ADAPTER,
+    Settings,
+    load_settings,
+    paths,
+    private_dir,
+    read_settings_file,
+)
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _README_SHOWN = 20_000
 
 
@@ -43,7 +49,7 @@ def adapters() -> None:
 
 
 @adapters.command("list")
-@_json
+@json_option
 def list_(as_json: bool) -> None:
     """List the adapters; with --json, one object per line.
 
@@ -75,7 +81,7 @@ def list_(as_json: bool) -> None:
 
 @adapters.command()
 @click.argument("name")
-@_json
+@json_option
 def show(name: str, as_json: bool) -> None:
     """Show the base, metrics and files of an adapter.
 
@@ -181,9 +187,7 @@ def use(name: str) -> None:
         folder = _check_base(name, settings.model.name)
         adapter = str(folder) if name.startswith(("/", ".", "~")) else name
     switched = asyncio.run(_switch_engine(settings, adapter))
-    from mmchat.cli.settings_file import set_value
-
-    file = set_value("model", "adapter", adapter)
+    file = _save_choice(adapter)
     what = adapter or "no adapter"
     say(f"In use: {what} ({file}{'; the engine has switched' if switched else ''})")
 
@@ -208,7 +212,7 @@ def rename(old: str, new: str) -> None:
 
 @adapters.command()
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@yes_option
 def remove(name: str, yes: bool) -> None:
     """Remove one of your adapters with all its files.
 
@@ -219,11 +223,8 @@ def remove(name: str, yes: bool) -> None:
       mmchat adapters remove birds
     """
     folder = own_adapter(name)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("There is no terminal to ask for confirmation: give --yes.")
-        if not click.confirm(f"Remove {folder.name} and all its files ({folder})?", err=True):
-            return
+    if not (yes or confirm(f"Remove {folder.name} and all its files ({folder})?")):
+        return
     remove_adapter(name)
     changes = _update_users(folder, "")
     say(f"Removed: {folder.name} ({folder}{changes})")
@@ -238,17 +239,40 @@ def _update_users(before: Path, now: str) -> str:
 
     Returns what has changed, as the end of a sentence.
     """
-    from mmchat.cli.settings_file import file_value, set_value
-
+    load_settings()  # raises SettingsError if the file is invalid
+    # The file itself, because the environment may override it.
+    table = read_settings_file(paths().settings_file).get("model", {})
     names = (before.name, str(before))
     changed = []
-    if file_value("model", "adapter") in names:
-        changed.append(f"{set_value('model', 'adapter', now)} was changed")
+    if table.get("adapter") in names:
+        changed.append(f"{_save_choice(now)} was changed")
     # The files are renamed or removed already, so an unreachable engine does not matter.
     with contextlib.suppress(MmchatError):
         if asyncio.run(_switch_engine(load_settings(), now, names)):
             changed.append("the engine has switched")
     return "".join(f"; {one}" for one in changed)
+
+
+def _save_choice(adapter: str) -> Path:
+    """Writes the adapter into settings.toml, atomically; returns the file.
+
+    Other values are kept, but comments are lost. Raises SettingsError if the file is invalid or
+    cannot be written.
+    """
+    import tomli_w
+
+    load_settings()  # never overwrite an invalid file
+    file = paths().settings_file.resolve()  # keep a link
+    tables = read_settings_file(file)
+    tables.setdefault("model", {})["adapter"] = adapter
+    private_dir(file.parent)
+    try:
+        write_file(file, tomli_w.dumps(tables), synced=True)
+    except OSError as error:
+        raise SettingsError(
+            f"{file} cannot be written ({error.strerror}): check its disk and permissions."
+        ) from error
+    return file
 
 
 def _check_base(name: str, model: str) -> Path:

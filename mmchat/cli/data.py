@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmchat.cli.output import Progress, say, say_json, say_table
+from mmchat.cli.output import Progress, json_object_option, say, say_json, say_table
 from mmchat.display.numbers import format_count, format_percent
 from mmchat.errors import DataError, ModelError
 from mmchat.model.catalogue import resolve_model
@@ -49,7 +49,7 @@ def data() -> None:
     help="Another folder for the pictures of the data.",
 )
 @click.option("--allow-bad", is_flag=True, help="Exit with status 0 even if more than 1 % is bad.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_object_option
 def inspect(
     path: Path,
     model: str,

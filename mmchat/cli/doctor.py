@@ -15,7 +15,7 @@ import mmchat
 from mmchat.cli.engine import as_object, engine_status
 from mmchat.cli.inspect_model import load_parts, parts_table
 from mmchat.cli.models import fit_facts
-from mmchat.cli.output import Progress, say, say_json, say_table
+from mmchat.cli.output import Progress, json_object_option, say, say_json, say_table
 from mmchat.display.numbers import format_size
 from mmchat.errors import MmchatError
 from mmchat.memory.machine import (
@@ -39,7 +39,7 @@ _LITTLE_DISK = 2_000_000_000
 
 @click.command()
 @click.option("--no-load", is_flag=True, help="Do not load the model to inspect its parts.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_object_option
 def doctor(no_load: bool, as_json: bool) -> None:
     """Check this machine and the installation, and say what to do.
 
@@ -218,7 +218,7 @@ def _fit(name: str, machine: Machine, form: WeightFormat) -> dict[str, Any]:
 def print_report(found: dict[str, Any]) -> None:
     """Prints the result of `check_machine` as text."""
     cpu, compute, memory, engine = (found[key] for key in ("cpu", "compute", "memory", "engine"))
-    data = found["folders"]["data"]
+    data, model = found["folders"]["data"], found["model"]
     running = engine.get("problem") or (
         f"running, {engine['model'] or 'no model'} ({engine['state']}), {format_size(engine['memory_bytes'])}"
         if engine
@@ -238,14 +238,13 @@ def print_report(found: dict[str, Any]) -> None:
             ),
             ("files", f"{data['path']}, {format_size(data['free_bytes'])} free"),
             ("engine", running),
-            *_model_row(found["model"]),
+            *([("model", f"{model['name']} {model['reason']}")] if "reason" in model else []),
             (
                 "models that fit",
                 ", ".join(name.split("/")[-1] for name in found["fits"]) or "none in the catalogue",
             ),
         ]
     )
-    model = found["model"]
     if "parts" in model:
         say()
         say(
@@ -258,10 +257,6 @@ def print_report(found: dict[str, Any]) -> None:
         say("No problems were found.")
     for sentence in found["advice"]:
         say(f"- {sentence}")
-
-
-def _model_row(model: dict[str, Any]) -> list[tuple[str, str]]:
-    return [("model", f"{model['name']} {model['reason']}")] if "reason" in model else []
 
 
 def _computing(compute: dict[str, Any]) -> list[tuple[str, str]]:

@@ -7,13 +7,11 @@ from typing import Any
 
 import click
 
-from mmchat.cli.output import Progress, say, say_json, say_table
+from mmchat.cli.output import Progress, json_object_option, say, say_json, say_table
 from mmchat.client import EngineClient, EngineStatus
 from mmchat.display.numbers import format_percent, format_size
 from mmchat.errors import EngineError
 from mmchat.settings import Settings, load_settings
-
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.group()
@@ -29,7 +27,7 @@ def engine() -> None:
 
 
 @engine.command()
-@_json
+@json_object_option
 def start(as_json: bool) -> None:
     """Start the engine and load the model of the settings.
 
@@ -77,7 +75,7 @@ def stop() -> None:
 
 
 @engine.command()
-@_json
+@json_object_option
 def status(as_json: bool) -> None:
     """Show what the engine has loaded; does not start it.
 

@@ -1,14 +1,15 @@
 """`mmchat evaluate`: measures how often a model answers correctly, through the engine."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmchat.cli.output import Progress, note, say, say_json, say_table
-from mmchat.cli.streams import OutputError, require_writable
+from mmchat.cli.output import Progress, json_object_option, note, say, say_json, say_table
+from mmchat.cli.streams import OutputError
 from mmchat.display.numbers import format_count
 from mmchat.settings import load_settings
 
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Another folder for the pictures of DATA.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_object_option
 @click.option(
     "--markdown",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -122,10 +123,10 @@ def evaluate(
 
     for file in (markdown, html):
         if file is not None:
-            require_writable(file, file.absolute().parent)
+            _require_writable(file, file.absolute().parent)
     if out is not None:
         above = (one for one in (out.absolute(), *out.absolute().parents) if one.exists())
-        require_writable(out, next(above))
+        _require_writable(out, next(above))
     settings = load_settings()
     # The settings' adapter belongs to the settings' model.
     answering = adapter or (settings.model.adapter if not model else "")
@@ -192,6 +193,18 @@ def evaluate(
             _write(html, page)
         if out is not None:
             _write_folder(out, report | _answers_dict(result, others), text, page, metrics)
+
+
+def _require_writable(path: Path, folder: Path) -> None:
+    """Raises OutputError if `path`, which is written at the end of a long command, cannot be.
+
+    folder: where it is made.
+    """
+    if not folder.is_dir():
+        raise OutputError(f"{path} cannot be written: {folder} is not a folder.")
+    place = path if path.exists() else folder
+    if not os.access(place, os.W_OK):
+        raise OutputError(f"{path} cannot be written: check the permissions of {place}.")
 
 
 def _adapter_name(result: "EvaluationResult") -> str:

@@ -1,18 +1,16 @@
 """`mmchat history`: lists, shows, searches and deletes conversations."""
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
 
-from mmchat.cli.output import say, say_json, say_table
+from mmchat.cli.output import confirm, json_option, say, say_json, say_table, yes_option
 from mmchat.display.messages import RATINGS, author, clock, notes, picture_label, tag_words, title
 from mmchat.display.numbers import format_size
 from mmchat.history import History, Message
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _limit = click.option(
     "--limit", type=click.IntRange(1, 100_000), default=20, show_default=True, metavar="N"
 )
@@ -31,7 +29,7 @@ def history() -> None:
 @history.command("list")
 @_limit
 @click.option("--tag", metavar="TAG", help="Only conversations with this tag.")
-@_json
+@json_option
 def list_(limit: int, tag: str | None, as_json: bool) -> None:
     """List the newest conversations; with --json, one object per line.
 
@@ -67,7 +65,7 @@ def list_(limit: int, tag: str | None, as_json: bool) -> None:
 
 @history.command()
 @click.argument("conversation_id", metavar="ID", type=int)
-@_json
+@json_option
 def show(conversation_id: int, as_json: bool) -> None:
     """Show a conversation, from its first message to its last.
 
@@ -112,7 +110,7 @@ def _indented(text: str) -> str:
 @history.command()
 @click.argument("words", nargs=-1, required=True)
 @_limit
-@_json
+@json_option
 def search(words: Sequence[str], limit: int, as_json: bool) -> None:
     """Find messages by their words, best first.
 
@@ -150,7 +148,7 @@ def search(words: Sequence[str], limit: int, as_json: bool) -> None:
 
 @history.command()
 @click.argument("conversation_ids", metavar="ID...", type=int, nargs=-1, required=True)
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@yes_option
 def delete(conversation_ids: Sequence[int], yes: bool) -> None:
     """Delete conversations with their messages and pictures.
 
@@ -160,20 +158,16 @@ def delete(conversation_ids: Sequence[int], yes: bool) -> None:
     """
     with History.open() as opened:
         found = [opened.conversation(one) for one in dict.fromkeys(conversation_ids)]
-        if not yes:
-            if not sys.stdin.isatty():
-                raise click.UsageError("There is no terminal to ask for confirmation: give --yes.")
-            for one in found:
-                say(f"{one.id}  {title(one)} ({one.messages} messages)")
-            if not click.confirm("Delete permanently?", err=True):
-                return
+        lines = [f"{one.id}  {title(one)} ({one.messages} messages)" for one in found]
+        if not (yes or confirm("Delete permanently?", lines)):
+            return
         for one in found:
             opened.delete(one.id)
     say(f"Deleted: {', '.join(str(one.id) for one in found)}")
 
 
 @history.command()
-@_json
+@json_option
 def stats(as_json: bool) -> None:
     """Show the size of the history, and which models answered.
 

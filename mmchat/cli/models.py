@@ -11,7 +11,16 @@ import click
 import msgspec
 
 from mmchat.cli.inspect_model import load_parts, parts_table
-from mmchat.cli.output import Progress, note, say, say_json, say_table
+from mmchat.cli.output import (
+    Progress,
+    confirm,
+    json_option,
+    note,
+    say,
+    say_json,
+    say_table,
+    yes_option,
+)
 from mmchat.display.numbers import format_parameters, format_size
 from mmchat.errors import ModelError
 from mmchat.memory.machine import Machine, WeightFormat, this_machine, weight_format_of
@@ -26,7 +35,6 @@ _FORM_WORDS: dict[WeightFormat, str] = {
     "bf16": "in bfloat16",
     "fp32": "in float32",
 }
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
@@ -40,7 +48,7 @@ def models() -> None:
 
 
 @models.command("list")
-@_json
+@json_option
 def list_(as_json: bool) -> None:
     """List the installed models and those to fetch.
 
@@ -109,7 +117,7 @@ def list_(as_json: bool) -> None:
     is_flag=True,
     help="Show whether it fits, for chat and for training; nothing is loaded.",
 )
-@_json
+@json_option
 def show(name: str, no_load: bool, fit: bool, as_json: bool) -> None:
     """Show a model: whether it fits, which parts are 4-bit.
 
@@ -270,7 +278,7 @@ def _name_of_run(folder: Path) -> str:
 
 @models.command()
 @click.argument("name", metavar="M")
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@yes_option
 def remove(name: str, yes: bool) -> None:
     """Remove a fetched model, or forget a folder (its files are kept).
 
@@ -278,11 +286,8 @@ def remove(name: str, yes: bool) -> None:
     Example:
       mmchat models remove HuggingFaceTB/SmolVLM-256M-Instruct
     """
-    if not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("There is no terminal to ask for confirmation: give --yes.")
-        if not click.confirm(f"Remove {name}?", err=True):
-            return
+    if not (yes or confirm(f"Remove {name}?")):
+        return
     folder = catalogue.remove_model(name)
     say(f"Removed: {name} ({folder}{' is kept' if folder.exists() else ''})")
 

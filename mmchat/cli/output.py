@@ -1,4 +1,4 @@
-"""What a command prints: data on stdout, everything else on stderr.
+"""What a command prints: data on stdout, everything else on stderr; the options that commands share.
 
 All foreign text goes through `mmchat.sanitize.clean`. Nothing is animated or coloured unless it
 is on a terminal and NO_COLOR is not set.
@@ -23,6 +23,10 @@ _UNSAFE = re.compile(
     "[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]"
 )
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+json_object_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+
 
 def say(text: str = "", end: str = "\n") -> None:
     """Writes cleaned text to stdout at once.
@@ -41,6 +45,15 @@ def note(text: str) -> None:
 def complain(sentence: str) -> None:
     """Writes the sentence of an error to stderr."""
     click.echo(f"mmchat: {clean(sentence)}", err=True)
+
+
+def confirm(question: str, lines: Sequence[str] = ()) -> bool:
+    """Prints `lines` and asks the question. Raises UsageError if there is no terminal to ask."""
+    if not sys.stdin.isatty():
+        raise click.UsageError("There is no terminal to ask for confirmation: give --yes.")
+    for line in lines:
+        say(line)
+    return click.confirm(question, err=True)
 
 
 def say_json(value: Any) -> None:

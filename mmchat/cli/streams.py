@@ -3,7 +3,6 @@
 import io
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from mmchat.errors import MmchatError
@@ -73,15 +72,3 @@ def _writer(raw: io.FileIO, replaced: object) -> io.TextIOWrapper:
         line_buffering=raw.isatty(),
         write_through=old is not None and old.write_through,
     )
-
-
-def require_writable(path: Path, folder: Path) -> None:
-    """Raises OutputError if `path`, which is written at the end of a long command, cannot be.
-
-    folder: where it is made.
-    """
-    if not folder.is_dir():
-        raise OutputError(f"{path} cannot be written: {folder} is not a folder.")
-    place = path if path.exists() else folder
-    if not os.access(place, os.W_OK):
-        raise OutputError(f"{path} cannot be written: check the permissions of {place}.")

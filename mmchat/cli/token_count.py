@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mmchat.data.types import Example
 from mmchat.errors import ImageError, ModelError
@@ -86,7 +85,7 @@ def count_tokens(
     for number, example in enumerate(some):
         progress(number / len(some))
         try:
-            encoded: Any = encoder.encode(example.turns)
+            encoded = encoder.encode(example.turns)
         except (ImageError, ModelError) as error:
             problems.append((example.place, str(error)))
             continue

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec import to_builtins
 
-from mmchat.cli.output import note, say, say_json, say_table
+from mmchat.cli.output import json_object_option, note, say, say_json, say_table
 from mmchat.display.numbers import format_count, format_duration, format_percent
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     default=True,
     help="Do not measure before and after.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_object_option
 def train(dry_run: bool, as_json: bool, **options: Any) -> None:
     """Train an adapter on DATA, or on your own answers.
 

@@ -14,9 +14,10 @@ import os
 import re
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Self
 
 from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.console import Console
@@ -46,26 +47,31 @@ LINE_EVERY = 5.0
 """Seconds between two plain lines about the same thing; measurements are always printed."""
 
 
-class Watcher(Protocol):
-    """Shows the progress of a run."""
+class Watcher(ABC):
+    """Shows the progress of a run; a context manager that calls `close` at its end."""
 
+    @abstractmethod
     def say(self, text: str) -> None:
         """Shows a remark, which stays on the screen."""
 
+    @abstractmethod
     def show(self, status: Status, metrics: Metrics) -> None:
         """Shows the run's status; `metrics` are all lines so far."""
 
+    @abstractmethod
     def close(self) -> None:
         """Shows the last status and releases the terminal."""
 
-    def __enter__(self) -> "Watcher": ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 def watch(as_json: bool = False) -> Watcher:
@@ -77,22 +83,7 @@ def watch(as_json: bool = False) -> Watcher:
     return TrainingPanel()
 
 
-class _Closing:
-    """A context manager that calls `close` at its end."""
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class LogLines(_Closing):
+class LogLines(Watcher):
     """A line every few seconds, one for every measurement, and all remarks."""
 
     def __init__(self) -> None:
@@ -100,9 +91,6 @@ class LogLines(_Closing):
         self._shown: tuple[str, str] = ("", "")
         self._sentence = ""
         self._next = 0.0
-
-    def __enter__(self) -> "LogLines":
-        return self
 
     def say(self, text: str) -> None:
         note(text)
@@ -139,7 +127,7 @@ class LogLines(_Closing):
         """Does nothing."""
 
 
-class TrainingPanel(_Closing):
+class TrainingPanel(Watcher):
     """A panel that is redrawn in its place.
 
     It has no thread: `show` draws it, which a training loop calls at each step.
@@ -152,9 +140,6 @@ class TrainingPanel(_Closing):
         self._shown: tuple[Status, Metrics] | None = None
         self._drawn: Status | None = None
         self._next = 0.0
-
-    def __enter__(self) -> "TrainingPanel":
-        return self
 
     def say(self, text: str) -> None:
         self._console.print(Text(clean(text)))

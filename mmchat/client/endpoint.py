@@ -62,6 +62,11 @@ def log_file() -> Path:
     return paths().logs / "engine.log"
 
 
+def open_log() -> int:
+    """Opens the log, which only its owner can read, for appending; returns a file descriptor."""
+    return os.open(log_file(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+
 def socket_path() -> Path:
     """The path of the engine's Unix socket, a short hashed name in a private folder.
 
@@ -122,23 +127,17 @@ def write_endpoint(endpoint: Endpoint) -> None:
     write_file(endpoint_file(), msgspec.json.encode(endpoint))
 
 
-class EngineLock:
-    """The lock that only one engine can hold; the system frees it when the process ends."""
+def take_engine_lock() -> FileLock | None:
+    """Takes the lock that only one engine can hold; None if another engine has it.
 
-    def __init__(self) -> None:
-        runtime_dir()
-        self._lock = FileLock(lock_file())
-
-    def take(self) -> bool:
-        """Takes the lock for the life of the process; False if another engine has it."""
-        if not self._lock.acquire():
-            return False
-        lock_file().write_text(str(os.getpid()))
-        return True
-
-    def close(self) -> None:
-        """Frees the lock, as the end of the process would."""
-        self._lock.release()
+    The system frees it when the process ends.
+    """
+    runtime_dir()
+    lock = FileLock(lock_file())
+    if not lock.acquire():
+        return None
+    lock_file().write_text(str(os.getpid()))
+    return lock
 
 
 def lock_holder() -> int | None:

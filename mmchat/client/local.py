@@ -149,7 +149,7 @@ class LocalEngine:
     ) -> AsyncGenerator[Event, None]:
         body = {
             "model": model,
-            "messages": wire.messages(turns, by_reference=True),
+            "messages": [wire.message(turn, by_reference=True) for turn in turns],
             "stream": True,
             **wire.request_options(options, include_defaults=True),
             "x_mmchat": {

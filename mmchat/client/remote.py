@@ -71,7 +71,7 @@ class RemoteServer:
         model = await self._model_name(model)
         body = {
             "model": model,
-            "messages": wire.messages(turns, by_reference=False),
+            "messages": [wire.message(turn, by_reference=False) for turn in turns],
             "stream": True,
             "stream_options": {"include_usage": True},
             **wire.request_options(options, include_defaults=False),

@@ -15,7 +15,13 @@ import sys
 import time
 from typing import BinaryIO
 
-from mmchat.client.endpoint import engine_lives, log_file, read_endpoint, runtime_dir
+from mmchat.client.endpoint import (
+    engine_lives,
+    log_file,
+    open_log,
+    read_endpoint,
+    runtime_dir,
+)
 from mmchat.client.wire import absolute_name
 from mmchat.errors import EngineError
 from mmchat.settings import Settings, folder_environment, private_dir
@@ -38,9 +44,8 @@ def _detach_children() -> None:
 
 def _log() -> BinaryIO:
     """Opens the engine's log for appending. Raises EngineError if it cannot be written."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     try:
-        return os.fdopen(os.open(log_file(), flags, 0o600), "ab")
+        return os.fdopen(open_log(), "ab")
     except OSError as error:
         raise EngineError(
             f"The engine's log {log_file()} cannot be written ({error.strerror}): "

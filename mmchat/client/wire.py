@@ -3,8 +3,7 @@
 import base64
 import json
 import os
-import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,6 +11,7 @@ from msgspec import Struct
 
 from mmchat.client.protocol import ERROR_CODES, Event, Options
 from mmchat.errors import EngineError, MmchatError
+from mmchat.sanitize import replace_surrogates
 from mmchat.settings import named_folder
 from mmchat.turns import ImagePart, Turn
 
@@ -19,7 +19,6 @@ REFERENCE = "x-mmchat:sha256:"
 MAX_LINE = 16 * 1024 * 1024
 """Characters of one server-sent event; a server that sends more is refused."""
 JSON = {"content-type": "application/json"}
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class _ChunkDelta(Struct):
@@ -60,7 +59,7 @@ def encode_json(body: dict[str, Any]) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        return _SURROGATES.sub("\ufffd", text).encode()
+        return replace_surrogates(text).encode()
 
 
 def absolute_name(name: str) -> str:
@@ -68,8 +67,8 @@ def absolute_name(name: str) -> str:
 
     Raises EngineError if the name is not valid UTF-8, as a file name may be.
     """
-    if _SURROGATES.search(name):
-        readable = _SURROGATES.sub("\ufffd", name)
+    readable = replace_surrogates(name)
+    if readable != name:
         raise EngineError(f"The name {readable} is not valid UTF-8: rename the folder.")
     if os.sep not in name and not name.startswith((".", "~")):
         return name
@@ -77,15 +76,11 @@ def absolute_name(name: str) -> str:
     return name if folder is None else str(folder)
 
 
-def messages(turns: Sequence[Turn[ImagePart]], by_reference: bool) -> list[dict[str, Any]]:
-    """Turns as OpenAI messages, with pictures by sha256 or as data URLs.
+def message(turn: Turn[ImagePart], *, by_reference: bool) -> dict[str, Any]:
+    """A turn as an OpenAI message, with pictures by sha256 or as data URLs.
 
     Raises EngineError if the bytes for a data URL are missing.
     """
-    return [_message(turn, by_reference) for turn in turns]
-
-
-def _message(turn: Turn[ImagePart], by_reference: bool) -> dict[str, Any]:
     if all(isinstance(part, str) for part in turn.parts):
         return {"role": turn.role, "content": "".join(map(str, turn.parts))}
     content: list[dict[str, Any]] = []

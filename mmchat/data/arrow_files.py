@@ -17,8 +17,7 @@ from typing import Any, Final, Protocol
 from mmchat.data.fields import is_known, normalized_key
 from mmchat.data.pictures import find_embedded
 from mmchat.data.records import Record
-from mmchat.data.sample_errors import printable
-from mmchat.data.types import Problem
+from mmchat.data.types import Problem, printable
 from mmchat.errors import DataError
 
 Batch = Any

@@ -10,8 +10,7 @@ from typing import Any, Final, TextIO
 
 from mmchat.data.fields import detect_table_format, normalized_key
 from mmchat.data.records import Record
-from mmchat.data.sample_errors import printable
-from mmchat.data.types import Problem
+from mmchat.data.types import Problem, printable
 from mmchat.errors import DataError
 from mmchat.images import MAX_BYTES
 

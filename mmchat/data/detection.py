@@ -3,24 +3,25 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-from mmchat.data import arrow_files, csv_files, folder_formats, prepared
+from mmchat.data import arrow_files, csv_files, prepared
 from mmchat.data.fields import detect_sample_format, detect_table_format
-from mmchat.data.folders import SampleResult, convert_records
+from mmchat.data.folders import FORMATS, detect_folder_format
 from mmchat.data.json_files import is_json_name, json_records
-from mmchat.data.picture_check import has_picture_suffix
-from mmchat.data.pictures import PictureResolver
-from mmchat.data.records import Record, examples_of
-from mmchat.data.sample_errors import printable
-from mmchat.data.types import Problem
+from mmchat.data.pictures import PictureResolver, has_picture_suffix
+from mmchat.data.records import (
+    DataSource,
+    Record,
+    SampleResult,
+    SplitName,
+    convert_records,
+    examples_of,
+)
+from mmchat.data.types import Problem, printable
 from mmchat.errors import DataError
-
-SplitName = Literal["", "train", "validation", "test"]
-"""Which split it is; "" if the data has no splits."""
 
 QUESTIONS: Final = "questions.jsonl"
 
@@ -43,17 +44,6 @@ _UNSUPPORTED: Final = {  # suffix: what such a file is, and what to do
 _SAMPLES_TRIED: Final = 20  # to detect the format
 
 
-@dataclass(frozen=True, slots=True)
-class DataSource:
-    """Data in one format that has not been read yet."""
-
-    split: SplitName
-    format: str
-    results: Iterator[SampleResult]
-    remarks: Sequence[str] = ()
-    """What looks like a mistake but may be intended, one sentence each."""
-
-
 def detect(path: Path, pictures: PictureResolver) -> list[DataSource]:
     """Detects the sources at `path`, usually one. Raises DataError and OSError."""
     if path.is_dir():
@@ -64,9 +54,7 @@ def detect(path: Path, pictures: PictureResolver) -> list[DataSource]:
         raise DataError(f"{printable(path)} is {what}.")
     source = _detect_file(path, pictures)
     if source is None:
-        raise DataError(
-            f"{printable(path)} {_contents(path)}; these are read: {folder_formats.FORMATS}."
-        )
+        raise DataError(f"{printable(path)} {_contents(path)}; these are read: {FORMATS}.")
     return [source]
 
 
@@ -118,8 +106,11 @@ def _detect_folder(
     if prepared.is_prepared(folder):
         return [DataSource(split, "mmchat's prepared data", prepared.prepared_samples(folder))]
     if (folder / QUESTIONS).is_file():
-        source = _detect_file(folder / QUESTIONS, pictures, split)
-        return [source] if source else _refuse_questions(folder)
+        file = folder / QUESTIONS
+        source = _detect_file(file, pictures, split)
+        if source is None:
+            raise DataError(f"{printable(file)} {_contents(file)}, but no questions.")
+        return [source]
     if (folder / "state.json").is_file():
         return [_saved(folder, pictures, split)]
     if (folder / "dataset_dict.json").is_file() and splits:
@@ -150,10 +141,8 @@ def _detect_folder(
         data_files = [name for name in inner if _is_data(name)]
         if sources := _detect_files(folder / "data", data_files, pictures, split, splits=splits):
             return sources
-    detected = folder_formats.detect_folder_format(
-        folder, pictures, _unsupported_files(folder, files), _split_name
-    )
-    return [DataSource(split, detected.name, detected.results, detected.remarks)]
+    unread = _unsupported_files(folder, files)
+    return [detect_folder_format(folder, pictures, unread, split, _split_name)]
 
 
 def _listed(folder: Path) -> tuple[list[str], list[str]]:
@@ -183,17 +172,13 @@ def _detect_files(
         source = _detect_file(folder / name, pictures, own_splits[name] or split)
         if source is not None:
             found[name] = source
-    shards = len({_unnumbered(name) for name in found}) <= 1
+    # The shards of one file differ only in their numbers: `train-00003-of-00010.parquet`.
+    shards = len({re.sub(r"\d+", "#", name) for name in found}) <= 1
     own = [own_splits[name] for name in found]
     if len(found) > 1 and not shards and not ("train" in own and all(own)):
         listed = ", ".join(printable(name) for name in list(found)[:4])
         raise DataError(f"{printable(folder)} has several data files ({listed}): give one of them.")
     return list(found.values())
-
-
-def _unnumbered(name: str) -> str:
-    """A shard's name without its number: `train-00003-of-00010.parquet`."""
-    return re.sub(r"\d+", "#", name)
 
 
 def _split_name(name: str) -> SplitName:
@@ -218,11 +203,7 @@ def _saved(folder: Path, pictures: PictureResolver, split: SplitName) -> DataSou
             "answer, label, or messages."
         )
     records = chain.from_iterable(file.records() for file in files)
-    return DataSource(
-        split,
-        f"a saved datasets folder: {detected}",
-        _convert(records, pictures),
-    )
+    return DataSource(split, f"a saved datasets folder: {detected}", _convert(records, pictures))
 
 
 def _unsupported_files(folder: Path, data_files: Sequence[str]) -> str:
@@ -251,8 +232,3 @@ def _contents(file: Path) -> str:
             return "has no samples that are JSON objects"
         names = [str(key) for key in value]
     return f"has {', '.join(map(printable, names[:12])) or 'no columns'}"
-
-
-def _refuse_questions(folder: Path) -> list[DataSource]:
-    file = folder / QUESTIONS
-    raise DataError(f"{printable(file)} {_contents(file)}, but no questions.")

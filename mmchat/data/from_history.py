@@ -12,8 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from mmchat.data.digest import hash_examples
-from mmchat.data.types import Dataset, Example, Picture, Problem
+from mmchat.data.types import Dataset, Example, Picture, Problem, hash_examples
 from mmchat.errors import DataError, HistoryError
 from mmchat.history import History, StoredImage, TrainingExample
 from mmchat.history.turns import branch_turns

@@ -5,14 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mmchat.data import digest
 from mmchat.data.types import Example
 
 
 def group_keys(example: Example) -> set[str]:
     """What an example shares with its group: its pictures, or its text if it has none."""
     pictures = {picture.sha256 for picture in example.pictures}
-    return pictures or {f"text {digest.hash_example(example)}"}
+    return pictures or {f"text {example.sha256}"}
 
 
 def split(

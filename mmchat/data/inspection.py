@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmchat.data import digest
 from mmchat.data.holdout import split
 from mmchat.data.reader import LoadedSource, refusal, remarks_on, train_and_held_out
 from mmchat.data.types import Example, Problem
@@ -78,7 +77,7 @@ def inspect(
     files: dict[str, set[str]] = {}
     places: dict[str, list[str]] = {}
     for example in examples:
-        places.setdefault(digest.hash_example(example), []).append(example.place)
+        places.setdefault(example.sha256, []).append(example.place)
         for picture in example.pictures:
             # Rows of a table often have the same picture; two files with the same one are unusual.
             name = str(picture.file) if picture.file else picture.name

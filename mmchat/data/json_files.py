@@ -16,8 +16,7 @@ import msgspec
 
 from mmchat.data.pictures import SourceFactory, find_embedded
 from mmchat.data.records import Record
-from mmchat.data.sample_errors import SampleError, printable
-from mmchat.data.types import Problem
+from mmchat.data.types import Problem, SampleError, printable
 from mmchat.errors import DataError
 
 Layout = Literal["JSON", "JSON Lines"]

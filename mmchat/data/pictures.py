@@ -10,16 +10,27 @@ import os
 import re
 import stat
 import unicodedata
+import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from mmchat.data.picture_check import check_picture, last_part
-from mmchat.data.sample_errors import SampleError, printable
-from mmchat.data.types import Picture
-from mmchat.images import MAX_BYTES
+from mmchat.data.types import Picture, SampleError, printable
+from mmchat.errors import ImageError
+from mmchat.images import MAX_BYTES, PICTURE_SUFFIXES, UNSUPPORTED_SUFFIXES, parse_picture
+from mmchat.images.headers import (
+    ORIENTATION,
+    SUPPORTED,
+    Header,
+    UnreadablePicture,
+    is_cut_off,
+    orientation,
+    read_header,
+    read_tags,
+)
 
 SourceFactory = Callable[[str], Callable[[], bytes]]
 """Makes the callable that reads a picture's bytes again (`Picture.source`) from its sha256."""
@@ -40,6 +51,8 @@ _BASE64_OF_PICTURES: Final = (
 )
 _SHORTEST_BASE64: Final = 40  # characters; a one-pixel GIF has 56
 _LONGEST_PATH: Final = 1024  # characters of one path without a dot
+_EXIF_WITHIN: Final = 262_144  # bytes from the start of a JPEG in which its EXIF block begins
+_ALL_SUFFIXES: Final = PICTURE_SUFFIXES | UNSUPPORTED_SUFFIXES
 
 
 class PictureResolver:
@@ -84,7 +97,7 @@ class PictureResolver:
         if _WINDOWS_DRIVE.match(name):
             raise SampleError(
                 f"the picture {printable(name)} is on a Windows drive: write its path relative to "
-                f"the data's folder (or --images), such as {last_part(name)}",
+                f"the data's folder (or --images), such as {_last_part(name)}",
                 "missing",
             )
         if not inside:
@@ -100,15 +113,12 @@ class PictureResolver:
 
     def from_bytes(self, data: bytes, name: str, source: SourceFactory | None) -> Picture:
         """A picture inside the data file. Raises SampleError."""
-        known = check_picture(data, name or "picture")
-        reader = source(known.sha256) if source else None
-        return Picture(
-            known.sha256,
-            known.mime,
-            known.width,
-            known.height,
-            last_part(name) or known.sha256[:12],
-            held=None if reader else self._held.setdefault(known.sha256, data),
+        checked = _check_picture(data, name or "picture")
+        reader = source(checked.sha256) if source else None
+        return replace(
+            checked,
+            name=_last_part(name) or checked.sha256[:12],
+            held=None if reader else self._held.setdefault(checked.sha256, data),
             source=reader,
         )
 
@@ -116,15 +126,7 @@ class PictureResolver:
         known = self._known.get(real)
         if known is None:
             try:
-                checked = check_picture(_read(real, name), name)
-                known = Picture(
-                    checked.sha256,
-                    checked.mime,
-                    checked.width,
-                    checked.height,
-                    last_part(name),
-                    Path(real),
-                )
+                known = replace(_check_picture(_read(real, name), name), file=Path(real))
             except SampleError as error:
                 known = error
             self._known[real] = known
@@ -284,3 +286,72 @@ def _read(real: str, name: str) -> bytes:
             f"{subject} is over {MAX_BYTES // 1_000_000} MB: make it smaller", "broken"
         )
     return data
+
+
+def has_picture_suffix(name: str) -> bool:
+    """Whether a file name has the suffix of a picture format, supported or not."""
+    return os.path.splitext(name)[1].lower() in _ALL_SUFFIXES  # noqa: PTH122 - of 100,000 names
+
+
+def _last_part(name: str) -> str:
+    """The file name in a path, printable and at most 120 characters long."""
+    last = printable(re.split(r"[/\\]", name)[-1])
+    return last if len(last) <= 120 else "…" + last[-119:]
+
+
+def _check_picture(data: bytes, name: str) -> Picture:
+    """The properties of a picture; it is decoded only if it looks damaged.
+
+    Raises SampleError if it is damaged or its format is not supported.
+    """
+    shown = _last_part(name)
+    try:
+        if len(data) > MAX_BYTES:
+            raise UnreadablePicture(f"is over {MAX_BYTES // 1_000_000} MB: make it smaller")
+        header = read_header(data, named_as_picture=has_picture_suffix(name))
+        complete, turned = _inspect(header, data)
+    except UnreadablePicture as refusal:
+        raise SampleError(f"the picture {printable(name)} {refusal}", "broken") from None
+    if header.size is None or not complete:
+        # It looks damaged; only decoding can tell.
+        try:
+            picture = parse_picture(data, shown or "picture")
+        except ImageError as error:
+            raise SampleError(f"the picture {error}", "broken") from error
+        return Picture(picture.sha256, picture.mime, picture.width, picture.height, shown)
+    width, height = header.size[::-1] if turned else header.size
+    digest = hashlib.sha256(data).hexdigest()
+    return Picture(digest, SUPPORTED[header.format], width, height, shown)
+
+
+def _inspect(header: Header, data: bytes) -> tuple[bool, bool]:
+    """Returns whether the file looks complete, and whether EXIF swaps width and height."""
+    if header.format == "PNG":
+        return _inspect_png(data)
+    turn = 1
+    if header.format == "JPEG":
+        at = data.find(b"Exif\0\0", 0, _EXIF_WITHIN)
+        turn = orientation(data[at : at + 65_536]) if at >= 0 else 1
+    elif header.format == "WEBP" and data[12:16] == b"VP8X":
+        at = data.rfind(b"EXIF")
+        turn = orientation(data[at + 8 :]) if at >= 0 else 1
+    elif header.format == "TIFF":
+        turn = read_tags(data).get(ORIENTATION, 1)
+    return not is_cut_off(header, data), 5 <= turn <= 8
+
+
+def _inspect_png(data: bytes) -> tuple[bool, bool]:
+    """`_inspect` for PNG, by the checksum of every chunk."""
+    view, position, turned = memoryview(data), 8, False
+    while position + 12 <= len(data):
+        length = int.from_bytes(view[position : position + 4])
+        end = position + 8 + length
+        kind = bytes(view[position + 4 : position + 8])
+        if zlib.crc32(view[position + 4 : end]) != int.from_bytes(view[end : end + 4]):
+            return False, False
+        if kind == b"IEND":
+            return True, turned
+        if kind == b"eXIf":
+            turned = 5 <= orientation(data[position + 8 : end]) <= 8
+        position = end + 4
+    return False, False

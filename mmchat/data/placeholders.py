@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from mmchat.data.fields import REFERENCE_DATA_KEYS, REFERENCE_PATH_KEYS, Fields
-from mmchat.data.sample_errors import SampleError, printable, type_name
 from mmchat.data.turns import Part, role_of
-from mmchat.data.types import Picture
+from mmchat.data.types import Picture, SampleError, printable, type_name
 from mmchat.turns import Turn
 
 Resolve = Callable[[object], Picture]

@@ -12,13 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mmchat.data.folders import SampleResult, convert_records
 from mmchat.data.json_files import json_records
 from mmchat.data.placeholders import place_pictures
-from mmchat.data.records import Record
-from mmchat.data.sample_errors import SampleError, printable
+from mmchat.data.records import Record, SampleResult, convert_records
 from mmchat.data.turns import example_of
-from mmchat.data.types import Example, Picture
+from mmchat.data.types import Example, Picture, SampleError, printable
 from mmchat.errors import DataError
 from mmchat.images import MAX_SIDE
 

@@ -1,24 +1,30 @@
 """Reads data: detects its format, checks each sample and reports the bad ones."""
 
+import itertools
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from mmchat.data import digest, remarks
-from mmchat.data.detection import DataSource, SplitName, detect
-from mmchat.data.folder_formats import CAPTIONED
+from mmchat.data.detection import detect
+from mmchat.data.folders import CAPTIONED
 from mmchat.data.holdout import group_keys
 from mmchat.data.pictures import PictureResolver
-from mmchat.data.sample_errors import printable
-from mmchat.data.types import Dataset, Example, Problem
+from mmchat.data.question_wordings import CAPTION
+from mmchat.data.records import DataSource, SplitName
+from mmchat.data.types import Dataset, Example, Problem, hash_examples, printable
 from mmchat.errors import DataError
 
-MAX_BAD_SHARE = 0.01
+MAX_BAD_SHARE: Final = 0.01
 """The share of the samples that may be bad before reading stops."""
 
 Progress = Callable[[int], None]
 """Called every few hundred samples with the number read so far."""
-_PROGRESS_EVERY = 200
+_PROGRESS_EVERY: Final = 200
+# A class and the corners of a box on each line, as YOLO writes them.
+_BOXES: Final = re.compile(r"(\d+(\s+-?\d*\.?\d+(e-?\d+)?){4,}\s*)+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +89,8 @@ def read_sources(
         if images is not None and not images.is_dir():
             raise DataError(f"{printable(images)} is not a folder of pictures (--images).")
         pictures = PictureResolver(path if path.is_dir() else path.parent, images)
-        count = _counter(progress)
-        return [_load(source, count) for source in detect(path, pictures)]
+        numbers = itertools.count(1)
+        return [_load(source, numbers, progress) for source in detect(path, pictures)]
     except OSError as error:
         file = error.filename or path
         raise DataError(f"{printable(file)} cannot be read ({error.strerror or error}).") from error
@@ -128,9 +134,7 @@ def refusal(
         return f"None of the {samples:,} samples of {printable(path)} can be used{first}."
     if len(problems) > MAX_BAD_SHARE * samples and not allow_bad:
         examples = [example for source in sources for example in source.examples]
-        lost = "".join(
-            f" {remark}" for remark in remarks.lost_classes(examples, problems) if listed
-        )
+        lost = "".join(f" {remark}" for remark in _lost_classes(examples, problems) if listed)
         return (
             f"{len(problems):,} of {samples:,} samples of {printable(path)} cannot be used{first}: "
             f"correct them, or skip them with --allow-bad.{lost}"
@@ -158,7 +162,7 @@ def train_and_held_out(
             problems.append(Problem(example.place, why))
     if not examples:
         raise DataError(f"Every training sample of {printable(path)} is in its held-out split too.")
-    sha256 = digest.hash_examples(examples)
+    sha256 = hash_examples(examples)
     kept = Dataset(train.format, train.source, examples, problems, sha256, train.remarks)
     return kept, held_out
 
@@ -169,8 +173,8 @@ def remarks_on(sources: Iterable[LoadedSource]) -> list[str]:
     examples = [example for source in sources for example in source.examples]
     problems = [problem for source in sources for problem in source.problems]
     found = [remark for source in sources for remark in source.remarks]
-    found += remarks.lost_classes(examples, problems)
-    found += remarks.contradiction_remarks(examples)
+    found += _lost_classes(examples, problems)
+    found += _contradictions(examples)
     return found
 
 
@@ -179,11 +183,12 @@ def _dataset(path: Path, sources: Iterable[LoadedSource]) -> Dataset:
     examples = [example for source in sources for example in source.examples]
     problems = [problem for source in sources for problem in source.problems]
     formats = list(dict.fromkeys(source.format for source in sources))
-    sha256 = digest.hash_examples(examples)
+    sha256 = hash_examples(examples)
     return Dataset(", ".join(formats), str(path), examples, problems, sha256, remarks_on(sources))
 
 
-def _load(source: DataSource, count: Iterator[None]) -> LoadedSource:
+def _load(source: DataSource, numbers: Iterator[int], progress: Progress) -> LoadedSource:
+    """`numbers` counts the samples of all sources."""
     examples: list[Example] = []
     problems: list[Problem] = []
     samples = 0
@@ -193,17 +198,57 @@ def _load(source: DataSource, count: Iterator[None]) -> LoadedSource:
             problems.append(result)
         else:
             examples.extend(result)
-        next(count)
+        if (number := next(numbers)) % _PROGRESS_EVERY == 0:
+            progress(number)
     found = list(source.remarks)
     if source.format == CAPTIONED:
-        found += remarks.box_captions(examples)
+        found += _box_captions(examples)
     return LoadedSource(source.split, source.format, examples, problems, samples, found)
 
 
-def _counter(progress: Progress) -> Iterator[None]:
-    samples = 0
-    while True:
-        samples += 1
-        if samples % _PROGRESS_EVERY == 0:
-            progress(samples)
-        yield
+def _box_captions(examples: Sequence[Example]) -> Iterator[str]:
+    """A remark if all captions are numbers, as in the labels of a detector."""
+    if examples and all(_BOXES.fullmatch(one.turns[-1].text) for one in examples):
+        yield (
+            "Every text beside a picture consists of numbers, such as "
+            f"{printable(examples[0].turns[-1].text.splitlines()[0][:60])}: these look like boxes for a "
+            "detector (YOLO), but would be learned as captions."
+        )
+
+
+def _contradictions(examples: Iterable[Example]) -> Iterator[str]:
+    """A remark if examples have the same question and pictures but different answers.
+
+    Several captions of one picture do not count.
+    """
+    by_question: dict[object, dict[str, Example]] = {}
+    for example in examples:
+        *context, answer = example.turns
+        question = context[-1].text if context else ""
+        if len(context) == 1 and example.pictures and question not in CAPTION:
+            pictures = tuple(picture.sha256 for picture in example.pictures)
+            by_question.setdefault((pictures, question), {}).setdefault(answer.text, example)
+    groups = [list(answers.values()) for answers in by_question.values() if len(answers) > 1]
+    if not groups:
+        return
+    first = groups[0]
+    many = f"{len(groups):,} pictures have" if len(groups) > 1 else "One picture has"
+    answers = "two" if all(len(group) == 2 for group in groups) else "several"
+    yield (
+        f"{many} {answers} different answers to the same question, and all are learned: "
+        f"{first[0].place} is {_shortened(first[0])}, {first[1].place} is {_shortened(first[1])}."
+    )
+
+
+def _lost_classes(examples: Iterable[Example], problems: Iterable[Problem]) -> Iterator[str]:
+    """Remarks on classes without a usable picture."""
+    kinds = {example.kind for example in examples}
+    lost = Counter(one.kind for one in problems if one.kind and one.kind not in kinds)
+    for kind, count in lost.most_common(5):
+        why = f"none of its {count:,} pictures can" if count > 1 else "its only picture cannot"
+        yield f"The class {kind} is not learned: {why} be used."
+
+
+def _shortened(example: Example) -> str:
+    text = printable(example.turns[-1].text[:1000])
+    return f"“{text if len(text) <= 40 else text[:39] + '…'}”"

@@ -17,9 +17,10 @@ Every value is untrusted: nothing is assumed about its type.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from mmchat.data.fields import (
     CHAT_KEYS,
@@ -37,13 +38,18 @@ from mmchat.data.fields import (
 from mmchat.data.pictures import PictureResolver, SourceFactory
 from mmchat.data.placeholders import place_pictures
 from mmchat.data.rows import row_chats, system_messages
-from mmchat.data.sample_errors import SampleError, printable, type_name
 from mmchat.data.turns import example_of, role_of
-from mmchat.data.types import Example, Picture
+from mmchat.data.types import Example, Picture, Problem, SampleError, printable, type_name
 from mmchat.turns import Turn
 
 _LONGEST_KIND = 80
-_MARK_KEY = re.compile(r"<\|?(?:image|img|picture)[ _-]?(\d{1,3})\|?>", re.IGNORECASE)
+_MARK_KEY = re.compile(r"<\|?(?:image|img|picture)[ _-]?\d{1,3}\|?>", re.IGNORECASE)
+
+SplitName = Literal["", "train", "validation", "test"]
+"""Which split it is; "" if the data has no splits."""
+
+SampleResult = list[Example] | Problem
+"""The examples of a sample, or why it is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,31 @@ class Record:
     """Makes the callable that reads a picture inside the sample again; None keeps its bytes."""
     label_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """The class names of integer labels, by normalized column name."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """Data in one format that has not been read yet."""
+
+    split: SplitName
+    format: str
+    results: Iterator[SampleResult]
+    remarks: Sequence[str] = ()
+    """What looks like a mistake but may be intended, one sentence each."""
+
+
+def convert_records(
+    records: Iterable[Record | Problem], convert: Callable[[Record], list[Example]]
+) -> Iterator[SampleResult]:
+    """Converts each record; a SampleError becomes a problem."""
+    for record in records:
+        if isinstance(record, Problem):
+            yield record
+            continue
+        try:
+            yield convert(record)
+        except SampleError as error:
+            yield Problem(record.place, str(error), error.about)
 
 
 def examples_of(record: Record, pictures: PictureResolver) -> list[Example]:
@@ -87,8 +118,13 @@ def examples_of(record: Record, pictures: PictureResolver) -> list[Example]:
             )
             for one in chats
         ]
-    if not any(example.pictures for example in examples):
-        _require_no_picture_id(fields)
+    if not any(example.pictures for example in examples) and (found := picture_id(fields)):
+        key, value = found
+        raise SampleError(
+            f"its picture is given only by {key} {printable(value)}, which is not a file: "
+            "put the file name under image",
+            "missing",
+        )
     return examples
 
 
@@ -98,7 +134,9 @@ def _references(fields: Fields) -> list[object]:
         value = fields.get(key)
         if isinstance(value, dict) and value and all(map(_MARK_KEY.fullmatch, map(str, value))):
             # MiniCPM-V: each picture under the placeholder that stands for it in the text.
-            return [value[mark] for mark in sorted(value, key=_mark_number)]
+            return [
+                value[mark] for mark in sorted(value, key=lambda mark: int(re.sub(r"\D", "", mark)))
+            ]
         if isinstance(value, list):
             nested = [one for item in value for one in (item if isinstance(item, list) else [item])]
             if None in nested or "" in nested:
@@ -108,11 +146,6 @@ def _references(fields: Fields) -> list[object]:
         elif value is not None and value != "":
             return [value]
     return numbered_pictures(fields)
-
-
-def _mark_number(mark: str) -> int:
-    match = _MARK_KEY.fullmatch(mark)
-    return int(match[1]) if match else 0
 
 
 def _picture(reference: object, record: Record, pictures: PictureResolver) -> Picture:
@@ -130,17 +163,6 @@ def _picture(reference: object, record: Record, pictures: PictureResolver) -> Pi
     if isinstance(reference, str):
         return pictures.resolve(reference, record.base, record.source)
     raise SampleError(f"a picture is {type_name(reference)}, not a file name", "missing")
-
-
-def _require_no_picture_id(fields: Fields) -> None:
-    """Raises SampleError if a sample without pictures refers to one only by an id."""
-    if found := picture_id(fields):
-        key, value = found
-        raise SampleError(
-            f"its picture is given only by {key} {printable(value)}, which is not a file: "
-            "put the file name under image",
-            "missing",
-        )
 
 
 def _chat(fields: Fields) -> list[Fields] | None:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from string import ascii_uppercase
-from typing import Final
 
 from mmchat.data.fields import (
     ANSWER_KEYS,
@@ -20,12 +19,10 @@ from mmchat.data.fields import (
     Fields,
 )
 from mmchat.data.question_wordings import caption_question, class_label, class_question
-from mmchat.data.sample_errors import SampleError, type_name
-from mmchat.data.types import Picture
+from mmchat.data.types import Picture, SampleError, type_name
 
 Chat = list[Fields]
 """Messages, each with `role` and `content`."""
-_LETTERS: Final = ascii_uppercase
 
 
 def row_chats(
@@ -93,7 +90,11 @@ def _whole_question(fields: Fields, question: str, choices: Sequence[str]) -> st
     """The context, the question, Alpaca's input and the choices, as one text."""
     lines = [_text(fields, CONTEXT_KEYS), question, _as_text(fields.get("input"))]
     if not all(choice in question for choice in choices):
-        lines += _lettered(choices)
+        # A single text has its letters already.
+        lettered = [
+            f"{letter}. {text}" for letter, text in zip(ascii_uppercase, choices, strict=False)
+        ]
+        lines += lettered if len(choices) > 1 else choices
     return "\n".join(line for line in lines if line)
 
 
@@ -107,7 +108,7 @@ def _choices(fields: Fields) -> list[str]:
             value = _parsed(value)
         if isinstance(value, list) and value:
             texts = [_as_text(one) for one in value]
-            if not all(texts) or len(texts) > len(_LETTERS):
+            if not all(texts) or len(texts) > len(ascii_uppercase):
                 raise SampleError(f"its {key} are not texts")
             return texts
     texts = []
@@ -125,13 +126,6 @@ def _parsed(text: str) -> object:
         if text.startswith("["):
             return ast.literal_eval(text)
     return [text] if text.strip() else []
-
-
-def _lettered(choices: Sequence[str]) -> list[str]:
-    """Adds letters: `A. red`, `B. blue` …; a single text has them already."""
-    if len(choices) < 2:
-        return list(choices)
-    return [f"{letter}. {text}" for letter, text in zip(_LETTERS, choices, strict=False)]
 
 
 def _answer(fields: Fields, choices: Sequence[str]) -> str:
@@ -156,7 +150,7 @@ def _choice_letter(key: str, answer: str, choices: Sequence[str]) -> str:
         raise SampleError(
             f"its {key} is {answer}, but it has {len(choices)} choices, numbered from 0"
         )
-    return _LETTERS[int(answer)]
+    return ascii_uppercase[int(answer)]
 
 
 def _captions(fields: Fields) -> list[str]:

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from mmchat.data.sample_errors import SampleError, printable
-from mmchat.data.types import Example, Picture
+from mmchat.data.types import Example, Picture, SampleError, printable
 from mmchat.turns import Role, Turn
 
 Part = str | Picture

@@ -1,12 +1,14 @@
-"""The types that reading data returns: examples with their pictures, and problems."""
+"""The types that reading data returns, and errors about a single sample."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from mmchat.errors import DataError
+from mmchat.sanitize import clean
 from mmchat.turns import Turn
 
 
@@ -65,6 +67,33 @@ class Example:
         """In reading order."""
         return tuple(picture for turn in self.turns for picture in turn.images)
 
+    @property
+    def content(self) -> bytes:
+        """What is hashed: one JSON line per turn; place, kind and weight do not count.
+
+        Equal texts and pictures have equal hashes, whatever their files.
+        """
+        lines = []
+        for turn in self.turns:
+            parts = [
+                ["text", p] if isinstance(p, str) else ["picture", p.sha256] for p in turn.parts
+            ]
+            lines.append(json.dumps([turn.role, parts]).encode() + b"\n")
+        return b"".join(lines)
+
+    @property
+    def sha256(self) -> str:
+        """The hash of its content, 64 hexadecimal digits."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def hash_examples(examples: Iterable[Example]) -> str:
+    """The sha256 of all examples in order, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(example.content + b"\n")
+    return digest.hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -92,3 +121,24 @@ class Dataset:
     """Of the texts and pictures of all examples, in order."""
     remarks: Sequence[str] = ()
     """What looks wrong but may be intended, one sentence each."""
+
+
+class SampleError(Exception):
+    """A sample cannot be used. The message continues `PLACE: …` and becomes a `Problem`."""
+
+    def __init__(self, why: str, about: Literal["", "missing", "broken"] = "") -> None:
+        super().__init__(why)
+        self.about: Literal["", "missing", "broken"] = about
+
+
+def printable(value: object) -> str:
+    """An untrusted value for a message: clean, on one line, at most 160 characters."""
+    text = clean(str(value), keep_newlines=False)
+    return text if len(text) <= 160 else f"{text[:60]}…{text[-90:]}"
+
+
+def type_name(value: object) -> str:
+    """The JSON type of a value, in words."""
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "text", bytes: "raw bytes"}
+    names |= {bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "null" if value is None else "something else")

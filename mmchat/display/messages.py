@@ -11,6 +11,7 @@ from mmchat.history.turns import TOO_LONG
 from mmchat.sanitize import clean
 
 UNTITLED = "New conversation"
+RATINGS = {"good": "▲ good", "bad": "▼ bad"}
 
 
 def title(conversation: Conversation | None) -> str:
@@ -21,9 +22,6 @@ def title(conversation: Conversation | None) -> str:
 def tag_words(tags: Iterable[str]) -> str:
     """`#birds #kites`."""
     return " ".join(f"#{one_line(tag, 40)}" for tag in tags)
-
-
-RATINGS = {"good": "▲ good", "bad": "▼ bad"}
 
 
 def author(message: Message) -> str:
@@ -89,13 +87,10 @@ def notes(message: Message) -> list[tuple[str, str]]:
             said.append(("note", f"Cut{at}: raise generation.max_tokens, or ask to go on."))
     dropped = parameters.get("dropped_turns")
     if isinstance(dropped, int) and dropped > 0:
-        said.append(("note", dropped_note(dropped)))
+        what = "The oldest message" if dropped == 1 else f"The {dropped} oldest messages"
+        were = "was" if dropped == 1 else "were"
+        said.append(("note", f"{what} no longer fit into the context and {were} left out."))
     return said
-
-
-def dropped_note(turns: int) -> str:
-    what = "The oldest message" if turns == 1 else f"The {turns} oldest messages"
-    return f"{what} no longer fit into the context and {'was' if turns == 1 else 'were'} left out."
 
 
 def with_log(sentence: str, log_file: str | Path) -> str:

@@ -15,11 +15,10 @@ import torch
 from mmchat.adapters.active import ActiveAdapter
 from mmchat.adapters.card import check_adapter
 from mmchat.client.protocol import BackendStatus, Delta, Done, Options, Started
-from mmchat.engine.decode import Decoding, TransformersRunner, VisualPrefixRunner
+from mmchat.engine.decode import Decoding, TransformersRunner, VisionCache, VisualPrefixRunner
 from mmchat.engine.detokenize import StopStrings, detokenizer_for
 from mmchat.engine.prefix_cache import PrefixCache
 from mmchat.engine.sampling import Sampler
-from mmchat.engine.vision_cache import VisionCache
 from mmchat.errors import EngineError, MmchatError
 from mmchat.model.catalogue import resolve_model
 from mmchat.model.load_plan import is_out_of_memory, plan_load
@@ -171,7 +170,7 @@ class TorchBackend:
             adapter=active.name,
             device=str(loaded.device),
             quantization=loaded.quantization,
-            compute_dtype=_name(loaded.compute_dtype),
+            compute_dtype=str(loaded.compute_dtype).removeprefix("torch."),
             context_length=loaded.context_length,
             vision=loaded.vision,
             memory_bytes=loaded.memory_bytes,
@@ -278,10 +277,6 @@ def _release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _physical_cores() -> int:

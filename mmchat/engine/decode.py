@@ -7,11 +7,12 @@ of transformers as `generate()` does.
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -22,42 +23,12 @@ from mmchat.engine.forward_hooks import (
     cancellable,
     synchronized_time,
 )
-from mmchat.engine.kv_cache import CacheKey, ConversationState, common_prefix, pictures_in
+from mmchat.engine.kv_cache import ConversationState, common_prefix, pictures_in
 from mmchat.engine.sampling import Sampler
-from mmchat.engine.vision_cache import VisionCache
+from mmchat.prompt.model_inputs import PreparedPrompt
 
 PREFILL_CHUNK = 256
 """Tokens per forward pass of the prefill. A cancellation waits for one chunk at most."""
-
-
-class Span(Protocol):
-    """The place of a picture's tokens in the prompt."""
-
-    @property
-    def start(self) -> int: ...
-    @property
-    def length(self) -> int: ...
-    @property
-    def sha256(self) -> str: ...
-
-
-class Prompt(Protocol):
-    """A conversation as the model's input; see `mmchat.prompt.model_inputs.PreparedPrompt`."""
-
-    @property
-    def input_ids(self) -> Tensor:
-        """(1, tokens) int64."""
-
-    @property
-    def model_inputs(self) -> Mapping[str, Tensor]:
-        """Pixel values and other inputs of the first forward pass; empty without pictures."""
-
-    @property
-    def images(self) -> Sequence[Span]: ...
-
-    @property
-    def keys(self) -> Sequence[CacheKey]:
-        """One for each token."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +45,14 @@ class CausalRunner(Protocol):
     def start(self) -> ConversationState:
         """The state of a new conversation."""
 
-    def reusable(self, state: ConversationState, prompt: Prompt) -> int:
+    def reusable(self, state: ConversationState, prompt: PreparedPrompt) -> int:
         """How many tokens of `prompt` need not be read again if `state` is truncated to them.
 
         At least one token is always left to read.
         """
 
     def prefill(
-        self, state: ConversationState, prompt: Prompt, cancelled: Callable[[], bool]
+        self, state: ConversationState, prompt: PreparedPrompt, cancelled: Callable[[], bool]
     ) -> Prefilled | None:
         """Read `prompt` from `state.length` on; None if it was cancelled.
 
@@ -131,7 +102,7 @@ class TransformersRunner:
     def start(self) -> ConversationState:
         return ConversationState(DynamicCache(config=self.model.config))
 
-    def reusable(self, state: ConversationState, prompt: Prompt) -> int:
+    def reusable(self, state: ConversationState, prompt: PreparedPrompt) -> int:
         length = common_prefix(state.keys, prompt.keys)
         # A processor prepares all pictures of a conversation together, so they are read together,
         # and the pictures that were read must be the same.
@@ -143,7 +114,7 @@ class TransformersRunner:
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def prefill(
-        self, state: ConversationState, prompt: Prompt, cancelled: Callable[[], bool]
+        self, state: ConversationState, prompt: PreparedPrompt, cancelled: Callable[[], bool]
     ) -> Prefilled | None:
         if cancelled():
             return None
@@ -153,7 +124,8 @@ class TransformersRunner:
         if prompt.images:
             inputs = self._to_device(prompt.model_inputs)
             if self._token_types is not None:
-                inputs.setdefault(self._token_types, self._mark_images(ids))
+                is_image = ids == self.model.config.image_token_id
+                inputs.setdefault(self._token_types, is_image.long())
             if self._mrope is not None:
                 # Kept in the state, because the module only remembers the last conversation.
                 axes, delta = self._mrope(ids, **inputs)
@@ -184,7 +156,7 @@ class TransformersRunner:
     def _prefill_chunks(
         self,
         state: ConversationState,
-        prompt: Prompt,
+        prompt: PreparedPrompt,
         cancelled: Callable[[], bool],
         image_ms: float,
         embeddings: Tensor | None,
@@ -235,8 +207,36 @@ class TransformersRunner:
             if name not in ("input_ids", "attention_mask")
         }
 
-    def _mark_images(self, ids: Tensor) -> Tensor:
-        return (ids == self.model.config.image_token_id).long()
+
+class VisionCache:
+    """Features of pictures, up to `limit` bytes; the least recently used are dropped first.
+
+    A key is (sha256 of the picture's bytes, hash of the weights that encoded it). The features are
+    those before projection, so switching adapters only encodes a picture again if an adapter
+    changes the vision tower.
+    """
+
+    def __init__(self, limit: int = 256 * 1024 * 1024) -> None:
+        self._features: LRUCache[tuple[str, str], Tensor] = LRUCache(
+            limit, getsizeof=lambda features: features.nbytes
+        )
+
+    def get(self, sha256: str, weights_hash: str) -> Tensor | None:
+        """The features (1, patches, vision_width), or None."""
+        features: Tensor | None = self._features.get((sha256, weights_hash))
+        return features
+
+    def put(self, sha256: str, weights_hash: str, features: Tensor) -> None:
+        """Keep `features`, unless they are larger than the whole cache."""
+        with contextlib.suppress(ValueError):
+            self._features[sha256, weights_hash] = features
+
+    def clear(self) -> None:
+        """Drop everything, to free memory."""
+        self._features.clear()
+
+    def __len__(self) -> int:
+        return len(self._features)
 
 
 class VisualPrefixRunner(TransformersRunner):
@@ -256,12 +256,12 @@ class VisualPrefixRunner(TransformersRunner):
         self._vision_hash = vision_hash
         self._vision = vision
 
-    def reusable(self, state: ConversationState, prompt: Prompt) -> int:
+    def reusable(self, state: ConversationState, prompt: PreparedPrompt) -> int:
         return common_prefix(state.keys, prompt.keys)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def prefill(
-        self, state: ConversationState, prompt: Prompt, cancelled: Callable[[], bool]
+        self, state: ConversationState, prompt: PreparedPrompt, cancelled: Callable[[], bool]
     ) -> Prefilled | None:
         start = synchronized_time()
         embeddings = None
@@ -278,7 +278,7 @@ class VisualPrefixRunner(TransformersRunner):
         image_ms = (synchronized_time() - start) * 1000 if embeddings is not None else 0.0
         return self._prefill_chunks(state, prompt, cancelled, image_ms, embeddings)
 
-    def _features(self, prompt: Prompt, index: int) -> Tensor:
+    def _features(self, prompt: PreparedPrompt, index: int) -> Tensor:
         sha256 = prompt.images[index].sha256
         weights = self._vision_hash()
         features = self._vision.get(sha256, weights)
@@ -289,7 +289,7 @@ class VisualPrefixRunner(TransformersRunner):
         return features
 
 
-def _unread_pictures(prompt: Prompt, length: int) -> bool:
+def _unread_pictures(prompt: PreparedPrompt, length: int) -> bool:
     """Whether `prompt` has pictures after its first `length` tokens."""
     return any(span.start + span.length > length for span in prompt.images)
 

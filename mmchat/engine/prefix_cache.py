@@ -3,8 +3,9 @@
 import contextlib
 from collections.abc import Iterator
 
-from mmchat.engine.decode import CausalRunner, Prompt
+from mmchat.engine.decode import CausalRunner
 from mmchat.engine.kv_cache import ConversationState
+from mmchat.prompt.model_inputs import PreparedPrompt
 
 MIN_REUSED = 16
 """Tokens. Different conversations share fewer, from the chat template, which are cheap to read."""
@@ -24,7 +25,7 @@ class PrefixCache:
         self._weights: tuple[str, ...] = ()
 
     def resume(
-        self, runner: CausalRunner, prompt: Prompt, weights: tuple[str, ...]
+        self, runner: CausalRunner, prompt: PreparedPrompt, weights: tuple[str, ...]
     ) -> ConversationState:
         """Returns the kept state, truncated to what `prompt` shares with it, or a new one.
 

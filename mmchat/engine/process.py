@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mmchat.client.endpoint import (
     ALREADY_RUNNING,
     Endpoint,
-    EngineLock,
     endpoint_file,
     log_file,
+    open_log,
+    take_engine_lock,
     write_endpoint,
 )
 from mmchat.errors import EngineError
@@ -53,13 +54,13 @@ def serve(
 
     In the foreground it logs to the terminal and does not end when it is idle.
     """
-    lock = EngineLock()
-    if not lock.take():
+    lock = take_engine_lock()
+    if lock is None:
         return ALREADY_RUNNING
     endpoint_file().unlink(missing_ok=True)
     private_dir(log_file().parent)
     if not foreground:
-        _redirect_output(log_file())
+        _redirect_output()
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
@@ -197,7 +198,7 @@ async def _stop_when_idle(
         # A full disk or a removed log must not keep the engine alive forever.
         with contextlib.suppress(OSError):
             if not foreground and log_file().stat().st_size > MAX_LOG:
-                _redirect_output(log_file())
+                _redirect_output()
     log.info("no request for %.0f s", idle_seconds)
     stop()
 
@@ -213,18 +214,14 @@ def _create_backend(path: str) -> Any:
         ) from error
 
 
-def _redirect_output(file: Path) -> None:
+def _redirect_output() -> None:
     """Redirects standard output and error to the log, including those of native libraries."""
+    file = log_file()
     if file.exists() and file.stat().st_size > MAX_LOG:
         file.replace(file.with_suffix(".log.1"))
-    handle = open_log(file)
+    handle = open_log()
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
-
-
-def open_log(file: Path) -> int:
-    """Opens the log, which only its owner can read, for appending; returns a file descriptor."""
-    return os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -2,17 +2,18 @@
 
 import asyncio
 import codecs
+import hashlib
 import json
 import re
 from typing import Any, Literal, TypeVar
 
 import msgspec
+from cachetools import LRUCache
 from msgspec import Struct
 from starlette.requests import Request
 
 from mmchat.client.protocol import Options
 from mmchat.client.wire import REFERENCE, encode_json
-from mmchat.engine.image_store import ImageStore
 from mmchat.engine.request_fields import RequestError, used_fields
 from mmchat.engine.worker import ModelChoice
 from mmchat.errors import ImageError
@@ -22,6 +23,8 @@ from mmchat.turns import ImagePart, Role, Turn
 
 MAX_BODY = 128 * 1024 * 1024
 """The most bytes of a request. Only clients that send pictures as data URLs come near it."""
+MAX_STORED = 512 * 1024 * 1024
+"""The most bytes of all uploaded pictures; the least recently used is dropped first."""
 MAX_STOPS = 16
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -195,6 +198,27 @@ def options_of(request: ChatRequest, defaults: Options) -> Options:
         return msgspec.structs.replace(defaults, stop=stop, **given)
     except SamplingError as error:
         raise RequestError(str(error), param=error.parameter) from error
+
+
+class ImageStore:
+    """The original bytes of uploaded pictures, so that later requests need not send them again."""
+
+    def __init__(self) -> None:
+        self._images: LRUCache[str, ImagePart] = LRUCache(
+            MAX_STORED, getsizeof=lambda image: len(image.data or b"")
+        )
+
+    def put(self, sha256: str, data: bytes, mime: str = "") -> bool:
+        """Stores a picture; False if `sha256` is not the hash of `data`."""
+        if hashlib.sha256(data).hexdigest() != sha256:
+            return False
+        self._images[sha256] = ImagePart(sha256, mime, data)
+        return True
+
+    def get(self, sha256: str) -> ImagePart | None:
+        """The picture, or None; marks it as used."""
+        image: ImagePart | None = self._images.get(sha256)
+        return image
 
 
 async def turns_of(request: ChatRequest, images: ImageStore) -> tuple[Turn[ImagePart], ...]:

@@ -27,12 +27,12 @@ from starlette.types import Receive, Scope, Send
 
 import mmchat
 from mmchat.client.protocol import Delta, Done, EngineStatus, Options
-from mmchat.engine.image_store import ImageStore
 from mmchat.engine.request_fields import RequestError
 from mmchat.engine.requests import (
     SHA256,
     AdapterRequest,
     ChatRequest,
+    ImageStore,
     LoadRequest,
     model_choice,
     options_of,

@@ -12,7 +12,6 @@ from typing import Literal
 
 from mmchat.adapters.card import find_adapter
 from mmchat.data import read_data, read_splits, split
-from mmchat.data.digest import content
 from mmchat.data.snapshot import has_snapshot, load_snapshot
 from mmchat.data.types import Dataset, Example, Picture
 from mmchat.errors import AdapterError, DataError, RecipeError
@@ -136,7 +135,7 @@ def dataset_questions(dataset: Dataset, part: str = "") -> QuestionSet:
             question = _question(example, number, id_)
             questions[question.id] = question
             digest.update(f"{question.id}\0{question.type}\0{number}\n".encode(errors="replace"))
-        digest.update(content(example) + b"\n")
+        digest.update(example.content + b"\n")
         pictures |= {picture.sha256: picture for picture in example.pictures}
     if not questions:
         why = f" ({dataset.problems[0].why})" if dataset.problems else ""

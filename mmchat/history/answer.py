@@ -1,4 +1,4 @@
-"""Writes a streaming answer, and ends the answers of writers that died."""
+"""Writes a streaming answer, and where an answer came from."""
 
 import json
 import sqlite3
@@ -9,8 +9,9 @@ from typing import Literal
 from mmchat.history import rows
 from mmchat.history.database import Database
 from mmchat.history.errors import MissingError
-from mmchat.history.text import UNSPACED, storable
+from mmchat.history.text import UNSPACED
 from mmchat.history.types import Message, MessageState, Origin
+from mmchat.sanitize import replace_surrogates
 
 
 class Answer:
@@ -54,7 +55,7 @@ class Answer:
             inserted = connection.execute(
                 "INSERT INTO chunk (message_id, number, text)"
                 " SELECT id, ?, ? FROM message WHERE id = ? AND state = 'streaming'",
-                (self._chunks, storable(text), self.id),
+                (self._chunks, replace_surrogates(text), self.id),
             ).rowcount
             if inserted != 1:
                 raise _cannot_grow(self.id)
@@ -120,17 +121,10 @@ def join_chunks(
     changed = connection.execute(
         "UPDATE message SET text = ?, unspaced = ?, state = ?, error = ?, writer = NULL"
         " WHERE id = ? AND state = 'streaming'",
-        (text, UNSPACED.search(text) is not None, state, storable(error), message_id),
+        (text, UNSPACED.search(text) is not None, state, replace_surrogates(error), message_id),
     ).rowcount
     connection.execute("DELETE FROM chunk WHERE message_id = ?", (message_id,))
     return changed == 1
-
-
-def interrupt_abandoned(connection: sqlite3.Connection, is_gone: Callable[[str], bool]) -> int:
-    """Ends the answers of writers that died as interrupted; returns how many."""
-    select = "SELECT id, writer FROM message WHERE state = 'streaming'"
-    abandoned = [row["id"] for row in connection.execute(select) if is_gone(row["writer"])]
-    return sum(join_chunks(connection, message_id, "interrupted") for message_id in abandoned)
 
 
 def put_origin(connection: sqlite3.Connection, message_id: int, origin: Origin) -> None:
@@ -139,7 +133,7 @@ def put_origin(connection: sqlite3.Connection, message_id: int, origin: Origin) 
         json.dumps(value) if isinstance(value, dict) else value
         for value in (getattr(origin, column) for column in rows.ORIGIN_COLUMNS)
     ]
-    values = [storable(value) if isinstance(value, str) else value for value in values]
+    values = [replace_surrogates(value) if isinstance(value, str) else value for value in values]
     connection.execute(
         f"INSERT OR REPLACE INTO origin (message_id, {', '.join(rows.ORIGIN_COLUMNS)})"
         f" VALUES (?{', ?' * len(values)})",

@@ -6,15 +6,12 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from typing import Literal
 
-import msgspec
-
 from mmchat.errors import HistoryError
 from mmchat.history import inserts, lock, rows
 from mmchat.history.database import Database
-from mmchat.history.text import storable
 from mmchat.history.training_examples import training_examples
 from mmchat.history.types import Conversation, Message, Rating, TrainingExample
-from mmchat.sanitize import clean
+from mmchat.sanitize import clean, replace_surrogates
 
 _TAG_LENGTH = 40
 _JOINERS = str.maketrans("", "", "\u200c\u200d")  # parts of words and of emoji
@@ -48,16 +45,6 @@ class Feedback:
         with self._database.write() as connection:
             message = self._read(connection, message_id)
             return self._read(connection, _correct(connection, message, text))
-
-    def ratings(self, conversation_id: int) -> dict[int, Rating]:
-        """The ratings in a conversation, by message id."""
-        with self._database.read() as connection:
-            ratings = connection.execute(
-                "SELECT m.id, r.rating FROM message m JOIN rating r ON r.message_id = m.id"
-                " WHERE m.conversation_id = ?",
-                (conversation_id,),
-            )
-            return dict(map(tuple, ratings))
 
     def tag(self, conversation_id: int, name: str) -> Conversation:
         """Adds a tag to a conversation: one word, stored in lower case.
@@ -97,7 +84,7 @@ class Feedback:
     def tags(self) -> dict[str, int]:
         """The number of conversations with each tag, the most used first."""
         with self._database.read() as connection:
-            return tags(connection)
+            return rows.tags(connection)
 
     def training_examples(
         self,
@@ -156,7 +143,7 @@ def _correct(connection: sqlite3.Connection, message: Message, text: str) -> int
     is still being written, or if `text` is empty.
     """
     _require_answer(message)
-    text = storable(text).strip("\r\n").rstrip()
+    text = replace_surrogates(text).strip("\r\n").rstrip()
     if not text.strip():
         raise HistoryError(
             "The correction is empty: write what the answer should have been, or rate it as bad."
@@ -202,11 +189,3 @@ def tag_name(name: str) -> str:
             f"{_TAG_LENGTH} letters, such as birds or red-kites."
         )
     return word
-
-
-def tags(connection: sqlite3.Connection) -> dict[str, int]:
-    """The number of conversations with each tag, the most used first."""
-    counts = connection.execute(
-        "SELECT name, count(*) FROM tag GROUP BY name ORDER BY count(*) DESC, name"
-    )
-    return msgspec.convert(dict(map(tuple, counts)), dict[str, int])

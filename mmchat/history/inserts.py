@@ -7,8 +7,9 @@ from typing import Literal
 
 from mmchat.history import rows
 from mmchat.history.errors import MissingError
-from mmchat.history.text import UNSPACED, storable, title_of
+from mmchat.history.text import UNSPACED
 from mmchat.history.types import MessageState, Role
+from mmchat.sanitize import replace_surrogates
 
 
 class _Head(enum.Enum):
@@ -18,6 +19,8 @@ class _Head(enum.Enum):
 HEAD = _Head.HEAD
 """The default parent: the conversation's head at that moment."""
 
+_TITLE_LENGTH = 60
+
 Parent = int | Literal[_Head.HEAD] | None
 
 
@@ -25,7 +28,7 @@ def add_conversation(connection: sqlite3.Connection, title: str, system: str) ->
     now = time.time()
     cursor = connection.execute(
         "INSERT INTO conversation (title, system, created, updated) VALUES (?, ?, ?, ?)",
-        (storable(title), storable(system), now, now),
+        (replace_surrogates(title), replace_surrogates(system), now, now),
     )
     return _new_id(cursor.lastrowid)
 
@@ -46,7 +49,7 @@ def add_message(
     if parent_id is not None and parent_id != conversation.head_id:
         require_message(connection, conversation_id, parent_id)
     now = time.time()
-    text = storable(text)
+    text = replace_surrogates(text)
     cursor = connection.execute(
         "INSERT INTO message"
         " (conversation_id, parent_id, role, state, created, writer, unspaced, error, text)"
@@ -59,17 +62,28 @@ def add_message(
             now,
             writer,
             UNSPACED.search(text) is not None,
-            storable(error),
+            replace_surrogates(error),
             text,
         ),
     )
     message_id = _new_id(cursor.lastrowid)
-    title = title_of(text) if role == "user" and not conversation.title else conversation.title
+    title = _title_of(text) if role == "user" and not conversation.title else conversation.title
     connection.execute(
         "UPDATE conversation SET head_id = ?, updated = ?, title = ? WHERE id = ?",
         (message_id, now, title, conversation_id),
     )
     return message_id
+
+
+def _title_of(text: str) -> str:
+    """A title of up to 60 characters in one line, cut between words if that keeps most of it."""
+    # Ten times the length is enough, however long the text is.
+    line = " ".join(text[: 10 * _TITLE_LENGTH].split())
+    if len(line) <= _TITLE_LENGTH:
+        return line
+    cut = line[:_TITLE_LENGTH]
+    word = cut.rpartition(" ")[0]
+    return (word if len(word) > _TITLE_LENGTH // 2 else cut).rstrip() + "…"
 
 
 def require_message(connection: sqlite3.Connection, conversation_id: int, message_id: int) -> None:

@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 
 from mmchat.errors import HistoryError
-from mmchat.history.text import storable
 from mmchat.history.types import StoredImage
+from mmchat.sanitize import replace_surrogates
 
 _UNSENT_SECONDS = 24 * 3600.0
 
@@ -21,11 +21,11 @@ def put(connection: sqlite3.Connection, image: StoredImage, data: bytes) -> None
         """,
         (
             image.sha256,
-            storable(image.mime),
+            replace_surrogates(image.mime),
             image.width,
             image.height,
             image.size,
-            storable(image.name),
+            replace_surrogates(image.name),
             time.time(),
             data,
         ),
@@ -34,7 +34,7 @@ def put(connection: sqlite3.Connection, image: StoredImage, data: bytes) -> None
 
 def data(connection: sqlite3.Connection, sha256: str) -> bytes:
     select = "SELECT data FROM image WHERE sha256 = ?"
-    row = connection.execute(select, (storable(sha256),)).fetchone()
+    row = connection.execute(select, (replace_surrogates(sha256),)).fetchone()
     if row is None:
         raise _missing(sha256)
     return bytes(row["data"])
@@ -46,7 +46,7 @@ def attach(connection: sqlite3.Connection, message_id: int, hashes: Sequence[str
         attached = connection.execute(
             "INSERT INTO message_image (message_id, position, sha256, name)"
             " SELECT ?, ?, sha256, name FROM image WHERE sha256 = ?",
-            (message_id, position, storable(sha256)),
+            (message_id, position, replace_surrogates(sha256)),
         ).rowcount
         if attached != 1:
             raise _missing(sha256)
@@ -79,5 +79,5 @@ def last_uses(connection: sqlite3.Connection, conversation_id: int) -> dict[str,
 
 def _missing(sha256: str) -> HistoryError:
     return HistoryError(
-        f"The history has no picture {storable(sha256)[:12]}: attach it again from its file."
+        f"The history has no picture {replace_surrogates(sha256)[:12]}: attach it again from its file."
     )

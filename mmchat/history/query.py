@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from mmchat.history.text import UNSPACED, fold_text, storable
+from mmchat.history.text import UNSPACED, fold_text
+from mmchat.sanitize import replace_surrogates
 
 _MAX_WORDS = 32  # the query may be a pasted page
 _MAX_SHARP_S = 3  # occurrences in a word that are tried both as ss and as ß
@@ -67,7 +68,7 @@ class Word:
 
 def parse_query(query: str) -> list[Word]:
     """The words of a query, without NUL and surrogates; a single punctuation mark is not a word."""
-    parts = storable(query[:10_000]).replace("\0", " ").split()
+    parts = replace_surrogates(query[:10_000]).replace("\0", " ").split()
     kept = [part for part in parts if _is_word(part)][:_MAX_WORDS]
     return [Word(part, last=part_number == len(kept)) for part_number, part in enumerate(kept, 1)]
 

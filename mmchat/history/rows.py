@@ -110,6 +110,40 @@ def message(
     return found[0]
 
 
+def tags(connection: sqlite3.Connection) -> dict[str, int]:
+    """The number of conversations with each tag, the most used first."""
+    counts = connection.execute(
+        "SELECT name, count(*) FROM tag GROUP BY name ORDER BY count(*) DESC, name"
+    )
+    return msgspec.convert(dict(map(tuple, counts)), dict[str, int])
+
+
+def stats(connection: sqlite3.Connection) -> dict[str, Any]:
+    """Counts of rows, bytes of pictures, and how often each tag and model was used."""
+    row = connection.execute(
+        """
+        SELECT (SELECT count(*) FROM conversation) AS conversations,
+          (SELECT count(*) FROM message) AS messages,
+          (SELECT count(*) FROM message WHERE role = 'assistant') AS answers,
+          (SELECT count(*) FROM rating WHERE rating = 'good') AS good,
+          (SELECT count(*) FROM rating WHERE rating = 'bad') AS bad,
+          (SELECT count(*) FROM correction) AS corrected,
+          (SELECT count(*) FROM image) AS images,
+          (SELECT coalesce(sum(size), 0) FROM image) AS image_bytes,
+          (SELECT min(created) FROM conversation) AS first,
+          (SELECT user_version FROM pragma_user_version) AS version
+        """
+    ).fetchone()
+    models = connection.execute(
+        "SELECT model, count(*) FROM origin GROUP BY model ORDER BY count(*) DESC, model"
+    )
+    return {
+        **dict(row),
+        "tags": tags(connection),
+        "models": msgspec.convert(dict(map(tuple, models)), dict[str, int]),
+    }
+
+
 def chunks(connection: sqlite3.Connection, message_id: int) -> str:
     """The text of a streaming answer so far."""
     select = "SELECT text FROM chunk WHERE message_id = ? ORDER BY number"

@@ -18,12 +18,11 @@ import re
 import secrets
 import sqlite3
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from mmchat.history.errors import DamagedError
 from mmchat.history.query import Word, match_all, parse_query, quote
 from mmchat.history.text import composed, fold_text
-from mmchat.history.titles import search_titles
 from mmchat.history.types import Hit
 
 _MAX_RANKED = 2_000
@@ -46,7 +45,7 @@ def search(connection: sqlite3.Connection, query: str, limit: int) -> list[Hit]:
     else:
         hits = _search_words(connection, words, limit)
     known = {hit.conversation_id for hit in hits}
-    titled = search_titles(connection, words, known, max(1, limit // 2))
+    titled = _search_titles(connection, words, known, max(1, limit // 2))
     return [*titled, *hits][:limit]
 
 
@@ -133,6 +132,29 @@ def _search_substrings(
     return hits
 
 
+def _search_titles(
+    connection: sqlite3.Connection, words: Sequence[Word], known: Collection[int], limit: int
+) -> list[Hit]:
+    """The conversations not in `known` whose title has the words; each hit is their head.
+
+    There are few titles, so all of them are read, newest first.
+    """
+    anywhere = any(word.unspaced for word in words)
+    patterns = [re.compile(word.pattern(anywhere=anywhere)) for word in words]
+    hits: list[Hit] = []
+    for conversation_id, title, head_id in connection.execute(
+        "SELECT id, title, head_id FROM conversation WHERE head_id IS NOT NULL"
+        " ORDER BY updated DESC"
+    ):
+        text = fold_text(title)
+        if all(one.search(text) for one in patterns) and conversation_id not in known:
+            marks = {match.span() for one in patterns for match in one.finditer(text)}
+            hits.append(_hit(connection, head_id, composed(title), _merge_overlaps(sorted(marks))))
+            if len(hits) == limit:
+                break
+    return hits
+
+
 def _best(
     connection: sqlite3.Connection,
     table: str,
@@ -208,6 +230,16 @@ def _remove_marks(marked: str, start: str, end: str) -> tuple[str, _Marks]:
     low = max(0, places[0][0] - _CONTEXT) if places else 0
     line = text[low : low + 2 * _CONTEXT]
     return line, tuple((begin - low, stop - low) for begin, stop in places)
+
+
+def _merge_overlaps(marks: Sequence[tuple[int, int]]) -> _Marks:
+    joined: list[tuple[int, int]] = []
+    for start, end in marks:
+        if joined and start < joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return tuple(joined)
 
 
 def _hit(connection: sqlite3.Connection, message_id: int, line: str, marks: _Marks) -> Hit:

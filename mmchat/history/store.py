@@ -23,14 +23,12 @@ from typing import Any
 
 from mmchat.errors import HistoryError
 from mmchat.history import inserts, lock, pictures, rows
-from mmchat.history.answer import Answer, interrupt_abandoned, put_origin
+from mmchat.history.answer import Answer, join_chunks, put_origin
 from mmchat.history.database import Database
 from mmchat.history.errors import DiskFullError, MissingError, translate_errors
 from mmchat.history.feedback import Feedback, tag_name
 from mmchat.history.inserts import HEAD, Parent
 from mmchat.history.search import search
-from mmchat.history.stats import read_stats
-from mmchat.history.text import storable
 from mmchat.history.types import (
     Conversation,
     Hit,
@@ -40,6 +38,7 @@ from mmchat.history.types import (
     Role,
     StoredImage,
 )
+from mmchat.sanitize import replace_surrogates
 
 
 class History(Feedback):
@@ -300,7 +299,8 @@ class History(Feedback):
     def stats(self) -> dict[str, Any]:
         """Counts and sizes in bytes, as `history stats` prints them."""
         with self._database.read() as connection:
-            return read_stats(connection, self._database.path)
+            figures = rows.stats(connection)
+            return {**figures, "file": str(self.file), "file_bytes": self.file.stat().st_size}
 
     # Within a transaction
 
@@ -334,19 +334,20 @@ class History(Feedback):
         with self._database.write() as connection:
             connection.execute(
                 f"UPDATE conversation SET {column} = ? WHERE id = ?",
-                (storable(value), conversation_id),
+                (replace_surrogates(value), conversation_id),
             )
             return rows.conversation(connection, conversation_id)
 
     def _interrupt_abandoned(self) -> None:
         """Ends the answers of writers that died, and removes their lock files."""
+        select = "SELECT id, writer FROM message WHERE state = 'streaming'"
         with self._database.read() as connection:
-            streaming = connection.execute(
-                "SELECT 1 FROM message WHERE state = 'streaming'"
-            ).fetchone()
+            streaming = connection.execute(select).fetchone()
         if streaming:
             with self._database.write() as connection:
-                interrupt_abandoned(connection, self._is_gone)
+                for row in connection.execute(select).fetchall():
+                    if self._is_gone(row["writer"]):
+                        join_chunks(connection, row["id"], "interrupted")
         lock.sweep_writers(self._database.path)
 
 

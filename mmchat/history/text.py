@@ -1,10 +1,8 @@
-"""Normalizes text for storage and for comparison."""
+"""Normalizes text for the search."""
 
 import functools
 import re
 import unicodedata
-
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 # Scripts that are written without spaces, where a word can only be found as a substring, and
 # Hangul, where endings are attached to the word.
@@ -13,24 +11,6 @@ UNSPACED = re.compile(
     "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f"
     "\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
 )
-
-_TITLE_LENGTH = 60
-
-
-def storable(text: str) -> str:
-    """`text` with U+FFFD for lone surrogates, which a UTF-8 file cannot hold."""
-    return _SURROGATES.sub("\ufffd", text)
-
-
-def title_of(text: str) -> str:
-    """A title of up to 60 characters in one line, cut between words if that keeps most of it."""
-    # Ten times the length is enough, however long the text is.
-    line = " ".join(text[: 10 * _TITLE_LENGTH].split())
-    if len(line) <= _TITLE_LENGTH:
-        return line
-    cut = line[:_TITLE_LENGTH]
-    word = cut.rpartition(" ")[0]
-    return (word if len(word) > _TITLE_LENGTH // 2 else cut).rstrip() + "…"
 
 
 def composed(text: str) -> str:

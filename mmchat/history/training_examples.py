@@ -30,7 +30,13 @@ def training_examples(
 ) -> list[TrainingExample]:
     """The examples with one of `ratings` (`good`, `corrected`), in the order of conversations."""
     found: list[TrainingExample] = []
-    for conversation in _conversations_with_feedback(connection):
+    with_feedback = rows.conversations(
+        connection,
+        "WHERE c.id IN (SELECT m.conversation_id FROM message m WHERE m.id IN"
+        " (SELECT message_id FROM rating UNION SELECT message_id FROM correction)) ORDER BY c.id",
+        (),
+    )
+    for conversation in with_feedback:
         if conversations and conversation.id not in conversations:
             continue
         if tags and not set(tags) & set(conversation.tags):
@@ -42,16 +48,6 @@ def training_examples(
             if _kinds(example.answer) & set(ratings) and since <= example.when < until
         )
     return found
-
-
-def _conversations_with_feedback(connection: sqlite3.Connection) -> list[Conversation]:
-    """The conversations with a rating or a correction, oldest first."""
-    return rows.conversations(
-        connection,
-        "WHERE c.id IN (SELECT m.conversation_id FROM message m WHERE m.id IN"
-        " (SELECT message_id FROM rating UNION SELECT message_id FROM correction)) ORDER BY c.id",
-        (),
-    )
 
 
 def find_examples(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmchat.client import Options, wire
-from mmchat.client.wire import messages, read_error, request_options, split_lines, sse_data
+from mmchat.client.wire import message, read_error, request_options, split_lines, sse_data
 from mmchat.errors import EngineError
 from mmchat.turns import ImagePart, Turn, place_pictures
 
@@ -82,7 +82,8 @@ async def test_pieces_may_end_within_a_character(text: str, data: st.DataObject)
 
 def test_stock_servers_get_stock_messages_and_only_what_was_chosen() -> None:
     turn = Turn("user", (ImagePart("0" * 64, "image/jpeg", b"hi"), "what?"))
-    assert messages([Turn("system", ("Be ", "brief.")), turn], by_reference=False) == [
+    turns = [Turn("system", ("Be ", "brief.")), turn]
+    assert [message(one, by_reference=False) for one in turns] == [
         {"role": "system", "content": "Be brief."},
         {
             "role": "user",
@@ -106,7 +107,7 @@ def test_stock_servers_get_stock_messages_and_only_what_was_chosen() -> None:
 
 def test_a_request_is_utf_8_whatever_was_typed() -> None:
     """A shell hands on bytes that are no UTF-8 as lone surrogates."""
-    body = {"model": "é", "messages": messages([Turn("system", ("a\udcff😀",))], by_reference=True)}
+    body = {"model": "é", "messages": [message(Turn("system", ("a\udcff😀",)), by_reference=True)]}
     assert json.loads(wire.encode_json(body)) == {
         "model": "é",
         "messages": [{"role": "system", "content": "a\ufffd😀"}],

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mmchat.data.pictures import PictureResolver
-from mmchat.data.sample_errors import SampleError
+from mmchat.data.types import SampleError
 from mmchat.images import MAX_BYTES, parse_picture
 from tests.data.making import data_url, picture
 from tests.images.builders import PNG_MAGIC, encode, exif, ihdr, scene

@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmchat.engine.decode import Decoding, Prompt, TransformersRunner, VisualPrefixRunner
+from mmchat.engine.decode import Decoding, TransformersRunner, VisionCache, VisualPrefixRunner
 from mmchat.engine.detokenize import StopStrings
 from mmchat.engine.sampling import Sampler
-from mmchat.engine.vision_cache import VisionCache
 from tests.engine.tiny_models import (
     IMAGE,
     RECURRENT_NAMES,
@@ -48,7 +47,7 @@ class Recorded(Sampler):
         return super().next(logits)
 
 
-def ours(runner: TransformersRunner, prompt: Prompt) -> tuple[list[int], Tensor]:
+def ours(runner: TransformersRunner, prompt: TinyPrompt) -> tuple[list[int], Tensor]:
     state = runner.start()
     prefilled = runner.prefill(state, prompt, lambda: False)
     assert prefilled is not None

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmchat.engine.decode import TransformersRunner, VisualPrefixRunner
+from mmchat.engine.decode import TransformersRunner, VisionCache, VisualPrefixRunner
 from mmchat.engine.kv_cache import CacheKey, common_prefix
 from mmchat.engine.prefix_cache import MIN_REUSED, PrefixCache
-from mmchat.engine.vision_cache import VisionCache
 from tests.engine.tiny_models import (
     IMAGE,
     RECURRENT_NAMES,

@@ -20,13 +20,13 @@ import mmchat
 from mmchat.client import EngineClient, local
 from mmchat.client.endpoint import (
     Endpoint,
-    EngineLock,
     endpoint_file,
     engine_lives,
     lock_file,
     log_file,
     read_endpoint,
     socket_path,
+    take_engine_lock,
 )
 from mmchat.errors import EngineError, SettingsError
 from mmchat.settings import paths
@@ -332,13 +332,12 @@ async def test_a_large_log_is_put_aside(new_client: Clients) -> None:
 
 def test_the_lock_is_the_liveness(home: Path) -> None:
     assert not engine_lives()
-    lock = EngineLock()
-    assert not engine_lives()
-    assert lock.take()
+    lock = take_engine_lock()
+    assert lock is not None
     assert engine_lives()
-    second = EngineLock()
-    assert not second.take()
-    lock.close()
+    assert take_engine_lock() is None
+    lock.release()
     assert not engine_lives()
-    assert second.take()
-    second.close()
+    second = take_engine_lock()
+    assert second is not None
+    second.release()

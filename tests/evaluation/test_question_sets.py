@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmchat.data import read_data, split
-from mmchat.data.digest import hash_examples
+from mmchat.data.types import hash_examples
 from mmchat.errors import DataError
 from mmchat.evaluation.question_sets import load_questions
 from mmchat.evaluation.report import result_markdown

@@ -38,10 +38,11 @@ def test_a_rating_is_there_tomorrow_and_can_be_taken_back(path: Path) -> None:
     with History.open(path) as tomorrow:
         assert tomorrow.message(one) == good
         assert [m.rating for m in tomorrow.branch(conversation)] == [None, "bad"]
-        assert tomorrow.ratings(conversation) == {one: "good", two: "bad"}
+        assert tomorrow.message(two).rating == "bad"
         assert tomorrow.rate(two, None).rating is None
         assert tomorrow.rate(two, None).rated is None
-        assert tomorrow.ratings(conversation) == {one: "good"}
+        assert tomorrow.message(one) == good
+        assert tomorrow.message(two).rating is None
 
 
 def test_a_correction_is_a_sibling_of_the_persons_own(history: History) -> None:
