@@ -32,7 +32,7 @@ from mmchat.training.run_folder import (
 )
 
 if TYPE_CHECKING:
-    from mmchat.training.prepared_run import PreparedRun
+    from mmchat.training.prepare import PreparedRun
 
 REPLAY_QUESTIONS_PER_TYPE = 30
 

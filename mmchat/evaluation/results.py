@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmchat.answer_match import normalize
-from mmchat.evaluation.classification import (
-    Classification,
-    YesNoMetrics,
-    classify,
-    compute_yes_no,
-)
+from mmchat.evaluation.classification import Classification, YesNoMetrics, classify, compute_yes_no
 from mmchat.evaluation.graders import GradedAnswer, Grader, TextGrader, grade
 from mmchat.evaluation.questions import Question
 from mmchat.evaluation.statistics import Proportion

@@ -20,14 +20,7 @@ from msgspec import Struct
 import mmchat
 from mmchat.client import Delta, Done, EngineClient, Options
 from mmchat.data.types import Dataset
-from mmchat.errors import (
-    AdapterError,
-    DataError,
-    EngineError,
-    ImageError,
-    ModelError,
-    TooLongError,
-)
+from mmchat.errors import AdapterError, DataError, EngineError, ImageError, ModelError, TooLongError
 from mmchat.evaluation.graders import Grader, find_grader
 from mmchat.evaluation.question_sets import load_questions
 from mmchat.evaluation.questions import Question, QuestionSet, limit_per_type

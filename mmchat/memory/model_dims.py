@@ -263,10 +263,7 @@ def _block(
 
 
 def _attention(
-    named: Mapping[str, LinearDims],
-    text: Mapping[str, Any],
-    hidden_size: int,
-    estimated: list[str],
+    named: Mapping[str, LinearDims], text: Mapping[str, Any], hidden_size: int, estimated: list[str]
 ) -> tuple[int, int]:
     """(width of the queries, of the keys)"""
     heads = _number(text, "num_attention_heads", "n_head", "num_heads")

@@ -18,13 +18,7 @@ from mmchat.memory.model_dims import ModelKind, UnknownModelError, read_dims
 from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
 from mmchat.model.loaded_model import LoadedModel
-from mmchat.model_files import (
-    FileStamps,
-    file_stamps,
-    read_config,
-    weight_files,
-    weights_hash,
-)
+from mmchat.model_files import FileStamps, file_stamps, read_config, weight_files, weights_hash
 from mmchat.settings import Device, Quantization
 
 FOUR_BIT_HINT = "with --quantization 4bit"

@@ -35,10 +35,7 @@ class VisualPrefixProcessor(ProcessorMixin):
         return self.prefix_tokens
 
     def __call__(
-        self,
-        images: Any = None,
-        text: str | Sequence[str] | None = None,
-        **kwargs: Any,
+        self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any
     ) -> BatchFeature:
         """`<image>` in `text` stands for a picture -> input_ids (batch, tokens), pixel_values (images, 3, side, side)."""
         data: dict[str, Any] = {}

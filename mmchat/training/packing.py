@@ -8,7 +8,7 @@ the tree attention mask of Miao et al. 2024, "SpecInfer".
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,22 +51,6 @@ class Tree:
         return len(self.trunk) + sum(len(branch.tokens) for branch in self.branches)
 
 
-@dataclass(slots=True)
-class PackedRow:
-    """Trees packed into one sequence of at most `capacity` tokens."""
-
-    capacity: int
-    trees: list[Tree] = field(default_factory=list)
-    length: int = 0
-
-    def fits(self, tree: Tree) -> bool:
-        return self.length + len(tree) <= self.capacity
-
-    def add(self, tree: Tree) -> None:
-        self.trees.append(tree)
-        self.length += len(tree)
-
-
 @dataclass(frozen=True, slots=True)
 class Span:
     """The position of a tree: tokens `start` to `stop` of a row of a batch."""
@@ -101,29 +85,33 @@ class Batch:
         """The batch on `device`."""
         if device.type == "cpu":
             return self
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in ((field, getattr(self, field)) for field in self.__slots__)
-        }
-        return Batch(**moved)
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+        return replace(self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items()})
 
 
-def pack(trees: Iterable[Tree], capacity: int) -> list[PackedRow]:
-    """First fit: each tree goes into the first row that has room. Empty trees are skipped."""
-    rows: list[PackedRow] = []
+def pack(trees: Iterable[Tree], capacity: int) -> list[list[Tree]]:
+    """First fit: each tree goes into the first row of `capacity` tokens that has room for it.
+
+    Empty trees are skipped.
+    """
+    rows: list[list[Tree]] = []
+    room: list[int] = []
     for tree in trees:
-        if not len(tree):
+        size = len(tree)
+        if not size:
             continue
-        row = next((row for row in rows if row.fits(tree)), None)
-        if row is None:
-            row = PackedRow(capacity)
-            rows.append(row)
-        row.add(tree)
+        number = next((number for number, left in enumerate(room) if size <= left), len(rows))
+        if number == len(rows):
+            rows.append([])
+            room.append(capacity)
+        rows[number].append(tree)
+        room[number] -= size
     return rows
 
 
-def collate(rows: Sequence[PackedRow], capacity: int, pad_id: int) -> Batch:
-    """Rows -> tensors of shape (rows, capacity)."""
+def collate(rows: Sequence[Sequence[Tree]], capacity: int, pad_id: int) -> Batch:
+    """Rows of trees -> tensors of shape (rows, capacity)."""
     shape = (len(rows), capacity)
     input_ids = np.full(shape, pad_id, np.int64)
     labels = np.full(shape, IGNORED, np.int64)
@@ -136,7 +124,7 @@ def collate(rows: Sequence[PackedRow], capacity: int, pad_id: int) -> Batch:
     spans: list[Span] = []
     for row_index, row in enumerate(rows):
         position = 0
-        for tree_index, tree in enumerate(row.trees):
+        for tree_index, tree in enumerate(row):
             trunk = len(tree.trunk)
             end = position + len(tree)
             spans.append(Span(row_index, position, end))

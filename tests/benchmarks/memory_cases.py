@@ -29,11 +29,11 @@ from mmchat.model.loading import _load_weights, load_planned
 from mmchat.model.processor import VisualPrefixProcessor
 from mmchat.model.quantization import import_bitsandbytes
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
-from mmchat.training.accelerate_state import IsolatedAccelerator
 from mmchat.training.finetune_config import FinetuneConfig, LoraOptions, StageConfig
 from mmchat.training.losses import PackedLoss
 from mmchat.training.optimizer import build_optimizers
-from mmchat.training.packing import IGNORED, Branch, PackedRow, Tree, collate
+from mmchat.training.packing import IGNORED, Branch, Tree, collate
+from mmchat.training.process_state import IsolatedAccelerator
 from mmchat.training.train_step import RowInput, StepInput, TrainStep
 from mmchat.training.trainable import Trainable
 from tests.memory import published
@@ -367,9 +367,8 @@ def _rows(case: Case, model: Any) -> list[RowInput]:
                 features = features.to(model.dtype)
         asked = int(case.row_tokens * case.answers)
         labels = [IGNORED] * (case.row_tokens - asked) + tokens[-asked:]
-        row = PackedRow(case.row_tokens)
-        row.add(Tree([], tuple(range(case.pictures)), [Branch(tokens, labels, 1.0)]))
-        rows.append(RowInput(collate([row], case.row_tokens, 0), features))
+        tree = Tree([], tuple(range(case.pictures)), [Branch(tokens, labels, 1.0)])
+        rows.append(RowInput(collate([[tree]], case.row_tokens, 0), features))
     return rows
 
 

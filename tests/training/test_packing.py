@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration, scale_logits
 from mmchat.training import attention
 from mmchat.training.losses import answer_loss, autocast
-from mmchat.training.packing import IGNORED, Branch, PackedRow, Tree, collate, pack, tree_mask
+from mmchat.training.packing import IGNORED, Branch, Tree, collate, pack, tree_mask
 from tests.model import parts
 from tests.model.forms import assert_as_exact
 from tests.training.conftest import Tiny
@@ -92,11 +92,11 @@ def test_rows_hold_everything_once(shapes: list[tuple[int, list[int]]], capacity
         for trunk, lengths in shapes
     ]
     trees = [tree for tree in whole if len(tree) <= capacity]
-    rows: list[PackedRow] = pack(trees, capacity)
+    rows = pack(trees, capacity)
     assert sorted(len(tree) for tree in trees if len(tree)) == sorted(
-        len(t) for row in rows for t in row.trees
+        len(t) for row in rows for t in row
     )
-    assert all(row.length <= capacity for row in rows)
+    assert all(sum(map(len, row)) <= capacity for row in rows)
     if not rows:
         return
     batch = collate(rows, capacity, 0)
@@ -245,7 +245,7 @@ def test_a_decoder_that_takes_no_more_is_given_none() -> None:
     class Narrow(torch.nn.Module):
         def forward(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> None: ...
 
-    batch = collate([PackedRow(4, [Tree([], (), [Branch([1], [IGNORED], 1.0)])] * 2, 2)], 4, 0)
+    batch = collate([[Tree([], (), [Branch([1], [IGNORED], 1.0)])] * 2], 4, 0)
     model = VisualPrefixForConditionalGeneration(parts.config())
     assert attention.attention_spans(batch, model.model.language_model) == {}
     with attention.sample_attention():
