@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
+import tomli_w
 
 from mmchat.adapters.card import (
     CARD,
@@ -128,15 +129,14 @@ def import_adapter(source: Path, name: str = "", base: str = "") -> ImportResult
                 private_dir(target.parent)
                 opened.copy(file, target)
             card, base_name = _validate(scratch, opened, base)
-            if not name:
-                name = (
-                    card.name
-                    if is_name(card.name)
-                    else name_from_text(source.stem, default="adapter")
-                )
+            if not name and is_name(card.name):
+                name = card.name
+            name = name or name_from_text(source.stem, default="adapter")
             target = free_folder(name)
             card = msgspec.structs.replace(card, name=name)
-            _write_name(scratch, name)
+            tables = tomllib.loads((scratch / CARD).read_text(encoding="utf-8"))
+            renamed = tomli_w.dumps({**tables, "name": name})  # nothing else in the file changes
+            (scratch / CARD).write_text(renamed, encoding="utf-8")
             _claim(scratch, target)
         except OSError as error:
             raise AdapterError(
@@ -165,11 +165,7 @@ def _validate(folder: Path, opened: AdapterSource, base: str) -> tuple[Card, str
             write_card(folder, Card(name, named[0], "", ("lora",)))
         card = read_card(folder)
         adapter_weights(folder)
-        if named is not None:
-            check_card(card, named[1], named[0].id)
-            here: tuple[str, Path] | None = (named[0].id, named[1])
-        else:
-            here = find_base(card.base)
+        here = (named[0].id, named[1]) if named is not None else find_base(card.base)
         if here is None:
             return card, ""
         check_card(card, here[1], here[0])
@@ -212,14 +208,6 @@ def _check_disk_space(opened: AdapterSource, root: Path) -> None:
             f"{opened.source} takes {format_size(needed)}, but only {format_size(free)} are free in {root}: "
             "free some disk space, or set MMCHAT_HOME to a folder on a larger disk."
         )
-
-
-def _write_name(folder: Path, name: str) -> None:
-    """Changes only the name in adapter.toml."""
-    import tomli_w
-
-    tables = tomllib.loads((folder / CARD).read_text(encoding="utf-8"))
-    (folder / CARD).write_text(tomli_w.dumps({**tables, "name": name}), encoding="utf-8")
 
 
 def _claim(folder: Path, target: Path) -> None:

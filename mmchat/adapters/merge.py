@@ -6,6 +6,7 @@ compared with those of the base with the adapter.
 """
 
 import gc
+import hashlib
 import io
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ from mmchat.display.numbers import format_size
 from mmchat.errors import MmchatError, ModelError
 from mmchat.memory.machine import WeightFormat
 from mmchat.model.catalogue import Installed, add_folder, require_free
-from mmchat.model.load_plan import plan_load
+from mmchat.model.load_plan import plan_load, torch_device
 from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.loading import load_model, load_planned, loading_progress
 from mmchat.model.quantization import compute_dtype, works
@@ -107,8 +108,9 @@ def merge_adapter(
     del loaded
     gc.collect()
     model = add_folder(out, model_name)
-    forms: list[WeightFormat] = [_unquantized_form(compute_dtype(_device()))]
-    if works(_device()):
+    device = torch_device("auto")
+    forms: list[WeightFormat] = [_unquantized_form(compute_dtype(device))]
+    if works(device):
         forms.insert(0, "4bit")
     differences = tuple(_compare(form, base, name, str(out), progress) for form in forms)
     return MergeResult(model, card, base, str(dtype).removeprefix("torch."), differences)
@@ -191,10 +193,6 @@ def _unquantized_form(dtype: torch.dtype) -> WeightFormat:
     return "fp32" if dtype == torch.float32 else "bf16"
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _check_disk_space(base: Path, out: Path) -> None:
     needed = sum(file.stat().st_size for file in base.glob("*.safetensors"))
     existing = next(folder for folder in out.parents if folder.exists())
@@ -252,8 +250,6 @@ def _logits(
 
 def _picture() -> ImagePart:
     """A drawn test picture, always the same."""
-    import hashlib
-
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (128, 128), "white")

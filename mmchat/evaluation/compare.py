@@ -66,11 +66,8 @@ class Comparison:
     rows: tuple[ComparisonRow, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "first": self.first,
-            "second": self.second,
-            "rows": [row.to_dict() for row in self.rows],
-        }
+        rows = [row.to_dict() for row in self.rows]
+        return {"first": self.first, "second": self.second, "rows": rows}
 
 
 def compare(
@@ -126,15 +123,8 @@ def _compare_texts(first: TextMetrics, second: TextMetrics) -> list[ComparisonRo
     bleu = bleu_of_counts(resampled_sums(first.bleu_counts))
     bleu -= bleu_of_counts(resampled_sums(second.bleu_counts))
     rouge = resampled_sums(first.rouge_scores - second.rouge_scores) / first.n
-    return [
-        row("BLEU", first.bleu, second.bleu, bleu),
-        *(
-            row(
-                f"ROUGE-{kind.removeprefix('rouge')}",
-                first.rouge[kind],
-                second.rouge[kind],
-                rouge[:, i],
-            )
-            for i, kind in enumerate(ROUGE_TYPES)
-        ),
-    ]
+    rows = [row("BLEU", first.bleu, second.bleu, bleu)]
+    for i, kind in enumerate(ROUGE_TYPES):
+        name = f"ROUGE-{kind.removeprefix('rouge')}"
+        rows.append(row(name, first.rouge[kind], second.rouge[kind], rouge[:, i]))
+    return rows

@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmchat.answer_match import normalize
 from mmchat.evaluation.classification import Classification, YesNoMetrics, classify, compute_yes_no
 from mmchat.evaluation.graders import GradedAnswer, Grader, TextGrader, grade
 from mmchat.evaluation.questions import Question
-from mmchat.evaluation.statistics import Proportion
+from mmchat.evaluation.statistics import Proportion, with_interval
 from mmchat.evaluation.text_metrics import (
     TextMetrics,
     TextScores,
@@ -68,8 +68,7 @@ class TypeMetrics:
             "declined": self.declined.value,
         }
         if self.objects_correct is not None:
-            values["objects_correct"] = self.objects_correct.value
-            values["objects_correct_interval"] = list(self.objects_correct.interval)
+            values |= with_interval("objects_correct", self.objects_correct)
         if self.caption_scores is not None:
             values["bleu"] = self.caption_scores.bleu
             values["bleu_signature"] = self.caption_scores.bleu_signature
@@ -132,7 +131,6 @@ class EvaluationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; shares are from 0 to 1."""
-        setup = self.setup
         return {
             "overall": {
                 **_proportion_dict(self.exact_match, "exact_match"),
@@ -141,16 +139,7 @@ class EvaluationResult:
                 "wrongly_declined": _proportion_dict(self.wrongly_declined, "share"),
             },
             "types": {one.name: one.to_dict() for one in self.types},
-            "model": setup.model,
-            "weights_hash": setup.weights_hash,
-            "adapter": setup.adapter,
-            "adapter_hash": setup.adapter_hash,
-            "quantization": setup.quantization,
-            "compute_dtype": setup.compute_dtype,
-            "device": setup.device,
-            "data": setup.data,
-            "data_sha256": setup.data_sha256,
-            "about": setup.about,
+            **{key: value for key, value in asdict(self.setup).items() if key != "blank"},
             "reused": self.reused,
             "answers_file": self.answers_file,
         }

@@ -6,6 +6,7 @@ Nothing here needs torch, so the command line lists models at once.
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,8 +227,6 @@ def remove_model(name: str) -> Path:
     names = [key for key in fetched if name in (key, key.split("/")[-1])]
     if len(names) != 1:
         raise ModelError(f"There is no model {name} to remove: see `mmchat models list`.")
-    import shutil
-
     try:
         shutil.rmtree(fetched[names[0]])
     except OSError as error:

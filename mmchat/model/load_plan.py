@@ -63,7 +63,7 @@ def plan_load(
     raw = read_config(folder)
     weight_files(folder)
     files = file_stamps(folder)
-    target = _device(device)
+    target = torch_device(device)
     weight_format, dtype = _weight_format(quantization, target, raw, name)
     kind, config = _configuration(folder, raw)
     skeleton = _skeleton(config, kind, name) if weight_format == "4bit" else None
@@ -87,7 +87,8 @@ def plan_load(
     )
 
 
-def _device(wanted: Device) -> torch.device:
+def torch_device(wanted: Device) -> torch.device:
+    """The device of the setting model.device. Raises ModelError if this machine does not have it."""
     cuda = torch.cuda.is_available()
     if wanted == "auto":
         return torch.device("cuda" if cuda else "cpu")

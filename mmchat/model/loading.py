@@ -11,7 +11,6 @@ from torch import nn
 from mmchat.errors import ModelError
 from mmchat.memory.malloc import eager_trim
 from mmchat.model import quantization as nf4
-from mmchat.model.hf_vlm import load_processor
 from mmchat.model.load_plan import (
     LoadPlan,
     auto_class,
@@ -21,6 +20,7 @@ from mmchat.model.load_plan import (
     plan_load,
 )
 from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.processor import load_processor
 from mmchat.prompt.chat_encoding import answer_end
 from mmchat.settings import Device, Quantization
 
