@@ -25,6 +25,7 @@ from mmchat.adapters.card import (
     LORA_WEIGHTS,
     PROJECTOR,
     VISION_TOWER,
+    Base,
     Card,
     adapter_weights,
     find_adapter,
@@ -34,12 +35,14 @@ from mmchat.adapters.card import (
     read_card,
     write_card,
 )
-from mmchat.adapters.compatibility import check_card, check_fits, find_base, resolve_base
+from mmchat.adapters.compatibility import check_card, check_fits, find_base
 from mmchat.adapters.lora_file import float_tensors, read_lora_file
 from mmchat.adapters.source import AdapterSource, open_source
 from mmchat.display.numbers import format_size
 from mmchat.errors import AdapterError, ImageError
 from mmchat.files import open_synced, partial_file
+from mmchat.model.catalogue import resolve_model
+from mmchat.model_files import weights_hash
 from mmchat.settings import paths, private_dir
 
 ADAPTER_FILES: dict[str, int] = {
@@ -151,7 +154,7 @@ def _validate(folder: Path, opened: AdapterSource, base: str) -> tuple[Card, str
     """Checks what was copied to `folder`; -> (its card, the name of its base here). Raises AdapterError."""
     with opened.named_in_errors(folder):
         _validate_files(folder)
-        named = resolve_base(base) if base else None
+        named = resolve_model(base) if base else None
         if not (folder / CARD).is_file():
             if f"{LORA}/{LORA_CONFIG}" not in opened.files:
                 raise AdapterError(f"{opened.source} is not an adapter: choose another.")
@@ -162,10 +165,10 @@ def _validate(folder: Path, opened: AdapterSource, base: str) -> tuple[Card, str
                 )
             adapter_weights(folder)
             name = name_from_text(opened.source.stem, default="adapter")
-            write_card(folder, Card(name, named[0], "", ("lora",)))
+            write_card(folder, Card(name, Base(base, weights_hash(named)), "", ("lora",)))
         card = read_card(folder)
         adapter_weights(folder)
-        here = (named[0].id, named[1]) if named is not None else find_base(card.base)
+        here = (base, named) if named is not None else find_base(card.base)
         if here is None:
             return card, ""
         check_card(card, here[1], here[0])

@@ -49,12 +49,6 @@ def require_base(card: Card) -> tuple[str, Path]:
     )
 
 
-def resolve_base(name: str) -> tuple[Base, Path]:
-    """The model `name` as an adapter's base, and its folder. Raises ModelError."""
-    folder = resolve_model(name)
-    return Base(name, weights_hash(folder)), folder
-
-
 def check_fits(adapter: Path, base: Path, name: str) -> None:
     """Raises AdapterError if the headers show that `adapter` does not fit the model `name`.
 

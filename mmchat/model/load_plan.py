@@ -70,7 +70,7 @@ def plan_load(
     freed = 0
     if replaced is not None and replaced.device.type == target.type:
         freed = replaced.memory_bytes
-    check_memory(folder, weight_format, dtype, target, name, freed, four_bit_hint)
+    check_memory(folder, weight_format, dtype, target, name, four_bit_hint, freed)
     return LoadPlan(
         name=name,
         folder=folder,
@@ -129,8 +129,8 @@ def check_memory(
     dtype: torch.dtype,
     device: torch.device,
     name: str,
+    four_bit_hint: str,
     freed: int = 0,
-    four_bit_hint: str = FOUR_BIT_HINT,
 ) -> None:
     """Raises ModelError if there is too little memory to load the model and to talk with it."""
     try:

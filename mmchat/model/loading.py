@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmchat.errors import ModelError
-from mmchat.memory.malloc import eager_trim
+from mmchat.memory.machine import eager_trim
 from mmchat.model import quantization as nf4
 from mmchat.model.load_plan import (
     LoadPlan,
@@ -51,12 +51,7 @@ def load_model(
 def load_planned(plan: LoadPlan, tell: LoadProgress) -> LoadedModel:
     """Carries out `plan`; raises as `load_model` does."""
     check_memory(
-        plan.folder,
-        plan.weight_format,
-        plan.dtype,
-        plan.device,
-        plan.name,
-        four_bit_hint=plan.four_bit_hint,
+        plan.folder, plan.weight_format, plan.dtype, plan.device, plan.name, plan.four_bit_hint
     )
     model = _load_weights(plan, tell)
     if plan.weight_format == "4bit":

@@ -18,11 +18,10 @@ import torch
 from mmchat.display.numbers import format_percent
 from mmchat.errors import MmchatError
 from mmchat.files import write_file
-from mmchat.memory.malloc import set_eager_trim
+from mmchat.memory.machine import set_eager_trim
 from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.loading import load_planned
 from mmchat.model.quantization import decoder_of
-from mmchat.training.attention import sample_attention
 from mmchat.training.checkpoint import (
     ResumePoint,
     load_resume_point,
@@ -35,7 +34,7 @@ from mmchat.training.feature_cache import FeatureCache, FeatureReader
 from mmchat.training.finetune_config import FinetuneConfig, StageConfig, config_hash, to_tables
 from mmchat.training.losses import HfVlmLoss, PackedLoss, autocast
 from mmchat.training.optimizer import build_optimizers
-from mmchat.training.packing import can_pack
+from mmchat.training.packing import can_pack, sample_attention
 from mmchat.training.prepare import PreparedRun, StageSamples
 from mmchat.training.process_state import IsolatedAccelerator, StopSignals, deterministic
 from mmchat.training.run_folder import RECIPE, RunFolder, SampleAnswer, Status, writing

@@ -10,8 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from mmchat.model.quantization import decoder_of
 from mmchat.model.visual_prefix import scale_logits
 from mmchat.prompt.pixel_values import image_token_ids, token_type_input
-from mmchat.training.attention import attention_spans
-from mmchat.training.packing import IGNORED, Batch, can_pack
+from mmchat.training.packing import IGNORED, Batch, attention_spans, can_pack
 
 
 def answer_loss(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmchat.model.load_plan import auto_class
-from mmchat.model.quantization import part_of, text_blocks
+from mmchat.model.quantization import TEXT_PARTS, part_of, text_blocks
 from mmchat.training.finetune_config import LORA_METHODS, StageConfig, new_samples_per_step
 from mmchat.training.prepare import ROW_FILL, PreparedRun, mean_step
 from mmchat.training.trainable import vision_tower_names
@@ -98,7 +98,7 @@ def _trainable_parameters(prepared: PreparedRun, stage: StageConfig, skeleton: n
     tower = vision_tower_names(skeleton, stage.vision_blocks, plan.kind, plan.name)
     for name, parameter in skeleton.named_parameters():
         part = part_of(name, blocks)
-        text = stage.method == "full" and part in ("text blocks", "lm_head", "other")
+        text = stage.method == "full" and part in TEXT_PARTS
         if text or name in tower or (stage.projector and part == "projector"):
             count += parameter.numel()
     return count

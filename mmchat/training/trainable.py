@@ -19,6 +19,9 @@ from mmchat.adapters.card import LORA, LORA_WEIGHTS, PROJECTOR, VISION_TOWER, Ba
 from mmchat.errors import RecipeError
 from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.quantization import (
+    NF4,
+    TEXT_PARTS,
+    count_and_dtype,
     import_bitsandbytes,
     is_four_bit,
     part_of,
@@ -167,11 +170,11 @@ class Trainable:
         for name, parameter in self.model.named_parameters():
             part = "LoRA" if ".lora_" in name else str(part_of(name, self.blocks))
             row = rows.setdefault(part, [0, 0, set(), False])
-            packed = type(parameter).__name__ == "Params4bit"
-            row[0] += parameter.numel() * (2 if packed else 1)
+            weights, dtype = count_and_dtype(parameter)
+            row[0] += weights
             row[1] += parameter.numel() if parameter.requires_grad else 0
-            row[2].add("nf4" if packed else str(parameter.dtype).removeprefix("torch."))
-            row[3] |= packed
+            row[2].add(dtype)
+            row[3] |= dtype == NF4
         return [
             PartSummary(part, count, trains, "+".join(sorted(types)), packed)
             for part, (count, trains, types, packed) in rows.items()
@@ -281,7 +284,7 @@ class Trainable:
         return set(lora.targets) or names
 
     def _is_text(self, name: str) -> bool:
-        return part_of(name, self.blocks) in ("text blocks", "lm_head", "other")
+        return part_of(name, self.blocks) in TEXT_PARTS
 
     def _part(self, name: str, stage: StageConfig) -> str:
         """The key in `PART_NAMES` of a parameter; "" if the stage does not train it."""

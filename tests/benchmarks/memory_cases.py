@@ -20,8 +20,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from mmchat.engine.decode import Decoding, TransformersRunner
 from mmchat.engine.detokenize import StopStrings
 from mmchat.engine.sampling import Sampler
-from mmchat.memory.machine import WeightFormat
-from mmchat.memory.malloc import set_eager_trim
+from mmchat.memory.machine import WeightFormat, set_eager_trim
 from mmchat.memory.model_dims import PHOTO, read_dims
 from mmchat.model.configuration import GridVisionConfig, VisualPrefixConfig
 from mmchat.model.load_plan import plan_load
