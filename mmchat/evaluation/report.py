@@ -16,10 +16,10 @@ from mmchat.evaluation.classification import (
     YesNoMetrics,
     YesNoScores,
 )
-from mmchat.evaluation.compare import Comparison
 from mmchat.evaluation.results import (
     MARGIN,
     AnswerMetrics,
+    Comparison,
     EvaluationResult,
     EvaluationSetup,
     TypeMetrics,

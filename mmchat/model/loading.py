@@ -118,20 +118,19 @@ def loading_progress(stage: str, tell: LoadProgress) -> Iterator[None]:
         things = args[0] if args else options.get("iterable")
         if things is None or not hasattr(things, "__len__"):
             return factory(*args, **{**options, "disable": True})
-        return _counted(things, stage, tell)
+        return counted(things)
+
+    def counted(things: Any) -> Iterator[Any]:
+        whole = max(len(things), 1)
+        for number, thing in enumerate(things):
+            tell(stage, 0.05 + 0.9 * number / whole)
+            yield thing
 
     before = logging.set_tqdm_hook(hook)
     try:
         yield
     finally:
         logging.set_tqdm_hook(before)
-
-
-def _counted(things: Any, stage: str, tell: LoadProgress) -> Iterator[Any]:
-    whole = max(len(things), 1)
-    for number, thing in enumerate(things):
-        tell(stage, 0.05 + 0.9 * number / whole)
-        yield thing
 
 
 def processor_of(plan: LoadPlan) -> tuple[Any, Any]:

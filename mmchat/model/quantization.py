@@ -127,21 +127,18 @@ def skipped_modules(model: nn.Module) -> list[str]:
     explicit list replaces the default, which skips `lm_head`.
     """
     blocks, _ = text_blocks(model)
-    names: list[str] = []
 
-    def walk(name: str, module: nn.Module) -> None:
-        if name == blocks:
-            return
-        inside = not name or blocks.startswith(name + ".")
-        if not inside:
-            if any(isinstance(part, nn.Linear) for part in module.modules()):
-                names.append(name)
-            return
-        for child, part in module.named_children():
-            walk(f"{name}.{child}" if name else child, part)
+    def has_blocks(name: str) -> bool:
+        return not name or blocks.startswith(name + ".")
 
-    walk("", model)
-    return names
+    return [
+        name
+        for name, module in model.named_modules()
+        if name != blocks
+        and not has_blocks(name)
+        and has_blocks(name.rpartition(".")[0])
+        and any(isinstance(part, nn.Linear) for part in module.modules())
+    ]
 
 
 def bitsandbytes_config(model: nn.Module, dtype: torch.dtype) -> Any:

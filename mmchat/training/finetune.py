@@ -103,7 +103,6 @@ class Trainer:
 
     @property
     def status(self) -> Status:
-        """The current status of the run."""
         return self.run_logger.status
 
     @property
@@ -253,7 +252,6 @@ class Trainer:
         return TrainingPaused(saved=self.kept_steps == self.done, kept=self.kept_steps)
 
     def _position(self, stage: StageConfig) -> dict[str, Any]:
-        """The position of the run, as in the metrics."""
         return {"stage": stage.name, "step": self.done, "of": self.total}
 
     @property

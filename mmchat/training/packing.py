@@ -90,7 +90,6 @@ class Batch:
     spans: list[Span]
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`."""
         if device.type == "cpu":
             return self
         fields = {name: getattr(self, name) for name in self.__slots__}

@@ -236,7 +236,6 @@ class MeanStep:
 
 
 def mean_step(prepared: PreparedRun, stage: StageConfig) -> MeanStep:
-    """The size of the mean step of `stage`."""
     new = new_samples_per_step(stage.batch, prepared.recipe.data.replay)
     parts = [(new, prepared.train)]
     if prepared.replay is not None:

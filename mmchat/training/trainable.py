@@ -273,7 +273,6 @@ class Trainable:
         }
 
     def _lora_targets(self, lora: LoraOptions) -> set[str]:
-        """The names of the layers that get LoRA."""
         names = self._linear_names()
         if unknown := set(lora.targets) - names:
             raise RecipeError(
