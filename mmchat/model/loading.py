@@ -33,7 +33,7 @@ def load_model(
     *,
     quantization: Quantization = "auto",
     device: Device = "auto",
-    progress: LoadProgress | None = None,
+    progress: LoadProgress = lambda stage, fraction: None,
 ) -> LoadedModel:
     """Loads the model `name` (built-in, installed, or a folder) from this machine only.
 
@@ -42,18 +42,17 @@ def load_model(
 
     Raises ModelError if the model cannot be found, read, trusted or held in memory.
     """
-    tell = progress or (lambda stage, fraction: None)
-    tell("reading", 0.0)
+    progress("reading", 0.0)
     plan = plan_load(name, quantization=quantization, device=device)
-    return load_planned(plan, tell)
+    return load_planned(plan, progress)
 
 
-def load_planned(plan: LoadPlan, tell: LoadProgress) -> LoadedModel:
+def load_planned(plan: LoadPlan, progress: LoadProgress) -> LoadedModel:
     """Carries out `plan`; raises as `load_model` does."""
     check_memory(
         plan.folder, plan.weight_format, plan.dtype, plan.device, plan.name, plan.four_bit_hint
     )
-    model = _load_weights(plan, tell)
+    model = _load_weights(plan, progress)
     if plan.weight_format == "4bit":
         nf4.assert_four_bit(model, plan.name)
         # The packed kernel always computes in bfloat16.
@@ -76,16 +75,18 @@ def load_planned(plan: LoadPlan, tell: LoadProgress) -> LoadedModel:
         parts=nf4.report(model),
         files=plan.files,
     )
-    tell("ready", 1.0)
+    progress("ready", 1.0)
     return loaded
 
 
-def _load_weights(plan: LoadPlan, tell: LoadProgress) -> nn.Module:
+def _load_weights(plan: LoadPlan, progress: LoadProgress) -> nn.Module:
     options: dict[str, Any] = {}
     with checkpoint_errors(plan.name), eager_trim():
         if plan.skeleton is not None:
             options["quantization_config"] = nf4.bitsandbytes_config(plan.skeleton, plan.dtype)
-        with loading_progress("quantizing" if plan.weight_format == "4bit" else "reading", tell):
+        with loading_progress(
+            "quantizing" if plan.weight_format == "4bit" else "reading", progress
+        ):
             model, info = auto_class(plan.kind).from_pretrained(
                 plan.folder,
                 config=plan.config,
@@ -110,8 +111,8 @@ def _load_weights(plan: LoadPlan, tell: LoadProgress) -> nn.Module:
 
 
 @contextlib.contextmanager
-def loading_progress(stage: str, tell: LoadProgress) -> Iterator[None]:
-    """Turns transformers' own progress bar over the tensors into calls of `tell`."""
+def loading_progress(stage: str, progress: LoadProgress) -> Iterator[None]:
+    """Turns transformers' own progress bar over the tensors into calls of `progress`."""
     from transformers.utils import logging
 
     def hook(factory: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -123,7 +124,7 @@ def loading_progress(stage: str, tell: LoadProgress) -> Iterator[None]:
     def counted(things: Any) -> Iterator[Any]:
         whole = max(len(things), 1)
         for number, thing in enumerate(things):
-            tell(stage, 0.05 + 0.9 * number / whole)
+            progress(stage, 0.05 + 0.9 * number / whole)
             yield thing
 
     before = logging.set_tqdm_hook(hook)
