@@ -11,7 +11,6 @@ import io
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,11 @@ from mmchat.memory.machine import WeightFormat
 from mmchat.model.catalogue import Installed, add_folder, require_free
 from mmchat.model.load_plan import plan_load, torch_device
 from mmchat.model.loaded_model import LoadedModel
-from mmchat.model.loading import load_model, load_planned, loading_progress
+from mmchat.model.loading import LoadProgress, load_model, load_planned, loading_progress
 from mmchat.model.quantization import compute_dtype, works
 from mmchat.model_files import tensors
 from mmchat.prompt.model_inputs import build_prompt
 from mmchat.turns import ImagePart, Turn
-
-ProgressCallback = Callable[[str, float], None]
-"""Called with what is being done and the fraction of it that is done, from 0 to 1."""
 
 MAX_SHARD_SIZE = "4900MB"
 _RESERVE_BYTES = 500_000_000  # stay free on the disk
@@ -84,7 +80,7 @@ def merge_adapter(
     name: str,
     out: Path,
     model_name: str = "",
-    progress: ProgressCallback = lambda what, fraction: None,
+    progress: LoadProgress = lambda what, fraction: None,
 ) -> MergeResult:
     """Merges the adapter `name` into its base and writes the model to the new folder `out`.
 
@@ -144,7 +140,7 @@ def _untie(model: Any, layer: nn.Module) -> None:
         config.tie_word_embeddings = False
 
 
-def _write(loaded: LoadedModel, card: Card, out: Path, progress: ProgressCallback) -> None:
+def _write(loaded: LoadedModel, card: Card, out: Path, progress: LoadProgress) -> None:
     """Writes a temporary folder and renames it when it is complete."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +201,7 @@ def _check_disk_space(base: Path, out: Path) -> None:
 
 
 def _compare(
-    form: WeightFormat, base: str, adapter: str, merged: str, progress: ProgressCallback
+    form: WeightFormat, base: str, adapter: str, merged: str, progress: LoadProgress
 ) -> LogitDifference:
     """Loads both as the engine does, one after the other, and asks both the same questions."""
     try:
@@ -227,7 +223,7 @@ def _compare(
 
 
 def _logits(
-    form: WeightFormat, model: str, adapter: str, progress: ProgressCallback
+    form: WeightFormat, model: str, adapter: str, progress: LoadProgress
 ) -> tuple[list[Tensor], str]:
     """(the logits of each question, float32 (tokens, vocabulary) on the CPU; the compute dtype)"""
     loaded = load_model(model, quantization=form, progress=progress)

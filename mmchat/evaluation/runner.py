@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 from msgspec import Struct
@@ -91,7 +90,7 @@ class _Runner:
             )
         async with contextlib.aclosing(EngineClient(self.settings)) as client:
             setup = await self._load(client, data_questions)
-            with AnswerCache(setup, data_questions) as cache:
+            with contextlib.closing(AnswerCache(setup, data_questions)) as cache:
                 answers = dict(cache.answers)
                 new = [question for question in questions if question.id not in answers]
                 errors = await self._ask_all(client, data_questions, new, setup, cache, answers)
@@ -275,15 +274,7 @@ class AnswerCache:
         except OSError as error:
             raise self._error(error) from error
 
-    def __enter__(self) -> "AnswerCache":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._stream.close()
 
     def _error(self, error: OSError) -> DataError:

@@ -25,7 +25,7 @@ from mmchat.prompt.chat_encoding import answer_end
 from mmchat.settings import Device, Quantization
 
 LoadProgress = Callable[[str, float], None]
-"""Called with a stage ("reading", "quantizing", "ready") and a fraction of the whole, 0 to 1."""
+"""Called with a stage ("reading", "quantizing", "ready"; "writing" in a merge) and the fraction done, 0 to 1."""
 
 
 def load_model(

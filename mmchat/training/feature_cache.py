@@ -27,8 +27,6 @@ from mmchat.settings import paths, private_dir
 from mmchat.training.run_folder import writing
 
 ENCODE_BATCH = 8
-ProgressCallback = Callable[[int, int], None]
-"""Called with the number of pictures that are done, and of all."""
 
 
 class FeatureCache:
@@ -54,11 +52,13 @@ class FeatureCache:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
     def fill(
-        self, pictures: Sequence[Picture], progress: ProgressCallback = lambda done, of: None
+        self,
+        pictures: Sequence[Picture],
+        progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> int:
         """Encodes the missing pictures; -> how many there were.
 
-        Raises DataError if a picture cannot be decoded, RecipeError if the disk is full.
+        progress: called with the number of pictures that are done, and of all missing ones. Raises DataError if a picture cannot be decoded, RecipeError if the disk is full.
         """
         missing = self.missing(pictures)
         with writing(self.folder):

@@ -35,7 +35,7 @@ from mmchat.training.finetune_config import FinetuneConfig, StageConfig, config_
 from mmchat.training.losses import HfVlmLoss, PackedLoss, autocast
 from mmchat.training.optimizer import build_optimizers
 from mmchat.training.packing import can_pack, sample_attention
-from mmchat.training.prepare import PreparedRun, StageSamples
+from mmchat.training.prepare import PreparedRun
 from mmchat.training.process_state import IsolatedAccelerator, StopSignals, deterministic
 from mmchat.training.run_folder import RECIPE, RunFolder, SampleAnswer, Status, writing
 from mmchat.training.run_log import RunLogger, Show, Throughput
@@ -165,7 +165,7 @@ class Trainer:
         return out
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
-    def validate(self, stage: StageConfig, loss_module: Any, samples: StageSamples) -> None:
+    def validate(self, stage: StageConfig, loss_module: Any, samples: PreparedRun) -> None:
         """Logs loss and accuracy on the held-out samples, and a few sample answers."""
         if not self.main or not samples.held_out.trees:
             return
@@ -287,7 +287,7 @@ class Trainer:
         )
 
     def _dataloader(
-        self, stage: StageConfig, samples: StageSamples, first: int
+        self, stage: StageConfig, samples: PreparedRun, first: int
     ) -> Iterator[StepInput | MmchatError]:
         dataset = StepDataset(
             samples.train,

@@ -61,15 +61,6 @@ class BasePreprocessor:
     pixels: PixelCache = field(default_factory=PixelCache)
 
 
-@dataclass(frozen=True, slots=True)
-class StageSamples:
-    """The samples of one stage: to train on, against forgetting, and for validation."""
-
-    train: Samples
-    replay: Samples | None
-    held_out: Samples
-
-
 @dataclass(frozen=True)
 class PreparedRun:
     """The resolved recipe and the encoded samples."""
@@ -83,6 +74,7 @@ class PreparedRun:
     """With the weights of the data; `of_stage` applies those of a stage."""
     held_out: Samples
     replay: Samples | None
+    """Samples of what the base was trained on, against forgetting."""
     held_out_examples: list[Example]
     """Those that the base can answer: within its context, and with pictures only if it sees them."""
     problems: list[Problem]
@@ -99,15 +91,13 @@ class PreparedRun:
         """Whether freed memory must go back to the system at once, which takes time."""
         return any(fit.tight for fit in self.memory_fits)
 
-    def of_stage(self, stage: StageConfig) -> StageSamples:
-        """The samples with the weights of `stage`. A replay sample weighs as much as a new one."""
+    def of_stage(self, stage: StageConfig) -> "PreparedRun":
+        """The run, its samples with the weights of `stage`. A replay sample weighs as much as a new one."""
         train = self.train.weighted_by_length(stage.length_weight)
         replay = self.replay and self.replay.weighted_by_length(stage.length_weight)
-        return StageSamples(
-            train,
-            replay and replay.scaled_to_mean_weight(train.mean_weight),
-            self.held_out.weighted_by_length(stage.length_weight),
-        )
+        replay = replay and replay.scaled_to_mean_weight(train.mean_weight)
+        held_out = self.held_out.weighted_by_length(stage.length_weight)
+        return replace(self, train=train, replay=replay, held_out=held_out)
 
 
 def prepare(
