@@ -1,4 +1,4 @@
-"""Saves and loads checkpoints. A killed process leaves only complete ones.
+"""Saves checkpoints, and resumes a run from the newest. A killed process leaves only complete ones.
 
 A checkpoint is a folder with `tensors.safetensors` (weights and optimizer state) and `state.json`.
 It is written under a temporary name, synced and renamed, so a folder with a final name is complete.

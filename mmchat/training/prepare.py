@@ -69,7 +69,6 @@ class PreparedRun:
     """Without any open choice."""
     plan: LoadPlan
     """How the base is loaded."""
-    preprocessor: BasePreprocessor
     train: Samples
     """With the weights of the data; `of_stage` applies those of a stage."""
     held_out: Samples
@@ -148,7 +147,6 @@ def prepare(
     prepared = PreparedRun(
         recipe=resolved,
         plan=plan,
-        preprocessor=preprocessor,
         train=encoder.build_samples(encoded, resolved.row_tokens),
         held_out=encoder.build_samples(encoded_held_out, resolved.row_tokens).first(
             VALIDATION_SAMPLES
