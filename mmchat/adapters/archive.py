@@ -41,6 +41,7 @@ from mmchat.adapters.source import AdapterSource, open_source
 from mmchat.display.numbers import format_size
 from mmchat.errors import AdapterError, ImageError
 from mmchat.files import open_synced, partial_file
+from mmchat.images import read_picture
 from mmchat.model.catalogue import resolve_model
 from mmchat.model_files import weights_hash
 from mmchat.settings import paths, private_dir
@@ -183,8 +184,6 @@ def _validate_files(folder: Path) -> None:
             if file.suffix == ".safetensors":
                 float_tensors(file)
             elif file.suffix == ".png":
-                from mmchat.images import read_picture
-
                 if read_picture(file).mime != "image/png":
                     raise ValueError("it is not a PNG")
             elif file.suffix == ".toml":

@@ -20,7 +20,7 @@ from mmchat.model.load_plan import (
     plan_load,
 )
 from mmchat.model.loaded_model import LoadedModel
-from mmchat.model.processor import load_processor
+from mmchat.model.processor import VisualPrefixProcessor, load_processor
 from mmchat.prompt.chat_encoding import answer_end
 from mmchat.settings import Device, Quantization
 
@@ -142,8 +142,6 @@ def processor_of(plan: LoadPlan) -> tuple[Any, Any]:
     if kind == "hf_vlm":
         processor = load_processor(folder, raw["model_type"])
     elif kind == "visual_prefix":
-        from mmchat.model.processor import VisualPrefixProcessor
-
         processor = _loaded(VisualPrefixProcessor, folder, "processor")
     else:
         return None, _loaded(AutoTokenizer, folder, "tokenizer")
