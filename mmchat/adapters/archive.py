@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
+import tomli_w
 
 from mmchat.adapters.card import (
     CARD,
@@ -24,6 +25,7 @@ from mmchat.adapters.card import (
     LORA_WEIGHTS,
     PROJECTOR,
     VISION_TOWER,
+    Base,
     Card,
     adapter_weights,
     find_adapter,
@@ -33,12 +35,15 @@ from mmchat.adapters.card import (
     read_card,
     write_card,
 )
-from mmchat.adapters.compatibility import check_card, check_fits, find_base, resolve_base
+from mmchat.adapters.compatibility import check_card, check_fits, find_base
 from mmchat.adapters.lora_file import float_tensors, read_lora_file
 from mmchat.adapters.source import AdapterSource, open_source
 from mmchat.display.numbers import format_size
 from mmchat.errors import AdapterError, ImageError
 from mmchat.files import open_synced, partial_file
+from mmchat.images import read_picture
+from mmchat.model.catalogue import resolve_model
+from mmchat.model_files import weights_hash
 from mmchat.settings import paths, private_dir
 
 ADAPTER_FILES: dict[str, int] = {
@@ -128,15 +133,14 @@ def import_adapter(source: Path, name: str = "", base: str = "") -> ImportResult
                 private_dir(target.parent)
                 opened.copy(file, target)
             card, base_name = _validate(scratch, opened, base)
-            if not name:
-                name = (
-                    card.name
-                    if is_name(card.name)
-                    else name_from_text(source.stem, default="adapter")
-                )
+            if not name and is_name(card.name):
+                name = card.name
+            name = name or name_from_text(source.stem, default="adapter")
             target = free_folder(name)
             card = msgspec.structs.replace(card, name=name)
-            _write_name(scratch, name)
+            tables = tomllib.loads((scratch / CARD).read_text(encoding="utf-8"))
+            renamed = tomli_w.dumps({**tables, "name": name})  # nothing else in the file changes
+            (scratch / CARD).write_text(renamed, encoding="utf-8")
             _claim(scratch, target)
         except OSError as error:
             raise AdapterError(
@@ -151,7 +155,7 @@ def _validate(folder: Path, opened: AdapterSource, base: str) -> tuple[Card, str
     """Checks what was copied to `folder`; -> (its card, the name of its base here). Raises AdapterError."""
     with opened.named_in_errors(folder):
         _validate_files(folder)
-        named = resolve_base(base) if base else None
+        named = resolve_model(base) if base else None
         if not (folder / CARD).is_file():
             if f"{LORA}/{LORA_CONFIG}" not in opened.files:
                 raise AdapterError(f"{opened.source} is not an adapter: choose another.")
@@ -162,14 +166,10 @@ def _validate(folder: Path, opened: AdapterSource, base: str) -> tuple[Card, str
                 )
             adapter_weights(folder)
             name = name_from_text(opened.source.stem, default="adapter")
-            write_card(folder, Card(name, named[0], "", ("lora",)))
+            write_card(folder, Card(name, Base(base, weights_hash(named)), "", ("lora",)))
         card = read_card(folder)
         adapter_weights(folder)
-        if named is not None:
-            check_card(card, named[1], named[0].id)
-            here: tuple[str, Path] | None = (named[0].id, named[1])
-        else:
-            here = find_base(card.base)
+        here = (base, named) if named is not None else find_base(card.base)
         if here is None:
             return card, ""
         check_card(card, here[1], here[0])
@@ -184,8 +184,6 @@ def _validate_files(folder: Path) -> None:
             if file.suffix == ".safetensors":
                 float_tensors(file)
             elif file.suffix == ".png":
-                from mmchat.images import read_picture
-
                 if read_picture(file).mime != "image/png":
                     raise ValueError("it is not a PNG")
             elif file.suffix == ".toml":
@@ -212,14 +210,6 @@ def _check_disk_space(opened: AdapterSource, root: Path) -> None:
             f"{opened.source} takes {format_size(needed)}, but only {format_size(free)} are free in {root}: "
             "free some disk space, or set MMCHAT_HOME to a folder on a larger disk."
         )
-
-
-def _write_name(folder: Path, name: str) -> None:
-    """Changes only the name in adapter.toml."""
-    import tomli_w
-
-    tables = tomllib.loads((folder / CARD).read_text(encoding="utf-8"))
-    (folder / CARD).write_text(tomli_w.dumps({**tables, "name": name}), encoding="utf-8")
 
 
 def _claim(folder: Path, target: Path) -> None:

@@ -49,12 +49,6 @@ def require_base(card: Card) -> tuple[str, Path]:
     )
 
 
-def resolve_base(name: str) -> tuple[Base, Path]:
-    """The model `name` as an adapter's base, and its folder. Raises ModelError."""
-    folder = resolve_model(name)
-    return Base(name, weights_hash(folder)), folder
-
-
 def check_fits(adapter: Path, base: Path, name: str) -> None:
     """Raises AdapterError if the headers show that `adapter` does not fit the model `name`.
 
@@ -67,7 +61,9 @@ def check_fits(adapter: Path, base: Path, name: str) -> None:
         raise AdapterError(str(error)) from error
     for file, part in ((PROJECTOR, "multi_modal_projector"), (VISION_TOWER, "vision_tower")):
         if (adapter / file).is_file():
-            _check_part(adapter / file, _shapes_of(part, shapes), name, complete=file == PROJECTOR)
+            inside = f"{part}."
+            of_part = {k.partition(inside)[2]: s for k, s in shapes.items() if inside in k}
+            _check_part(adapter / file, of_part, name, complete=file == PROJECTOR)
     if (adapter / LORA).is_dir():
         _check_lora(adapter / LORA, shapes, name)
 
@@ -87,12 +83,6 @@ def check_card(card: Card, base: Path, name: str) -> None:
                 f"{card.name} has a projector of type {card.projector}, but {name} has one of type "
                 f"{kind}: choose the model that it was trained for."
             )
-
-
-def _shapes_of(part: str, shapes: dict[str, Shape]) -> dict[str, Shape]:
-    """The shapes of a part's tensors, by their names within the part."""
-    prefix = f"{part}."
-    return {k.partition(prefix)[2]: shape for k, shape in shapes.items() if prefix in k}
 
 
 def _check_part(file: Path, base: dict[str, Shape], name: str, *, complete: bool) -> None:

@@ -100,7 +100,7 @@ def read_lora(
                 raise AdapterError(
                     f"{file} cannot be used (the changed weights of {path} are zero): train the adapter again."
                 )
-        device = _device(layer)
+        device = next(layer.parameters()).device
         delta = LoraDelta(
             weights["A"].to(device, dtype, copy=True),  # the file stays mapped otherwise
             (weights["B"] * scale).to(device, dtype),
@@ -164,10 +164,6 @@ def _sizes(module: nn.Module | None) -> tuple[int, int] | None:
         return module.in_features, module.out_features
     # the GPT-2 family
     return (module.nx, module.nf) if isinstance(module, Conv1D) else None
-
-
-def _device(layer: nn.Module) -> torch.device:
-    return next(layer.parameters()).device
 
 
 def _dora_gain(layer: nn.Module, down: Tensor, up: Tensor, magnitude: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from mmchat.model_files import TensorInfo, read_header
 HEAD = "lm_head"
 """The only layer outside the text model's blocks that may have LoRA."""
 
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _MAX_CONFIG_BYTES = 1 << 20
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<path>[\w.]+?)\."
@@ -109,7 +109,7 @@ def read_lora_file(folder: Path) -> LoraFile:
         shapes.setdefault(match["path"], {})[part] = tensor.shape
     if not shapes:
         raise AdapterError(f"{file} has no weights: save the adapter again.")
-    ranks = {path: _rank(parts) for path, parts in shapes.items()}
+    ranks = {path: next(iter(parts.get("A", ())), 0) for path, parts in shapes.items()}
     if _by_layer(config.rank_pattern, ranks, config.r, folder) != ranks:
         raise _inconsistent(file)
     alphas = _by_layer(config.alpha_pattern, ranks, config.lora_alpha, folder)
@@ -145,7 +145,7 @@ def float_tensors(file: Path) -> list[TensorInfo]:
     except ModelError as error:
         raise AdapterError(str(error)) from error
     for tensor in tensors:
-        if tensor.dtype not in FLOATS:
+        if tensor.dtype not in _FLOATS:
             raise AdapterError(
                 f"{file} cannot be used ({tensor.name[:200]!r} has the dtype {tensor.dtype[:20]!r}): save "
                 "the adapter's weights as floating-point numbers."
@@ -215,10 +215,6 @@ def _part(name: str) -> str:
     if name.startswith("lora_magnitude_vector"):
         return "magnitude"
     return {"lora_A.weight": "A", "lora_B.weight": "B", "lora_B.bias": "bias"}[name]
-
-
-def _rank(parts: dict[str, tuple[int, ...]]) -> int:
-    return next(iter(parts.get("A", ())), 0)
 
 
 def _by_layer(

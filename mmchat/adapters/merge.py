@@ -6,11 +6,11 @@ compared with those of the base with the adapter.
 """
 
 import gc
+import hashlib
 import io
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,13 @@ from mmchat.display.numbers import format_size
 from mmchat.errors import MmchatError, ModelError
 from mmchat.memory.machine import WeightFormat
 from mmchat.model.catalogue import Installed, add_folder, require_free
-from mmchat.model.load_plan import plan_load
+from mmchat.model.load_plan import plan_load, torch_device
 from mmchat.model.loaded_model import LoadedModel
-from mmchat.model.loading import load_model, load_planned, loading_progress
+from mmchat.model.loading import LoadProgress, load_model, load_planned, loading_progress
 from mmchat.model.quantization import compute_dtype, works
 from mmchat.model_files import tensors
 from mmchat.prompt.model_inputs import build_prompt
 from mmchat.turns import ImagePart, Turn
-
-ProgressCallback = Callable[[str, float], None]
-"""Called with what is being done and the fraction of it that is done, from 0 to 1."""
 
 MAX_SHARD_SIZE = "4900MB"
 _RESERVE_BYTES = 500_000_000  # stay free on the disk
@@ -83,7 +80,7 @@ def merge_adapter(
     name: str,
     out: Path,
     model_name: str = "",
-    progress: ProgressCallback = lambda what, fraction: None,
+    progress: LoadProgress = lambda what, fraction: None,
 ) -> MergeResult:
     """Merges the adapter `name` into its base and writes the model to the new folder `out`.
 
@@ -107,8 +104,9 @@ def merge_adapter(
     del loaded
     gc.collect()
     model = add_folder(out, model_name)
-    forms: list[WeightFormat] = [_unquantized_form(compute_dtype(_device()))]
-    if works(_device()):
+    device = torch_device("auto")
+    forms: list[WeightFormat] = [_unquantized_form(compute_dtype(device))]
+    if works(device):
         forms.insert(0, "4bit")
     differences = tuple(_compare(form, base, name, str(out), progress) for form in forms)
     return MergeResult(model, card, base, str(dtype).removeprefix("torch."), differences)
@@ -142,7 +140,7 @@ def _untie(model: Any, layer: nn.Module) -> None:
         config.tie_word_embeddings = False
 
 
-def _write(loaded: LoadedModel, card: Card, out: Path, progress: ProgressCallback) -> None:
+def _write(loaded: LoadedModel, card: Card, out: Path, progress: LoadProgress) -> None:
     """Writes a temporary folder and renames it when it is complete."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -191,10 +189,6 @@ def _unquantized_form(dtype: torch.dtype) -> WeightFormat:
     return "fp32" if dtype == torch.float32 else "bf16"
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _check_disk_space(base: Path, out: Path) -> None:
     needed = sum(file.stat().st_size for file in base.glob("*.safetensors"))
     existing = next(folder for folder in out.parents if folder.exists())
@@ -207,7 +201,7 @@ def _check_disk_space(base: Path, out: Path) -> None:
 
 
 def _compare(
-    form: WeightFormat, base: str, adapter: str, merged: str, progress: ProgressCallback
+    form: WeightFormat, base: str, adapter: str, merged: str, progress: LoadProgress
 ) -> LogitDifference:
     """Loads both as the engine does, one after the other, and asks both the same questions."""
     try:
@@ -229,7 +223,7 @@ def _compare(
 
 
 def _logits(
-    form: WeightFormat, model: str, adapter: str, progress: ProgressCallback
+    form: WeightFormat, model: str, adapter: str, progress: LoadProgress
 ) -> tuple[list[Tensor], str]:
     """(the logits of each question, float32 (tokens, vocabulary) on the CPU; the compute dtype)"""
     loaded = load_model(model, quantization=form, progress=progress)
@@ -252,8 +246,6 @@ def _logits(
 
 def _picture() -> ImagePart:
     """A drawn test picture, always the same."""
-    import hashlib
-
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (128, 128), "white")

@@ -14,10 +14,9 @@ from mmchat.display.numbers import format_count
 from mmchat.settings import load_settings
 
 if TYPE_CHECKING:
-    from mmchat.evaluation.compare import Comparison
     from mmchat.evaluation.question_sets import DataPart
     from mmchat.evaluation.questions import QuestionSet
-    from mmchat.evaluation.results import AnswerMetrics, EvaluationResult
+    from mmchat.evaluation.results import AnswerMetrics, Comparison, EvaluationResult
     from mmchat.evaluation.worst_answers import WrongAnswer
 
 
@@ -115,9 +114,8 @@ def evaluate(
       mmchat evaluate my-photos/ --adapter birds --against none --out report/
     """
     from mmchat.evaluation import runner
-    from mmchat.evaluation.compare import compare
     from mmchat.evaluation.question_sets import load_questions
-    from mmchat.evaluation.results import compute_metrics
+    from mmchat.evaluation.results import compare, compute_metrics
     from mmchat.evaluation.worst_answers import find_worst, worst_page
     from mmchat.settings import NO_ADAPTER
 

@@ -66,8 +66,7 @@ def count_tokens(
     from mmchat.model.load_plan import plan_load
     from mmchat.model.loading import context_length, processor_of
     from mmchat.training.encode import ExampleEncoder
-    from mmchat.training.prepare import DEFAULT_MAX_TOKENS
-    from mmchat.training.prepared_run import BasePreprocessor
+    from mmchat.training.prepare import DEFAULT_MAX_TOKENS, BasePreprocessor
 
     plan = plan_load(name)
     processor, tokenizer = processor_of(plan)

@@ -19,7 +19,7 @@ from mmchat.cli.training_panel import Watcher
 from mmchat.data.snapshot import save_snapshot
 from mmchat.display.numbers import format_count, format_percent, format_share
 from mmchat.errors import AdapterError, MmchatError, RecipeError
-from mmchat.memory.malloc import trim
+from mmchat.memory.machine import trim
 from mmchat.settings import paths, private_dir
 from mmchat.training.finetune_config import LARGE_MODEL_PARAMETERS
 from mmchat.training.run_folder import (
@@ -32,7 +32,7 @@ from mmchat.training.run_folder import (
 )
 
 if TYPE_CHECKING:
-    from mmchat.training.prepared_run import PreparedRun
+    from mmchat.training.prepare import PreparedRun
 
 REPLAY_QUESTIONS_PER_TYPE = 30
 

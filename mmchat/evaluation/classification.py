@@ -23,6 +23,7 @@ from mmchat.evaluation.statistics import (
     bootstrap_counts,
     percentiles,
     resampled_counts,
+    with_interval,
 )
 
 MAX_CLASSES = 40
@@ -40,6 +41,15 @@ class ClassMetrics:
     recall: Proportion
     f1: Estimate
 
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "n": self.recall.n,
+            **with_interval("precision", self.precision),
+            **with_interval("recall", self.recall),
+            **with_interval("f1", self.f1),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class AverageMetrics:
@@ -50,11 +60,7 @@ class AverageMetrics:
     f1: Estimate
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "precision": self.precision.to_dict(),
-            "recall": self.recall.to_dict(),
-            "f1": self.f1.to_dict(),
-        }
+        return {name: getattr(self, name).to_dict() for name in ("precision", "recall", "f1")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +87,8 @@ class Classification:
         return {
             "type": self.type,
             "n": accuracy.n,
-            "accuracy": accuracy.value,
-            "accuracy_interval": list(accuracy.interval),
-            "classes": [
-                {
-                    "label": one.label,
-                    "n": one.recall.n,
-                    "precision": one.precision.value,
-                    "precision_interval": list(one.precision.interval),
-                    "recall": one.recall.value,
-                    "recall_interval": list(one.recall.interval),
-                    "f1": one.f1.value,
-                    "f1_interval": list(one.f1.interval),
-                }
-                for one in self.classes
-            ],
+            **with_interval("accuracy", accuracy),
+            "classes": [one.to_dict() for one in self.classes],
             "macro": self.macro.to_dict(),
             "micro": self.micro.to_dict(),
             "confusion": {"columns": [*self.labels, SOMETHING_ELSE], "rows": self.matrix.tolist()},
@@ -216,16 +209,8 @@ class YesNoScores:
     yes_ratio: Proportion
 
     def to_dict(self) -> dict[str, Any]:
-        proportions = {
-            "accuracy": self.accuracy,
-            "precision": self.precision,
-            "recall": self.recall,
-            "yes_ratio": self.yes_ratio,
-        }
-        return {
-            **{k: {"value": p.value, "interval": list(p.interval)} for k, p in proportions.items()},
-            "f1": self.f1.to_dict(),
-        }
+        names = ("accuracy", "precision", "recall", "yes_ratio", "f1")
+        return {name: getattr(self, name).to_dict() for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +231,7 @@ class YesNoMetrics:
             "reference_yes": self.reference_yes,
             "pope": self.pope.to_dict(),
             "strict": self.strict.to_dict(),
-            "unparsed": self.unparsed.value,
-            "unparsed_interval": list(self.unparsed.interval),
+            **with_interval("unparsed", self.unparsed),
         }
 
 

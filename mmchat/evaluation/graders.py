@@ -103,15 +103,8 @@ class GradedAnswer:
         return not self.error and same_words(self.prediction, self.reference)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "type": self.type,
-            "question": self.question,
-            "reference": self.reference,
-            "prediction": self.prediction,
-            "correct": self.correct,
-            "error": self.error,
-        }
+        names = ("id", "type", "question", "reference", "prediction", "correct", "error")
+        return {name: getattr(self, name) for name in names}
 
 
 def grade(question: Question, prediction: str, grader: Grader, error: str = "") -> GradedAnswer:

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from mmchat.display.numbers import format_percent
+from mmchat.display.text import one_line
 from mmchat.evaluation.classification import (
     SOMETHING_ELSE,
     Classification,
     YesNoMetrics,
     YesNoScores,
 )
-from mmchat.evaluation.compare import Comparison
 from mmchat.evaluation.results import (
     MARGIN,
     AnswerMetrics,
+    Comparison,
     EvaluationResult,
     EvaluationSetup,
     TypeMetrics,
@@ -203,17 +204,15 @@ def comparison_markdown(comparison: Comparison) -> str:
         low, high = row.difference.interval
         if row.is_share:
             first, second = percent(row.first), percent(row.second)
-            middle, ends = (
-                f"{100 * row.difference.value:+.1f}",
-                (f"{100 * low:+.1f}", f"{100 * high:+.1f}"),
-            )
+            digits, scale = 1, 100
         else:
-            digits = 1 if row.name == "BLEU" else 3
+            digits, scale = 1 if row.name == "BLEU" else 3, 1
             first, second = f"{row.first:.{digits}f}", f"{row.second:.{digits}f}"
-            middle = f"{row.difference.value:+.{digits}f}"
-            ends = (f"{low:+.{digits}f}", f"{high:+.{digits}f}")
+        middle, start, end = (
+            f"{scale * value:+.{digits}f}" for value in (row.difference.value, low, high)
+        )
         p = "< 0.001" if row.p < 0.001 else f"{row.p:.3f}"
-        difference = f"{middle} ({' to '.join(ends)})"
+        difference = f"{middle} ({start} to {end})"
         rows.append([_cell(row.name), str(row.n), first, second, difference, p])
     header = ["", "n", _cell(comparison.first), _cell(comparison.second), "difference", "p"]
     note = (
@@ -298,7 +297,7 @@ def draw_confusion(classifications: Sequence[Classification]) -> bytes:
 
 
 def _draw_panel(panel: "Axes", classification: Classification) -> None:
-    labels = [_short_label(label) for label in classification.labels]
+    labels = [one_line(label, _LABEL_LENGTH) for label in classification.labels]
     matrix, column_labels = classification.matrix, [*labels, SOMETHING_ELSE]
     if not matrix[:, -1].any():
         matrix, column_labels = matrix[:, :-1], labels
@@ -312,7 +311,7 @@ def _draw_panel(panel: "Axes", classification: Classification) -> None:
     panel.tick_params(labelsize=8)
     panel.set_xlabel("prediction")
     panel.set_ylabel("reference")
-    type_ = f"{_short_label(classification.type)}: " if classification.type else ""
+    type_ = f"{one_line(classification.type, _LABEL_LENGTH)}: " if classification.type else ""
     accuracy = classification.accuracy
     title = f"{type_}right {percent(accuracy.value)} of {accuracy.n:,}"
     panel.set_title(title, fontsize=9, parse_math=False)
@@ -322,8 +321,3 @@ def _draw_panel(panel: "Axes", classification: Classification) -> None:
         if count:
             colour = "white" if shares[row, column] > 0.55 else "black"
             panel.text(column, row, str(count), ha="center", va="center", size=7, color=colour)
-
-
-def _short_label(text: str) -> str:
-    text = clean(text, keep_newlines=False)
-    return text if len(text) <= _LABEL_LENGTH else text[: _LABEL_LENGTH - 1] + "…"

@@ -1,23 +1,31 @@
-"""The result of an evaluation: the graded answers and all metrics."""
+"""The result of an evaluation: the graded answers and all metrics; and the comparison of two results."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmchat.answer_match import normalize
-from mmchat.evaluation.classification import (
-    Classification,
-    YesNoMetrics,
-    classify,
-    compute_yes_no,
-)
+from mmchat.errors import DataError
+from mmchat.evaluation.classification import Classification, YesNoMetrics, classify, compute_yes_no
 from mmchat.evaluation.graders import GradedAnswer, Grader, TextGrader, grade
 from mmchat.evaluation.questions import Question
-from mmchat.evaluation.statistics import Proportion
+from mmchat.evaluation.statistics import (
+    Estimate,
+    Floats,
+    Proportion,
+    bootstrap_p,
+    difference_interval,
+    mcnemar,
+    percentiles,
+    resampled_sums,
+    with_interval,
+)
 from mmchat.evaluation.text_metrics import (
+    ROUGE_TYPES,
     TextMetrics,
     TextScores,
+    bleu_of_counts,
     compute_text_metrics,
     score_texts,
 )
@@ -73,8 +81,7 @@ class TypeMetrics:
             "declined": self.declined.value,
         }
         if self.objects_correct is not None:
-            values["objects_correct"] = self.objects_correct.value
-            values["objects_correct_interval"] = list(self.objects_correct.interval)
+            values |= with_interval("objects_correct", self.objects_correct)
         if self.caption_scores is not None:
             values["bleu"] = self.caption_scores.bleu
             values["bleu_signature"] = self.caption_scores.bleu_signature
@@ -137,7 +144,6 @@ class EvaluationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; shares are from 0 to 1."""
-        setup = self.setup
         return {
             "overall": {
                 **_proportion_dict(self.exact_match, "exact_match"),
@@ -146,16 +152,7 @@ class EvaluationResult:
                 "wrongly_declined": _proportion_dict(self.wrongly_declined, "share"),
             },
             "types": {one.name: one.to_dict() for one in self.types},
-            "model": setup.model,
-            "weights_hash": setup.weights_hash,
-            "adapter": setup.adapter,
-            "adapter_hash": setup.adapter_hash,
-            "quantization": setup.quantization,
-            "compute_dtype": setup.compute_dtype,
-            "device": setup.device,
-            "data": setup.data,
-            "data_sha256": setup.data_sha256,
-            "about": setup.about,
+            **{key: value for key, value in asdict(self.setup).items() if key != "blank"},
             "reused": self.reused,
             "answers_file": self.answers_file,
         }
@@ -234,3 +231,109 @@ def _share(flags: Sequence[bool]) -> Proportion:
 
 def _proportion_dict(proportion: Proportion, name: str) -> dict[str, Any]:
     return {"n": proportion.n, name: proportion.value, "interval": list(proportion.interval)}
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonRow:
+    """One metric of both evaluations. `difference` is the first minus the second."""
+
+    name: str
+    n: int
+    first: float
+    second: float
+    difference: Estimate
+    p: float
+    """Two-sided: by McNemar's exact test for shares, else by the paired bootstrap."""
+    is_share: bool = True
+    """Whether it is a share from 0 to 1; otherwise it is on the metric's own scale."""
+    only_first: int = 0
+    """For a share: the number of questions that only the first answered correctly."""
+    only_second: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        values: dict[str, Any] = {
+            "name": self.name,
+            "n": self.n,
+            "first": self.first,
+            "second": self.second,
+            "difference": self.difference.value,
+            "interval": list(self.difference.interval),
+            "p": self.p,
+            "test": "McNemar, exact" if self.is_share else "paired bootstrap",
+        }
+        if self.is_share:
+            values |= {"only_first": self.only_first, "only_second": self.only_second}
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two evaluations side by side. The first row covers all questions."""
+
+    first: str
+    second: str
+    rows: tuple[ComparisonRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        rows = [row.to_dict() for row in self.rows]
+        return {"first": self.first, "second": self.second, "rows": rows}
+
+
+def compare(
+    first: EvaluationResult, second: EvaluationResult, names: tuple[str, str]
+) -> Comparison:
+    """Compares the questions that are in both evaluations. Raises DataError if there are none."""
+    seconds = {answer.id: answer for answer in second.answers}
+    pairs = [(one, seconds[one.id]) for one in first.answers if one.id in seconds]
+    if not pairs:
+        raise DataError("The two evaluations have no question in common.")
+    by_type: dict[str, list[tuple[GradedAnswer, GradedAnswer]]] = {}
+    for pair in pairs:
+        by_type.setdefault(pair[0].type, []).append(pair)
+    rows = [_compare_shares("all questions", [(a.correct, b.correct) for a, b in pairs])]
+    if len(by_type) > 1:
+        rows += [
+            _compare_shares(name, [(a.correct, b.correct) for a, b in of_type])
+            for name, of_type in by_type.items()
+        ]
+    rows.append(_compare_shares("same words", [(a.same_words, b.same_words) for a, b in pairs]))
+    texts = [compute_text_metrics(answers) for answers in zip(*pairs, strict=True)]
+    if texts[0] is not None and texts[1] is not None:
+        rows += _compare_texts(texts[0], texts[1])
+    return Comparison(*names, tuple(rows))
+
+
+def _compare_shares(name: str, pairs: Sequence[tuple[bool, bool]]) -> ComparisonRow:
+    n = len(pairs)
+    both = sum(pair == (True, True) for pair in pairs)
+    only_first = sum(pair == (True, False) for pair in pairs)
+    only_second = sum(pair == (False, True) for pair in pairs)
+    neither = n - both - only_first - only_second
+    interval = difference_interval(both, only_first, only_second, neither)
+    return ComparisonRow(
+        name,
+        n,
+        (both + only_first) / n,
+        (both + only_second) / n,
+        Estimate((only_first - only_second) / n, interval),
+        mcnemar(only_first, only_second),
+        only_first=only_first,
+        only_second=only_second,
+    )
+
+
+def _compare_texts(first: TextMetrics, second: TextMetrics) -> list[ComparisonRow]:
+    def row(name: str, one: Estimate, other: Estimate, resampled: Floats) -> ComparisonRow:
+        difference = Estimate(one.value - other.value, percentiles(resampled))
+        p = bootstrap_p(resampled)
+        return ComparisonRow(name, first.n, one.value, other.value, difference, p, is_share=False)
+
+    # Both have the same number of questions, so the same questions are drawn for both.
+    bleu = bleu_of_counts(resampled_sums(first.bleu_counts))
+    bleu -= bleu_of_counts(resampled_sums(second.bleu_counts))
+    rouge = resampled_sums(first.rouge_scores - second.rouge_scores) / first.n
+    rows = [row("BLEU", first.bleu, second.bleu, bleu)]
+    for i, kind in enumerate(ROUGE_TYPES):
+        name = f"ROUGE-{kind.removeprefix('rouge')}"
+        rows.append(row(name, first.rouge[kind], second.rouge[kind], rouge[:, i]))
+    return rows

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 from msgspec import Struct
@@ -20,14 +19,7 @@ from msgspec import Struct
 import mmchat
 from mmchat.client import Delta, Done, EngineClient, Options
 from mmchat.data.types import Dataset
-from mmchat.errors import (
-    AdapterError,
-    DataError,
-    EngineError,
-    ImageError,
-    ModelError,
-    TooLongError,
-)
+from mmchat.errors import AdapterError, DataError, EngineError, ImageError, ModelError, TooLongError
 from mmchat.evaluation.graders import Grader, find_grader
 from mmchat.evaluation.question_sets import load_questions
 from mmchat.evaluation.questions import Question, QuestionSet, limit_per_type
@@ -98,7 +90,7 @@ class _Runner:
             )
         async with contextlib.aclosing(EngineClient(self.settings)) as client:
             setup = await self._load(client, data_questions)
-            with AnswerCache(_cache_key(setup, data_questions)) as cache:
+            with contextlib.closing(AnswerCache(setup, data_questions)) as cache:
                 answers = dict(cache.answers)
                 new = [question for question in questions if question.id not in answers]
                 errors = await self._ask_all(client, data_questions, new, setup, cache, answers)
@@ -229,45 +221,6 @@ def _check_model(done: Done, setup: EvaluationSetup) -> None:
         )
 
 
-class CacheKey(Struct, frozen=True):
-    """Everything that an answer depends on. Hashes are hexadecimal sha256."""
-
-    data: str
-    model: str
-    weights: str
-    """Hash of the weights; "" if it is not known (another server)."""
-    adapter: str
-    adapter_hash: str
-    quantization: str
-    compute_dtype: str
-    device: str
-    options: str
-    version: str
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the answers may be reused."""
-        return bool(self.weights) and bool(self.adapter_hash or not self.adapter)
-
-    def digest(self) -> str:
-        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:32]
-
-
-def _cache_key(setup: EvaluationSetup, questions: QuestionSet) -> CacheKey:
-    return CacheKey(
-        data=f"{questions.key} grey" if setup.blank else questions.key,
-        model=setup.model,
-        weights=setup.weights_hash,
-        adapter=setup.adapter,
-        adapter_hash=setup.adapter_hash,
-        quantization=setup.quantization,
-        compute_dtype=setup.compute_dtype,
-        device=setup.device,
-        options=msgspec.json.encode(_options(questions)).decode(),
-        version=mmchat.__version__,
-    )
-
-
 class _CachedAnswer(Struct, frozen=True):
     id: str
     """The question's id."""
@@ -277,17 +230,32 @@ class _CachedAnswer(Struct, frozen=True):
 class AnswerCache:
     """A file of answers, open for appending. `add` returns when the answer has been written.
 
-    Raises DataError if the file cannot be read or written.
+    The folder's name is a hash of everything that an answer depends on. Raises DataError if the file
+    cannot be read or written.
     """
 
-    def __init__(self, key: CacheKey) -> None:
-        folder = private_dir(paths().cache / "evaluation" / key.digest())
-        self.file = folder / "answers.jsonl"
-        self.is_reusable = key.is_complete
+    def __init__(self, setup: EvaluationSetup, questions: QuestionSet) -> None:
+        key = {
+            "data": f"{questions.key} grey" if setup.blank else questions.key,
+            "model": setup.model,
+            "weights": setup.weights_hash,
+            "adapter": setup.adapter,
+            "adapter_hash": setup.adapter_hash,
+            "quantization": setup.quantization,
+            "compute_dtype": setup.compute_dtype,
+            "device": setup.device,
+            "options": msgspec.json.encode(_options(questions)).decode(),
+            "version": mmchat.__version__,
+        }
+        digest = hashlib.sha256(msgspec.json.encode(key)).hexdigest()[:32]
+        self.file = private_dir(paths().cache / "evaluation" / digest) / "answers.jsonl"
+        # Another server may not say which weights and which adapter it has.
+        known = setup.weights_hash and (setup.adapter_hash or not setup.adapter)
+        self.is_reusable = bool(known)
         """Whether later runs can reuse the answers."""
         self.answers: dict[str, str] = {}
         """The answers of earlier runs, by question id."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | (0 if key.is_complete else os.O_TRUNC)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | (0 if known else os.O_TRUNC)
         try:
             self._stream = os.fdopen(os.open(self.file, flags, 0o600), "r+b", buffering=0)
             raw = self._stream.readall()
@@ -306,15 +274,7 @@ class AnswerCache:
         except OSError as error:
             raise self._error(error) from error
 
-    def __enter__(self) -> "AnswerCache":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._stream.close()
 
     def _error(self, error: OSError) -> DataError:

@@ -50,6 +50,9 @@ class Proportion:
         high = center + half if self.count < self.n else 1.0
         return low, high
 
+    def to_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "interval": list(self.interval)}
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -60,6 +63,11 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         return {"value": self.value, "interval": list(self.interval)}
+
+
+def with_interval(name: str, metric: Proportion | Estimate) -> dict[str, Any]:
+    """`name` and `name_interval` of a metric, JSON-ready."""
+    return {name: metric.value, f"{name}_interval": list(metric.interval)}
 
 
 def percentiles(values: Floats) -> tuple[float, float]:

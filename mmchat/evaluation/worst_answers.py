@@ -13,6 +13,7 @@ from html import escape
 from typing import Final
 
 from mmchat.answer_match import normalize
+from mmchat.display.text import one_line
 from mmchat.errors import DataError, ImageError
 from mmchat.evaluation.graders import GradedAnswer
 from mmchat.evaluation.questions import QuestionPicture, QuestionSet
@@ -81,10 +82,10 @@ def worst_rows(worst: Sequence[WrongAnswer]) -> list[tuple[str, str, str, str]]:
     """(type, question, reference, prediction) of each, sanitized and shortened for a terminal."""
     return [
         (
-            _line(a.type, 14),
-            _line(a.question, 34),
-            _line(a.reference, 26),
-            _line(_answer_text(a), 40),
+            one_line(a.type, 14),
+            one_line(a.question, 34),
+            one_line(a.reference, 26),
+            one_line(_answer_text(a), 40),
         )
         for a in (wrong.answer for wrong in worst)
     ]
@@ -152,12 +153,4 @@ def _answer_text(answer: GradedAnswer) -> str:
 
 
 def _html(text: str) -> str:
-    return escape(clean(_cut(text, _MAX_TEXT)))
-
-
-def _line(text: str, length: int) -> str:
-    return _cut(clean(text, keep_newlines=False), length)
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return escape(clean(text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"))

@@ -1,10 +1,18 @@
-"""This machine: whether its processor is fast in bfloat16, and how much memory is free. Without torch."""
+"""This machine: whether its processor is fast in bfloat16, and how much memory is free. Without torch.
+
+By default glibc's malloc keeps freed blocks of up to 32 MB for later. That makes training fast, because the
+same sizes are needed at every step. After loading, the kept memory is wasted: a 4-bit model of 0.5 billion
+parameters kept a gigabyte of its unquantized weights until the process ended. On other systems `eager_trim`,
+`trim` and `set_eager_trim` have no effect.
+"""
 
 import contextlib
+import ctypes
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +27,9 @@ _BFLOAT16_CAPABILITY = 8.0
 """The compute capability from which NVIDIA GPUs multiply matrices of bfloat16."""
 _LOW_CAPABILITIES = frozenset({"default", "avx", "avx2"})
 """Values of ATEN_CPU_CAPABILITY with which torch does not use AVX-512."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_FIRST_THRESHOLD, _LAST_THRESHOLD = 1 << 17, 1 << 25
+"""Bytes: glibc's threshold at the start, and the largest that it raises it to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +156,36 @@ def _free_gpu_memory() -> tuple[int, bool] | None:
         free, capability = done.stdout.splitlines()[0].split(",")
         return int(free) * 2**20, float(capability) >= _BFLOAT16_CAPABILITY
     return None
+
+
+@contextlib.contextmanager
+def eager_trim() -> Iterator[None]:
+    """Inside this context freed memory goes back to the system at once; afterwards malloc is as before."""
+    set_eager_trim()
+    try:
+        yield
+    finally:
+        _set_thresholds(_LAST_THRESHOLD)
+        trim()
+
+
+def trim() -> None:
+    """Returns the memory that is free now to the system, once."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def set_eager_trim() -> None:
+    """From now on freed memory goes back at once, so the process holds only what is in use.
+
+    The system then provides each new block page by page: a training step of the built-in model runs at
+    55 % of its speed.
+    """
+    _set_thresholds(_FIRST_THRESHOLD)
+
+
+def _set_thresholds(size: int) -> None:
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, size)
+        library.mallopt(_M_TRIM_THRESHOLD, 2 * size)

@@ -162,10 +162,7 @@ def encoder_bytes(dims: ModelDims, pictures: int, itemsize: int) -> dict[str, in
     if vision.keeps_states:
         row += vision.layers * vision.hidden_size * itemsize
     pixel = 3 * (4 + itemsize) + (itemsize * 3 + 16 if vision.masked else 0)
-    return {
-        "encoder activations": patches * row,
-        "pixels": patches * vision.patch_size**2 * pixel,
-    }
+    return {"encoder activations": patches * row, "pixels": patches * vision.patch_size**2 * pixel}
 
 
 def largest_layer(dims: ModelDims) -> int:

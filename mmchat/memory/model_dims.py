@@ -171,6 +171,7 @@ def model_dims(config: Mapping[str, Any], found: Iterable[TensorInfo]) -> ModelD
     elif parts.vision or parts.projector:
         kind = "hf_vlm"
     vision, image_tokens = _vision(config, parts.vision)
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings")) is True
     return ModelDims(
         kind=kind,
         model_type=str(config["model_type"]),
@@ -186,7 +187,7 @@ def model_dims(config: Mapping[str, Any], found: Iterable[TensorInfo]) -> ModelD
         linears=linears,
         block_other=block_other,
         embedding=parts.embedding.elements if parts.embedding is not None else 0,
-        head=0 if parts.head is None or _tied(config, text) else parts.head.elements,
+        head=0 if parts.head is None or tied else parts.head.elements,
         other=sum(tensor.elements for tensor in parts.other),
         projector=sum(tensor.elements for tensor in parts.projector),
         projector_matrices=sum(t.elements for t in parts.projector if len(t.shape) > 1),
@@ -263,10 +264,7 @@ def _block(
 
 
 def _attention(
-    named: Mapping[str, LinearDims],
-    text: Mapping[str, Any],
-    hidden_size: int,
-    estimated: list[str],
+    named: Mapping[str, LinearDims], text: Mapping[str, Any], hidden_size: int, estimated: list[str]
 ) -> tuple[int, int]:
     """(width of the queries, of the keys)"""
     heads = _number(text, "num_attention_heads", "n_head", "num_heads")
@@ -299,10 +297,6 @@ def _mlp(
     estimated.append("the width of the MLP (its layers have names unknown to mmchat)")
     widest = max((max(one.inputs, one.outputs) for one in named.values()), default=4 * hidden_size)
     return widest, True
-
-
-def _tied(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
-    return config.get("tie_word_embeddings", text.get("tie_word_embeddings")) is True
 
 
 def _vision(

@@ -6,10 +6,9 @@ Nothing here needs torch, so the command line lists models at once.
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import msgspec
 
@@ -128,13 +127,9 @@ def offered_dims() -> dict[str, ModelDims]:
 
 def list_installed() -> list[Installed]:
     """The built-in models, the fetched ones and the folders that were added, by name."""
-    found: list[Installed] = []
-    for folder in _builtin():
-        found.append(_describe(folder.name, folder, "built in"))
-    for folder in _fetched():
-        found.append(_describe(_hub_id(folder.name), folder, "fetched"))
-    for name, path in _registered().items():
-        found.append(_describe(name, Path(path), "folder"))
+    found = [_describe(folder.name, folder, "built in") for folder in _builtin()]
+    found += [_describe(_hub_id(folder.name), folder, "fetched") for folder in _fetched()]
+    found += [_describe(name, Path(path), "folder") for name, path in _registered().items()]
     return sorted(found, key=lambda model: (model.origin != "built in", model.name.lower()))
 
 
@@ -226,8 +221,6 @@ def remove_model(name: str) -> Path:
     names = [key for key in fetched if name in (key, key.split("/")[-1])]
     if len(names) != 1:
         raise ModelError(f"There is no model {name} to remove: see `mmchat models list`.")
-    import shutil
-
     try:
         shutil.rmtree(fetched[names[0]])
     except OSError as error:
@@ -266,7 +259,7 @@ def _fetched(partial: bool = False) -> list[Path]:
     return []
 
 
-def _registered() -> Mapping[str, str]:
+def _registered() -> dict[str, str]:
     file = paths().models / _FOLDERS
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -276,13 +269,13 @@ def _registered() -> Mapping[str, str]:
         raise ModelError(f"{file} cannot be read ({error}): correct or remove it.") from error
     if not isinstance(found, dict):
         raise ModelError(f"{file} is not a table of names and folders: correct or remove it.")
-    return MappingProxyType({str(name): str(path) for name, path in found.items()})
+    return {str(name): str(path) for name, path in found.items()}
 
 
-def _write_registered(folders: Mapping[str, str]) -> None:
+def _write_registered(folders: dict[str, str]) -> None:
     file = private_dir(paths().models) / _FOLDERS
     try:
-        write_file(file, json.dumps(dict(folders), indent=1))
+        write_file(file, json.dumps(folders, indent=1))
     except OSError as error:
         raise ModelError(f"{file} cannot be written ({error.strerror}).") from error
 

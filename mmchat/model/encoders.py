@@ -114,7 +114,8 @@ def encoder_for(vision_config: Any, image_size: int = 0) -> Encoder:
         )
     if kind in _MAP_KINDS:
         side = image_size or getattr(vision_config, "image_size", 0) or 224
-        return MapEncoder(side, math.ceil(side / _stride(vision_config)), _map_width(vision_config))
+        width = int(vision_config.hidden_sizes[-1])
+        return MapEncoder(side, math.ceil(side / _stride(vision_config)), width)
     if kind in _TOKEN_KINDS:
         side = image_size or vision_config.image_size
         return TokenEncoder(side, side // vision_config.patch_size, vision_config.hidden_size)
@@ -127,10 +128,6 @@ def encoder_for(vision_config: Any, image_size: int = 0) -> Encoder:
         f"A vision encoder of the kind {kind} cannot be used: choose one of "
         f"{', '.join(sorted(_TOKEN_KINDS | _MAP_KINDS | {'siglip2_vision_model', 'grid_vision'}))}."
     )
-
-
-def _map_width(vision_config: Any) -> int:
-    return int(vision_config.hidden_sizes[-1])
 
 
 def _stride(vision_config: Any) -> int:

@@ -18,13 +18,7 @@ from mmchat.memory.model_dims import ModelKind, UnknownModelError, read_dims
 from mmchat.model import quantization as nf4
 from mmchat.model.catalogue import resolve_model
 from mmchat.model.loaded_model import LoadedModel
-from mmchat.model_files import (
-    FileStamps,
-    file_stamps,
-    read_config,
-    weight_files,
-    weights_hash,
-)
+from mmchat.model_files import FileStamps, file_stamps, read_config, weight_files, weights_hash
 from mmchat.settings import Device, Quantization
 
 FOUR_BIT_HINT = "with --quantization 4bit"
@@ -69,14 +63,14 @@ def plan_load(
     raw = read_config(folder)
     weight_files(folder)
     files = file_stamps(folder)
-    target = _device(device)
+    target = torch_device(device)
     weight_format, dtype = _weight_format(quantization, target, raw, name)
     kind, config = _configuration(folder, raw)
     skeleton = _skeleton(config, kind, name) if weight_format == "4bit" else None
     freed = 0
     if replaced is not None and replaced.device.type == target.type:
         freed = replaced.memory_bytes
-    check_memory(folder, weight_format, dtype, target, name, freed, four_bit_hint)
+    check_memory(folder, weight_format, dtype, target, name, four_bit_hint, freed)
     return LoadPlan(
         name=name,
         folder=folder,
@@ -93,7 +87,8 @@ def plan_load(
     )
 
 
-def _device(wanted: Device) -> torch.device:
+def torch_device(wanted: Device) -> torch.device:
+    """The device of the setting model.device. Raises ModelError if this machine does not have it."""
     cuda = torch.cuda.is_available()
     if wanted == "auto":
         return torch.device("cuda" if cuda else "cpu")
@@ -134,8 +129,8 @@ def check_memory(
     dtype: torch.dtype,
     device: torch.device,
     name: str,
+    four_bit_hint: str,
     freed: int = 0,
-    four_bit_hint: str = FOUR_BIT_HINT,
 ) -> None:
     """Raises ModelError if there is too little memory to load the model and to talk with it."""
     try:

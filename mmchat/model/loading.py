@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from mmchat.errors import ModelError
-from mmchat.memory.malloc import eager_trim
+from mmchat.memory.machine import eager_trim
 from mmchat.model import quantization as nf4
-from mmchat.model.hf_vlm import load_processor
 from mmchat.model.load_plan import (
     LoadPlan,
     auto_class,
@@ -21,11 +20,12 @@ from mmchat.model.load_plan import (
     plan_load,
 )
 from mmchat.model.loaded_model import LoadedModel
+from mmchat.model.processor import VisualPrefixProcessor, load_processor
 from mmchat.prompt.chat_encoding import answer_end
 from mmchat.settings import Device, Quantization
 
 LoadProgress = Callable[[str, float], None]
-"""Called with a stage ("reading", "quantizing", "ready") and a fraction of the whole, 0 to 1."""
+"""Called with a stage ("reading", "quantizing", "ready"; "writing" in a merge) and the fraction done, 0 to 1."""
 
 
 def load_model(
@@ -33,7 +33,7 @@ def load_model(
     *,
     quantization: Quantization = "auto",
     device: Device = "auto",
-    progress: LoadProgress | None = None,
+    progress: LoadProgress = lambda stage, fraction: None,
 ) -> LoadedModel:
     """Loads the model `name` (built-in, installed, or a folder) from this machine only.
 
@@ -42,23 +42,17 @@ def load_model(
 
     Raises ModelError if the model cannot be found, read, trusted or held in memory.
     """
-    tell = progress or (lambda stage, fraction: None)
-    tell("reading", 0.0)
+    progress("reading", 0.0)
     plan = plan_load(name, quantization=quantization, device=device)
-    return load_planned(plan, tell)
+    return load_planned(plan, progress)
 
 
-def load_planned(plan: LoadPlan, tell: LoadProgress) -> LoadedModel:
+def load_planned(plan: LoadPlan, progress: LoadProgress) -> LoadedModel:
     """Carries out `plan`; raises as `load_model` does."""
     check_memory(
-        plan.folder,
-        plan.weight_format,
-        plan.dtype,
-        plan.device,
-        plan.name,
-        four_bit_hint=plan.four_bit_hint,
+        plan.folder, plan.weight_format, plan.dtype, plan.device, plan.name, plan.four_bit_hint
     )
-    model = _load_weights(plan, tell)
+    model = _load_weights(plan, progress)
     if plan.weight_format == "4bit":
         nf4.assert_four_bit(model, plan.name)
         # The packed kernel always computes in bfloat16.
@@ -81,16 +75,18 @@ def load_planned(plan: LoadPlan, tell: LoadProgress) -> LoadedModel:
         parts=nf4.report(model),
         files=plan.files,
     )
-    tell("ready", 1.0)
+    progress("ready", 1.0)
     return loaded
 
 
-def _load_weights(plan: LoadPlan, tell: LoadProgress) -> nn.Module:
+def _load_weights(plan: LoadPlan, progress: LoadProgress) -> nn.Module:
     options: dict[str, Any] = {}
     with checkpoint_errors(plan.name), eager_trim():
         if plan.skeleton is not None:
             options["quantization_config"] = nf4.bitsandbytes_config(plan.skeleton, plan.dtype)
-        with loading_progress("quantizing" if plan.weight_format == "4bit" else "reading", tell):
+        with loading_progress(
+            "quantizing" if plan.weight_format == "4bit" else "reading", progress
+        ):
             model, info = auto_class(plan.kind).from_pretrained(
                 plan.folder,
                 config=plan.config,
@@ -115,28 +111,27 @@ def _load_weights(plan: LoadPlan, tell: LoadProgress) -> nn.Module:
 
 
 @contextlib.contextmanager
-def loading_progress(stage: str, tell: LoadProgress) -> Iterator[None]:
-    """Turns transformers' own progress bar over the tensors into calls of `tell`."""
+def loading_progress(stage: str, progress: LoadProgress) -> Iterator[None]:
+    """Turns transformers' own progress bar over the tensors into calls of `progress`."""
     from transformers.utils import logging
 
     def hook(factory: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         things = args[0] if args else options.get("iterable")
         if things is None or not hasattr(things, "__len__"):
             return factory(*args, **{**options, "disable": True})
-        return _counted(things, stage, tell)
+        return counted(things)
+
+    def counted(things: Any) -> Iterator[Any]:
+        whole = max(len(things), 1)
+        for number, thing in enumerate(things):
+            progress(stage, 0.05 + 0.9 * number / whole)
+            yield thing
 
     before = logging.set_tqdm_hook(hook)
     try:
         yield
     finally:
         logging.set_tqdm_hook(before)
-
-
-def _counted(things: Any, stage: str, tell: LoadProgress) -> Iterator[Any]:
-    whole = max(len(things), 1)
-    for number, thing in enumerate(things):
-        tell(stage, 0.05 + 0.9 * number / whole)
-        yield thing
 
 
 def processor_of(plan: LoadPlan) -> tuple[Any, Any]:
@@ -147,8 +142,6 @@ def processor_of(plan: LoadPlan) -> tuple[Any, Any]:
     if kind == "hf_vlm":
         processor = load_processor(folder, raw["model_type"])
     elif kind == "visual_prefix":
-        from mmchat.model.processor import VisualPrefixProcessor
-
         processor = _loaded(VisualPrefixProcessor, folder, "processor")
     else:
         return None, _loaded(AutoTokenizer, folder, "tokenizer")

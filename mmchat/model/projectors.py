@@ -1,7 +1,6 @@
 """Projection adapters: features of the vision encoder -> visual prefix tokens.
 
-All kinds have the same signature. The configuration alone gives the number of prefix tokens and of
-parameters (`prefix_tokens`, `parameter_count`).
+All kinds have the same signature. The configuration alone gives the number of prefix tokens.
 
     linear          one matrix                      Merullo et al. 2023, "Linearly Mapping from Image
                                                     to Text Space"
@@ -60,6 +59,12 @@ class GridPositions(nn.Module):
         return tokens + (self.rows[:, None] + self.columns[None]).flatten(0, 1)
 
 
+def _build_positions(config: VisualPrefixConfig, grid: int, width: int) -> GridPositions | None:
+    if not config.projector_positions:
+        return None
+    return GridPositions(grid, width, config.projector_position_scale)
+
+
 class Projector(nn.Module):
     """The signature of all kinds. `config` has the sizes; see `VisualPrefixConfig`."""
 
@@ -85,11 +90,7 @@ class GridProjector(Projector):
         bias = config.multimodal_projector_bias
         self.linear_1 = nn.Linear(joined, hidden or self.text_width, bias=bias)
         self.linear_2 = nn.Linear(hidden, self.text_width, bias=bias) if hidden else None
-        self.positions = (
-            GridPositions(self.grid // factor, self.text_width, config.projector_position_scale)
-            if config.projector_positions
-            else None
-        )
+        self.positions = _build_positions(config, self.grid // factor, self.text_width)
 
     def forward(self, features: Tensor) -> Tensor:
         tokens = self.linear_1(pixel_shuffle(features, self.grid, self.factor))
@@ -147,11 +148,7 @@ class QueryProjector(Projector):
         super().__init__(config)
         width = self.text_width
         self.queries = nn.Parameter(torch.zeros(config.projector_tokens, width))
-        self.positions = (
-            GridPositions(self.grid, self.vision_width, config.projector_position_scale)
-            if config.projector_positions
-            else None
-        )
+        self.positions = _build_positions(config, self.grid, self.vision_width)
         self.attentions = nn.ModuleList(
             CrossAttention(width, self.vision_width, config.projector_heads) for _ in range(rounds)
         )
@@ -190,27 +187,3 @@ def build_projector(config: VisualPrefixConfig) -> Projector:
         return QueryProjector(config, rounds=1, feed_forward=False)
     factor, hidden = grid_projector_sizes(config)
     return GridProjector(config, factor=factor, hidden=hidden)
-
-
-def parameter_count(config: VisualPrefixConfig) -> int:
-    """The number of parameters of the projector, without building it."""
-    encoder = encoder_for(config.vision_config, config.image_size)
-    vision, text = encoder.width, config.text_config.hidden_size
-    prefix_tokens(config)
-    if config.projector_type in ("perceiver", "attention_pool"):
-        perceiver = config.projector_type == "perceiver"
-        attention = 2 * text * text + 2 * vision * text + 2 * (text + vision)
-        feed_forward = 8 * text * text + 2 * text if perceiver else 0
-        rounds = config.projector_layers if perceiver else 1
-        positions = 2 * encoder.grid * vision if config.projector_positions else 0
-        queries = config.projector_tokens * text
-        return rounds * (attention + feed_forward) + positions + queries + 2 * text
-    factor, hidden = grid_projector_sizes(config)
-    bias = int(config.multimodal_projector_bias)
-    joined = vision * factor * factor
-    count = (joined + bias) * (hidden or text)
-    if hidden:
-        count += (hidden + bias) * text
-    if config.projector_positions:
-        count += 2 * (encoder.grid // factor) * text
-    return count

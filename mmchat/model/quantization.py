@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal
@@ -23,6 +24,9 @@ from mmchat.settings import load_settings
 
 Part = Literal["vision tower", "projector", "text blocks", "lm_head", "other"]
 PARTS: tuple[Part, ...] = ("vision tower", "projector", "text blocks", "lm_head", "other")
+TEXT_PARTS: tuple[Part, ...] = ("text blocks", "lm_head", "other")
+"""Everything that belongs to the text model."""
+NF4 = "nf4"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +127,18 @@ def skipped_modules(model: nn.Module) -> list[str]:
     explicit list replaces the default, which skips `lm_head`.
     """
     blocks, _ = text_blocks(model)
-    names: list[str] = []
 
-    def walk(name: str, module: nn.Module) -> None:
-        if name == blocks:
-            return
-        inside = not name or blocks.startswith(name + ".")
-        if not inside:
-            if any(isinstance(part, nn.Linear) for part in module.modules()):
-                names.append(name)
-            return
-        for child, part in module.named_children():
-            walk(f"{name}.{child}" if name else child, part)
+    def has_blocks(name: str) -> bool:
+        return not name or blocks.startswith(name + ".")
 
-    walk("", model)
-    return names
+    return [
+        name
+        for name, module in model.named_modules()
+        if name != blocks
+        and not has_blocks(name)
+        and has_blocks(name.rpartition(".")[0])
+        and any(isinstance(part, nn.Linear) for part in module.modules())
+    ]
 
 
 def bitsandbytes_config(model: nn.Module, dtype: torch.dtype) -> Any:
@@ -249,10 +250,8 @@ def part_tensors(model: nn.Module, part: Part) -> dict[str, Tensor]:
 def report(model: nn.Module) -> list[PartReport]:
     """A report for each part of `model`; a tied `lm_head` counts as part of the embedding."""
     blocks, _ = text_blocks(model)
-    linear = dict.fromkeys(PARTS, 0)
-    four_bit = dict.fromkeys(PARTS, 0)
-    parameters = dict.fromkeys(PARTS, 0)
-    size = dict.fromkeys(PARTS, 0)
+    linear, four_bit = Counter[Part](), Counter[Part]()
+    parameters, size = Counter[Part](), Counter[Part]()
     dtypes: dict[Part, set[str]] = {part: set() for part in PARTS}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -261,14 +260,13 @@ def report(model: nn.Module) -> list[PartReport]:
             four_bit[part] += is_four_bit(module)
     for name, parameter in model.named_parameters():
         part = part_of(name, blocks)
-        packed = type(parameter).__name__ == "Params4bit"
-        # A byte holds two weights; the scale of each block of 64 lies beside them.
-        parameters[part] += parameter.numel() * (2 if packed else 1)
-        size[part] += parameter.numel() * parameter.element_size()
+        count, dtype = count_and_dtype(parameter)
+        parameters[part] += count
+        size[part] += parameter.nbytes
+        dtypes[part].add(dtype)
         state = getattr(parameter, "quant_state", None)
-        if packed and state is not None:
-            size[part] += state.absmax.numel() * state.absmax.element_size()
-        dtypes[part].add("nf4" if packed else str(parameter.dtype).removeprefix("torch."))
+        if dtype == NF4 and state is not None:
+            size[part] += state.absmax.nbytes  # the scale of each block of 64
     return [
         PartReport(
             part,
@@ -281,6 +279,13 @@ def report(model: nn.Module) -> list[PartReport]:
         for part in PARTS
         if parameters[part] or linear[part]
     ]
+
+
+def count_and_dtype(parameter: Tensor) -> tuple[int, str]:
+    """(the number of its weights, their dtype); each byte of a 4-bit parameter holds two weights."""
+    if type(parameter).__name__ == "Params4bit":
+        return 2 * parameter.numel(), NF4
+    return parameter.numel(), str(parameter.dtype).removeprefix("torch.")
 
 
 def is_four_bit(module: nn.Module) -> bool:

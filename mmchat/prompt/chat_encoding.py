@@ -75,9 +75,13 @@ def encode_chat(
 
     Raises ModelError if there is no chat template, or if it fails for this conversation.
     """
-    return _encoder(tokenizer, _chat_template(tokenizer)).encode(
-        turns, placeholders, image_token, add_generation_prompt
-    )
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"{tokenizer_name(tokenizer)} has no chat template, so mmchat does not know how to talk to "
+            "it: choose a chat or instruct model, or put a chat_template.jinja into its folder."
+        )
+    encoder = _encoder(tokenizer, tokenizer.get_chat_template())
+    return encoder.encode(turns, placeholders, image_token, add_generation_prompt)
 
 
 def answer_end(tokenizer: Any) -> int | None:
@@ -91,16 +95,6 @@ def answer_end(tokenizer: Any) -> int | None:
     if last is None or encoded.input_ids[last] not in tokenizer.added_tokens_decoder:
         return None
     return encoded.input_ids[last]
-
-
-def _chat_template(tokenizer: Any) -> str:
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"{tokenizer_name(tokenizer)} has no chat template, so mmchat does not know how to talk to "
-            "it: choose a chat or instruct model, or put a chat_template.jinja into its folder."
-        )
-    template: str = tokenizer.get_chat_template()
-    return template
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +163,9 @@ class _Encoder:
         if place.after is None:
             return place.stretches
         *before, (start, end) = place.stretches
-        for token, left, right in tokens[bisect.bisect_right(tokens, end, key=_token_end) :]:
+        for token, left, right in tokens[
+            bisect.bisect_right(tokens, end, key=lambda token: token[2]) :
+        ]:
             inner, _ = strip_span(text, left, right)
             if inner >= place.after.end:
                 break
@@ -179,10 +175,6 @@ class _Encoder:
 
 
 _encoder = lru_cache(maxsize=4)(_Encoder)
-
-
-def _token_end(token: Token) -> int:
-    return token[2]
 
 
 @dataclass(frozen=True, slots=True)

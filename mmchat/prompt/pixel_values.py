@@ -10,6 +10,8 @@ from cachetools import LRUCache
 from torch import Tensor
 
 from mmchat.errors import ImageError
+from mmchat.images import MAX_SIDE, decode
+from mmchat.images.headers import UnreadablePicture, read_header
 from mmchat.prompt.chat_encoding import Placeholders
 
 MAX_ENLARGED_PIXELS = 32_000_000
@@ -96,7 +98,8 @@ def picture_inputs(
             decoded[picture.sha256] = _decode(model, picture, cancelled)
     read = [decoded[picture.sha256] for picture in pictures]
     if model.kind == "hf_vlm":
-        _check_cancelled(cancelled)
+        if cancelled():
+            raise Cancelled
         return _process(model, pictures, read)
     placeholders = [[model.processor.image_token_id] * picture.tokens for picture in read]
     return placeholders, {"pixel_values": torch.cat([picture.pixel_values for picture in read])}
@@ -138,8 +141,6 @@ def token_type_input(processor: Any) -> str | None:
 
 def decoded_bytes(data: bytes | None) -> int:
     """The bytes that a picture takes when it is decoded, by its header; 0 if the header has no size."""
-    from mmchat.images import MAX_SIDE
-
     size = _header_size(data)
     if size is None:
         return 0
@@ -148,15 +149,14 @@ def decoded_bytes(data: bytes | None) -> int:
 
 
 def _decode(model: PictureModel, picture: PromptPicture, cancelled: Callable[[], bool]) -> Any:
-    from mmchat.images import decode
-
     cached = model.pixels.get(picture.sha256)
     if cached is not None:
         return cached
     data = picture.data
     if data is None:
         raise ValueError(f"the bytes of picture {picture.sha256} are missing")
-    _check_cancelled(cancelled)
+    if cancelled():
+        raise Cancelled
     image = decode(data)
     check_shape(model, picture, image.width, image.height)
     if model.kind == "hf_vlm":
@@ -231,14 +231,7 @@ def _shape_error(model: PictureModel, picture: PromptPicture, reason: str) -> Im
 
 def _header_size(data: bytes | None) -> tuple[int, int] | None:
     """(width, height) in the file's header, before any rotation; None if it has none."""
-    from mmchat.images.headers import UnreadablePicture, read_header
-
     try:
         return read_header(data or b"").size
     except UnreadablePicture:
         return None
-
-
-def _check_cancelled(cancelled: Callable[[], bool]) -> None:
-    if cancelled():
-        raise Cancelled

@@ -30,15 +30,10 @@ class Curves:
 
     @property
     def logarithmic(self) -> bool:
-        """Whether the losses need a logarithmic axis."""
-        return is_logarithmic(loss for _, loss in (*self.training, *self.held_out))
-
-
-def is_logarithmic(losses: Iterable[float]) -> bool:
-    """Whether these losses need a logarithmic axis to be readable."""
-    values = list(losses)
-    low, high = min(values, default=0.0), max(values, default=0.0)
-    return low > 0 and high / low > LOGARITHMIC_RATIO
+        """Whether the losses need a logarithmic axis to be readable."""
+        losses = [loss for _, loss in (*self.training, *self.held_out)]
+        low, high = min(losses, default=0.0), max(losses, default=0.0)
+        return low > 0 and high / low > LOGARITHMIC_RATIO
 
 
 def curves(metrics: Iterable[Mapping[str, Any]]) -> Curves:

@@ -1,6 +1,7 @@
 """Builds the input of each training step: the same in every run, on any number of processes."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from mmchat.prompt.pixel_values import picture_inputs
 from mmchat.training.encode import Samples
 from mmchat.training.feature_cache import FeatureReader, pixel_values
 from mmchat.training.finetune_config import new_samples_per_step
-from mmchat.training.packing import PackedRow, Tree, collate, pack
+from mmchat.training.packing import Tree, collate, pack
 from mmchat.training.train_step import RowInput, StepInput
 
 TreeWithPictures = tuple[Tree, Sequence[Picture]]
@@ -42,7 +43,7 @@ class RowPacker:
         ordered = sorted((tree for tree, _ in trees), key=len, reverse=True)
         if not self.pack:
             return [self._input([tree], pictures, len(tree)) for tree in ordered]
-        rows = [row.trees for row in pack(ordered, self.row_tokens)]
+        rows = pack(ordered, self.row_tokens)
         if self.fixed_length:
             return [self._input(row, pictures, self.row_tokens) for row in rows]
         # The number of rows is fixed now. Rows of about equal length need the least padding.
@@ -54,11 +55,8 @@ class RowPacker:
     def _input(
         self, trees: Sequence[Tree], pictures: dict[int, Sequence[Picture]], capacity: int
     ) -> RowInput:
-        row = PackedRow(capacity)
-        for tree in trees:
-            row.add(tree)
         used = [pictures[id(tree)][image] for tree in trees for image in tree.images]
-        batch = collate([row], capacity, self.pad_id)
+        batch = collate([trees], capacity, self.pad_id)
         return RowInput(batch, self.load_pictures(used) if used else None)
 
 
@@ -144,19 +142,14 @@ class StepDataset(Dataset[Any]):
         mine = rows[self.rank :: self.processes]
         if not mine:
             # Every process must take part in the gradient exchange, here with a row of zero weight.
-            mine = [_weightless(rows[0])]
+            batch = rows[0].batch
+            weightless = replace(batch, weights=torch.zeros_like(batch.weights))
+            mine = [RowInput(weightless, rows[0].features)]
         tokens = sum(len(tree) for tree, _ in trees)
         return StepInput(mine, places, len(trees), tokens)
 
     def __len__(self) -> int:
         return 2**31  # unlimited: the number of steps is the stage's
-
-
-def _weightless(row: RowInput) -> RowInput:
-    batch = row.batch
-    fields = {name: getattr(batch, name) for name in batch.__slots__}
-    fields["weights"] = torch.zeros_like(batch.weights)
-    return RowInput(type(batch)(**fields), row.features)
 
 
 def build_dataloader(dataset: StepDataset, steps: range, workers: int) -> Iterator[Any]:

@@ -4,7 +4,7 @@ Labels are shifted: `labels[i]` is the token that should follow token i. Example
 share it (`packing`): the picture is in the trunk, and each conversation about it is a branch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -39,7 +39,7 @@ class EncodedExample:
 
 @dataclass(slots=True)
 class EncodedExamples:
-    """EncodedChat examples, and the problems of those that cannot be trained on."""
+    """Encoded examples, and the problems of those that cannot be trained on."""
 
     examples: list[EncodedExample] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
@@ -81,27 +81,27 @@ class Samples:
         """The mean weight of a tree in the loss."""
         return sum(map(_weight, self.trees)) / max(len(self.trees), 1)
 
+    def first(self, count: int) -> "Samples":
+        """The first `count` samples."""
+        return Samples(self.trees[:count], self.places[:count], self.pictures)
+
     def weighted_by_length(self, length_weight: float) -> "Samples":
         """Samples in which each answer's loss is divided by (its tokens) ** `length_weight`."""
         if not length_weight:
             return self
-        trees = [
-            replace(
-                t,
-                branches=[
-                    replace(b, weight=_length_weighted(b, length_weight)) for b in t.branches
-                ],
-            )
-            for t in self.trees
-        ]
-        return replace(self, trees=trees)
+        return self._reweighted(
+            lambda b: float(b.weight * max(_label_count(b), 1) ** -length_weight)
+        )
 
     def scaled_to_mean_weight(self, mean: float) -> "Samples":
         """Samples whose weights are scaled so that the mean weight of a tree is `mean`."""
         factor = mean / max(self.mean_weight, 1e-9)
+        return self._reweighted(lambda branch: factor * branch.weight)
+
+    def _reweighted(self, weight: Callable[[Branch], float]) -> "Samples":
         trees = [
-            replace(t, branches=[replace(b, weight=factor * b.weight) for b in t.branches])
-            for t in self.trees
+            replace(tree, branches=[replace(b, weight=weight(b)) for b in tree.branches])
+            for tree in self.trees
         ]
         return replace(self, trees=trees)
 
@@ -261,12 +261,7 @@ def _build_tree(group: Sequence[EncodedExample]) -> Tree:
     first = group[0]
     trunk = first.shared if len(group) > 1 else 0
     branches = [
-        Branch(
-            one.tokens[trunk:],
-            one.labels[trunk:],
-            one.example.weight,
-            one.example.kind,
-        )
+        Branch(one.tokens[trunk:], one.labels[trunk:], one.example.weight, one.example.kind)
         for one in group
     ]
     return Tree(first.tokens[:trunk], first.images, branches)
@@ -274,10 +269,6 @@ def _build_tree(group: Sequence[EncodedExample]) -> Tree:
 
 def _weight(tree: Tree) -> float:
     return sum(branch.weight * _label_count(branch) for branch in tree.branches)
-
-
-def _length_weighted(branch: Branch, length_weight: float) -> float:
-    return float(branch.weight * max(_label_count(branch), 1) ** -length_weight)
 
 
 def _label_count(branch: Branch) -> int:

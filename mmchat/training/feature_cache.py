@@ -27,8 +27,6 @@ from mmchat.settings import paths, private_dir
 from mmchat.training.run_folder import writing
 
 ENCODE_BATCH = 8
-ProgressCallback = Callable[[int, int], None]
-"""Called with the number of pictures that are done, and of all."""
 
 
 class FeatureCache:
@@ -42,12 +40,11 @@ class FeatureCache:
             str(self.dtype),
             loaded.processor.image_processor.to_json_string(),
         )
-        self.folder = (
-            paths().vision_cache / hashlib.sha256("\0".join(key).encode()).hexdigest()[:24]
-        )
+        digest = hashlib.sha256("\0".join(key).encode()).hexdigest()
+        self.folder = paths().vision_cache / digest[:24]
 
     def file(self, picture: Picture) -> Path:
-        return _file(self.folder, picture)
+        return self.folder / f"{picture.sha256}.npy"
 
     def missing(self, pictures: Sequence[Picture]) -> list[Picture]:
         """The pictures whose features are not cached yet."""
@@ -55,11 +52,13 @@ class FeatureCache:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
     def fill(
-        self, pictures: Sequence[Picture], progress: ProgressCallback = lambda done, of: None
+        self,
+        pictures: Sequence[Picture],
+        progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> int:
         """Encodes the missing pictures; -> how many there were.
 
-        Raises DataError if a picture cannot be decoded, RecipeError if the disk is full.
+        progress: called with the number of pictures that are done, and of all missing ones. Raises DataError if a picture cannot be decoded, RecipeError if the disk is full.
         """
         missing = self.missing(pictures)
         with writing(self.folder):
@@ -70,15 +69,13 @@ class FeatureCache:
             pixels = pixels.to(self._loaded.device, self.dtype)
             features = self._loaded.model.encode_images(pixels).to(self.dtype)
             for picture, one in zip(batch, features, strict=True):
-                self._write(self.file(picture), _to_numpy(one))
+                file = self.file(picture)
+                with writing(file), partial_file(file, private=False) as partial:
+                    with partial.open("wb") as stream:
+                        np.save(stream, _to_numpy(one), allow_pickle=False)
+                    partial.replace(file)
             progress(start + len(batch), len(missing))
         return len(missing)
-
-    def _write(self, file: Path, array: NDArray[Any]) -> None:
-        with writing(file), partial_file(file, private=False) as partial:
-            with partial.open("wb") as stream:
-                np.save(stream, array, allow_pickle=False)
-            partial.replace(file)
 
 
 class FeatureReader:
@@ -96,7 +93,7 @@ class FeatureReader:
         return torch.stack([self._read_one(picture) for picture in pictures])
 
     def _read_one(self, picture: Picture) -> Tensor:
-        file = _file(self.folder, picture)
+        file = self.folder / f"{picture.sha256}.npy"
         try:
             array = np.load(file, mmap_mode="r", allow_pickle=False)
             features = torch.from_numpy(np.array(array))
@@ -106,10 +103,6 @@ class FeatureReader:
                 "continue with --resume."
             ) from error
         return features.view(self.dtype) if features.dtype != self.dtype else features
-
-
-def _file(folder: Path, picture: Picture) -> Path:
-    return folder / f"{picture.sha256}.npy"
 
 
 def pixel_values(processor: Any, picture: Picture) -> Tensor:

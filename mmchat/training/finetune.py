@@ -18,31 +18,27 @@ import torch
 from mmchat.display.numbers import format_percent
 from mmchat.errors import MmchatError
 from mmchat.files import write_file
-from mmchat.memory.malloc import set_eager_trim
+from mmchat.memory.machine import set_eager_trim
 from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.loading import load_planned
 from mmchat.model.quantization import decoder_of
-from mmchat.training.accelerate_state import IsolatedAccelerator
-from mmchat.training.attention import sample_attention
-from mmchat.training.checkpoint import optimizer_tensors, save_checkpoint
+from mmchat.training.checkpoint import (
+    ResumePoint,
+    load_resume_point,
+    optimizer_tensors,
+    restore_stage_optimizers,
+    save_checkpoint,
+)
 from mmchat.training.dataloader import PictureLoader, RowPacker, StepDataset, build_dataloader
 from mmchat.training.feature_cache import FeatureCache, FeatureReader
 from mmchat.training.finetune_config import FinetuneConfig, StageConfig, config_hash, to_tables
 from mmchat.training.losses import HfVlmLoss, PackedLoss, autocast
 from mmchat.training.optimizer import build_optimizers
-from mmchat.training.packing import can_pack
-from mmchat.training.prepared_run import PreparedRun, StageSamples
-from mmchat.training.resume import ResumePoint, load_resume_point, restore_stage_optimizers
-from mmchat.training.run_folder import (
-    RECIPE,
-    RunFolder,
-    SampleAnswer,
-    Status,
-    writing,
-)
-from mmchat.training.run_log import RunLogger, Show
-from mmchat.training.stop_signals import StopSignals
-from mmchat.training.throughput import Throughput, describe_stage
+from mmchat.training.packing import can_pack, sample_attention
+from mmchat.training.prepare import PreparedRun
+from mmchat.training.process_state import IsolatedAccelerator, StopSignals, deterministic
+from mmchat.training.run_folder import RECIPE, RunFolder, SampleAnswer, Status, writing
+from mmchat.training.run_log import RunLogger, Show, Throughput
 from mmchat.training.trackers import Trackers
 from mmchat.training.train_step import StepInput, TrainStep, schedule_factor
 from mmchat.training.trainable import NEEDS_PICTURES, Trainable
@@ -107,7 +103,6 @@ class Trainer:
 
     @property
     def status(self) -> Status:
-        """The current status of the run."""
         return self.run_logger.status
 
     @property
@@ -143,7 +138,7 @@ class Trainer:
             self.recipe.trackers if self.main else (), self.folder.folder, to_tables(self.recipe)
         )
         self.run_logger.trackers = trackers
-        with contextlib.closing(trackers), self.stop_signals.listen(), _deterministic(self.device):
+        with contextlib.closing(trackers), self.stop_signals.listen(), deterministic(self.device):
             for index in range(self.stage_index, len(self.recipe.stages)):
                 if index != self.stage_index:
                     self.stage_index, self.step = index, 0
@@ -170,7 +165,7 @@ class Trainer:
         return out
 
     @torch.no_grad()  # type: ignore[untyped-decorator]  # torch is not followed
-    def validate(self, stage: StageConfig, loss_module: Any, samples: StageSamples) -> None:
+    def validate(self, stage: StageConfig, loss_module: Any, samples: PreparedRun) -> None:
         """Logs loss and accuracy on the held-out samples, and a few sample answers."""
         if not self.main or not samples.held_out.trees:
             return
@@ -182,7 +177,7 @@ class Trainer:
     def _fit_stage(self, stage: StageConfig) -> None:
         groups = self.trainable.start_stage(stage)
         if self.main:
-            for line in describe_stage(stage, self.loaded, self.trainable):
+            for line in self.trainable.describe_stage(stage):
                 self.say(line)
         optimizers = build_optimizers(groups, stage.optimizer, self.dtype)
         restore_stage_optimizers(self.resume_point, optimizers, stage, self.folder, self.say)
@@ -257,7 +252,6 @@ class Trainer:
         return TrainingPaused(saved=self.kept_steps == self.done, kept=self.kept_steps)
 
     def _position(self, stage: StageConfig) -> dict[str, Any]:
-        """The position of the run, as in the metrics."""
         return {"stage": stage.name, "step": self.done, "of": self.total}
 
     @property
@@ -293,7 +287,7 @@ class Trainer:
         )
 
     def _dataloader(
-        self, stage: StageConfig, samples: StageSamples, first: int
+        self, stage: StageConfig, samples: PreparedRun, first: int
     ) -> Iterator[StepInput | MmchatError]:
         dataset = StepDataset(
             samples.train,
@@ -374,14 +368,3 @@ def _without_local_paths(recipe: FinetuneConfig) -> FinetuneConfig:
     """
     data = msgspec.structs.replace(recipe.data, source=Path(recipe.data.source).name, images="")
     return msgspec.structs.replace(recipe, data=data)
-
-
-@contextlib.contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """Makes every operation deterministic on a CPU, so that resuming is exact."""
-    previous = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(previous or device.type == "cpu")
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(previous)

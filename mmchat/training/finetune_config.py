@@ -127,13 +127,7 @@ class StageConfig(Table, frozen=True):
         require(
             prefix + "vision_blocks", blocks, blocks == "all" or blocks >= 0, "0 or more, or all"
         )
-        for field in (
-            "steps",
-            "row_tokens",
-            "micro_rows",
-            "checkpoint_every",
-            "evaluate_every",
-        ):
+        for field in ("steps", "row_tokens", "micro_rows", "checkpoint_every", "evaluate_every"):
             value = getattr(self, field)
             require(prefix + field, value, value >= 0, "0 or more")
         for field in ("epochs", "weight_decay", "length_weight"):

@@ -10,8 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from mmchat.model.quantization import decoder_of
 from mmchat.model.visual_prefix import scale_logits
 from mmchat.prompt.pixel_values import image_token_ids, token_type_input
-from mmchat.training.attention import attention_spans
-from mmchat.training.packing import IGNORED, Batch, can_pack
+from mmchat.training.packing import IGNORED, Batch, attention_spans, can_pack
 
 
 def answer_loss(
@@ -39,10 +38,18 @@ def answer_loss(
         use_cache=False,
         **attention_spans(batch, text_model),
     ).last_hidden_state
-    labelled = batch.labels != IGNORED
-    logits = scale_logits(model.get_output_embeddings()(hidden[labelled]), config)
+    hidden = hidden[batch.labels != IGNORED]
+    return _score_logits(scale_logits(model.get_output_embeddings()(hidden), config), batch)
+
+
+def _score_logits(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(the sum of the weighted cross entropies, which labels are the most likely token)
+
+    logits: (labels, vocabulary), in the order of the batch's labels.
+    """
     # At least float32, because bfloat16 is too imprecise for a cross entropy.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    labelled = batch.labels != IGNORED
     labels, weights = batch.labels[labelled], batch.weights[labelled].to(logits.dtype)
     loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
     return loss, logits.detach().argmax(-1) == labels
@@ -165,7 +172,6 @@ class HfVlmLoss(nn.Module):
         """As `PackedLoss.score`. Raises ValueError for more than one row."""
         if len(batch.input_ids) != 1:
             raise ValueError(f"a Hugging Face VLM takes one row, not {len(batch.input_ids)}")
-        labelled = batch.labels[0] != IGNORED
         inputs = dict(inputs or {})
         if inputs and self._token_types_key is not None:
             places = torch.tensor(self._image_tokens, device=batch.input_ids.device)
@@ -173,16 +179,14 @@ class HfVlmLoss(nn.Module):
         with autocast(batch.input_ids.device, self.dtype):
             logits = self.model(
                 input_ids=batch.input_ids,
-                logits_to_keep=labelled.nonzero().flatten(),
+                logits_to_keep=(batch.labels[0] != IGNORED).nonzero().flatten(),
                 use_cache=False,
                 **inputs,
             ).logits[0]
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            labels, weights = batch.labels[0][labelled], batch.weights[0][labelled].to(logits.dtype)
-            loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
+            loss, correct = _score_logits(logits, batch)
             if not inputs:
                 loss = _with_zero_gradients(loss, self.model)
-            return loss, logits.detach().argmax(-1) == labels
+            return loss, correct
 
 
 class AnswerAccuracy:

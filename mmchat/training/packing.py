@@ -5,16 +5,24 @@ once (the trunk), followed by the conversations (the branches). A token attends 
 in its own branch and in the trunk of its own sample, and the positions of every branch continue from
 the trunk. Loss and gradients equal those of each conversation alone, which a test checks. The idea is
 the tree attention mask of Miao et al. 2024, "SpecInfer".
+
+Attention between samples is masked, and in a long row most of the work would be spent on it. A CPU is
+faster if it computes each sample's own square (`tests.benchmarks.bench_training`). On a GPU, where many
+small calls are expensive, the whole row is computed at once.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import contextlib
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 IGNORED = -100
 """The label of tokens without loss: the `ignore_index` of torch's cross entropy."""
@@ -51,22 +59,6 @@ class Tree:
         return len(self.trunk) + sum(len(branch.tokens) for branch in self.branches)
 
 
-@dataclass(slots=True)
-class PackedRow:
-    """Trees packed into one sequence of at most `capacity` tokens."""
-
-    capacity: int
-    trees: list[Tree] = field(default_factory=list)
-    length: int = 0
-
-    def fits(self, tree: Tree) -> bool:
-        return self.length + len(tree) <= self.capacity
-
-    def add(self, tree: Tree) -> None:
-        self.trees.append(tree)
-        self.length += len(tree)
-
-
 @dataclass(frozen=True, slots=True)
 class Span:
     """The position of a tree: tokens `start` to `stop` of a row of a batch."""
@@ -98,32 +90,35 @@ class Batch:
     spans: list[Span]
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`."""
         if device.type == "cpu":
             return self
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in ((field, getattr(self, field)) for field in self.__slots__)
-        }
-        return Batch(**moved)
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+        return replace(self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items()})
 
 
-def pack(trees: Iterable[Tree], capacity: int) -> list[PackedRow]:
-    """First fit: each tree goes into the first row that has room. Empty trees are skipped."""
-    rows: list[PackedRow] = []
+def pack(trees: Iterable[Tree], capacity: int) -> list[list[Tree]]:
+    """First fit: each tree goes into the first row of `capacity` tokens that has room for it.
+
+    Empty trees are skipped.
+    """
+    rows: list[list[Tree]] = []
+    room: list[int] = []
     for tree in trees:
-        if not len(tree):
+        size = len(tree)
+        if not size:
             continue
-        row = next((row for row in rows if row.fits(tree)), None)
-        if row is None:
-            row = PackedRow(capacity)
-            rows.append(row)
-        row.add(tree)
+        number = next((number for number, left in enumerate(room) if size <= left), len(rows))
+        if number == len(rows):
+            rows.append([])
+            room.append(capacity)
+        rows[number].append(tree)
+        room[number] -= size
     return rows
 
 
-def collate(rows: Sequence[PackedRow], capacity: int, pad_id: int) -> Batch:
-    """Rows -> tensors of shape (rows, capacity)."""
+def collate(rows: Sequence[Sequence[Tree]], capacity: int, pad_id: int) -> Batch:
+    """Rows of trees -> tensors of shape (rows, capacity)."""
     shape = (len(rows), capacity)
     input_ids = np.full(shape, pad_id, np.int64)
     labels = np.full(shape, IGNORED, np.int64)
@@ -136,7 +131,7 @@ def collate(rows: Sequence[PackedRow], capacity: int, pad_id: int) -> Batch:
     spans: list[Span] = []
     for row_index, row in enumerate(rows):
         position = 0
-        for tree_index, tree in enumerate(row.trees):
+        for tree_index, tree in enumerate(row):
             trunk = len(tree.trunk)
             end = position + len(tree)
             spans.append(Span(row_index, position, end))
@@ -217,3 +212,74 @@ def can_pack(text_config: Any) -> bool:
         hasattr(text_config, name)
         for name in ("ssm_cfg", "mamba_d_state", "state_size", "linear_conv_kernel_dim")
     )
+
+
+@contextlib.contextmanager
+def sample_attention() -> Iterator[None]:
+    """Makes transformers' "sdpa" attention accept `sample_spans`; without spans it is unchanged."""
+    original = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", attend)
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS.register("sdpa", original)
+
+
+def attention_spans(batch: Batch, decoder: Any) -> dict[str, Any]:
+    """The samples' spans as keyword arguments for `decoder`, if that is faster; else none.
+
+    Without them, or if the decoder ignores them, the mask gives the same result.
+    """
+    if ALL_ATTENTION_FUNCTIONS["sdpa"] is not attend:
+        return {}
+    alone = len(batch.spans) == 1 and batch.spans[0].stop == batch.input_ids.shape[1]
+    compiled = hasattr(decoder, "_orig_mod")  # it would be recompiled for every row
+    if batch.input_ids.device.type != "cpu" or compiled or alone or not _accepts_kwargs(decoder):
+        return {}
+    return {"sample_spans": batch.spans}
+
+
+def _accepts_kwargs(decoder: Any) -> bool:
+    parameters = inspect.signature(decoder.forward).parameters.values()
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    sample_spans: Sequence[Span] | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """transformers' sdpa attention, only within each of `sample_spans` if they are given.
+
+    query, key, value: (rows, heads, tokens, head_dim); attention_mask: bool (rows, 1, tokens,
+    tokens). Returns (rows, tokens, heads, head_dim), which is zero outside the spans, and None.
+    """
+    if sample_spans is None or attention_mask is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    rows, _, tokens, _ = query.shape
+    lengths: list[int] = []  # of gaps and spans in turn, row after row
+    end = 0
+    for span in sample_spans:
+        start = span.row * tokens + span.start
+        lengths += [start - end, span.stop - span.start]
+        end = start + lengths[-1]
+    lengths.append(rows * tokens - end)
+    # Split, not sliced: the gradient of a slice is a full-size tensor that is padded with zeros.
+    split = [t.transpose(1, 2).flatten(0, 1).split(lengths) for t in (query, key, value)]
+    parts: list[Tensor] = []
+    for number, span in enumerate(sample_spans):
+        place = slice(span.start, span.stop)
+        attended, _ = sdpa_attention_forward(
+            module,
+            *(pieces[2 * number + 1].transpose(0, 1)[None] for pieces in split),
+            attention_mask[span.row : span.row + 1, :, place, place],
+            **options,
+        )
+        parts += [attended.new_zeros(lengths[2 * number], *attended.shape[2:]), attended[0]]
+    parts.append(parts[-1].new_zeros(lengths[-1], *parts[-1].shape[1:]))
+    return torch.cat(parts).unflatten(0, (rows, tokens)), None

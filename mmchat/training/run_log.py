@@ -1,16 +1,17 @@
-"""Publishes the progress of a run: status, metrics, trackers and plot."""
+"""Measures the speed of a run and publishes its progress: status, metrics, trackers and plot."""
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+import psutil
 import torch
 
 from mmchat.training.plot import plot_losses
 from mmchat.training.run_folder import RunFolder, SampleAnswer, Status
-from mmchat.training.throughput import Throughput, process_memory
 from mmchat.training.trackers import Trackers
 from mmchat.training.train_step import StepResult
 from mmchat.training.validation import ValidationResult
@@ -21,6 +22,48 @@ LOGGED_STEPS = 400
 """About this many steps of a run become lines of the metrics."""
 
 Show = Callable[[Status, Sequence[dict[str, Any]]], None]
+
+
+class Throughput:
+    """The speed of a run over its last steps."""
+
+    WINDOW = 20
+
+    def __init__(self, steps_left: int) -> None:
+        self._steps_left = steps_left
+        self._last: deque[StepResult] = deque(maxlen=self.WINDOW)
+
+    def add(self, result: StepResult) -> None:
+        self._steps_left -= 1
+        self._last.append(result)
+
+    @property
+    def _seconds(self) -> float:
+        return max(sum(one.seconds + one.wait_seconds for one in self._last), 1e-9)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return sum(one.tokens for one in self._last) / self._seconds
+
+    @property
+    def samples_per_second(self) -> float:
+        return sum(one.samples for one in self._last) / self._seconds
+
+    @property
+    def waiting(self) -> float:
+        """The share of the time that the model waited for data."""
+        return sum(one.wait_seconds for one in self._last) / self._seconds
+
+    @property
+    def seconds_left(self) -> float:
+        return self._steps_left * self._seconds / max(len(self._last), 1)
+
+
+def process_memory(device: torch.device) -> int:
+    """Bytes that the process uses: peak GPU memory on CUDA, else its resident memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
 
 
 class RunLogger:

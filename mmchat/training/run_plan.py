@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from mmchat.model.load_plan import auto_class
-from mmchat.model.quantization import part_of, text_blocks
+from mmchat.model.quantization import TEXT_PARTS, part_of, text_blocks
 from mmchat.training.finetune_config import LORA_METHODS, StageConfig, new_samples_per_step
-from mmchat.training.fit_to_memory import ROW_FILL, mean_step
-from mmchat.training.prepared_run import PreparedRun
+from mmchat.training.prepare import ROW_FILL, PreparedRun, mean_step
 from mmchat.training.trainable import vision_tower_names
 
 BACKWARD_PASSES = {"projector": 2.0, "lora": 2.0, "qlora": 2.0, "full": 3.0}
@@ -26,7 +25,7 @@ def plan_run(prepared: PreparedRun) -> dict[str, Any]:
     text = _text_parameters(skeleton)
     width = int(prepared.plan.config.get_text_config().hidden_size)
     seconds = 0.0
-    stages = []
+    stages: list[dict[str, Any]] = []
     for stage in recipe.stages:
         new = new_samples_per_step(stage.batch, recipe.data.replay)
         # The padding at the end of a row is computed too.
@@ -51,7 +50,7 @@ def plan_run(prepared: PreparedRun) -> dict[str, Any]:
         "tokens": train.token_count,
         "step_tokens": mean_step(prepared, recipe.stages[0]).tokens,
         "steps": sum(stage.steps for stage in recipe.stages),
-        "epochs": sum(float(str(stage["epochs"])) for stage in stages),
+        "epochs": sum(stage["epochs"] for stage in stages),
         "parameters": prepared.parameters,
         "trainable_parameters": max(
             _trainable_parameters(prepared, s, skeleton) for s in recipe.stages
@@ -95,17 +94,12 @@ def _trainable_parameters(prepared: PreparedRun, stage: StageConfig, skeleton: n
             if path.startswith(blocks + ".") and isinstance(module, nn.Linear) and is_target:
                 count += lora.rank * (module.in_features + module.out_features)
                 count += module.out_features if lora.dora else 0
-    tower: frozenset[str] = frozenset()
-    if stage.vision_blocks:
-        tower = vision_tower_names(
-            skeleton, stage.vision_blocks, prepared.plan.kind, prepared.plan.name
-        )
+    plan = prepared.plan
+    tower = vision_tower_names(skeleton, stage.vision_blocks, plan.kind, plan.name)
     for name, parameter in skeleton.named_parameters():
         part = part_of(name, blocks)
-        if (part == "projector" and stage.projector) or (
-            name in tower
-            or (stage.method == "full" and part in ("text blocks", "lm_head", "other"))
-        ):
+        text = stage.method == "full" and part in TEXT_PARTS
+        if text or name in tower or (stage.projector and part == "projector"):
             count += parameter.numel()
     return count
 

@@ -112,14 +112,9 @@ class CheckedAnswer:
 
 def check_answer(sample: SampleAnswer) -> CheckedAnswer:
     given = one_line(sample.given) or "nothing"
-    right = is_right(sample)
+    right = exact_match(sample.given, sample.wanted)  # as `mmchat evaluate` compares them
     parts = (given,) if right else (f"wanted {one_line(sample.wanted)}", f"said {given}")
     return CheckedAnswer(right, one_line(sample.question), parts)
-
-
-def is_right(sample: SampleAnswer) -> bool:
-    """Whether the answer is right, compared as `mmchat evaluate` does."""
-    return exact_match(sample.given, sample.wanted)
 
 
 def sentence(status: Status) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from mmchat.errors import RecipeError
 
 PROJECT = "mmchat"
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+_TRACKERS = ("tensorboard", "wandb")
+"""Their names, which are also those of their packages."""
 
 
 class Trackers:
@@ -56,17 +57,16 @@ class Trackers:
 
 
 def _start(name: str, folder: Path) -> Any:
-    if name not in _PACKAGES:
+    if name not in _TRACKERS:
         raise RecipeError(
-            f"trackers names {name!r}: choose from {', '.join(_PACKAGES)}, or leave it out."
+            f"trackers names {name!r}: choose from {', '.join(_TRACKERS)}, or leave it out."
         )
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     if name not in map(str, get_available_trackers()):
-        package = _PACKAGES[name]
         raise RecipeError(
-            f"trackers names {name}, and the package {package} is not installed: install it "
-            f"(pip install {package}), or leave it out of trackers."
+            f"trackers names {name}, and the package {name} is not installed: install it "
+            f"(pip install {name}), or leave it out of trackers."
         )
     kind = LOGGER_TYPE_TO_CLASS[name]
     try:

@@ -8,7 +8,7 @@ one row equal one of n rows, and so do rows that are split over processes.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,11 @@ class TrainStep:
                 at_once = min(self.micro_rows or len(step_input.rows), len(step_input.rows))
                 # Several processes would have to reduce together, but the others are still waiting.
                 if at_once <= 1 or self.accelerator.num_processes > 1:
-                    raise self._out_of_memory(error) from error
+                    raise RecipeError(
+                        f"The memory ran out ({' '.join(str(error).split())[:120]}): continue with --resume "
+                        "and --set micro_rows=1, shorter rows (--set row_tokens=…) or --set "
+                        "gradient_checkpointing=true."
+                    ) from error
                 self.micro_rows = (at_once + 1) // 2
             self._zero_grad()
             if torch.cuda.is_available():
@@ -152,7 +156,12 @@ class TrainStep:
                 "row_tokens, or remove them."
             )
         loss = 0.0
-        micro_batches = list(self._micro_batches(step_input.rows))
+        rows = step_input.rows
+        size = self.micro_rows or max(len(rows), 1)
+        micro_batches = [
+            collate_rows(rows[start : start + size], accelerator.device)
+            for start in range(0, len(rows), size)
+        ]
         for number, (batch, features) in enumerate(micro_batches, 1):
             # Gradients are exchanged once, with the last micro-batch.
             last = number == len(micro_batches)
@@ -163,11 +172,6 @@ class TrainStep:
             loss += float(value.detach())
         (loss,) = self._sum([loss])
         return loss / total
-
-    def _micro_batches(self, rows: Sequence[RowInput]) -> Iterator[tuple[Batch, Any]]:
-        size = self.micro_rows or max(len(rows), 1)
-        for start in range(0, len(rows), size):
-            yield collate_rows(rows[start : start + size], self.accelerator.device)
 
     def _update(self, loss: float, factor: float, label: str, step_input: StepInput) -> float:
         self._check_gradients(loss, label, step_input)
@@ -194,7 +198,8 @@ class TrainStep:
         if loss == 0:
             return  # nothing is left to learn
         flags = [float(any(row.batch.images for row in step_input.rows))]
-        flags += [float(has_gradient(part)) for part in self.parts.values()]
+        for part in self.parts.values():
+            flags.append(float(any(p.grad is not None and bool(p.grad.any()) for p in part)))
         pictures, *learning = self._sum(flags)  # over all processes
         missing = [
             name
@@ -222,12 +227,6 @@ class TrainStep:
             "checkpoint with --resume."
         )
 
-    def _out_of_memory(self, error: Exception) -> RecipeError:
-        return RecipeError(
-            f"The memory ran out ({' '.join(str(error).split())[:120]}): continue with --resume and "
-            "--set micro_rows=1, shorter rows (--set row_tokens=…) or --set gradient_checkpointing=true."
-        )
-
     def _zero_grad(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -239,11 +238,6 @@ class TrainStep:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
         summed: list[float] = self.accelerator.reduce(tensor, "sum").tolist()
         return summed
-
-
-def has_gradient(parameters: Sequence[Tensor]) -> bool:
-    """Whether any value of their gradients is not 0."""
-    return any(p.grad is not None and bool(p.grad.any()) for p in parameters)
 
 
 def collate_rows(rows: Sequence[RowInput], device: torch.device) -> tuple[Batch, Any]:

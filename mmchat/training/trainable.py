@@ -15,18 +15,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmchat.adapters.card import (
-    LORA,
-    LORA_WEIGHTS,
-    PROJECTOR,
-    VISION_TOWER,
-    Base,
-    Card,
-    write_card,
-)
+from mmchat.adapters.card import LORA, LORA_WEIGHTS, PROJECTOR, VISION_TOWER, Base, Card, write_card
 from mmchat.errors import RecipeError
 from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.quantization import (
+    NF4,
+    TEXT_PARTS,
+    count_and_dtype,
     import_bitsandbytes,
     is_four_bit,
     part_of,
@@ -175,15 +170,30 @@ class Trainable:
         for name, parameter in self.model.named_parameters():
             part = "LoRA" if ".lora_" in name else str(part_of(name, self.blocks))
             row = rows.setdefault(part, [0, 0, set(), False])
-            packed = type(parameter).__name__ == "Params4bit"
-            row[0] += parameter.numel() * (2 if packed else 1)
+            weights, dtype = count_and_dtype(parameter)
+            row[0] += weights
             row[1] += parameter.numel() if parameter.requires_grad else 0
-            row[2].add("nf4" if packed else str(parameter.dtype).removeprefix("torch."))
-            row[3] |= packed
+            row[2].add(dtype)
+            row[3] |= dtype == NF4
         return [
             PartSummary(part, count, trains, "+".join(sorted(types)), packed)
             for part, (count, trains, types, packed) in rows.items()
         ]
+
+    def describe_stage(self, stage: StageConfig) -> list[str]:
+        """Lines that say what `stage` trains, with which quantization and dtypes."""
+        loaded = self.loaded
+        form = "in 4-bit" if loaded.quantization == "4bit" else "unquantized"
+        dtype = str(loaded.compute_dtype).removeprefix("torch.")
+        where = f"computed in {dtype} on the {loaded.device.type}"
+        lines = [
+            f"stage {stage.name}: {stage.method} on {loaded.name} {form}, {where}",
+            f"  {'part':<14}{'parameters':>14}{'trains':>12}  {'dtype':<18}4-bit",
+        ]
+        for part in self.summarize_parts():
+            counts = f"{part.name:<14}{part.parameters:>14,}{part.trainable:>12,}"
+            lines.append(f"  {counts}  {part.dtype:<18}{'yes' if part.four_bit else 'no'}")
+        return lines
 
     def save_adapter(self, folder: Path, name: str) -> None:
         """Writes the adapter's folder: card, projector, vision tower and LoRA, if they were trained."""
@@ -203,11 +213,9 @@ class Trainable:
         if self.has_lora:
             self._save_lora(folder / LORA)
             trained.append("lora")
-        kind = (
-            str(getattr(self.model.config, "projector_type", "")) if "projector" in trained else ""
-        )
+        kind = getattr(self.model.config, "projector_type", "") if self.trains_projector else ""
         base = Base(self.loaded.name, self.loaded.weights_hash)
-        write_card(folder, Card(name, base, kind, tuple(trained)))
+        write_card(folder, Card(name, base, str(kind), tuple(trained)))
 
     def save_model(self, folder: Path) -> None:
         """Writes the complete model in bfloat16, for `mmchat models add`."""
@@ -265,7 +273,6 @@ class Trainable:
         }
 
     def _lora_targets(self, lora: LoraOptions) -> set[str]:
-        """The names of the layers that get LoRA."""
         names = self._linear_names()
         if unknown := set(lora.targets) - names:
             raise RecipeError(
@@ -276,7 +283,7 @@ class Trainable:
         return set(lora.targets) or names
 
     def _is_text(self, name: str) -> bool:
-        return part_of(name, self.blocks) in ("text blocks", "lm_head", "other")
+        return part_of(name, self.blocks) in TEXT_PARTS
 
     def _part(self, name: str, stage: StageConfig) -> str:
         """The key in `PART_NAMES` of a parameter; "" if the stage does not train it."""
@@ -301,18 +308,14 @@ class Trainable:
         from peft.utils import get_peft_model_state_dict
 
         folder.mkdir(parents=True, exist_ok=True)
-        state = get_peft_model_state_dict(
-            self.model, state_dict=self._lora_state(), adapter_name=ADAPTER_NAME
-        )
+        # Never the model's state_dict(): on a CPU bitsandbytes would repack all 4-bit weights.
+        lora = {n: p.detach() for n, p in self.model.named_parameters() if ".lora_" in n}
+        state = get_peft_model_state_dict(self.model, state_dict=lora, adapter_name=ADAPTER_NAME)
         # The prefix that stock peft uses.
         prefixed = {f"base_model.model.{key}": value for key, value in state.items()}
         save_file(_plain(prefixed), folder / LORA_WEIGHTS)
         self.config.base_model_name_or_path = self.loaded.name
         self.config.save_pretrained(str(folder))
-
-    def _lora_state(self) -> dict[str, Tensor]:
-        # Never the model's state_dict(): on a CPU bitsandbytes would repack all 4-bit weights.
-        return {n: p.detach() for n, p in self.model.named_parameters() if ".lora_" in n}
 
 
 def vision_tower_names(

@@ -7,7 +7,7 @@ loaded as `mmchat train` or the engine loads it, and does two steps of training 
 optimizer's state beside it) or gives an answer of eight tokens. What is compared is the largest resident
 memory (the kernel's VmHWM) above that after the imports. Pages of the weight files that were read once
 are released as the system does when memory is short, and freed memory of training steps goes back to the
-system at once, as in a run that has little (`mmchat.memory.malloc`).
+system at once, as in a run that has little (`mmchat.memory.machine`).
 
 The constants of the estimate that no formula gives (FRAMEWORK, ALLOCATOR and those beside them in
 `mmchat.memory.memory_estimate`) were chosen by the cases that are not `held_out`. Without `--full` only

@@ -32,8 +32,7 @@ from mmchat.training.feature_cache import FeatureCache, FeatureReader, pixel_val
 from mmchat.training.finetune_config import read_config
 from mmchat.training.losses import PackedLoss
 from mmchat.training.optimizer import build_optimizers
-from mmchat.training.prepare import prepare
-from mmchat.training.prepared_run import PreparedRun
+from mmchat.training.prepare import PreparedRun, prepare
 from mmchat.training.train_step import StepInput, TrainStep
 from mmchat.training.trainable import Trainable
 from mmchat.turns import Turn

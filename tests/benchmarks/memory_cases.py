@@ -20,8 +20,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from mmchat.engine.decode import Decoding, TransformersRunner
 from mmchat.engine.detokenize import StopStrings
 from mmchat.engine.sampling import Sampler
-from mmchat.memory.machine import WeightFormat
-from mmchat.memory.malloc import set_eager_trim
+from mmchat.memory.machine import WeightFormat, set_eager_trim
 from mmchat.memory.model_dims import PHOTO, read_dims
 from mmchat.model.configuration import GridVisionConfig, VisualPrefixConfig
 from mmchat.model.load_plan import plan_load
@@ -29,11 +28,11 @@ from mmchat.model.loading import _load_weights, load_planned
 from mmchat.model.processor import VisualPrefixProcessor
 from mmchat.model.quantization import import_bitsandbytes
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
-from mmchat.training.accelerate_state import IsolatedAccelerator
 from mmchat.training.finetune_config import FinetuneConfig, LoraOptions, StageConfig
 from mmchat.training.losses import PackedLoss
 from mmchat.training.optimizer import build_optimizers
-from mmchat.training.packing import IGNORED, Branch, PackedRow, Tree, collate
+from mmchat.training.packing import IGNORED, Branch, Tree, collate
+from mmchat.training.process_state import IsolatedAccelerator
 from mmchat.training.train_step import RowInput, StepInput, TrainStep
 from mmchat.training.trainable import Trainable
 from tests.memory import published
@@ -367,9 +366,8 @@ def _rows(case: Case, model: Any) -> list[RowInput]:
                 features = features.to(model.dtype)
         asked = int(case.row_tokens * case.answers)
         labels = [IGNORED] * (case.row_tokens - asked) + tokens[-asked:]
-        row = PackedRow(case.row_tokens)
-        row.add(Tree([], tuple(range(case.pictures)), [Branch(tokens, labels, 1.0)]))
-        rows.append(RowInput(collate([row], case.row_tokens, 0), features))
+        tree = Tree([], tuple(range(case.pictures)), [Branch(tokens, labels, 1.0)])
+        rows.append(RowInput(collate([[tree]], case.row_tokens, 0), features))
     return rows
 
 

@@ -19,7 +19,6 @@ from mmchat.evaluation.classification import (
     parse_pope,
     parse_strict,
 )
-from mmchat.evaluation.compare import compare
 from mmchat.evaluation.graders import find_grader
 from mmchat.evaluation.questions import Message, Question
 from mmchat.evaluation.report import (
@@ -31,6 +30,7 @@ from mmchat.evaluation.report import (
 from mmchat.evaluation.results import (
     EvaluationResult,
     EvaluationSetup,
+    compare,
     compute_metrics,
     make_result,
     most_frequent_share,

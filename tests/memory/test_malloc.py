@@ -9,7 +9,7 @@ import pytest
 HELD = """
 import contextlib, sys
 import numpy as np
-from mmchat.memory.malloc import eager_trim
+from mmchat.memory.machine import eager_trim
 
 def resident():
     with open("/proc/self/statm") as stream:

@@ -22,7 +22,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from mmchat.model.configuration import GridVisionConfig, VisualPrefixConfig
+from mmchat.model.configuration import GridVisionConfig, VisualPrefixConfig, grid_projector_sizes
+from mmchat.model.encoders import encoder_for
 
 _VIT = {
     "hidden_size": 24,
@@ -115,3 +116,26 @@ def config(
             **more,
         }
     )
+
+
+def parameter_count(config: VisualPrefixConfig) -> int:
+    """The number of parameters of the projector that `config` names."""
+    encoder = encoder_for(config.vision_config, config.image_size)
+    vision, text = encoder.width, config.text_config.hidden_size
+    if config.projector_type in ("perceiver", "attention_pool"):
+        perceiver = config.projector_type == "perceiver"
+        attention = 2 * text * text + 2 * vision * text + 2 * (text + vision)
+        feed_forward = 8 * text * text + 2 * text if perceiver else 0
+        rounds = config.projector_layers if perceiver else 1
+        positions = 2 * encoder.grid * vision if config.projector_positions else 0
+        queries = config.projector_tokens * text
+        return rounds * (attention + feed_forward) + positions + queries + 2 * text
+    factor, hidden = grid_projector_sizes(config)
+    bias = int(config.multimodal_projector_bias)
+    joined = vision * factor * factor
+    count = (joined + bias) * (hidden or text)
+    if hidden:
+        count += (hidden + bias) * text
+    if config.projector_positions:
+        count += 2 * (encoder.grid // factor) * text
+    return count

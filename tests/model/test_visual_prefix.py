@@ -11,13 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from mmchat.errors import ModelError
 from mmchat.model.configuration import prefix_tokens
 from mmchat.model.encoders import encoder_for
-from mmchat.model.projectors import (
-    build_projector,
-    parameter_count,
-    pixel_shuffle,
-)
+from mmchat.model.projectors import build_projector, pixel_shuffle
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
-from tests.model.parts import DECODERS, ENCODERS, IMAGE_TOKEN, PROJECTORS, config
+from tests.model.parts import DECODERS, ENCODERS, IMAGE_TOKEN, PROJECTORS, config, parameter_count
 
 WHOLE = list(itertools.product(PROJECTORS, ENCODERS, DECODERS))
 # A part of the matrix in which each kind of each of the three occurs at least once.

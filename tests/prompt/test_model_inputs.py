@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from mmchat import images
 from mmchat.errors import ModelError, TooLongError
 from mmchat.images import decode
 from mmchat.model.loaded_model import LoadedModel
-from mmchat.prompt import model_inputs
+from mmchat.prompt import model_inputs, pixel_values
 from mmchat.prompt.model_inputs import build_prompt
 from mmchat.prompt.pixel_values import (
     Cancelled,
@@ -202,7 +201,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         read.append(data)
         return decode(data)
 
-    monkeypatch.setattr(images, "decode", counted)
+    monkeypatch.setattr(pixel_values, "decode", counted)
     return read
 
 

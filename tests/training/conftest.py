@@ -12,7 +12,7 @@ from mmchat.data import read_data
 from mmchat.data.types import Example
 from mmchat.training.encode import ExampleEncoder, Samples
 from mmchat.training.feature_cache import pixel_values
-from mmchat.training.prepared_run import BasePreprocessor
+from mmchat.training.prepare import BasePreprocessor
 from tests.training.prepared import RECIPE, write_prepared
 from tests.training.runner import SAMPLE_TOKENS
 from tests.training.tuned import tiny_base

@@ -11,7 +11,7 @@ from mmchat.data.types import Example, Picture
 from mmchat.model.processor import VisualPrefixProcessor
 from mmchat.training.encode import ExampleEncoder
 from mmchat.training.packing import IGNORED, pack
-from mmchat.training.prepared_run import BasePreprocessor
+from mmchat.training.prepare import BasePreprocessor
 from mmchat.turns import Turn
 from tests.training.tuned import picture, write_base
 
@@ -70,7 +70,7 @@ def _check(encoder: ExampleEncoder, examples: list[Example], limit: int) -> None
         assert said.label_count > 0
     samples = encoder.build_samples(found, limit).weighted_by_length(0.5)
     rows = pack(samples.trees, limit)
-    assert sum(len(tree) for row in rows for tree in row.trees) == samples.token_count
+    assert sum(len(tree) for row in rows for tree in row) == samples.token_count
     for tree in samples.trees:
         tokens = [*tree.trunk, *(token for branch in tree.branches for token in branch.tokens)]
         shared = len(tree.images) * processor.prefix_tokens

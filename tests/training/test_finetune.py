@@ -16,12 +16,12 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from mmchat.errors import RecipeError
-from mmchat.training.accelerate_state import IsolatedAccelerator
 from mmchat.training.checkpoint import load_checkpoint
 from mmchat.training.finetune import Trainer, TrainingPaused
 from mmchat.training.finetune_config import read_config
 from mmchat.training.losses import PackedLoss
 from mmchat.training.prepare import prepare
+from mmchat.training.process_state import IsolatedAccelerator
 from mmchat.training.run_folder import RunFolder, Status
 from mmchat.training.train_step import TrainStep
 from tests.forked import run_forked

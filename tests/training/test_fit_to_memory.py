@@ -9,11 +9,8 @@ from mmchat.cli.train_args import TrainingData
 from mmchat.cli.training_job import data_notes
 from mmchat.memory.machine import Machine
 from mmchat.memory.model_dims import UnknownModelError
-from mmchat.training import fit_to_memory
 from mmchat.training.finetune_config import read_config
-from mmchat.training.fit_to_memory import mean_step
-from mmchat.training.prepare import prepare
-from mmchat.training.prepared_run import PreparedRun
+from mmchat.training.prepare import PreparedRun, mean_step, prepare
 from mmchat.training.run_plan import plan_run
 from tests.training.tuned import dataset, write_base
 
@@ -25,8 +22,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _prepared(base: Path, free: int, monkeypatch: Any, *overrides: str) -> PreparedRun:
     monkeypatch.setattr(
-        fit_to_memory,
-        "machine_of",
+        "mmchat.training.prepare.machine_of",
         lambda device, dtype: Machine("cpu", free, dtype.itemsize),
     )
     recipe = read_config(None, [f"model={base}", "name=little", *overrides])
@@ -76,7 +72,7 @@ def test_a_base_whose_memory_is_not_known_is_trained_all_the_same(
     def refuse(folder: Path) -> None:
         raise UnknownModelError("no")
 
-    monkeypatch.setattr(fit_to_memory, "read_dims", refuse)
+    monkeypatch.setattr("mmchat.training.prepare.read_dims", refuse)
     prepared = _prepared(base, 0, monkeypatch)
     assert prepared.memory_fits == ()
     assert plan_run(prepared)["memory_bytes"] is None

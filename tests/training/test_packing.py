@@ -12,9 +12,9 @@ from torch.nn import functional as F  # noqa: N812
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration, scale_logits
-from mmchat.training import attention
+from mmchat.training import packing
 from mmchat.training.losses import answer_loss, autocast
-from mmchat.training.packing import IGNORED, Branch, PackedRow, Tree, collate, pack, tree_mask
+from mmchat.training.packing import IGNORED, Branch, Tree, collate, pack, tree_mask
 from tests.model import parts
 from tests.model.forms import assert_as_exact
 from tests.training.conftest import Tiny
@@ -92,11 +92,11 @@ def test_rows_hold_everything_once(shapes: list[tuple[int, list[int]]], capacity
         for trunk, lengths in shapes
     ]
     trees = [tree for tree in whole if len(tree) <= capacity]
-    rows: list[PackedRow] = pack(trees, capacity)
+    rows = pack(trees, capacity)
     assert sorted(len(tree) for tree in trees if len(tree)) == sorted(
-        len(t) for row in rows for t in row.trees
+        len(t) for row in rows for t in row
     )
-    assert all(row.length <= capacity for row in rows)
+    assert all(sum(map(len, row)) <= capacity for row in rows)
     if not rows:
         return
     batch = collate(rows, capacity, 0)
@@ -164,7 +164,7 @@ def _assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor
 
 @pytest.mark.parametrize("decoder", sorted(parts.DECODERS))
 def test_packed_equals_alone_on_every_decoder(decoder: str) -> None:
-    """Also what the model says with a mask of its own, longer than a window of sliding attention.
+    """Also what the model says with a mask of its own, longer than a window of sliding packing.
 
     In bfloat16 a packed row is as near to float32 as each conversation alone is.
     """
@@ -223,15 +223,15 @@ def test_attention_by_sample_is_that_of_the_row(
         return loss, _gradients(model, loss)
 
     calls: list[int] = []
-    by_sample = attention.sdpa_attention_forward
+    by_sample = packing.sdpa_attention_forward
 
     def counted(*given: Any, **options: Any) -> Any:
         calls.append(given[1].shape[2])
         return by_sample(*given, **options)
 
-    monkeypatch.setattr(attention, "sdpa_attention_forward", counted)
+    monkeypatch.setattr(packing, "sdpa_attention_forward", counted)
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    with attention.sample_attention():
+    with packing.sample_attention():
         loss, gradients = found()
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
     if model.config.text_config._attn_implementation == "sdpa":
@@ -245,9 +245,9 @@ def test_a_decoder_that_takes_no_more_is_given_none() -> None:
     class Narrow(torch.nn.Module):
         def forward(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> None: ...
 
-    batch = collate([PackedRow(4, [Tree([], (), [Branch([1], [IGNORED], 1.0)])] * 2, 2)], 4, 0)
+    batch = collate([[Tree([], (), [Branch([1], [IGNORED], 1.0)])] * 2], 4, 0)
     model = VisualPrefixForConditionalGeneration(parts.config())
-    assert attention.attention_spans(batch, model.model.language_model) == {}
-    with attention.sample_attention():
-        assert attention.attention_spans(batch, Narrow()) == {}
-        assert attention.attention_spans(batch, model.model.language_model)
+    assert packing.attention_spans(batch, model.model.language_model) == {}
+    with packing.sample_attention():
+        assert packing.attention_spans(batch, Narrow()) == {}
+        assert packing.attention_spans(batch, model.model.language_model)

@@ -1,4 +1,7 @@
-"""Signals that pause or finish a run, handled between two steps."""
+"""What a run changes in its process and puts back: accelerate's state, torch's determinism, signal handlers.
+
+Signals pause or finish a run. They are handled between two steps.
+"""
 
 import contextlib
 import signal
@@ -8,15 +11,52 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from mmchat.training.run_folder import KEEP
 
+_STATES: tuple[Any, ...] = (PartialState, AcceleratorState, GradientState)
 Request = Literal["", "pause", "keep"]
 _REQUESTS: tuple[Request, ...] = ("", "pause", "keep")
-_ANNOUNCED = {
-    "pause": "Saving a checkpoint …",
-    "keep": "Ending early and keeping the result …",
-}
+_ANNOUNCED = {"pause": "Saving a checkpoint …", "keep": "Ending early and keeping the result …"}
+
+
+class IsolatedAccelerator:
+    """An `Accelerator` that is independent of any other in this process.
+
+    accelerate keeps the options of an `Accelerator` (device, mixed precision) for the whole process and
+    refuses another with different ones, such as that of a second run or of a notebook that uses
+    accelerate itself. Inside `active()`, the state is this run's own.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._state: list[dict[str, Any]] = [{} for _ in _STATES]
+        with self.active():
+            # `losses.autocast` does the mixed precision.
+            self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Makes this run's state the process-wide one, and restores the other afterwards. May be nested."""
+        others = [state._shared_state for state in _STATES]
+        for state, own in zip(_STATES, self._state, strict=True):
+            state._shared_state = own
+        try:
+            yield
+        finally:
+            for state, other in zip(_STATES, others, strict=True):
+                state._shared_state = other
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Makes every operation deterministic on a CPU, so that resuming is exact."""
+    previous = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(previous or device.type == "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(previous)
 
 
 class StopSignals:
