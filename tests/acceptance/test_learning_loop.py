@@ -93,7 +93,7 @@ async def test_thirty_corrections_are_learned(real_engine: Path, tmp_path: Path)
         status: Callable[[], Any] = run.status
         await until(pilot, lambda: status() and status().state in ("finished", "failed"))
         assert status().state == "finished", status().message
-        rows = {row.what: row for row in status().rows}
+        rows = {row.name: row for row in status().rows}
         await until(pilot, lambda: "Use it" in keys(pilot))
         await pilot.press("enter")
         await until(pilot, lambda: app.answers.settings.model.adapter == "mine")
