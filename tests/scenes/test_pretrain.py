@@ -137,7 +137,7 @@ def test_mistakes_are_told(prepared: tuple[Path, Path], tmp_path: Path) -> None:
         run((tmp_path / "nowhere", prepared[1]), tmp_path / "out")
     with pytest.raises(RecipeError, match=r"\[base\] cannot be used"):
         run(prepared, tmp_path / "out", "base.text.hidden_size=33")
-    with pytest.raises(RecipeError, match="did you mean pictures"):
+    with pytest.raises(RecipeError, match=r"did you mean cells\.pictures"):
         run(prepared, tmp_path / "out", "cells.picture=3")
     with pytest.raises(DataError, match="a step takes 13: draw the data again, or lower"):
         run(prepared, tmp_path / "out", "cells.pictures=13")
