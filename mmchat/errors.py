@@ -59,3 +59,8 @@ class RecipeError(MmchatError):
 
 class EngineError(MmchatError):
     """The engine is not reachable, failed, or refused a request."""
+
+
+def describe_error(error: BaseException, limit: int | None = 200) -> str:
+    """The message of a library's error, on one line and cut at `limit`; its type if it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

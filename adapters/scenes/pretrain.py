@@ -26,7 +26,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from mmchat.data import read_splits
 from mmchat.data.types import Example
-from mmchat.errors import DataError, MmchatError, RecipeError
+from mmchat.errors import DataError, MmchatError, RecipeError, describe_error
 from mmchat.model.configuration import GridVisionConfig, VisualPrefixConfig
 from mmchat.model.processor import VisualPrefixProcessor
 from mmchat.model.visual_prefix import VisualPrefixForConditionalGeneration
@@ -232,7 +232,7 @@ def build_config(base: BaseConfig, tokenizer: Any) -> VisualPrefixConfig:
         )
     except Exception as error:  # each configuration class validates its fields in its own way
         raise RecipeError(
-            f"The recipe's [base] cannot be used: {' '.join(str(error).split())[:240]}"
+            f"The recipe's [base] cannot be used: {describe_error(error, 240)}"
         ) from error
 
 

@@ -39,7 +39,7 @@ from mmchat.adapters.compatibility import check_card, check_fits, find_base
 from mmchat.adapters.lora_file import float_tensors, read_lora_file
 from mmchat.adapters.source import AdapterSource, open_source
 from mmchat.display.numbers import format_size
-from mmchat.errors import AdapterError, ImageError
+from mmchat.errors import AdapterError, ImageError, describe_error
 from mmchat.files import open_synced, partial_file
 from mmchat.images import read_picture
 from mmchat.model.catalogue import resolve_model
@@ -193,9 +193,8 @@ def _validate_files(folder: Path) -> None:
             else:
                 file.read_text(encoding="utf-8")
         except (ValueError, RecursionError, ImageError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise AdapterError(
-                f"{file} is not a valid {file.suffix.lstrip('.') or 'text'} file ({reason}): get the adapter "
+                f"{file} is not a valid {file.suffix.lstrip('.') or 'text'} file ({describe_error(error)}): get the adapter "
                 "again."
             ) from error
     if (folder / LORA).is_dir():

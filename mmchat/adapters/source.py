@@ -13,7 +13,7 @@ from typing import IO
 
 from mmchat.adapters.card import CARD, LORA, LORA_CONFIG, LORA_WEIGHTS
 from mmchat.display.numbers import format_size
-from mmchat.errors import AdapterError
+from mmchat.errors import AdapterError, describe_error
 
 _MAX_ENTRIES = 1000
 _MAX_DIRECTORY_BYTES = 1 << 20  # a zip file's central directory
@@ -214,9 +214,8 @@ def _zip_errors(source: Path) -> Iterator[None]:
     except OSError:
         raise
     except _ZIP_ERRORS as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise AdapterError(
-            f"{source} is damaged or not a zip file ({reason}): get the adapter again."
+            f"{source} is damaged or not a zip file ({describe_error(error)}): get the adapter again."
         ) from error
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mmchat.display.numbers import format_size
-from mmchat.errors import ModelError
+from mmchat.errors import ModelError, describe_error
 from mmchat.memory.machine import Machine, WeightFormat, available_memory, own_memory
 from mmchat.memory.memory_fit import IMPORTS, chat_fit
 from mmchat.memory.model_dims import ModelKind, UnknownModelError, read_dims
@@ -184,7 +184,7 @@ def _configuration(folder: Path, raw: dict[str, Any]) -> tuple[ModelKind, Any]:
     except Exception as error:
         # Every configuration class checks its own fields: any failure is reported.
         raise ModelError(
-            f"{folder / 'config.json'} cannot be used ({one_line(error)}): fetch the model again."
+            f"{folder / 'config.json'} cannot be used ({describe_checkpoint_error(error)}): fetch the model again."
         ) from error
     return kind, config
 
@@ -211,7 +211,7 @@ def checkpoint_errors(name: str) -> Iterator[None]:
             ) from error
         # Every architecture fails in its own ways.
         raise ModelError(
-            f"{name} cannot be loaded ({one_line(error)}): fetch the model again, or choose another."
+            f"{name} cannot be loaded ({describe_checkpoint_error(error)}): fetch the model again, or choose another."
         ) from error
 
 
@@ -233,9 +233,7 @@ def _skeleton(config: Any, kind: ModelKind, name: str) -> nn.Module:
             return cast(nn.Module, auto_class(kind).from_config(config))
 
 
-def one_line(error: Exception) -> str:
-    """An error's message on one line, of limited length."""
-    text = " ".join(str(error).split())
-    if isinstance(error, json.JSONDecodeError):
-        text = f"invalid JSON: {text}"
-    return text[:240] or type(error).__name__
+def describe_checkpoint_error(error: Exception) -> str:
+    """The message of an error that a file of a checkpoint caused, on one line."""
+    text = describe_error(error, 240)
+    return f"invalid JSON: {text}"[:240] if isinstance(error, json.JSONDecodeError) else text

@@ -16,7 +16,7 @@ from mmchat.model.load_plan import (
     auto_class,
     check_memory,
     checkpoint_errors,
-    one_line,
+    describe_checkpoint_error,
     plan_load,
 )
 from mmchat.model.loaded_model import LoadedModel
@@ -157,7 +157,7 @@ def _loaded(auto: Any, folder: Path, what: str) -> Any:
     except Exception as error:
         # Every class reads its files in its own way: any failure is reported.
         raise ModelError(
-            f"The {what} of {folder} cannot be loaded ({one_line(error)}): fetch the model again."
+            f"The {what} of {folder} cannot be loaded ({describe_checkpoint_error(error)}): fetch the model again."
         ) from error
 
 

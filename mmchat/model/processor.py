@@ -14,7 +14,7 @@ from typing import Any
 import transformers
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
-from mmchat.errors import ModelError
+from mmchat.errors import ModelError, describe_error
 
 
 class VisualPrefixProcessor(ProcessorMixin):
@@ -76,9 +76,8 @@ def load_processor(folder: Path, model_type: str) -> Any:
         processor = chosen.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         # Every processor class reads its files in its own way: any failure is reported.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(
-            f"The picture and text processor of {folder} cannot be loaded ({reason}): "
+            f"The picture and text processor of {folder} cannot be loaded ({describe_error(error)}): "
             "fetch the model again, or choose another."
         ) from error
     if not hasattr(processor, "image_processor"):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
-from mmchat.errors import ModelError
+from mmchat.errors import ModelError, describe_error
 
 TEXT, PICTURE = "text", "picture"
 Slot = tuple[str, int]
@@ -266,7 +266,7 @@ class ChatTemplate:
                 except Exception as error:
                     # A template can fail in any way: the next format is tried, and the last failure
                     # is reported.
-                    problem = " ".join(str(error).split()) or type(error).__name__
+                    problem = describe_error(error, limit=None)
                     continue
                 segments = _split(rendered, image_token if content[2] != "none" else None)
                 found = [(s.kind, s.index) for s in segments if s.kind != "template"]

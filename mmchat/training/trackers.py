@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmchat.errors import RecipeError
+from mmchat.errors import RecipeError, describe_error
 
 PROJECT = "mmchat"
 _TRACKERS = ("tensorboard", "wandb")
@@ -77,10 +77,9 @@ def _start(name: str, folder: Path) -> Any:
             tracker = kind(PROJECT, dir=str(folder), name=folder.name, group=folder.name)
         tracker.start()
     except Exception as error:  # a missing key, no network, a full disk: each library has its own
-        why = " ".join(str(error).split())[:200] or type(error).__name__
         offline = " (WANDB_MODE=offline keeps it on this machine)" if name == "wandb" else ""
         raise RecipeError(
-            f"The tracker {name} does not start ({why}): correct that{offline}, or leave it out "
+            f"The tracker {name} does not start ({describe_error(error)}): correct that{offline}, or leave it out "
             "of trackers."
         ) from error
     return tracker

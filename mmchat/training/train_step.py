@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mmchat.errors import RecipeError
+from mmchat.errors import RecipeError, describe_error
 from mmchat.model.load_plan import is_out_of_memory
 from mmchat.training.packing import Batch, join
 
@@ -133,7 +133,7 @@ class TrainStep:
                 # Several processes would have to reduce together, but the others are still waiting.
                 if at_once <= 1 or self.accelerator.num_processes > 1:
                     raise RecipeError(
-                        f"The memory ran out ({' '.join(str(error).split())[:120]}): continue with --resume "
+                        f"The memory ran out ({describe_error(error, 120)}): continue with --resume "
                         "and --set micro_rows=1, shorter rows (--set row_tokens=…) or --set "
                         "gradient_checkpointing=true."
                     ) from error

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmchat.adapters.card import LORA, LORA_WEIGHTS, PROJECTOR, VISION_TOWER, Base, Card, write_card
-from mmchat.errors import RecipeError
+from mmchat.errors import RecipeError, describe_error
 from mmchat.model.loaded_model import LoadedModel
 from mmchat.model.quantization import (
     NF4,
@@ -250,7 +250,7 @@ class Trainable:
                 name for name in sorted(self._linear_names()) if f"'{name}'" not in str(error)
             ]
             raise RecipeError(
-                f"LoRA cannot be added to {self.loaded.name} ({' '.join(str(error).split())[:160]}): choose "
+                f"LoRA cannot be added to {self.loaded.name} ({describe_error(error, 160)}): choose "
                 f"other layers (--set lora.targets=…, from {', '.join(others)}), or another method."
             ) from error
         for name, parameter in self.model.named_parameters():
