@@ -91,9 +91,9 @@ def _check_part(file: Path, base: dict[str, Shape], name: str, *, complete: bool
     if not known:
         return
     if any(shapes[key] != base[key] for key in known) or known != shapes.keys():
-        raise _mismatch(file, name, "its tensors have other names or shapes")
+        raise mismatch(file.name, name, "its tensors have other names or shapes")
     if complete and known != base.keys():
-        raise _mismatch(file, name, f"{len(base.keys() - known)} tensors are missing")
+        raise mismatch(file.name, name, f"{len(base.keys() - known)} tensors are missing")
 
 
 def _check_lora(folder: Path, shapes: dict[str, Shape], name: str) -> None:
@@ -111,20 +111,19 @@ def _check_lora(folder: Path, shapes: dict[str, Shape], name: str) -> None:
         recognised = True
         shape = layers.get((int(match[1]), match[2]))
         if shape is None:
-            raise _mismatch(folder, name, f"the model has no layer {path[:200]}")
+            raise mismatch(folder.name, name, f"the model has no layer {path[:200]}")
         # The GPT-2 family stores its matrices transposed.
         if (layer.outputs, layer.inputs) not in (shape, shape[::-1]):
-            raise _mismatch(
-                folder,
+            raise mismatch(
+                folder.name,
                 name,
                 f"{path[:200]} maps {layer.inputs} to {layer.outputs} features, but the model's is "
                 f"{shape[0]} × {shape[1]}",
             )
     if layers and not recognised:
-        raise _mismatch(folder, name, "the model has none of its layers")
+        raise mismatch(folder.name, name, "the model has none of its layers")
 
 
-def _mismatch(file: Path, name: str, why: str) -> AdapterError:
-    return AdapterError(
-        f"{file.name} does not fit {name} ({why}): the adapter is for another model."
-    )
+def mismatch(file: Path | str, name: str, why: str) -> AdapterError:
+    """The error for a file that does not fit the model `name`."""
+    return AdapterError(f"{file} does not fit {name} ({why}): the adapter is for another model.")

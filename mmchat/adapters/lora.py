@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from mmchat.adapters.card import LORA_WEIGHTS
+from mmchat.adapters.compatibility import mismatch
 from mmchat.adapters.lora_file import HEAD, LoraLayer, read_lora_file
 from mmchat.errors import AdapterError
 from mmchat.model.quantization import dequantized_weight, is_four_bit, text_blocks
@@ -84,7 +85,7 @@ def read_lora(
     file = folder / LORA_WEIGHTS
     layers = {path: _layer(model, name, file, path, layer) for path, layer in lora.layers.items()}
     if len({id(layer) for layer in layers.values()}) < len(layers):
-        raise _mismatch(file, name, "it names a layer twice")
+        raise mismatch(file, name, "it names a layer twice")
     # Only now, so that a file that does not fit is never read into memory.
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in read_tensors(file).items():
@@ -144,9 +145,9 @@ def _layer(model: Any, name: str, file: Path, path: str, expected: LoraLayer) ->
         layer = None
     sizes = _sizes(layer)
     if sizes is None:
-        raise _mismatch(file, name, f"the model has no linear layer {path[:200]}")
+        raise mismatch(file, name, f"the model has no linear layer {path[:200]}")
     if sizes != (expected.inputs, expected.outputs):
-        raise _mismatch(
+        raise mismatch(
             file,
             name,
             f"{path[:200]} maps {expected.inputs} to {expected.outputs} features, but the model's maps "
@@ -179,7 +180,3 @@ def plain_weight(layer: nn.Module) -> Tensor:
         return dequantized_weight(layer)
     weight: Tensor = layer.weight.detach().float()
     return weight if isinstance(layer, nn.Linear) else weight.T
-
-
-def _mismatch(file: Path, name: str, why: str) -> AdapterError:
-    return AdapterError(f"{file} does not fit {name} ({why}): the adapter is for another model.")

@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +49,6 @@ class TrainingJob:
             model=self.recipe.model,
             state="preparing",
             message="reading the data",
-            started=time.time(),
             command=resume_command(self.recipe.name),
         )
 

@@ -84,7 +84,6 @@ class Status(msgspec.Struct, frozen=True):
     command: tuple[str, ...] = ()
     """The arguments of `mmchat` that resume the run."""
     pid: int = 0
-    started: float = 0.0
     updated: float = 0.0
 
 

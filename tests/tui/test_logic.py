@@ -17,8 +17,8 @@ from mmchat.sanitize import Cleaner, clean
 from mmchat.tui.actions import ACTIONS, key_label
 from mmchat.tui.commands import UnknownCommandError, parse
 from mmchat.tui.completion import suggest
-from mmchat.tui.formatting import group, tokens
 from mmchat.tui.halfblocks import fit, lines, preview
+from mmchat.tui.labels import group, tokens
 from mmchat.tui.pasted import as_path, leading, paths
 from tests.tui.conftest import NOW, draw
 

@@ -14,7 +14,7 @@ from textual.widgets.option_list import Option
 
 from mmchat.errors import HistoryError
 from mmchat.sanitize import clean
-from mmchat.tui.formatting import MUTED
+from mmchat.tui.labels import MUTED
 from mmchat.tui.widgets.input import LinesInput
 
 Save = Callable[[str], Awaitable[object]]

@@ -11,7 +11,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from mmchat.tui.actions import ACTIONS, key_label
-from mmchat.tui.formatting import MUTED
+from mmchat.tui.labels import MUTED
 
 Row = tuple[str, str, str]
 """A key, what it does, its slash command."""

@@ -17,7 +17,7 @@ from mmchat.display.text import one_line
 from mmchat.errors import HistoryError
 from mmchat.history import Hit
 from mmchat.sanitize import clean
-from mmchat.tui.formatting import MUTED, snippet_parts
+from mmchat.tui.labels import MUTED, snippet_parts
 
 
 class Result(Option):

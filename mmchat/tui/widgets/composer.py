@@ -19,7 +19,7 @@ from mmchat.errors import ImageError
 from mmchat.images import PICTURE_SUFFIXES, Picture, read_picture
 from mmchat.sanitize import clean
 from mmchat.tui.completion import Choices, Suggestion, suggest
-from mmchat.tui.formatting import MUTED
+from mmchat.tui.labels import MUTED
 from mmchat.tui.widgets.input import ChatInput, NavigationKey
 from mmchat.tui.widgets.picture import Thumbnail
 

@@ -15,7 +15,7 @@ from textual.widgets.option_list import Option
 
 from mmchat.display.messages import tag_words, title
 from mmchat.history import Conversation
-from mmchat.tui.formatting import MUTED, grouped
+from mmchat.tui.labels import MUTED, grouped
 
 _MORE = "more"
 _WIDTH = 23

@@ -16,7 +16,7 @@ from mmchat.display.messages import RATINGS, author, clock, is_too_long, notes, 
 from mmchat.history import Message, StoredImage
 from mmchat.images import Picture
 from mmchat.sanitize import Cleaner, clean
-from mmchat.tui.formatting import origin_summary, queue_position
+from mmchat.tui.labels import origin_summary, queue_position
 from mmchat.tui.widgets.answer_text import AnswerText
 from mmchat.tui.widgets.picture import PictureGrid, PictureView
 

@@ -11,7 +11,7 @@ from mmchat.display.numbers import format_percent
 from mmchat.display.text import bar, cut, one_line
 from mmchat.history import Origin
 from mmchat.sanitize import clean
-from mmchat.tui.formatting import MUTED, speed, tokens
+from mmchat.tui.labels import MUTED, speed, tokens
 
 
 class TitleLine(Widget):

@@ -17,7 +17,7 @@ from mmchat.training import status_format
 from mmchat.training.curves import Curves
 from mmchat.training.plot import HELD_OUT, draw_losses
 from mmchat.training.run_folder import Measurement, SampleAnswer
-from mmchat.tui.formatting import MUTED
+from mmchat.tui.labels import MUTED
 from mmchat.tui.runs import RunSnapshot
 from mmchat.tui.widgets.status import TitleLine
 

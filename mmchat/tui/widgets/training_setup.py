@@ -20,7 +20,7 @@ from mmchat.display.numbers import format_count, format_duration, format_percent
 from mmchat.display.text import one_line
 from mmchat.sanitize import clean
 from mmchat.tui.completion import Suggestion, data_paths
-from mmchat.tui.formatting import MUTED
+from mmchat.tui.labels import MUTED
 from mmchat.tui.pasted import as_path
 from mmchat.tui.runs import TrainingPlan
 from mmchat.tui.widgets.status import TitleLine
