@@ -1,14 +1,14 @@
-# The commands of this repository. Each installs what it needs into .venv first; the second time
-# that is nothing. Another Python: make chat PYTHON=python3.12 (after make clean).
+# The commands of this repository. Each installs what it needs into .venv first, which is done only
+# once. To use another Python: make clean, then make chat PYTHON=python3.12.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# One more than two cores, for a worker waits for other processes for a good part of its time.
+# One more than two cores, because a worker spends much of its time waiting for other processes.
 JOBS ?= 3
 SPREAD := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-# An installation is as good as the files that it was made from.
+# The environment is updated when one of these files changes.
 KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 RUN := $(VENV)/.stamp-run-$(KEY)
 DEV := $(VENV)/.stamp-dev-$(KEY)
@@ -26,12 +26,12 @@ SCENES := build/scenes
 
 help:
 	@echo "make chat          open the app"
-	@echo "make test          the tests (make test-slow: the large campaigns too)"
-	@echo "make test-light    all that needs no torch, on another Python (PYTHON=python3.13)"
-	@echo "make check         lint, format, types, imports; make fix mends what it can"
-	@echo "make bench         measure, never judge"
-	@echo "make train-scenes  make the built-in model again from nothing (hours, detached)"
-	@echo "make clean         remove the environment and what was built"
+	@echo "make test          the tests (make test-slow: with the slow ones)"
+	@echo "make test-light    the tests that need no torch, on another Python (PYTHON=python3.13)"
+	@echo "make check         lint, format, types, imports (make fix corrects what it can)"
+	@echo "make bench         the benchmarks"
+	@echo "make train-scenes  train the built-in model from scratch (hours, in the background)"
+	@echo "make clean         remove the environment and the build files"
 
 chat: $(RUN)
 	@$(BIN)/mmchat
@@ -42,7 +42,7 @@ test: $(DEV)
 test-slow: $(DEV)
 	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
-# All that needs no torch, on another Python: make test-light PYTHON=python3.13
+# The tests that need no torch, on another Python: make test-light PYTHON=python3.13
 test-light: $(LIGHT)
 	$(LIGHT_VENV)/bin/python -m pytest $(SPREAD) -m "not slow" \
 	  tests/images tests/history tests/data tests/client tests/cli tests/tui \
@@ -64,17 +64,17 @@ bench: $(DEV)
 	  echo "== $$file"; $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; \
 	done
 
-# Detached, so that closing the terminal does not end it; ended at any moment it goes on from where
-# it was when it is started again.
+# In the background, so that closing the terminal does not end it. If it is stopped, the next start
+# resumes it.
 train-scenes: $(DEV)
 	@mkdir -p $(SCENES)
 	@flock --nonblock $(SCENES)/lock true || { \
-	  echo "It runs already: tail -f $(SCENES)/train.log" >&2; exit 1; }
+	  echo "It is already running: tail -f $(SCENES)/train.log" >&2; exit 1; }
 	@setsid nohup nice -n 10 flock --nonblock $(SCENES)/lock \
 	  sh -c 'echo $$PPID > $(SCENES)/pid; exec $(MAKE) --no-print-directory scenes' \
 	  >> $(SCENES)/train.log 2>&1 < /dev/null &
-	@echo "It goes on without this terminal, for hours. Watch it: tail -f $(SCENES)/train.log"
-	@echo "End it: kill -- -\$$(cat $(SCENES)/pid)   Go on with it: make train-scenes"
+	@echo "It runs for hours, without this terminal. Watch it: tail -f $(SCENES)/train.log"
+	@echo "Stop it: kill -- -\$$(cat $(SCENES)/pid)   Resume it: make train-scenes"
 
 scenes: $(SCENES)/train/.drawn $(SCENES)/held-out/.drawn
 	$(BIN)/python adapters/scenes/pretrain.py $(SCENES) --out $(SCENES)/run
@@ -90,13 +90,13 @@ $(SCENES)/held-out/.drawn: | $(DEV)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
-	  echo "mmchat needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is none:" \
-	    "name one, such as make chat PYTHON=python3.12" >&2; exit 1; }
+	  echo "mmchat needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is another version:" \
+	    "choose one, for example make chat PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { \
-	  echo "The environment cannot be made: on Debian and Ubuntu install python3-venv." >&2; \
+	  echo "The environment cannot be created: on Debian and Ubuntu install python3-venv." >&2; \
 	  rm -rf $(VENV); exit 1; }
 
-# torch first: whatever form of it this machine's package index offers decides for the rest.
+# torch first: the build that this machine's package index offers determines the other packages.
 $(RUN): | $(VENV)/bin/python
 	$(PIP) torch
 	$(PIP) --editable .
