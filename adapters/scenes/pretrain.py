@@ -11,7 +11,6 @@ any other base. The finished model is DIR/model. To resume a stopped run, start 
 import argparse
 import shutil
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,7 @@ def pretrain(
             build_base(pretrain_config, config.seed, train.examples, data / "train", out, say)
         config = msgspec.structs.replace(config, model=str(base))
         prepared = prepare(config, train, held_out.examples, say=say)
-        status = Status(config.name, config.model, "preparing", started=time.time())
+        status = Status(config.name, config.model, "preparing")
         trainer = Trainer(prepared, train.sha256, folder, status, say=say, show=_show(say))
         model = trainer.run()
         tables = {

@@ -67,7 +67,7 @@ class PendingAnswer:
 
 @dataclass(frozen=True, slots=True)
 class AnswerChanged:
-    """An answer entered another phase, is to be stopped, or could not be saved."""
+    """An answer entered another phase, is being stopped, or could not be saved."""
 
     answer: PendingAnswer
 

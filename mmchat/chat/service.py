@@ -120,7 +120,7 @@ class ConversationService:
                 settings = with_adapter(self.answers.settings, adapter)
                 begun.append(await self._ask(question, settings))
         except HistoryError:
-            for message in begun:  # one answer alone is no comparison
+            for message in begun:  # one answer alone is not a comparison
                 if (answer := self.answers.pending.get(message.id)) is not None:
                     self.answers.stop(answer)
             raise

@@ -129,7 +129,7 @@ class QuestionSet:
 
     @property
     def grader(self) -> str:
-        """The base whose grader is to be used; "" if data.json does not name one."""
+        """The base whose grader scores the answers; "" if data.json does not name one."""
         return str(self.about.get("grader", ""))
 
     def turns(self, question: Question, blank: bool = False) -> list[Turn[ImagePart]]:

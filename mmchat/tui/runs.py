@@ -1,7 +1,7 @@
 """Training runs in the app: planned, started, found again, watched. No widgets here.
 
 A run is a process of its own (`mmchat train`) that outlives the app, and reports in the files of
-its `RunFolder`. What reads or writes files here is to be called in a thread.
+its `RunFolder`. Call what reads or writes files in a thread.
 """
 
 import asyncio
